@@ -1,0 +1,65 @@
+"""Settings: frozen, read once at start from an environ that is passed in. Every setting is documented here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atoll.model.errors import InvalidRequest
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    """`ATOLL_DATA_DIR`, else `$XDG_DATA_HOME/atoll`, else `~/.local/share/atoll`."""
+    if chosen := environ.get("ATOLL_DATA_DIR"):
+        return Path(chosen).absolute()
+    base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local" / "share")
+    return Path(base) / "atoll"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `atoll serve` runs on.
+
+    ATOLL_DATA_DIR       where state, sandboxes and templates live
+    ATOLL_TEMPLATES_DIR  templates only (default DATA_DIR/templates): shared by several servers, read-only for them
+    ATOLL_HOST, ATOLL_PORT   where to listen (127.0.0.1:3000)
+    ATOLL_ISOLATION      auto, or the name of a tier
+    ATOLL_API_KEYS       comma list; without it one key is generated into DATA_DIR/api-key
+    ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR)
+    ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
+    ATOLL_LOG_LEVEL, ATOLL_LOG_FORMAT   info; `console` or `json`
+    """
+
+    data_dir: Path
+    templates_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 3000
+    isolation: str = "auto"
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    database_url: str | None = field(default=None, repr=False)
+    domain: str | None = None
+    log_level: str = "info"
+    log_format: str = "console"
+    keep_sandboxes: bool = True
+    """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
+
+    @staticmethod
+    def from_environ(environ: Mapping[str, str]) -> Settings:
+        """Raises InvalidRequest naming the variable that is wrong."""
+        data_dir = default_data_dir(environ)
+        port_text = environ.get("ATOLL_PORT", "3000")
+        if not port_text.isdigit() or int(port_text) > 65535:
+            raise InvalidRequest(f"ATOLL_PORT must be a port number, not {port_text!r}")
+        return Settings(
+            data_dir=data_dir,
+            templates_dir=Path(environ.get("ATOLL_TEMPLATES_DIR") or data_dir / "templates").absolute(),
+            host=environ.get("ATOLL_HOST", "127.0.0.1"),
+            port=int(port_text),
+            isolation=environ.get("ATOLL_ISOLATION", "auto"),
+            api_keys=tuple(key.strip() for key in environ.get("ATOLL_API_KEYS", "").split(",") if key.strip()),
+            database_url=environ.get("ATOLL_DATABASE_URL"),
+            domain=environ.get("ATOLL_DOMAIN"),
+            log_level=environ.get("ATOLL_LOG_LEVEL", "info"),
+            log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
+        )

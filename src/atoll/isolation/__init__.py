@@ -1,0 +1,1 @@
+"""Walls. `base` is the contract, `registry` finds backends by entry point, one folder per tier."""

@@ -1,0 +1,175 @@
+"""The contract between a node and an isolation tier. These docstrings are the law; `atoll.testing.backend_contract` checks it.
+
+The guest's transport, the same for every tier: one Unix stream socket per sandbox at `spec.state_dir / "guest.sock"`,
+listening before `create` returns (connections made earlier wait in its backlog). A connection begins with one line
+
+    ATOLL/1 <port>\n
+
+and is from then on a byte stream to that port: 49983 and 49999 are the guest's own HTTP servers, 0 is the guest's
+control server (host only: never reachable through the edge), any other number is relayed by the guest to
+127.0.0.1:<port> inside, after one answer byte: 0x00 connected, 0x01 refused. A tier that can reach the sandbox's network
+namespace directly does so inside `dial` and spares the relay.
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from atoll.model.sandbox import Limits, SandboxSpec, SandboxStats
+
+GUEST_SOCKET = "guest.sock"
+PREAMBLE = "ATOLL/1 {port}\n"
+CONTROL_PORT = 0
+
+
+class Capability(StrEnum):
+    """What a tier can do on this machine, asked instead of `isinstance`."""
+
+    LIMITS_MEMORY = "limits_memory"
+    LIMITS_CPU = "limits_cpu"
+    LIMITS_PIDS = "limits_pids"
+    LIMITS_DISK = "limits_disk"
+    FREEZE = "freeze"
+    MEMORY_CHECKPOINT = "memory_checkpoint"
+    EGRESS_POLICY = "egress_policy"
+    GPU = "gpu"
+    ROOTLESS = "rootless"
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `atoll doctor`."""
+
+    subject: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """How a sandbox ended, as its backend saw it. `killed` is True when `kill()` did it."""
+
+    killed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimReport:
+    """What `reclaim` removed, by count."""
+
+    processes: int = 0
+    cgroups: int = 0
+    directories: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """What every backend gets from the composition root."""
+
+    run_dir: Path
+    """The backend's own directory for sockets and records that belong to no single sandbox."""
+    guest_entry: str = "atoll.guest.main:main"
+    """Import path of the guest, called in the sandbox's first process as main(listener, config)."""
+
+
+class SandboxHandle(ABC):
+    """A live sandbox as its backend sees it. Every method is safe to call at any time, also after the end."""
+
+    sandbox_id: str
+    tier: str
+
+    @abstractmethod
+    async def dial(self, port: int) -> socket.socket:
+        """A connected, non-blocking stream socket to `port` inside; the preamble is already sent and answered.
+
+        Raises PortClosed (nothing listens), SandboxGone.
+        """
+
+    @abstractmethod
+    async def stats(self) -> SandboxStats:
+        """One reading, from the host's side. Raises SandboxGone."""
+
+    @abstractmethod
+    async def update(self, limits: Limits) -> None:
+        """New limits, at once. Raises SandboxGone, BackendUnavailable where the tier cannot enforce one of them."""
+
+    @abstractmethod
+    async def freeze(self) -> None:
+        """Stops every process where it stands. Idempotent. Raises SandboxGone, BackendUnavailable (no FREEZE)."""
+
+    @abstractmethod
+    async def thaw(self) -> None:
+        """Lets them go on. Idempotent. Raises SandboxGone."""
+
+    @abstractmethod
+    async def checkpoint(self, directory: Path) -> None:
+        """Writes memory and processes to `directory`. Raises BackendUnavailable without MEMORY_CHECKPOINT."""
+
+    @abstractmethod
+    async def wait(self) -> ExitReport:
+        """Returns once the sandbox has ended, however it ended. May be awaited by many; cancel-safe."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """Ends every process of it and frees mounts, cgroups, namespaces and sockets. Idempotent, within 10 s.
+
+        `spec.state_dir` itself stays (its owner removes it). Raises PlatformError if something could not be freed.
+        """
+
+    @abstractmethod
+    def record(self) -> Mapping[str, Any]:
+        """JSON-able facts from which `adopt` finds this sandbox again after the server restarted."""
+
+
+class IsolationBackend(ABC):
+    """One tier. Made by the entry point's factory: `backend(config: BackendConfig) -> IsolationBackend`."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> frozenset[Capability]:
+        """What this tier can do on this machine; fixed after `start`."""
+
+    @abstractmethod
+    async def doctor(self) -> list[Finding]:
+        """Checks the machine, changes nothing. The tier works iff no finding is FAIL. Callable before `start`."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Gets ready (zygote, pools). Raises BackendUnavailable."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Ends the backend's own helpers. Sandboxes are left alone. Idempotent."""
+
+    @abstractmethod
+    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+        """Makes a sandbox whose guest socket accepts. On failure or cancellation nothing of it is left.
+
+        Raises CreateFailed.
+        """
+
+    @abstractmethod
+    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+        """A handle for a sandbox that an earlier server made. Raises SandboxGone if it is no more."""
+
+    @abstractmethod
+    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+        """Ends and frees everything this backend ever made under its run dir, except the sandboxes named in `keep`.
+
+        Called once at start, before `create`.
+        """

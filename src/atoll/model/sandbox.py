@@ -1,0 +1,134 @@
+"""What a sandbox is, as the rest of the code speaks of it. Pure data, no I/O, no clock."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+ENVD_PORT = 49983
+"""The guest's envd protocol (process, filesystem, files). E2B's number."""
+
+INTERPRETER_PORT = 49999
+"""The guest's code interpreter. E2B's number."""
+
+ENVD_VERSION = "0.6.13"
+"""The envd version that the guest behaves like; drives the SDKs' feature gates."""
+
+SANDBOX_ID = re.compile(r"[a-z0-9]{4,64}")
+"""Ids appear in host names (`{port}-{id}.{domain}`): lower-case letters and digits only."""
+
+
+def _empty() -> Mapping[str, str]:
+    return MappingProxyType({})
+
+
+class SandboxState(StrEnum):
+    """Where a sandbox is in its life; `lifecycle.py` holds the legal moves."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
+    KILLING = "killing"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why a sandbox ended."""
+
+    KILLED = "killed"
+    TIMEOUT = "timeout"
+    DIED = "died"
+    CREATE_FAILED = "create_failed"
+    LOST = "lost"
+    """The server found its record but not the sandbox (machine restarted, guest killed while the server was down)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a sandbox may use. Enforced by the host, never by the sandbox."""
+
+    cpu_count: int = 2
+    memory_mib: int = 1024
+    disk_mib: int = 10240
+    pids: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """All that the guest needs to know at birth. Handed over at the fork; there is no second round trip.
+
+    `env_vars` are the template's merged with the create call's. `access_token` is None for an insecure sandbox.
+    `default_workdir` None means the home of the user in question.
+    """
+
+    sandbox_id: str
+    template_id: str
+    hostname: str
+    env_vars: Mapping[str, str] = field(default_factory=_empty)
+    access_token: str | None = field(default=None, repr=False)
+    default_user: str = "user"
+    default_workdir: str | None = None
+    start_cmd: str | None = None
+    interpreter: bool = False
+    """True where the template has a Jupyter kernel: the guest starts the default context at once, in the background."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a node asks of an isolation backend.
+
+    `lower_dirs` are the template's layers, top first, read-only. `state_dir` is the sandbox's own directory on the host
+    (made by the node, mode 0700): the backend keeps everything it needs for this sandbox below it and nowhere else,
+    apart from cgroups.
+    """
+
+    sandbox_id: str
+    lower_dirs: tuple[Path, ...]
+    state_dir: Path
+    limits: Limits
+    guest: GuestConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxStats:
+    """One reading. Bytes and percent of one CPU (200.0 = two cores busy). `None` where the tier cannot tell."""
+
+    cpu_used_pct: float | None
+    memory_used: int | None
+    memory_cache: int | None
+    memory_total: int
+    disk_used: int | None
+    disk_total: int
+    pids: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """What control knows of a sandbox; one row of the store."""
+
+    sandbox_id: str
+    team_id: str
+    template_id: str
+    template_alias: str | None
+    node_id: str
+    tier: str
+    state: SandboxState
+    started_at: datetime
+    end_at: datetime
+    limits: Limits
+    metadata: Mapping[str, str] = field(default_factory=_empty)
+    env_vars: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    envd_access_token: str | None = field(default=None, repr=False)
+    traffic_access_token: str | None = field(default=None, repr=False)
+    allow_internet_access: bool = True
+    auto_pause: bool = False
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None

@@ -1,0 +1,111 @@
+"""The seams between control, node and edge, as protocols. Implementations never import one another; `cli.compose` joins them.
+
+    control ──NodeClient──► node ──IsolationBackend──► sandbox
+       ▲                     │
+       └────NodeEvents───────┘
+    edge ──RouteTable──► (whoever composed the server)
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from atoll.model.sandbox import EndReason, GuestConfig, Limits, SandboxStats
+from atoll.model.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCreate:
+    """What control asks a node to start. Values only: a node may be another machine."""
+
+    sandbox_id: str
+    template_id: str
+    limits: Limits
+    guest: GuestConfig
+    tier: str | None = None
+    """A tier asked for by name, or None for the node's own choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSandbox:
+    """What a node tells of a sandbox that it runs."""
+
+    sandbox_id: str
+    tier: str
+
+
+class NodeClient(Protocol):
+    """What control may ask of a node. In process now, over the wire later: nothing here shares memory or disk."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    async def create(self, request: NodeCreate) -> NodeSandbox:
+        """Starts a sandbox; returns when its guest's socket accepts.
+
+        Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
+        """
+        ...
+
+    async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
+        """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
+        ...
+
+    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
+        """Raises SandboxGone."""
+        ...
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        """One reading from the host's side. Raises SandboxGone."""
+        ...
+
+    async def sandboxes(self) -> Sequence[NodeSandbox]:
+        """All that are alive on this node now."""
+        ...
+
+    async def templates(self) -> Sequence[Template]:
+        """All that a create may name."""
+        ...
+
+
+class NodeEvents(Protocol):
+    """What a node tells control without being asked."""
+
+    async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
+        """A sandbox ended by itself (its guest died). Not called for a kill that control asked for."""
+        ...
+
+
+Dial = Callable[[int], Awaitable[socket.socket]]
+"""port → a connected, non-blocking stream socket to that port in the sandbox.
+
+Raises PortClosed, SandboxGone. The caller owns the socket.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """All that the edge knows of a live sandbox."""
+
+    sandbox_id: str
+    dial: Dial
+    envd_access_token: str | None = field(default=None, repr=False)
+    """For finding the sandbox of a signed URL that carries no id; None: the sandbox is not secure."""
+    traffic_access_token: str | None = field(default=None, repr=False)
+    """When set, traffic to user ports must carry it in `e2b-traffic-access-token`."""
+    mask_request_host: str | None = None
+
+
+class RouteTable(Protocol):
+    """Sandbox id → where to dial. The edge knows nothing else. All calls are synchronous look-ups in memory."""
+
+    def find(self, sandbox_id: str) -> Route | None:
+        """None: the edge answers "The sandbox was not found"."""
+        ...
+
+    def routes(self) -> Sequence[Route]:
+        """Every live route (for signed URLs without an id)."""
+        ...

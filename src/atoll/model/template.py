@@ -1,0 +1,31 @@
+"""What a template is: a named, layered, read-only root file system with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+
+from atoll.model.sandbox import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One usable build of a template, as the node has it on disk.
+
+    `layers` are directories on the node, top first. `names` are the aliases that a create call may use besides the id.
+    """
+
+    template_id: str
+    names: tuple[str, ...]
+    build_id: str
+    layers: tuple[Path, ...]
+    limits: Limits
+    created_at: datetime
+    env_vars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    default_user: str = "user"
+    default_workdir: str | None = None
+    start_cmd: str | None = None
+    interpreter: bool = False
