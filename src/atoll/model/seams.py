@@ -1,9 +1,9 @@
 """The seams between control, node and edge, as protocols. Implementations never import one another; `cli.compose` joins them.
 
-    control ──NodeClient──► node ──IsolationBackend──► sandbox
-       ▲                     │
-       └────NodeEvents───────┘
-    edge ──RouteTable──► (whoever composed the server)
+control ──NodeClient──► node ──IsolationBackend──► sandbox
+   ▲                     │
+   └────NodeEvents───────┘
+edge ──RouteTable──► (whoever composed the server)
 """
 
 from __future__ import annotations
