@@ -1,4 +1,6 @@
-"""The contract between a node and an isolation tier. These docstrings are the law; `atoll.testing.backend_contract` checks it.
+"""The contract between a node and an isolation tier. These docstrings are the law.
+
+`atoll.testing.backend_contract` holds every backend to it.
 
 The guest's transport, the same for every tier: one Unix stream socket per sandbox at `spec.state_dir / "guest.sock"`,
 listening before `create` returns (connections made earlier wait in its backlog). A connection begins with one line
@@ -7,8 +9,8 @@ listening before `create` returns (connections made earlier wait in its backlog)
 
 and is from then on a byte stream to that port: 49983 and 49999 are the guest's own HTTP servers, 0 is the guest's
 control server (host only: never reachable through the edge), any other number is relayed by the guest to
-127.0.0.1:<port> inside, after one answer byte: 0x00 connected, 0x01 refused. A tier that can reach the sandbox's network
-namespace directly does so inside `dial` and spares the relay.
+127.0.0.1:<port> inside, after one answer byte: 0x00 connected, 0x01 refused. A tier that can reach the sandbox's
+network namespace directly does so inside `dial` and spares the relay.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@
         ├── CreateFailed       a sandbox could not be made; everything was undone
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
-A command that exits non-zero is a *result*, never one of these. An error class is never chosen by text that a sandbox sent.
+A command that exits non-zero is a *result*, never one of these.
+An error class is never chosen by text that a sandbox sent.
 """
 
 from __future__ import annotations

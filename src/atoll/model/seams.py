@@ -1,4 +1,6 @@
-"""The seams between control, node and edge, as protocols. Implementations never import one another; `cli.compose` joins them.
+"""The seams between control, node and edge, as protocols.
+
+Implementations never import one another; `cli.compose` joins them.
 
 control ──NodeClient──► node ──IsolationBackend──► sandbox
    ▲                     │
