@@ -17,6 +17,13 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(base) / "atoll"
 
 
+def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) == 0:
+        raise InvalidRequest(f"{name} must be a positive number, not {text!r}")
+    return int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -29,6 +36,8 @@ class Settings:
     ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR)
     ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
     ATOLL_LOG_LEVEL, ATOLL_LOG_FORMAT   info; `console` or `json`
+    ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
+    ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
     """
 
     data_dir: Path
@@ -41,6 +50,8 @@ class Settings:
     domain: str | None = None
     log_level: str = "info"
     log_format: str = "console"
+    max_timeout_s: int = 86400
+    max_sandboxes: int = 1000
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -62,4 +73,6 @@ class Settings:
             domain=environ.get("ATOLL_DOMAIN"),
             log_level=environ.get("ATOLL_LOG_LEVEL", "info"),
             log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
+            max_timeout_s=_positive(environ, "ATOLL_MAX_TIMEOUT_S", 86400),
+            max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
         )

@@ -29,6 +29,10 @@ class NodeCreate:
     guest: GuestConfig
     tier: str | None = None
     """A tier asked for by name, or None for the node's own choice."""
+    traffic_access_token: str | None = field(default=None, repr=False)
+    """What traffic to user ports must carry (`Route.traffic_access_token`); None: public."""
+    mask_request_host: str | None = None
+    """`Route.mask_request_host`."""
 
 
 @dataclass(frozen=True, slots=True)
