@@ -41,6 +41,8 @@ class EntryInfo(Message):
     modified_time: Annotated[Timestamp | None, F(9)] = None
     symlink_target: Annotated[str | None, F(10)] = None
     metadata: Annotated[dict[str, str], F(11)] = field(default_factory=dict)
+    is_symlink: Annotated[bool, F(12)] = False
+    """The entry itself is a symlink; `type` then tells what it leads to (newest SDKs only)."""
 
 
 @message
