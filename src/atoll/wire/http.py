@@ -1,13 +1,15 @@
 """HTTP/1.1, server side: framing on httptools (llhttp), one asyncio Protocol per connection, nothing more.
 
-Owns: request heads with limits, request bodies as a stream with back-pressure, responses (bytes, stream, file), keep-alive,
-pipelining, `Expect: 100-continue`, the answer to broken clients. Does not own: routing, authentication, what a body means.
+Owns: request heads with limits, request bodies as a stream with back-pressure, responses (bytes, stream, file),
+keep-alive, pipelining, `Expect: 100-continue`, the answer to broken clients. Does not own: routing, authentication, what
+a body means.
 
     bytes ──► HttpConnection ──► Request(method, path, query, headers, body) ──► handler(request)
     bytes ◄── corked writes  ◄── Response(status, headers, body) ◄────────────────────┘
 
-One request of a connection is served at a time; its handler runs in a task of its own, and that task is **cancelled when the
-client goes away**. Writes made in one turn of the loop leave in one `send`: head, first and last chunk cost one system call.
+One request of a connection is served at a time; its handler runs in a task of its own, and that task is **cancelled
+when the client goes away**. Writes made in one turn of the loop leave in one `send`: head, first and last chunk cost one
+system call.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ class Headers:
 class Body:
     """A request body: iterate over it once, or `read` it whole up to a limit. Iterating gives non-empty bytes.
 
-    Reading from the socket stops while BODY_HIGH_WATER bytes wait here. Raises ClientDisconnected when the client goes away
-    before the end (the handler's task is cancelled at the same time).
+    Reading from the socket stops while BODY_HIGH_WATER bytes wait here. Raises ClientDisconnected when the client goes
+    away before the end (the handler's task is cancelled at the same time).
     """
 
     __slots__ = ("_chunks", "_connection", "_ended", "_error", "_size", "_waiter", "length")
@@ -200,7 +202,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class FileBody:
-    """A response body taken from an open file with `sendfile`. The connection closes the file when it is done with it."""
+    """A response body taken from an open file with `sendfile`. The connection closes the file when it is done."""
 
     file: BinaryIO
     offset: int
@@ -214,7 +216,7 @@ ResponseBody = bytes | AsyncIterator[bytes] | FileBody
 class Response:
     """An answer. A stream without a `content-length` header goes out chunked; `content-length` of bytes is added.
 
-    A stream is written with back-pressure: its next item is asked for when the client has taken enough of the last ones.
+    A stream is written with back-pressure: its next item is asked for when the client has taken enough of the last.
     Its `aclose` is called whatever happens. If it raises, the connection is cut so that the client sees a torn body.
     """
 
@@ -255,7 +257,7 @@ def parse_target(target: str) -> tuple[str, dict[str, str]]:
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request that has arrived with its head; `keep_alive` falls to False when the connection cannot be used again."""
+    """A request whose head has arrived; `keep_alive` falls to False when the connection cannot be used again."""
 
     request: Request
     keep_alive: bool
@@ -264,7 +266,7 @@ class _Exchange:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One client connection. Create it per connection and give it to a transport, or call the Protocol methods yourself."""
+    """One client connection: give it to a transport, or call the Protocol methods yourself."""
 
     def __init__(self, handler: Handler, loop: asyncio.AbstractEventLoop) -> None:
         self._handler = handler

@@ -1,4 +1,4 @@
-"""Messages described once, as dataclasses; the binary protobuf and the protobuf-JSON encodings follow from the description.
+"""Messages described once, as dataclasses; the binary protobuf and the ProtoJSON encodings follow from it.
 
     @message
     @dataclass(frozen=True, slots=True)
@@ -13,8 +13,8 @@
 str, bytes, bool, enums, messages, lists and maps (string keys) follow from the annotation; an int names its kind. Every
 plan is made at import: nothing is imported, compiled or looked up by name while messages are encoded.
 
-Formats: protobuf.dev "Encoding" and "ProtoJSON Format". Unknown fields are skipped, as Connect servers do; enums are open
-(an unknown number stays an int). Decoding raises DecodeError and nothing else, whatever the bytes.
+Formats: protobuf.dev "Encoding" and "ProtoJSON Format". Unknown fields are skipped, as Connect servers do; enums are
+open (an unknown number stays an int). Decoding raises DecodeError and nothing else, whatever the bytes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""What the guest knows at run time: its configuration as the host gave it and as `/init` may change it. No I/O of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from atoll.guest.users import User, Users, expand_path, user_in_header
+from atoll.model.sandbox import GuestConfig
+from atoll.wire.http import Headers
+
+
+class GuestState:
+    """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
+
+    Writers: `/init` (`guest/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
+    """
+
+    def __init__(self, config: GuestConfig, users: Users) -> None:
+        self.config = config
+        self.users = users
+        self.env_vars: dict[str, str] = dict(config.env_vars)
+        self.access_token = config.access_token
+        self.default_user = config.default_user
+        self.default_workdir = config.default_workdir
+        self.started_at = time.monotonic()
+
+    def user_of(self, headers: Headers) -> User:
+        """The user a call is for: the Basic header's, else the default. Raises ConnectError unauthenticated."""
+        return self.users.find(user_in_header(headers) or self.default_user)
+
+    def user_named(self, name: str | None) -> User:
+        """By name, None or "" for the default user. Raises ConnectError unauthenticated."""
+        return self.users.find(name or self.default_user)
+
+    def resolve(self, path: str, user: User) -> str:
+        """Absolute path as the protocol defines it (`~`, relative, empty). Raises ConnectError invalid_argument."""
+        return expand_path(path, user, self.default_workdir)
+
+    def environment_of(self, user: User, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of a new process: PATH, the user's own, the sandbox's, the call's; later ones win."""
+        return {
+            "PATH": DEFAULT_PATH,
+            "HOME": user.home,
+            "USER": user.name,
+            "LOGNAME": user.name,
+            **self.env_vars,
+            **(extra or {}),
+        }
+
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
