@@ -1,0 +1,83 @@
+"""Chooses the isolation tier of this node and says why. Owns no sandbox.
+
+`auto` tries every installed tier in order of preference and takes the first whose `doctor` finds nothing that fails
+and whose `start` works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from atoll.isolation import registry
+from atoll.isolation.base import BackendConfig, IsolationBackend, Verdict
+from atoll.model.errors import AtollError, BackendUnavailable
+
+AUTO = "auto"
+PREFERENCE = ("gvisor", "namespaces")
+"""Strongest wall first; a tier from elsewhere comes after ours."""
+
+NEVER_AUTOMATIC = frozenset({"fake"})
+"""No wall at all: only when asked for by name."""
+
+_log = structlog.get_logger("atoll.node")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenBackend:
+    """A started backend, and in words why it is this one."""
+
+    backend: IsolationBackend
+    reason: str
+
+
+def automatic_order(installed: Sequence[str]) -> list[str]:
+    """The tiers that `auto` tries, best first."""
+    ours = [name for name in PREFERENCE if name in installed]
+    return ours + sorted(name for name in installed if name not in PREFERENCE and name not in NEVER_AUTOMATIC)
+
+
+async def start_backend(
+    name: str, run_dir: Path, load: Callable[[str], registry.BackendFactory] = registry.load
+) -> IsolationBackend:
+    """Makes and starts the tier of that name with its own directory below `run_dir`.
+
+    Raises BackendUnavailable with the findings that failed.
+    """
+    directory = run_dir / name
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    backend = load(name)(BackendConfig(run_dir=directory))
+    failed = [finding for finding in await backend.doctor() if finding.verdict is Verdict.FAIL]
+    if failed:
+        raise BackendUnavailable(
+            f"isolation tier {name!r} does not work here: "
+            + "; ".join(f"{one.subject}: {one.detail}" for one in failed),
+            hint="; ".join(one.fix for one in failed if one.fix),
+        )
+    await backend.start()
+    return backend
+
+
+async def choose_backend(wanted: str, run_dir: Path) -> ChosenBackend:
+    """The tier named `wanted`, or for `auto` the best that works on this machine. The caller closes the backend.
+
+    Raises BackendUnavailable: the named tier does not work, or none does.
+    """
+    if wanted != AUTO:
+        return ChosenBackend(await start_backend(wanted, run_dir), "asked for by name")
+    refused: list[str] = []
+    for name in automatic_order(registry.names()):
+        try:
+            backend = await start_backend(name, run_dir)
+        except AtollError as error:
+            refused.append(f"{name}: {error}")
+            continue
+        reason = "the best that works here" + (f" ({'; '.join(refused)})" if refused else "")
+        return ChosenBackend(backend, reason)
+    raise BackendUnavailable(
+        "no isolation tier works on this machine" + (f": {'; '.join(refused)}" if refused else ""),
+        hint="run `atoll doctor`",
+    )

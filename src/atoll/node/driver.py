@@ -1,0 +1,203 @@
+"""One task owns one sandbox on this node, from before it exists until nothing of it is left.
+
+    create ──► live ──► freeing ──► finished
+       └─────────────────┘ (failed: what was made is undone, in reverse order)
+
+Everybody else sends it commands; only `stats` and `dial` go straight to the handle, because they change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
+from atoll.model.errors import AtollError, CreateFailed, SandboxGone
+from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.node import record as records
+from atoll.node.record import NodeRecord
+
+CREATE_TIMEOUT_S = 30.0
+KILL_TIMEOUT_S = 15.0
+"""Longer than the ten seconds that the contract gives a backend: past it the backend is broken, not slow."""
+
+_log = structlog.get_logger("atoll.node")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kill:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Detach:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Died:
+    report: ExitReport
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    limits: Limits
+    done: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a sandbox's driver came to its end. `asked` is True for a kill, False when the guest died by itself."""
+
+    sandbox_id: str
+    asked: bool
+    detail: str
+
+
+class SandboxDriver:
+    """`run` is the task; every other method may be called from any other task at any time."""
+
+    def __init__(self, sandbox_id: str, state_dir: Path, discard: Callable[[Path], None]) -> None:
+        self.sandbox_id = sandbox_id
+        self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
+        self.finished = asyncio.Event()
+        self._state_dir = state_dir
+        self._discard = discard
+        self._commands: asyncio.Queue[_Kill | _Detach | _Died | _Update] = asyncio.Queue()
+        self._closed = False
+
+    async def create(self, backend: IsolationBackend, spec: SandboxSpec, facts: NodeRecord) -> Ended | None:
+        """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
+
+        A failure is kept in `started` as CreateFailed (or what the backend said).
+        """
+        try:
+            handle = await self._create(backend, spec, facts)
+        except asyncio.CancelledError:
+            self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: the server is stopping"))
+            raise
+        except AtollError as error:
+            self._fail(error)
+            return None
+        except Exception as error:
+            _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
+            self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
+            return None
+        return await self._live(handle)
+
+    async def adopted(self, handle: SandboxHandle) -> Ended | None:
+        """The task of a sandbox that an earlier server made."""
+        return await self._live(handle)
+
+    async def kill(self) -> bool:
+        """Ends it; returns once everything is freed. True if this found it alive. Bounded by KILL_TIMEOUT_S."""
+        alive = not self._closed
+        if alive:
+            self._commands.put_nowait(_Kill())
+        await self.finished.wait()
+        return alive
+
+    async def update(self, limits: Limits) -> None:
+        """Raises SandboxGone, BackendUnavailable."""
+        if self._closed:
+            raise SandboxGone(self.sandbox_id)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._commands.put_nowait(_Update(limits, done))
+        await done
+
+    def detach(self) -> None:
+        """Ends the task and leaves the sandbox running, for the next server."""
+        self._commands.put_nowait(_Detach())
+
+    async def _create(self, backend: IsolationBackend, spec: SandboxSpec, facts: NodeRecord) -> SandboxHandle:
+        async with AsyncExitStack() as undo:
+            undo.callback(self._discard, self._state_dir)
+            self._state_dir.mkdir(mode=0o700)
+            try:
+                async with asyncio.timeout(CREATE_TIMEOUT_S):
+                    handle = await backend.create(spec)
+            except TimeoutError as error:
+                raise CreateFailed(
+                    f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
+                ) from error
+            undo.push_async_callback(self._free, handle)
+            whole = NodeRecord(
+                sandbox_id=facts.sandbox_id,
+                tier=facts.tier,
+                template_id=facts.template_id,
+                envd_access_token=facts.envd_access_token,
+                traffic_access_token=facts.traffic_access_token,
+                mask_request_host=facts.mask_request_host,
+                handle=handle.record(),
+            )
+            records.write(self._state_dir, whole)
+            undo.pop_all()
+            return handle
+
+    async def _live(self, handle: SandboxHandle) -> Ended | None:
+        self.started.set_result(handle)
+        watcher = asyncio.create_task(self._watch(handle), name=f"watch {self.sandbox_id}")
+        try:
+            while True:
+                match await self._commands.get():
+                    case _Update(limits, done):
+                        await _carry_out(handle, limits, done)
+                    case _Detach():
+                        return None
+                    case _Kill():
+                        return await self._end(handle, Ended(self.sandbox_id, asked=True, detail="killed"))
+                    case _Died(report):
+                        return await self._end(handle, Ended(self.sandbox_id, asked=False, detail=report.detail))
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+            self._close()
+
+    async def _watch(self, handle: SandboxHandle) -> None:
+        self._commands.put_nowait(_Died(await handle.wait()))
+
+    async def _end(self, handle: SandboxHandle, ended: Ended) -> Ended:
+        self._closed = True
+        await self._free(handle)
+        self._discard(self._state_dir)
+        return ended
+
+    async def _free(self, handle: SandboxHandle) -> None:
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await handle.kill()
+        except TimeoutError:
+            _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
+        except AtollError as error:
+            _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+
+    def _fail(self, error: AtollError) -> None:
+        if not self.started.done():
+            self.started.set_exception(error)
+            # The asker may be gone (its request was cancelled); then nobody looks, and that is no error.
+            self.started.exception()
+        self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        while not self._commands.empty():
+            command = self._commands.get_nowait()
+            if isinstance(command, _Update) and not command.done.done():
+                command.done.set_exception(SandboxGone(self.sandbox_id))
+        self.finished.set()
+
+
+async def _carry_out(handle: SandboxHandle, limits: Limits, done: asyncio.Future[None]) -> None:
+    try:
+        await handle.update(limits)
+    except AtollError as error:
+        if not done.done():
+            done.set_exception(error)
+    else:
+        if not done.done():
+            done.set_result(None)

@@ -1,0 +1,357 @@
+"""The node: runs sandboxes on this machine. Implements NodeClient (for control) and RouteTable (for the edge).
+
+Owns the state directories, one driver task per sandbox, and adoption and reclaim at start. Does not know who a sandbox
+belongs to, when it should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
+
+    <data_dir>/sandboxes/<id>/   one sandbox's own directory, 0700: record.json and whatever its backend keeps
+    <data_dir>/trash/            directories of dead sandboxes on their way out
+    <data_dir>/run/<tier>/       a backend's own directory
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from atoll.isolation.base import IsolationBackend, SandboxHandle
+from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, SandboxGone
+from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
+from atoll.model.template import Template
+from atoll.node import record as records
+from atoll.node.backends import ChosenBackend, choose_backend, start_backend
+from atoll.node.driver import Ended, SandboxDriver
+from atoll.node.record import NodeRecord
+from atoll.node.template_store import TemplateStore
+from atoll.node.trash import Trash
+
+_log = structlog.get_logger("atoll.node")
+
+_TRASH_GRACE_S = 10.0
+
+
+@dataclass(slots=True)
+class _Live:
+    driver: SandboxDriver
+    tier: str
+    handle: SandboxHandle | None = None
+    route: Route | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartReport:
+    """What `Supervisor.__aenter__` found from earlier servers."""
+
+    adopted: int
+    removed: int
+    trash: int
+
+
+class Supervisor:
+    """`async with Supervisor(...) as node:` adopts and reclaims on entry; on exit detaches, or ends all it runs.
+
+    Use it like this (compose):
+
+        async with Supervisor(data_dir=..., templates=store, isolation="auto") as node:
+            async with Control(..., nodes=[node]) as control:
+                node.subscribe(control.sandboxes)
+                ...   # edge: RouteTable is `node` itself
+
+    Args:
+        data_dir: below it `sandboxes/`, `trash/`, `run/` are made. One server at a time.
+        templates: what a create may name.
+        isolation: the name of a tier, or `auto`.
+        node_id: stable over restarts.
+        keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
+
+    Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        templates: TemplateStore,
+        isolation: str = "auto",
+        node_id: str = "local",
+        keep_sandboxes: bool = True,
+    ) -> None:
+        self._node_id = node_id
+        self._templates = templates
+        self._isolation = isolation
+        self._keep = keep_sandboxes
+        self._sandboxes_dir = data_dir / "sandboxes"
+        self._run_dir = data_dir / "run"
+        self._trash = Trash(data_dir / "trash")
+        self._stack = AsyncExitStack()
+        self._tasks = asyncio.TaskGroup()
+        self._backends: dict[str, IsolationBackend] = {}
+        self._backend_start = asyncio.Lock()
+        self._live: dict[str, _Live] = {}
+        self._events: NodeEvents | None = None
+        self._untold: list[Ended] = []
+        self._stopping = False
+        self.chosen: ChosenBackend
+        self.start_report = StartReport(0, 0, 0)
+
+    # Lifetime
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._sandboxes_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.chosen = await choose_backend(self._isolation, self._run_dir)
+            stack.push_async_callback(self._close_backends)
+            self._backends[self.chosen.backend.name] = self.chosen.backend
+            _log.info("node.tier", tier=self.chosen.backend.name, reason=self.chosen.reason)
+            left = self._trash.open()
+            await stack.enter_async_context(self._tasks)
+            sweeper = self._tasks.create_task(self._trash.run(), name="trash")
+            stack.push_async_callback(self._stop, sweeper)
+            self.start_report = await self._take_over(left)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """What leaving the context does. Idempotent."""
+        await self._stack.aclose()
+
+    async def _stop(self, sweeper: asyncio.Task[None]) -> None:
+        self._stopping = True
+        live = list(self._live.values())
+        if self._keep:
+            for one in live:
+                one.driver.detach()
+        else:
+            await asyncio.gather(*(one.driver.kill() for one in live))
+        await asyncio.gather(*(one.driver.finished.wait() for one in live))
+        try:
+            async with asyncio.timeout(_TRASH_GRACE_S):
+                await self._trash.settled()
+        except TimeoutError:
+            _log.info("trash.left_for_next_start")
+        sweeper.cancel()
+
+    async def _close_backends(self) -> None:
+        for backend in self._backends.values():
+            try:
+                await backend.aclose()
+            except AtollError as error:
+                _log.error("backend.close_failed", tier=backend.name, error=str(error))
+
+    # What an earlier server left
+
+    async def _take_over(self, left_in_trash: int) -> StartReport:
+        """Adopts what still lives, frees all else. Before the first create."""
+        found = {path.name: records.read(path) for path in sorted(self._sandboxes_dir.iterdir()) if path.is_dir()}
+        tiers = {record.tier for record in found.values() if record is not None} | {self.chosen.backend.name}
+        unusable: set[str] = set()
+        for tier in sorted(tiers):
+            try:
+                backend = await self._backend(tier)
+            except AtollError as error:
+                # Its sandboxes may live and nobody here can say; touching their files would break them.
+                _log.error("node.tier_lost", tier=tier, error=str(error))
+                unusable.add(tier)
+                continue
+            mine = {name: record for name, record in found.items() if record is not None and record.tier == tier}
+            kept = await self._adopt_all(backend, mine)
+            reclaimed = await backend.reclaim(kept)
+            _log.info(
+                "node.reclaimed",
+                tier=tier,
+                processes=reclaimed.processes,
+                cgroups=reclaimed.cgroups,
+                directories=reclaimed.directories,
+            )
+        gone = [
+            name
+            for name, record in found.items()
+            if name not in self._live and not (record is not None and record.tier in unusable)
+        ]
+        for name in gone:
+            self._trash.put(self._sandboxes_dir / name)
+        report = StartReport(adopted=len(self._live), removed=len(gone), trash=left_in_trash)
+        _log.info("node.took_over", adopted=report.adopted, removed=report.removed, trash=report.trash)
+        return report
+
+    async def _adopt_all(self, backend: IsolationBackend, found: Mapping[str, NodeRecord]) -> set[str]:
+        async def adopt(record: NodeRecord) -> str | None:
+            state_dir = self._sandboxes_dir / record.sandbox_id
+            try:
+                handle = await backend.adopt(state_dir, record.handle)
+            except AtollError as error:
+                _log.info("sandbox.not_adopted", sandbox_id=record.sandbox_id, reason=str(error))
+                return None
+            driver = SandboxDriver(record.sandbox_id, state_dir, self._trash.put)
+            live = _Live(driver, record.tier)
+            self._live[record.sandbox_id] = live
+            self._tasks.create_task(
+                self._see_through(live, driver.adopted(handle)), name=f"sandbox {record.sandbox_id}"
+            )
+            self._publish(live, handle, record)
+            return record.sandbox_id
+
+        kept = await asyncio.gather(*(adopt(record) for record in found.values()))
+        return {sandbox_id for sandbox_id in kept if sandbox_id is not None}
+
+    # NodeClient
+
+    @property
+    def node_id(self) -> str:
+        return self._node_id
+
+    async def create(self, request: NodeCreate) -> NodeSandbox:
+        """See NodeClient.create."""
+        if self._stopping:
+            raise CreateFailed("the server is stopping")
+        if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
+            raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
+        template = self._templates.lookup(request.template_id)
+        backend = self._backends.get(request.tier or self.chosen.backend.name) or await self._backend(
+            request.tier or ""
+        )
+        state_dir = self._sandboxes_dir / request.sandbox_id
+        spec = SandboxSpec(
+            sandbox_id=request.sandbox_id,
+            lower_dirs=template.layers,
+            state_dir=state_dir,
+            limits=request.limits,
+            guest=request.guest,
+        )
+        record = NodeRecord(
+            sandbox_id=request.sandbox_id,
+            tier=backend.name,
+            template_id=template.template_id,
+            envd_access_token=request.guest.access_token,
+            traffic_access_token=request.traffic_access_token,
+            mask_request_host=request.mask_request_host,
+        )
+        driver = SandboxDriver(request.sandbox_id, state_dir, self._trash.put)
+        live = _Live(driver, backend.name)
+        self._live[request.sandbox_id] = live
+        self._tasks.create_task(
+            self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
+        )
+        try:
+            handle = await asyncio.shield(driver.started)
+        except asyncio.CancelledError:
+            # Whoever asked has gone: nobody would ever end it.
+            self._tasks.create_task(self._end_unwanted(driver))
+            raise
+        self._publish(live, handle, record)
+        return NodeSandbox(request.sandbox_id, backend.name)
+
+    async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
+        """See NodeClient.kill."""
+        live = self._live.get(sandbox_id)
+        if live is None:
+            return False
+        live.route = None
+        return await asyncio.shield(live.driver.kill())
+
+    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
+        """See NodeClient.update_limits."""
+        await self._running(sandbox_id).driver.update(limits)
+
+    async def stats(self, sandbox_id: str) -> SandboxStats:
+        """See NodeClient.stats."""
+        handle = self._running(sandbox_id).handle
+        if handle is None:
+            raise SandboxGone(sandbox_id, "it is still being made")
+        return await handle.stats()
+
+    async def sandboxes(self) -> Sequence[NodeSandbox]:
+        """See NodeClient.sandboxes."""
+        return [NodeSandbox(name, live.tier) for name, live in self._live.items() if live.handle is not None]
+
+    async def templates(self) -> Sequence[Template]:
+        """See NodeClient.templates."""
+        return self._templates.list()
+
+    def subscribe(self, events: NodeEvents) -> None:
+        """From now on `events` hears of sandboxes that end by themselves, first of those that did before."""
+        self._events = events
+        untold, self._untold = self._untold, []
+        for ended in untold:
+            self._tasks.create_task(self._tell(ended))
+
+    # RouteTable
+
+    def find(self, sandbox_id: str) -> Route | None:
+        """See RouteTable.find."""
+        live = self._live.get(sandbox_id)
+        return live.route if live is not None else None
+
+    def routes(self) -> Sequence[Route]:
+        """See RouteTable.routes."""
+        return [live.route for live in self._live.values() if live.route is not None]
+
+    # Inside
+
+    def _running(self, sandbox_id: str) -> _Live:
+        live = self._live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    def _publish(self, live: _Live, handle: SandboxHandle, record: NodeRecord) -> None:
+        live.handle = handle
+        live.route = Route(
+            sandbox_id=record.sandbox_id,
+            dial=handle.dial,
+            envd_access_token=record.envd_access_token,
+            traffic_access_token=record.traffic_access_token,
+            mask_request_host=record.mask_request_host,
+        )
+
+    async def _see_through(self, live: _Live, life: Coroutine[None, None, Ended | None]) -> None:
+        """The body of a sandbox's task: its driver, and then the news of its end. Never raises but CancelledError."""
+        ended: Ended | None = None
+        try:
+            ended = await life
+        except Exception:
+            _log.exception("sandbox.driver_failed", sandbox_id=live.driver.sandbox_id)
+            ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
+        finally:
+            live.route = None
+            self._live.pop(live.driver.sandbox_id, None)
+        if ended is None or ended.asked:
+            return
+        _log.warning("sandbox.died", sandbox_id=ended.sandbox_id, detail=ended.detail)
+        if self._events is None:
+            self._untold.append(ended)
+        else:
+            await self._tell(ended)
+
+    async def _tell(self, ended: Ended) -> None:
+        if self._events is None:
+            return
+        try:
+            await self._events.sandbox_ended(ended.sandbox_id, EndReason.DIED, ended.detail)
+        except Exception:
+            _log.exception("node.event_lost", sandbox_id=ended.sandbox_id)
+
+    async def _end_unwanted(self, driver: SandboxDriver) -> None:
+        await asyncio.wait([driver.started])
+        await driver.kill()
+
+    async def _backend(self, name: str) -> IsolationBackend:
+        """A tier besides the chosen one is started when it is first needed. Raises BackendUnavailable."""
+        async with self._backend_start:
+            if name not in self._backends:
+                if self._stopping:
+                    raise BackendUnavailable("the server is stopping")
+                self._backends[name] = await start_backend(name, self._run_dir)
+            return self._backends[name]

@@ -1,0 +1,90 @@
+"""Deletes directories of dead sandboxes in the background. A sandbox chose what is in them: names, depth and number.
+
+`put` is one rename, however much is inside. The removal itself is coreutils' `rm` in a child of low priority: it goes
+down any depth without recursion, follows no link, holds no lock of this process, and `--one-file-system` keeps it out
+of a mount that should not be there. What a stopped server did not finish, the next one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+_log = structlog.get_logger("atoll.node")
+
+_BATCH = 64
+
+
+class Trash:
+    """One directory, on the same file system as what is put into it. `run` is its only worker."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._serial = 0
+
+    def open(self) -> int:
+        """Makes the directory; returns how many things an earlier server left in it, which `run` will remove."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        left = len(self._entries())
+        if left:
+            self._wake()
+        return left
+
+    def put(self, path: Path) -> None:
+        """Takes `path` away at once. A path that is not there is no error."""
+        self._serial += 1
+        try:
+            os.rename(path, self._directory / f"{path.name}.{os.getpid()}.{self._serial}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.error("trash.rename_failed", path=str(path), error=str(error))
+            return
+        self._wake()
+
+    async def run(self) -> None:
+        """Removes until cancelled. Cancelling ends a removal under way; what is left stays for the next server."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while entries := self._entries()[:_BATCH]:
+                if not await _remove(entries):
+                    break
+            if not self._wanted.is_set():
+                self._idle.set()
+
+    async def settled(self) -> None:
+        """Returns once everything that was put has been tried."""
+        await self._idle.wait()
+
+    def _wake(self) -> None:
+        self._idle.clear()
+        self._wanted.set()
+
+    def _entries(self) -> list[Path]:
+        return [Path(entry.path) for entry in os.scandir(self._directory)]
+
+
+async def _remove(paths: Iterable[Path]) -> bool:
+    """True if all are gone. Failures are logged and not tried again before the next `put` or start."""
+    command = ["nice", "-n", "19", "rm", "-rf", "--one-file-system", "--", *map(str, paths)]
+    child = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, stderr = await child.communicate()
+    except asyncio.CancelledError:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+        raise
+    if child.returncode != 0:
+        _log.error("trash.remove_failed", error=stderr.decode("utf-8", "replace")[:500])
+    return child.returncode == 0
