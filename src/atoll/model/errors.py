@@ -15,6 +15,7 @@
     ├── PortClosed             the sandbox runs, nothing listens on that port
     └── PlatformError          our fault or the machine's                            HTTP 5xx
         ├── CreateFailed       a sandbox could not be made; everything was undone
+        ├── BuildFailed        a template could not be built; nothing half-built is left
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
 A command that exits non-zero is a *result*, never one of these.
@@ -106,6 +107,10 @@ class PlatformError(AtollError):
 
 class CreateFailed(PlatformError):
     """A sandbox could not be made. Whatever had been made for it is gone again."""
+
+
+class BuildFailed(PlatformError):
+    """A template could not be built. The message ends with the log's tail, the hint says where the whole log is."""
 
 
 class BackendUnavailable(PlatformError):
