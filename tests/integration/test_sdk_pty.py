@@ -1,0 +1,131 @@
+"""Pseudo-terminals through the published Python SDK."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from e2b import AsyncSandbox, CommandExitException, CommandHandle, NotFoundException, PtySize, Sandbox
+from sdk_support import eventually, eventually_async
+
+
+class Screen:
+    """Reads a PTY in a thread and keeps what it showed."""
+
+    def __init__(self, handle: CommandHandle) -> None:
+        self.text = ""
+        self.error: BaseException | None = None
+        self.ended = threading.Event()
+        self._handle = handle
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            self._handle.wait(on_pty=self._add)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+    def _add(self, data: bytes) -> None:
+        self.text += data.decode("utf-8", "replace")
+
+    def shows(self, text: str) -> None:
+        eventually(lambda: text in self.text, what=f"{text!r} on the screen, which shows {self.text!r}")
+
+
+def test_a_terminal_echoes_runs_and_exits(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"echo $((6*7))-answer\n")
+    screen.shows("42-answer")
+    sandbox.pty.send_stdin(handle.pid, b"exit 3\n")
+    assert screen.ended.wait(20)
+    assert isinstance(screen.error, CommandExitException)
+    assert screen.error.exit_code == 3
+
+
+def test_it_is_a_real_terminal_of_the_asked_size(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=31, cols=97))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"tty && stty size && echo term=$TERM\n")
+    screen.shows("/dev/pts/")
+    screen.shows("31 97")
+    screen.shows("term=xterm-256color")
+    sandbox.pty.resize(handle.pid, PtySize(rows=50, cols=132))
+    sandbox.pty.send_stdin(handle.pid, b"stty size\n")
+    screen.shows("50 132")
+    handle.kill()
+
+
+def test_user_cwd_and_envs_are_as_asked(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80), user="root", cwd="/tmp", envs={"WORD": "value"})
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"echo [$(id -un)] [$(pwd)] [$WORD]\n")
+    screen.shows("[root] [/tmp] [value]")
+    handle.kill()
+
+
+def test_control_c_interrupts_what_runs_in_it(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"echo started; sleep 86386; echo code=$?\n")
+    screen.shows("started\r\n")
+    sandbox.pty.send_stdin(handle.pid, b"\x03")
+    sandbox.pty.send_stdin(handle.pid, b"echo after=$?\n")
+    screen.shows("after=130")
+    handle.kill()
+
+
+def test_input_can_be_streamed(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.stream_input(handle.pid, ["echo one-$((1))\n", b"echo two-$((2))\n"])
+    screen.shows("one-1")
+    screen.shows("two-2")
+    handle.kill()
+
+
+def test_a_terminal_is_listed_and_killed(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    assert [(p.pid, p.cmd, p.args) for p in sandbox.commands.list()] == [(handle.pid, "/bin/bash", ["-i", "-l"])]
+    screen = Screen(handle)
+    assert sandbox.pty.kill(handle.pid) is True
+    assert screen.ended.wait(20)
+    assert isinstance(screen.error, CommandExitException)
+    assert sandbox.pty.kill(handle.pid) is False
+
+
+def test_one_can_leave_and_come_back(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    sandbox.pty.send_stdin(handle.pid, b"KEPT=here\n")
+    handle.disconnect()
+    again = sandbox.pty.connect(handle.pid)
+    screen = Screen(again)
+    sandbox.pty.send_stdin(handle.pid, b"echo still-$KEPT\n")
+    screen.shows("still-here")
+    again.kill()
+
+
+def test_a_terminal_that_is_not_there_is_not_found(sandbox: Sandbox) -> None:
+    with pytest.raises(NotFoundException):
+        sandbox.pty.connect(999_999)
+    with pytest.raises(NotFoundException):
+        sandbox.pty.resize(999_999, PtySize(rows=1, cols=1))
+    with pytest.raises(NotFoundException):
+        sandbox.pty.send_stdin(999_999, b"x")
+    assert sandbox.pty.kill(999_999) is False
+
+
+async def test_the_async_terminal_does_the_same(async_sandbox: AsyncSandbox) -> None:
+    shown = bytearray()
+    handle = await async_sandbox.pty.create(PtySize(rows=20, cols=70), on_data=shown.extend)
+    await async_sandbox.pty.send_stdin(handle.pid, b"stty size\n")
+    await eventually_async(lambda: b"20 70" in shown, what="the size")
+    await async_sandbox.pty.resize(handle.pid, PtySize(rows=40, cols=140))
+    async with async_sandbox.pty.stream_input(handle.pid) as keys:
+        await keys.send("stty size\n")
+    await eventually_async(lambda: b"40 140" in shown, what="the new size")
+    assert await async_sandbox.pty.kill(handle.pid) is True
+    with pytest.raises(CommandExitException):
+        await handle.wait()
