@@ -1,6 +1,8 @@
-"""The multipart parser: what went in comes out, however the bytes are cut; what is not whole is never taken for whole."""
+"""The multipart parser: what went in comes out, however the bytes are cut; a torn body is never taken for whole."""
 
 from __future__ import annotations
+
+import itertools
 
 import httpx
 import pytest
@@ -34,7 +36,7 @@ def parts_of(events: list[Event]) -> list[Part]:
 def feed_all(parser: MultipartParser, body: bytes, cuts: list[int]) -> list[Event]:
     events: list[Event] = []
     points = sorted({min(cut, len(body)) for cut in cuts} | {0, len(body)})
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in itertools.pairwise(points):
         events += parser.feed(body[start:end])
     return events
 

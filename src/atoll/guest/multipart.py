@@ -1,8 +1,8 @@
-"""multipart/form-data as a stream: bytes go in as they arrive, parts come out. No I/O; memory is one tail of a boundary.
+"""multipart/form-data as a stream: bytes go in as they arrive, parts come out. No I/O; it holds one tail of a boundary.
 
-    feed(b"--B\\r\\nContent-Disposition: form-data; name=\\"file\\"; filename=\\"x\\"\\r\\n\\r\\nda")  → PartBegin, b"d"
-    feed(b"ta\\r\\n--B--\\r\\n")                                                              → b"ata", PART_END
-    finish()                                                                                  raises if the end is missing
+    feed(b"--B\\r\\nContent-Disposition: form-data; name=\\"file\\"; filename=\\"x\\"\\r\\n\\r\\nda")  → PartBegin, b"da"
+    feed(b"ta\\r\\n--B--\\r\\n")    → b"ta", PART_END
+    finish()                         raises if the end is missing
 
 Format: RFC 7578 over RFC 2046, with the name escapes of the HTML form encoding (`%22`, `%0D`, `%0A`) and of httpx.
 """
@@ -196,7 +196,7 @@ def _extended(text: str) -> str | None:
 
 
 def _unescape(text: str) -> str:
-    """The text of a quoted parameter. A backslash counts as an escape only before a backslash or a quote: JS sends it bare."""
+    """The text of a quoted parameter. A backslash escapes only a backslash or a quote: JS sends it bare."""
     text = re.sub(r'\\(["\\])', r"\1", text)
     return _ESCAPED_CHARACTER.sub(lambda match: chr(int(match.group(1), 16)), text)
 

@@ -103,9 +103,9 @@ def _seconds(date: str) -> int | None:
 def choose_coding(accept_encoding: str | None) -> Literal["identity", "gzip"]:
     """The coding of a download. Raises NotAcceptable.
 
-    gzip only for a client that asks for it and for nothing else (the SDKs' `gzip=True` sends exactly `gzip`), or that puts
-    it above identity. HTTP libraries list `gzip, deflate, br` on every request as what they could read; packing 100 MB for
-    them on the way to the same machine would cost seconds and save nothing.
+    gzip only for a client that asks for it and for nothing else (the SDKs' `gzip=True` sends exactly `gzip`), or that
+    puts it above identity. HTTP libraries list `gzip, deflate, br` on every request as what they could read; packing
+    100 MB for them on the way to the same machine would cost seconds and save nothing.
     """
     if accept_encoding is None or not accept_encoding.strip():
         return "identity"

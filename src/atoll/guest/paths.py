@@ -1,7 +1,7 @@
 """What a path in a request means: pure text, no file is touched.
 
-Rules as in E2B's envd: an empty path is the default workdir (else the home), `~` and `~/x` the user's home, a relative path
-starts at the home. `..` in an absolute path is left to the kernel, so that it means the same as in the user's shell.
+Rules as in E2B's envd: an empty path is the default workdir (else the home), `~` and `~/x` the user's home, a relative
+path starts at the home. `..` in an absolute path is left to the kernel, so that it means the same as in the user's shell.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _clean(path: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 become U+FFFD. Such a name cannot be sent back to reach the file."""
+    """A file name as valid Unicode: bytes that are not UTF-8 become U+FFFD (and do not lead back to the file)."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

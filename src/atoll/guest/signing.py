@@ -1,7 +1,8 @@
 """Signed file URLs: the check that stands in for `X-Access-Token` on GET and POST /files.
 
-Format (`e2b/sandbox/signature.py`): `v1_` + base64 without padding of sha256 over `path:operation:user:token[:expiration]`,
-where path is the text as sent (not resolved), user is the `username` query or empty, expiration is Unix seconds.
+Format (`e2b/sandbox/signature.py`): `v1_` + base64 without padding of sha256 over
+`path:operation:user:token[:expiration]`, where path is the text as sent (not resolved), user is the `username` query or
+empty, expiration is Unix seconds.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import binascii
 import os
 from dataclasses import dataclass
 
+from atoll.guest import paths
 from atoll.wire.connect import Code, ConnectError
 from atoll.wire.http import Headers
 
@@ -128,18 +129,8 @@ def user_in_header(headers: Headers) -> str | None:
 
 
 def expand_path(path: str, user: User, workdir: str | None) -> str:
-    """Absolute, normalised path: `~` and `~/x` are the user's home, relative ones start at `workdir`, else the home.
-
-    Raises ConnectError for `~other` and for NUL bytes.
-    """
-    if "\0" in path:
-        raise ConnectError(Code.INVALID_ARGUMENT, "path holds a NUL byte")
-    if not path:
-        path = workdir or user.home
-    if path == "~" or path.startswith("~/"):
-        path = user.home + path[1:]
-    elif path.startswith("~"):
-        raise ConnectError(Code.INVALID_ARGUMENT, f"cannot expand user-specific home dir in '{path}': use ~ or ~/…")
-    if not path.startswith("/"):
-        path = os.path.join(expand_path(workdir, user, None) if workdir else user.home, path)
-    return os.path.normpath(path)
+    """Absolute path by the rules of `guest/paths.py`. Raises ConnectError invalid_argument."""
+    try:
+        return paths.resolve(path, user.home, workdir)
+    except paths.InvalidPath as error:
+        raise ConnectError(Code.INVALID_ARGUMENT, str(error)) from None
