@@ -29,7 +29,7 @@ from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, choose_backend, start_backend
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.record import NodeRecord
-from atoll.node.template_store import TemplateStore
+from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
 
 _log = structlog.get_logger("atoll.node")
@@ -78,7 +78,7 @@ class Supervisor:
         self,
         *,
         data_dir: Path,
-        templates: TemplateStore,
+        templates: Templates,
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
@@ -218,7 +218,7 @@ class Supervisor:
             raise CreateFailed("the server is stopping")
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
             raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
-        template = self._templates.lookup(request.template_id)
+        template = self._templates.find_template(request.template_id)
         backend = self._backends.get(request.tier or self.chosen.backend.name) or await self._backend(
             request.tier or ""
         )
@@ -278,7 +278,7 @@ class Supervisor:
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
-        return self._templates.list()
+        return self._templates.list_templates()
 
     def subscribe(self, events: NodeEvents) -> None:
         """From now on `events` hears of sandboxes that end by themselves, first of those that did before."""

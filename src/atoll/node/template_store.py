@@ -1,4 +1,4 @@
-"""What the supervisor needs of the template store: nothing but look-ups. `images` implements it; tests may too."""
+"""What the supervisor needs of the template store: nothing but look-ups. `images.TemplateStore` is the real one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 from atoll.model.template import Template
 
 
-class TemplateStore(Protocol):
-    """The usable templates on this node's disk. Called from the event loop: answers come from memory."""
+class Templates(Protocol):
+    """The usable templates on this node's disk."""
 
-    def list(self) -> Sequence[Template]:
+    def list_templates(self) -> Sequence[Template]:
         """All that a create may name."""
         ...
 
-    def lookup(self, name: str) -> Template:
+    def find_template(self, name: str) -> Template:
         """By id or by one of its names. Raises TemplateNotFound."""
         ...

@@ -1,0 +1,5 @@
+"""What Atoll remembers: SQLAlchemy 2, SQLite by default, PostgreSQL by URL, Alembic migrations run at start."""
+
+from atoll.control.store.store import Idempotency, Store, default_url
+
+__all__ = ["Idempotency", "Store", "default_url"]

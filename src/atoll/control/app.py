@@ -1,0 +1,78 @@
+"""The control plane's REST interface as an ASGI application, made by `create_app`; nothing here is module-level state.
+
+Owns routing, and that every error leaves in E2B's form. What a request means is the services'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+import atoll
+from atoll.control.auth import Authenticator
+from atoll.control.gate import Gate
+from atoll.control.routes import health, not_offered, sandboxes, teams, templates
+from atoll.control.services import Services
+from atoll.model.errors import AtollError, InvalidRequest
+from atoll.wire.errors import ErrorReply, error_reply, plain_error
+
+
+def create_app(services: Services, auth: Authenticator) -> ASGIApp:
+    """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
+
+    The server that runs it must pass `raw_path`, so that an encoded slash in a template's name stays inside its segment.
+    The document of the interface is at /openapi.json, to read at /docs; neither needs a key.
+    """
+    return Gate(api(services), auth)
+
+
+def api(services: Services) -> FastAPI:
+    """The routes behind the gate; `create_app` is what a server wants."""
+    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, redoc_url=None)
+    app.state.services = services
+    for module in (health, sandboxes, templates, teams, not_offered):
+        app.include_router(module.router)
+    app.add_exception_handler(AtollError, _on_atoll_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def respond(reply: ErrorReply) -> Response:
+    """An error as a response."""
+    return Response(reply.body, reply.status, headers=dict(reply.headers), media_type="application/json")
+
+
+async def _on_atoll_error(_request: Request, error: Exception) -> Response:
+    return respond(error_reply(error))
+
+
+async def _on_http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return respond(plain_error(error.status_code, str(error.detail)))
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    """Names the first field that is wrong. The value is left out: it may be a secret, or a megabyte."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    return respond(error_reply(InvalidRequest(f"{where}: {first['msg']}" if where else str(first["msg"]))))
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["ApiKeyAuth"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        document["security"] = [{"ApiKeyAuth": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

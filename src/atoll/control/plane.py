@@ -1,0 +1,71 @@
+"""The running control plane: opens with recovery, closes with its tasks ended. Owns the expiry task and the services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from atoll.control.clock import Clock, SystemClock
+from atoll.control.services import Policy, SandboxService, Services, TeamService, TemplateService
+from atoll.control.store import Store
+from atoll.model.seams import NodeClient
+
+
+class ControlPlane:
+    """`async with ControlPlane(...) as control:` first settles what an earlier server left half-done.
+
+        async with (
+            Store(settings.database_url or default_url(settings.data_dir)) as store,
+            Supervisor(data_dir=..., templates=..., isolation=..., keep_sandboxes=...) as node,
+            ControlPlane(store=store, nodes=[node], policy=..., keep_sandboxes=...) as control,
+        ):
+            node.subscribe(control.services.sandboxes)
+            app = create_app(control.services, Authenticator(configured_keys(settings.api_keys, data_dir), store))
+            ...  # serve; the edge's RouteTable is `node`
+
+    Args:
+        keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        nodes: Sequence[NodeClient],
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        keep_sandboxes: bool = True,
+    ) -> None:
+        clock = clock or SystemClock()
+        self._keep = keep_sandboxes
+        self._tasks = asyncio.TaskGroup()
+        self._stack = AsyncExitStack()
+        sandboxes = SandboxService(store=store, nodes=nodes, policy=policy or Policy(), clock=clock, tasks=self._tasks)
+        self.services = Services(sandboxes=sandboxes, templates=TemplateService(nodes), teams=TeamService(store))
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._tasks)
+            await self.services.sandboxes.recover()
+            housekeeping = [self._tasks.create_task(life) for life in self.services.sandboxes.housekeeping()]
+            stack.push_async_callback(self._stop, housekeeping)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """What leaving the context does. Idempotent."""
+        await self._stack.aclose()
+
+    async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
+        for task in housekeeping:
+            task.cancel()
+        if not self._keep:
+            await self.services.sandboxes.end_all()

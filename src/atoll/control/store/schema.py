@@ -1,0 +1,100 @@
+"""The tables, as SQLAlchemy sees them. Types work on SQLite and PostgreSQL alike.
+
+To change the schema: change it here, add a migration in `migrations/versions`, set REVISION to its id. A test compares
+the tables that the migrations make with these, and REVISION with the newest migration.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+REVISION = "0001"
+"""The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC on every database; SQLite itself forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+metadata = MetaData()
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("team_id", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 hex; the key itself is kept nowhere
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("sandbox_id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id"), nullable=False),
+    Column("template_id", String(255), nullable=False),
+    Column("template_alias", String(255), nullable=True),
+    Column("node_id", String(255), nullable=False),
+    Column("tier", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("end_at", UtcDateTime, nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("pids", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("env_vars", JSON, nullable=False),
+    Column("envd_access_token", Text, nullable=True),
+    Column("traffic_access_token", Text, nullable=True),
+    Column("allow_internet_access", Boolean, nullable=False),
+    Column("auto_pause", Boolean, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    Column("end_reason", String(32), nullable=True),
+    # Idempotency-Key: at most one live use per team; emptied when the create fails, so that it may be tried again.
+    Column("idempotency_key", String(255), nullable=True),
+    Column("request_digest", String(64), nullable=True),
+    Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
+    Index("sandboxes_state", "state", "team_id"),
+)
