@@ -1,0 +1,56 @@
+# Turns a fresh Debian tree into the `base` template. Runs as root, chrooted into the tree.
+set -eu
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+
+# --- the user every command runs as unless the caller asks for root -------------------------------------------------
+useradd --create-home --uid 1000 --user-group --shell /bin/bash user
+printf 'user ALL=(ALL:ALL) NOPASSWD: ALL\n' >/etc/sudoers.d/user
+chmod 0440 /etc/sudoers.d/user
+install -d -o user -g user -m 0755 /workspace
+
+# --- login shells: every command is `bash -l -c`, so a fork in a login file is paid by every command ----------------
+cat >/etc/profile <<'EOF'
+# System-wide profile for login shells. Starts no program: every command of a sandbox passes through here.
+PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export PATH
+if [ -n "${BASH_VERSION-}" ] && [ -n "${PS1-}" ] && [ -f /etc/bash.bashrc ]; then
+  . /etc/bash.bashrc
+fi
+for i in /etc/profile.d/*.sh; do
+  if [ -r "$i" ]; then . "$i"; fi
+done
+unset i
+EOF
+printf 'LANG=C.UTF-8\n' >/etc/default/locale
+
+# --- `pip install x` just works: as user into ~/.local, as root into /usr/local ------------------------------------
+for marker in /usr/lib/python3*/EXTERNALLY-MANAGED; do
+  [ ! -e "$marker" ] || dpkg-divert --quiet --rename --divert "$marker.debian" --add "$marker"
+done
+printf '[global]\ndisable-pip-version-check = true\nroot-user-action = ignore\n' >/etc/pip.conf
+
+# --- nothing of the machine that built this ------------------------------------------------------------------------
+. /etc/os-release
+rm -f /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list.d/* /etc/apt/sources.list /etc/apt/auth.conf.d/*
+cat >/etc/apt/sources.list.d/debian.sources <<EOF
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: $VERSION_CODENAME $VERSION_CODENAME-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: $VERSION_CODENAME-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+EOF
+cat >/etc/apt/apt.conf.d/01lean <<'EOF'
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+EOF
+[ ! -e /etc/dpkg/dpkg.cfg.d/99mmdebstrap ] || mv /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/dpkg/dpkg.cfg.d/01lean
+rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /var/log/apt /var/cache/ldconfig/aux-cache
+install -d /var/lib/apt/lists/partial /var/cache/apt/archives/partial /var/log/apt
+rm -f /etc/machine-id /var/lib/dbus/machine-id /etc/ssh/ssh_host_* /root/.bash_history
+: >/etc/machine-id

@@ -1,0 +1,20 @@
+# Adds a Jupyter kernel and the usual data libraries to `base`. Runs as root, chrooted into base with this layer on top.
+# $PIP_PACKAGES is the recipe's list; pip's own settings come from the machine that builds and stay in /run (a tmpfs).
+set -eu
+export LC_ALL=C.UTF-8 HOME=/run/build/home
+mkdir -p "$HOME"
+
+# Wheels only: nothing that a package brings along is run as root here.
+python3 -m pip install --only-binary=:all: --no-cache-dir --no-warn-script-location --progress-bar off $PIP_PACKAGES
+
+# What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
+install -d /usr/local/share/matplotlib
+MPLCONFIGDIR=/usr/local/share/matplotlib MPLBACKEND=agg python3 -c 'import matplotlib.font_manager'
+install -d -o user -g user -m 0755 /home/user/.cache /home/user/.cache/matplotlib
+install -o user -g user -m 0644 /usr/local/share/matplotlib/fontlist-*.json /home/user/.cache/matplotlib/
+rm -rf /usr/local/share/matplotlib
+
+# The kernel's own directories, so that the first start writes less.
+install -d -o user -g user -m 0755 /home/user/.ipython /home/user/.ipython/profile_default
+find / -xdev -name '*.pyc' -newer /run/build/start -path '/tmp/*' -delete 2>/dev/null || true
+rm -rf /root/.cache /root/.config /root/.ipython
