@@ -1,4 +1,4 @@
-"""Runs the tests of `js/` (published npm packages `e2b` and `@e2b/code-interpreter`) and shows each as one test here."""
+"""Runs the tests of `js/` (published npm packages `e2b`, `@e2b/code-interpreter`) and shows each as one test here."""
 
 from __future__ import annotations
 
