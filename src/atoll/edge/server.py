@@ -1,0 +1,111 @@
+"""The listener: one TCP port for the control plane and for every sandbox.
+
+Owns the client connections, the pool of upstream connections, the sweeper that enforces their time-outs, and the
+tasks of exchanges. Opened by `listen`, closed by `aclose`; both belong to the composition root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any
+
+import structlog
+
+from atoll.edge.answers import Answer
+from atoll.edge.asgi import AsgiApp
+from atoll.edge.client import ClientConnection
+from atoll.edge.hostname import LOCAL_DOMAIN, domain_of
+from atoll.edge.upstream import Pool
+from atoll.model.seams import RouteTable
+
+SWEEP_S = 2.0
+MAX_CONNECTIONS = 8192
+
+
+class Edge:
+    """The way in. One per server process and event loop."""
+
+    def __init__(self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = ()) -> None:
+        self.routes = routes
+        self.app = app
+        self.app_state: Mapping[str, Any] = {}
+        """Copied into every request's scope; what the application's lifespan left there."""
+        self.domains = frozenset({LOCAL_DOMAIN} | {domain_of(domain) for domain in domains})
+        self.log = structlog.get_logger("atoll.edge")
+        self.connections: set[ClientConnection] = set()
+        self.address: tuple[str, int] = ("", 0)
+        self.stopping = False
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
+        self.pool = Pool(self.now)
+        self._emptied = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Accepts connections from now on; returns the address in fact. Raises OSError (address in use, not ours)."""
+        self._server = await self.loop.create_server(lambda: ClientConnection(self), host, port, backlog=1024)
+        name = self._server.sockets[0].getsockname()
+        self.address = (str(name[0]), int(name[1]))
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self.address
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs an exchange's work; it ends with the edge at the latest."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def full(self) -> Answer | None:
+        """The answer for one connection too many, or None."""
+        if len(self.connections) < MAX_CONNECTIONS:
+            return None
+        return Answer(503, f"more than {MAX_CONNECTIONS} connections are open; try again later")
+
+    def left(self, connection: ClientConnection) -> None:
+        """A client's connection ended."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._emptied.set()
+
+    async def aclose(self, grace_s: float = 5.0) -> None:
+        """Stops accepting, lets running exchanges finish for `grace_s`, then cuts them. Idempotent."""
+        self.stopping = True
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for connection in list(self.connections):
+            connection.close_idle()
+        if self.connections:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), grace_s)
+        for connection in list(self.connections):
+            connection.abort()
+        self.pool.close()
+        sweeper, self._sweeper = self._sweeper, None
+        for task in [*self._tasks, *([sweeper] if sweeper else [])]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *([sweeper] if sweeper else []), return_exceptions=True)
+        await asyncio.sleep(0)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("exchange failed", exc_info=error)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self.now()
+            with contextlib.suppress(RuntimeError):
+                for connection in list(self.connections):
+                    if connection.deadline is not None and now > connection.deadline:
+                        connection.expire()
+                    elif connection.held and connection.peer_left:
+                        connection.abort()
+                self.pool.sweep()
