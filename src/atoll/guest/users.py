@@ -83,11 +83,12 @@ class Users:
         self._by_name = {}
         self._names = {}
         for fields in _rows(self._passwd, 7):
-            name, uid, gid = fields[0], fields[2], fields[3]
-            if not (uid.isdigit() and gid.isdigit()) or name in self._by_name:
+            name = fields[0]
+            if not (fields[2].isdigit() and fields[3].isdigit()) or name in self._by_name:
                 continue
-            groups = tuple(dict.fromkeys((int(gid), *members.get(name, ()))))
-            user = User(name, int(uid), int(gid), groups, fields[5] or "/", fields[6] or "/bin/sh")
+            primary = int(fields[3])
+            groups = tuple(dict.fromkeys((primary, *members.get(name, ()))))
+            user = User(name, int(fields[2]), primary, groups, fields[5] or "/", fields[6] or "/bin/sh")
             self._by_name[name] = user
             self._names.setdefault(user.uid, name)
         if self._everyone is not None:
