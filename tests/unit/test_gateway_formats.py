@@ -1,0 +1,140 @@
+"""The formats that the gateway reads: TLS ClientHello, HTTP heads, DNS messages; hostile bytes do no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import ssl
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.node.gateway import dns
+from atoll.node.gateway.guard import HostGuard
+from atoll.node.gateway.names import AnsweredNames
+from atoll.node.gateway.sniff import Speech, sniff
+
+
+def client_hello(name: str | None) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def test_the_name_of_a_real_client_hello_is_found_only_when_it_is_complete() -> None:
+    hello = client_hello("api.example.com")
+    assert sniff(hello).name == "api.example.com"
+    for cut in (1, 5, 40, len(hello) - 1):
+        assert sniff(hello[:cut]).speech is Speech.UNDECIDED
+
+
+def test_a_client_hello_cut_into_many_records_is_read() -> None:
+    hello = client_hello("api.example.com")[5:]
+    records = b"".join(
+        b"\x16\x03\x01" + struct.pack(">H", len(hello[i : i + 7])) + hello[i : i + 7] for i in range(0, len(hello), 7)
+    )
+    assert sniff(records).name == "api.example.com"
+
+
+def test_a_client_hello_without_a_name_is_tls_without_a_name() -> None:
+    beginning = sniff(client_hello(None))
+    assert (beginning.speech, beginning.name) == (Speech.TLS, None)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", "example.com"),
+        (b"GET / HTTP/1.1\r\nA: b\r\nhOsT:example.com:8080\r\n\r\n", "example.com"),
+        (b"GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n", None),
+        (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", None),
+        (b"GET / HTTP/1.0\r\n\r\n", None),
+    ],
+)
+def test_the_host_of_an_http_request_is_found(head: bytes, name: str | None) -> None:
+    assert sniff(head) == type(sniff(head))(Speech.HTTP, name)
+
+
+def test_ssh_and_friends_are_other_and_a_begun_method_waits() -> None:
+    assert sniff(b"SSH-2.0-x\r\n").speech is Speech.OTHER
+    assert sniff(b"\x00\x01").speech is Speech.OTHER
+    assert sniff(b"POS").speech is Speech.UNDECIDED
+
+
+@given(st.binary(max_size=600))
+def test_hostile_beginnings_never_raise(data: bytes) -> None:
+    sniff(data)
+    sniff(b"\x16\x03\x01" + data)
+    sniff(b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + data)
+
+
+def query(name: str, kind: int = dns.TYPE_A) -> bytes:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+    return struct.pack(">6H", 0x1234, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">2H", kind, 1)
+
+
+def test_a_query_and_its_answer_are_understood() -> None:
+    ask = query("www.Example.com")
+    question = dns.parse_query(ask)
+    assert (question.name, question.kind, question.message_id) == ("www.example.com", dns.TYPE_A, 0x1234)
+    record = b"\xc0\x0c" + struct.pack(">HHIH", dns.TYPE_A, 1, 60, 4) + bytes([1, 2, 3, 4])
+    reply = struct.pack(">6H", 0x1234, 0x8180, 1, 1, 0, 0) + ask[12:] + record
+    answer = dns.parse_answer(reply, question)
+    assert answer.addresses == (ipaddress.ip_address("1.2.3.4"),)
+    assert answer.ttl_s == 60
+    refused = dns.answer(ask, question, dns.REFUSED)
+    assert dns.parse_answer(refused, question).code == dns.REFUSED
+
+
+def test_an_answer_to_another_question_is_refused() -> None:
+    question = dns.parse_query(query("a.test"))
+    other = query("b.test")
+    with pytest.raises(dns.BadMessage):
+        dns.parse_answer(struct.pack(">6H", 0x1234, 0x8180, 1, 0, 0, 0) + other[12:], question)
+
+
+@given(st.binary(max_size=300))
+def test_hostile_dns_messages_raise_only_bad_message(data: bytes) -> None:
+    head = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0)
+    for message in (data, head + data):
+        with contextlib.suppress(dns.BadMessage):
+            dns.parse_query(message)
+    question = dns.parse_query(query("a.test"))
+    begun = struct.pack(">6H", 1, 0x8180, 1, 3, 0, 0) + query("a.test")[12:]
+    for message in (data, begun + data):
+        with contextlib.suppress(dns.BadMessage):
+            dns.parse_answer(message, question)
+
+
+def test_a_later_request_for_another_host_is_stopped_before_it_leaves() -> None:
+    guard = HostGuard(lambda name: name == "good.test")
+    assert guard.feed(b"GET / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 3\r\n\r\nabc")
+    assert guard.feed(b"GET /2 HTTP/1.1\r\nHost: good")
+    assert guard.feed(b".test\r\n\r\n")
+    assert not guard.feed(b"GET /3 HTTP/1.1\r\nHost: evil.test\r\n\r\n")
+
+
+def test_a_request_hidden_behind_a_good_one_in_the_same_bytes_is_stopped() -> None:
+    guard = HostGuard(lambda name: name == "good.test")
+    good = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n"
+    assert not guard.feed(good + good.replace(b"good", b"evil"))
+
+
+def test_answered_names_end_and_are_bounded() -> None:
+    now = [0.0]
+    names = AnsweredNames(lambda: now[0])
+    address = ipaddress.ip_address("1.2.3.4")
+    names.learn("a.test", (address,), 60)
+    names.learn("b.test", (address,), 7200)
+    assert names.names(address) == {"a.test", "b.test"}
+    now[0] = 3600 + 61
+    assert names.names(address) == {"b.test"}
+    now[0] = 20_000
+    assert names.names(address) == frozenset()
