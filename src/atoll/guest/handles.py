@@ -1,0 +1,128 @@
+"""Opening files on behalf of a caller, without being led astray: the one door of the file services to the kernel.
+
+The guest is pid 1 and root of its sandbox, so two things that are harmless for a user's own program are not so here:
+
+* **Magic links.** `/proc/self/exe`, `/proc/1/fd/7`, `/proc/self/root` lead from a path to what the *guest* has open,
+  the host's files among it. Paths are opened with `openat2(RESOLVE_NO_MAGICLINKS)`, which refuses them wherever they
+  stand in a path; a kernel without openat2 (gVisor) gets a path whose links were resolved here, as text, beforehand.
+* **The guest's own `/proc` directory** (`environ`, `mem`, `maps`). Files of procfs may be used, those of this process
+  not.
+
+FIFOs, sockets and devices are never opened for their content: opening is non-blocking and the caller checks the type.
+
+ctypes is used for two system calls that Python does not have; both functions are looked up at import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import NamedTuple
+
+_NR_OPENAT2 = 437
+"""The same number on every architecture: it came after the tables were unified."""
+_RESOLVE_NO_MAGICLINKS = 0x02
+_AT_FDCWD = -100
+_STATFS_SIZE = 256
+
+NETWORK_FILESYSTEMS = frozenset({0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546})
+"""`f_type` of NFS, CIFS, SMB2, SMB and FUSE (linux/magic.h)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_statfs = _libc.statfs
+_statfs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_HOW_SIZE = ctypes.sizeof(_OpenHow)
+_has_openat2 = True
+
+
+class Place(NamedTuple):
+    """A directory, open as O_PATH, and a name in it. Whoever gets it closes `directory`."""
+
+    directory: int
+    name: str
+
+
+def open_path(path: str, flags: int) -> int:
+    """`os.open` for a caller's path: close-on-exec, non-blocking, no magic links, not the guest's own /proc.
+
+    Raises OSError as open does; ELOOP for a magic link, EACCES for the guest's own /proc.
+    """
+    # openat2 refuses O_PATH together with flags that mean nothing to it.
+    fd = _open(path, flags | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY))
+    try:
+        _refuse_own_proc(fd, path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_directory(path: str, *, follow: bool = True) -> int:
+    """A directory for reading. Raises OSError, ENOTDIR among them."""
+    return open_path(path, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW))
+
+
+def open_place(path: str) -> Place:
+    """The directory that `path`'s last name stands in. Raises OSError."""
+    head, name = os.path.split(path)
+    if name in ("", ".", ".."):
+        # `/` and `a/..` have no name of their own: the directory itself is the place, seen as `.`
+        return Place(open_path(path, os.O_PATH | os.O_DIRECTORY), ".")
+    return Place(open_path(head, os.O_PATH | os.O_DIRECTORY), name)
+
+
+def is_network_filesystem(path: str) -> bool:
+    """Whether `path` is on NFS, SMB or FUSE, where changes by others go unnoticed. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _statfs(os.fsencode(path), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    # `f_type` is the first word of struct statfs.
+    return (ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF) in NETWORK_FILESYSTEMS
+
+
+def _open(path: str, flags: int) -> int:
+    global _has_openat2
+    if _has_openat2:
+        how = _OpenHow(flags, 0, _RESOLVE_NO_MAGICLINKS)
+        fd = _syscall(
+            ctypes.c_long(_NR_OPENAT2),
+            ctypes.c_long(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(_HOW_SIZE),
+        )
+        if fd >= 0:
+            return int(fd)
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EPERM):
+            raise OSError(code, os.strerror(code), path)
+        # EPERM is what some seccomp filters answer to calls that they do not know: decide by the plain call.
+        if code == errno.ENOSYS:
+            _has_openat2 = False
+    return os.open(path if flags & os.O_NOFOLLOW else os.path.realpath(path), flags)
+
+
+def _refuse_own_proc(fd: int, path: str) -> None:
+    if os.fstat(fd).st_dev != _proc_device():
+        return
+    real = os.readlink(f"/proc/self/fd/{fd}")
+    first = real.removeprefix("/proc/").split("/", 1)[0]
+    if real != "/proc" and (not real.startswith("/proc/") or first == str(os.getpid())):
+        raise OSError(errno.EACCES, "the sandbox daemon's own /proc is not readable", path)
+
+
+def _proc_device() -> int:
+    try:
+        return os.stat("/proc").st_dev
+    except OSError:
+        return -1
