@@ -1,0 +1,172 @@
+"""What a running server occupies on the machine, counted from outside, through /proc and /sys/fs/cgroup alone.
+
+Owns: finding every process that belongs to one server (its helpers and its sandboxes, also when they were orphaned),
+and counting what those hold. Leak tests compare two counts; benchmarks add up memory. It asks the product nothing, so
+it cannot share the product's errors.
+
+How a process is recognised: its initial environment carries a marker that was set for the server alone (it is
+inherited by the zygote and by what is forked from it), or an ancestor's does, or it lives in a pid namespace of such a
+process. The reader must be root.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MARKER = "ATOLL_FOOTPRINT_MARK"
+"""Environment variable to set, to any unique value, for the server that is to be observed."""
+
+_NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Counts that must be the same before and after sandboxes came and went.
+
+    `fds` are the helpers' descriptors by kind, without TCP sockets: those belong to clients and their keep-alive.
+    `mounts` are the mount table lines of every mount namespace that a helper lives in.
+    `mentions` are places on the host that still carry the id of a sandbox that is gone: cgroups, mounts, sockets.
+    """
+
+    processes: int
+    namespaces: int
+    mounts: int
+    fds: Counter[str] = field(default_factory=Counter)
+    mentions: tuple[str, ...] = ()
+
+
+def processes_of(mark: str) -> dict[int, int]:
+    """pid → its pid namespace (inode), for every process of the server that was started with this mark."""
+    parents: dict[int, int] = {}
+    namespaces: dict[int, int] = {}
+    own: set[int] = set()
+    wanted = f"{MARKER}={mark}".encode()
+    for pid in _all_pids():
+        try:
+            namespaces[pid] = os.stat(f"/proc/{pid}/ns/pid").st_ino
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                own.add(pid)
+        except (OSError, ValueError, IndexError):
+            continue
+    grew = True
+    while grew:
+        children = {pid for pid, parent in parents.items() if parent in own and pid not in own}
+        own |= children
+        grew = bool(children)
+    host = os.stat("/proc/self/ns/pid").st_ino
+    inside = {namespaces[pid] for pid in own if pid in namespaces} - {host}
+    return {pid: ns for pid, ns in namespaces.items() if pid in own or ns in inside}
+
+
+def helpers_of(mark: str) -> list[int]:
+    """The processes of the server that live outside every sandbox: the server itself and its zygotes."""
+    host = os.stat("/proc/self/ns/pid").st_ino
+    return [pid for pid, namespace in processes_of(mark).items() if namespace == host]
+
+
+def take(mark: str, gone_ids: frozenset[str] = frozenset()) -> Footprint:
+    """One reading. `gone_ids` are sandboxes of which nothing may be left anywhere."""
+    processes = processes_of(mark)
+    helpers = helpers_of(mark)
+    tables: dict[int, list[str]] = {}
+    fds: Counter[str] = Counter()
+    namespaces: set[str] = set()
+    for pid in processes:
+        for kind in _NAMESPACES:
+            try:
+                namespaces.add(f"{kind}:{os.stat(f'/proc/{pid}/ns/{kind}').st_ino}")
+            except OSError:
+                continue
+    for pid in helpers:
+        try:
+            table = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+            tables[os.stat(f"/proc/{pid}/ns/mnt").st_ino] = table
+        except OSError:
+            continue
+        for kind, target in _fds(pid):
+            fds[kind] += 1
+            if kind == "namespace":
+                namespaces.add(target)
+    mounts = [line for table in tables.values() for line in table]
+    return Footprint(
+        processes=len(processes),
+        namespaces=len(namespaces),
+        mounts=len(mounts),
+        fds=fds,
+        mentions=_mentions(gone_ids, mounts) if gone_ids else (),
+    )
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that ends with this process: private clean and dirty pages. 0 for a process that is gone."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                total += int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 0
+    return total
+
+
+def new_mark() -> str:
+    """A value for MARKER that no other server on this machine has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(8).hex()}"
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _fds(pid: int) -> list[tuple[str, str]]:
+    """(kind, target) of each open descriptor; TCP sockets are left out."""
+    found: list[tuple[str, str]] = []
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+        tcp = _tcp_inodes(pid)
+    except OSError:
+        return found
+    for number in numbers:
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            if target[8:-1] not in tcp:
+                found.append(("socket", target))
+        elif target.split(":", 1)[0] in _NAMESPACES:
+            found.append(("namespace", target.replace("[", "").replace("]", "")))
+        elif ":" in target and not target.startswith("/"):
+            found.append((target.split(":", 1)[0] if "inode" not in target else target.split("[")[-1], target))
+        else:
+            found.append(("device" if target.startswith("/dev/") else "file", target))
+    return found
+
+
+def _tcp_inodes(pid: int) -> set[str]:
+    inodes: set[str] = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        inodes |= {line.split()[9] for line in lines}
+    return inodes
+
+
+def _mentions(ids: frozenset[str], mounts: list[str]) -> tuple[str, ...]:
+    found = [f"mount {line}" for line in mounts if _names_one(line, ids)]
+    found += [f"unix {line}" for line in Path("/proc/net/unix").read_text().splitlines() if _names_one(line, ids)]
+    for path, directories, _ in os.walk(_CGROUPS):
+        found += [f"cgroup {path}/{name}" for name in directories if _names_one(name, ids)]
+    return tuple(found)
+
+
+def _names_one(text: str, ids: frozenset[str]) -> bool:
+    return any(sandbox_id in text for sandbox_id in ids)
