@@ -27,15 +27,15 @@ from atoll.wire.errors import ErrorReply, error_reply, plain_error
 def create_app(services: Services, auth: Authenticator) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
 
-    The server that runs it must pass `raw_path`, so that an encoded slash in a template's name stays inside its segment.
-    The document of the interface is at /openapi.json, to read at /docs; neither needs a key.
+    The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
+    The document of the interface is at /openapi.json, which needs no key.
     """
     return Gate(api(services), auth)
 
 
 def api(services: Services) -> FastAPI:
     """The routes behind the gate; `create_app` is what a server wants."""
-    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, redoc_url=None)
+    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
     for module in (health, sandboxes, templates, teams, not_offered):
         app.include_router(module.router)
@@ -55,9 +55,9 @@ async def _on_atoll_error(_request: Request, error: Exception) -> Response:
     return respond(error_reply(error))
 
 
-async def _on_http_error(_request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return respond(plain_error(error.status_code, str(error.detail)))
+    return respond(plain_error(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}"))
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from atoll.model.errors import InvalidRequest
@@ -20,6 +21,7 @@ MAX_LIMIT = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+T = TypeVar("T")
 Position = tuple[int, str]
 
 
@@ -76,11 +78,28 @@ def parse_page_token(token: str) -> Position:
         ) from error
 
 
-def parse_metadata(text: str) -> dict[str, str]:
+def slice_page(items: Sequence[T], limit: int, offset: int) -> tuple[Sequence[T], str | None]:
+    """A page of a list that hardly changes, and the token of the next one, which is its offset."""
+    end = offset + limit
+    return items[offset:end], str(end) if end < len(items) else None
+
+
+def parse_offset_token(token: str | None) -> int:
+    """Raises InvalidRequest."""
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdigit()) or len(token) > 9:
+        raise InvalidRequest("nextToken is not one that this server gave", hint="start again from the first page")
+    return int(token)
+
+
+def parse_metadata(text: str | None) -> dict[str, str]:
     """`user=abc&app=prod`, keys and values encoded twice by the SDKs: once each, once for the query string.
 
     The query string's own layer is gone when this is called. Raises InvalidRequest.
     """
+    if not text:
+        return {}
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=64)
     except ValueError as error:

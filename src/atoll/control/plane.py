@@ -1,4 +1,4 @@
-"""The running control plane: opens with recovery, closes with its tasks ended. Owns the expiry task and the services."""
+"""The running control plane: opens with recovery, closes with its tasks ended. Owns the services and their tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from atoll.control.background import Background
 from atoll.control.clock import Clock, SystemClock
 from atoll.control.services import Policy, SandboxService, Services, TeamService, TemplateService
 from atoll.control.store import Store
@@ -41,16 +42,24 @@ class ControlPlane:
     ) -> None:
         clock = clock or SystemClock()
         self._keep = keep_sandboxes
-        self._tasks = asyncio.TaskGroup()
+        self._background = Background()
         self._stack = AsyncExitStack()
-        sandboxes = SandboxService(store=store, nodes=nodes, policy=policy or Policy(), clock=clock, tasks=self._tasks)
-        self.services = Services(sandboxes=sandboxes, templates=TemplateService(nodes), teams=TeamService(store))
+        templates = TemplateService(nodes)
+        sandboxes = SandboxService(
+            store=store,
+            nodes=nodes,
+            templates=templates,
+            policy=policy or Policy(),
+            clock=clock,
+            background=self._background,
+        )
+        self.services = Services(sandboxes=sandboxes, templates=templates, teams=TeamService(store))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._tasks)
+            await stack.enter_async_context(self._background)
             await self.services.sandboxes.recover()
-            housekeeping = [self._tasks.create_task(life) for life in self.services.sandboxes.housekeeping()]
+            housekeeping = [self._background.keep_running(life) for life in self.services.sandboxes.housekeeping()]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self

@@ -89,8 +89,20 @@ class Store:
         async with self._engine.connect() as connection:
             return bool((await connection.execute(statement)).rowcount)
 
+    async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
+        """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
+        statement = (
+            update(sandboxes)
+            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
+            .values(state=SandboxState.KILLING.value, end_reason=reason.value)
+        )
+        if due_by is not None:
+            statement = statement.where(sandboxes.c.end_at <= due_by)
+        async with self._engine.connect() as connection:
+            return bool((await connection.execute(statement)).rowcount)
+
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
-        """To ENDED. A reason written when the kill began stays. `free_key` lets its idempotency key be used again."""
+        """To ENDED. `free_key` lets its idempotency key be used again."""
         changes: dict[str, Any] = {"ended_at": at, "end_reason": reason.value}
         if free_key:
             changes |= {"idempotency_key": None, "request_digest": None}

@@ -1,0 +1,91 @@
+"""Every path of E2B's interface that this Atoll does not serve yet: routed, so that the answer says so.
+
+For a path below a sandbox or a template that object is looked up first: 404 stays 404 for the SDKs.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from fastapi import APIRouter, Request, Response
+
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, reply_list
+from atoll.model.errors import NotOffered
+
+router = APIRouter(responses=FAILURES)
+
+
+class Subject(Enum):
+    """What must exist for the path to mean anything."""
+
+    NOTHING = auto()
+    SANDBOX = auto()
+    TEMPLATE = auto()
+
+
+N, S, T = Subject.NOTHING, Subject.SANDBOX, Subject.TEMPLATE
+
+PATHS: tuple[tuple[Subject, str, str, str], ...] = (
+    (S, "pausing sandboxes", "POST", "/sandboxes/{sandbox_id}/pause"),
+    (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
+    (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
+    (S, "changing the network of a running sandbox", "PUT", "/sandboxes/{sandbox_id}/network"),
+    (N, "secrets", "GET POST", "/secrets"),
+    (N, "secrets", "GET POST DELETE", "/secrets/{secret_id}"),
+    (N, "volumes", "GET POST", "/volumes"),
+    (N, "volumes", "GET DELETE", "/volumes/{volume_id}"),
+    (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),
+    (N, "template builds", "POST", "/templates"),
+    (N, "template builds", "POST", "/v2/templates"),
+    (N, "template builds", "POST", "/v3/templates"),
+    (N, "template tags", "POST DELETE", "/templates/tags"),
+    (T, "template builds", "POST", "/templates/{template_id}"),
+    (T, "deleting templates", "DELETE", "/templates/{template_id}"),
+    (T, "changing templates", "PATCH", "/templates/{template_id}"),
+    (T, "changing templates", "PATCH", "/v2/templates/{template_id}"),
+    (T, "template builds", "GET", "/templates/{template_id}/files/{hash_}"),
+    (T, "template builds", "POST", "/templates/{template_id}/builds/{build_id}"),
+    (T, "template builds", "POST", "/v2/templates/{template_id}/builds/{build_id}"),
+    (T, "template builds", "GET", "/templates/{template_id}/builds/{build_id}/status"),
+    (T, "template builds", "GET", "/templates/{template_id}/builds/{build_id}/logs"),
+    (T, "template tags", "GET", "/templates/{template_id}/tags"),
+    (T, "template tags", "GET", "/templates/{template_id}/tags/count"),
+    (T, "template tags", "GET", "/templates/{template_id}/tags/exists"),
+    (T, "template tags", "GET", "/templates/{template_id}/tags/groups"),
+    (T, "template tags", "GET", "/templates/{template_id}/tags/{tag}/assignments"),
+    (N, "team metrics", "GET", "/teams/{team_id}/metrics"),
+    (N, "team metrics", "GET", "/teams/{team_id}/metrics/max"),
+    (N, "managing API keys", "GET POST", "/api-keys"),
+    (N, "managing API keys", "PATCH DELETE", "/api-keys/{key_id}"),
+    (N, "access tokens", "POST", "/access-tokens"),
+    (N, "access tokens", "DELETE", "/access-tokens/{token_id}"),
+    (N, "listing nodes", "GET", "/nodes"),
+    (N, "listing nodes", "GET POST", "/nodes/{node_id}"),
+    (N, "lifecycle events", "GET", "/events/sandboxes"),
+    (N, "lifecycle events", "GET", "/events/sandboxes/{sandbox_id}"),
+    (N, "webhooks", "GET POST", "/events/webhooks"),
+    (N, "webhooks", "GET PATCH DELETE", "/events/webhooks/{webhook_id}"),
+)
+
+
+async def _refuse(request: Request, services: ServicesHere, caller: CallerHere) -> Response:
+    subject, feature = _FEATURES[request.method, request.scope["route"].path]
+    if subject is Subject.SANDBOX:
+        await services.sandboxes.get(caller, request.path_params["sandbox_id"])
+    elif subject is Subject.TEMPLATE:
+        await services.templates.find(decoded(request.path_params["template_id"]))
+    raise NotOffered(f"this Atoll does not offer {feature} yet")
+
+
+_FEATURES = {
+    (method, path): (subject, feature) for subject, feature, methods, path in PATHS for method in methods.split()
+}
+
+for (_method, _path), (_subject, _feature) in _FEATURES.items():
+    router.add_api_route(_path, _refuse, methods=[_method], summary=f"Not offered yet: {_feature}")
+
+
+@router.get("/snapshots", tags=["snapshots"])
+async def list_snapshots() -> Response:
+    """There are none."""
+    return reply_list([])

@@ -1,0 +1,76 @@
+"""From the words of the wire to the model's: what a create asks for, and what of it is not offered. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from atoll.control.orders import CreateOrder
+from atoll.model.errors import Conflict, InvalidRequest, NotOffered
+from atoll.model.sandbox import SandboxRecord, SandboxState
+from atoll.wire import rest
+
+AUTO_PAUSE_NOTICE = "autoPause is not offered yet: the sandbox is killed at its timeout"
+"""Sent with a create that asks for it; GET /sandboxes/{id} says the same as `lifecycle.onTimeout`."""
+
+_LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
+
+
+def order_from(
+    body: rest.NewSandboxV2, default_timeout_s: int, *, secure: bool, idempotency_key: str | None
+) -> CreateOrder:
+    """Raises NotOffered for what this Atoll cannot keep its word on."""
+    network = body.network or rest.NetworkConfig()
+    _refuse_unoffered(body, network)
+    return CreateOrder(
+        template=body.template_id,
+        timeout_s=body.timeout if body.timeout is not None else default_timeout_s,
+        secure=secure,
+        metadata=body.metadata or {},
+        env_vars=body.env_vars or {},
+        public_traffic=network.allow_public_traffic is not False,
+        mask_request_host=network.mask_request_host,
+        allow_internet_access=body.allow_internet_access is not False,
+        auto_pause=bool(body.auto_pause),
+        idempotency_key=idempotency_key,
+        request_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else "",
+    )
+
+
+def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> None:
+    """`denyOut` passes: a sandbox reaches nothing outside itself yet, so every denial holds."""
+    unoffered = {
+        "mcp": body.mcp,
+        "iam": (body.iam or {}).get("tokens"),
+        "volumeMounts": body.volume_mounts,
+        "network.allowOut": network.allow_out,
+        "network.rules": network.rules,
+        "network.egressProxy": network.egress_proxy,
+        "network.dnsServers": network.dns_servers,
+        "network.httpsPorts": network.https_ports,
+    }
+    for name, value in unoffered.items():
+        if value:
+            raise NotOffered(f"{name} is not offered by this Atoll yet", hint="create the sandbox without it")
+
+
+def states_from(parts: Sequence[str] | None) -> frozenset[SandboxState]:
+    """`running,paused`, or the parameter repeated. Raises InvalidRequest."""
+    if not parts:
+        return frozenset(_LISTED_STATES.values())
+    names = [name for part in parts for name in part.split(",") if name]
+    unknown = [name for name in names if name not in _LISTED_STATES]
+    if unknown or not names:
+        raise InvalidRequest(f"state must be running, paused or both, not {unknown[0][:50] if unknown else ''!r}")
+    return frozenset(_LISTED_STATES[name] for name in names)
+
+
+def aware(moment: datetime | None) -> datetime | None:
+    """A time without a zone is in UTC."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def already_running(record: SandboxRecord) -> Conflict:
+    """What resuming a running sandbox answers."""
+    return Conflict(f"sandbox {record.sandbox_id!r} is already running")

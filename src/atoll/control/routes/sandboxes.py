@@ -1,0 +1,201 @@
+"""Sandboxes: create, connect, look, time, end. v1 (older SDKs, the CLI) and v2 forms side by side."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+
+from atoll.control.listing import ListQuery, parse_metadata, parse_page_token
+from atoll.control.routes import ordering
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
+from atoll.control.services import Services
+from atoll.model.errors import InvalidRequest, SandboxNotFound
+from atoll.model.sandbox import SandboxRecord, SandboxState
+from atoll.wire import rest
+
+router = APIRouter(tags=["sandboxes"])
+
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_.:-]{1,255}$")]
+UnixSeconds = Annotated[int | None, Query(ge=0)]
+
+_ONE = {200: {"model": rest.Sandbox}, **FAILURES}
+_MADE = {201: {"model": rest.Sandbox}, **FAILURES}
+_LIST = {200: {"model": list[rest.ListedSandbox]}, **FAILURES}
+_MAX_BATCH = 100
+_ALL = 1_000_000
+
+
+# Create and connect
+
+
+@router.post("/v2/sandboxes", status_code=201, responses=_MADE)
+async def create_v2(
+    body: rest.NewSandboxV2, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
+) -> Response:
+    """A secure sandbox; lives 300 s if nothing else is said."""
+    order = ordering.order_from(body, rest.V2_TIMEOUT_S, secure=True, idempotency_key=key)
+    return _made(await services.sandboxes.create(caller, order), services)
+
+
+@router.post("/sandboxes", status_code=201, responses=_MADE)
+async def create_v1(
+    body: rest.NewSandbox, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
+) -> Response:
+    """Secure only when asked; lives 15 s if nothing else is said."""
+    order = ordering.order_from(body, rest.V1_TIMEOUT_S, secure=bool(body.secure), idempotency_key=key)
+    return _made(await services.sandboxes.create(caller, order), services)
+
+
+@router.post("/v2/sandboxes/{sandbox_id}/connect", responses=_ONE)
+async def connect_v2(
+    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.ConnectSandboxV2 | None = None
+) -> Response:
+    """The running sandbox's addresses and tokens; its life is prolonged, never shortened."""
+    timeout = body.timeout if body is not None and body.timeout is not None else rest.V2_TIMEOUT_S
+    record = await services.sandboxes.prolong(caller, sandbox_id, timeout)
+    return reply(rest.sandbox(record, services.sandboxes.policy.domain))
+
+
+@router.post("/sandboxes/{sandbox_id}/connect", responses=_ONE)
+async def connect_v1(
+    sandbox_id: str, body: rest.ConnectSandbox, services: ServicesHere, caller: CallerHere
+) -> Response:
+    """As v2; the timeout is required."""
+    record = await services.sandboxes.prolong(caller, sandbox_id, body.timeout)
+    return reply(rest.sandbox(record, services.sandboxes.policy.domain))
+
+
+# Lists; before `/sandboxes/{sandbox_id}`, which would take their paths
+
+
+@router.get("/sandboxes", responses=_LIST)
+async def list_v1(services: ServicesHere, caller: CallerHere, metadata: str | None = None) -> Response:
+    """The running ones, all in one answer."""
+    query = ListQuery(states=frozenset({SandboxState.RUNNING}), metadata=parse_metadata(metadata), limit=_ALL)
+    page = await services.sandboxes.page(caller, query)
+    return reply_list([rest.listed(record) for record in page.items])
+
+
+@router.get("/v2/sandboxes", responses=_LIST)
+async def list_v2(
+    services: ServicesHere,
+    caller: CallerHere,
+    metadata: str | None = None,
+    state: Annotated[list[str] | None, Query()] = None,
+    order: Literal["asc", "desc"] = "desc",
+    started_after: Annotated[datetime | None, Query(alias="startedAfter")] = None,
+    template: Annotated[str | None, Query(max_length=512)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    next_token: Annotated[str | None, Query(alias="nextToken")] = None,
+) -> Response:
+    """One page, newest first unless asked; the next one's token is in X-Next-Token."""
+    query = ListQuery(
+        states=ordering.states_from(state),
+        metadata=parse_metadata(metadata),
+        template=template,
+        started_after=ordering.aware(started_after),
+        ascending=order == "asc",
+        limit=limit,
+        after=parse_page_token(next_token) if next_token else None,
+    )
+    page = await services.sandboxes.page(caller, query)
+    headers = {"X-Total-Running": str(page.total_running)} | (
+        {"X-Next-Token": page.next_token} if page.next_token else {}
+    )
+    return reply_list([rest.listed(record) for record in page.items], headers)
+
+
+@router.get("/sandboxes/metrics", responses={200: {"model": rest.SandboxesWithMetrics}, **FAILURES})
+async def metrics_of_many(
+    services: ServicesHere, caller: CallerHere, sandbox_ids: Annotated[list[str], Query()]
+) -> Response:
+    """A reading of each that runs; the others are left out."""
+    ids = list(dict.fromkeys(one for part in sandbox_ids for one in part.split(",") if one))
+    if len(ids) > _MAX_BATCH:
+        raise InvalidRequest(f"sandbox_ids: {len(ids)} ids, more than {_MAX_BATCH}")
+    readings = {}
+    for sandbox_id in ids:
+        try:
+            readings[sandbox_id] = await _reading(services, caller, sandbox_id)
+        except SandboxNotFound:
+            continue
+    return reply(rest.SandboxesWithMetrics(sandboxes=readings))
+
+
+# One sandbox
+
+
+@router.get("/sandboxes/{sandbox_id}", responses={200: {"model": rest.SandboxDetail}, **FAILURES})
+async def get_sandbox(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+    """All about it."""
+    record = await services.sandboxes.get(caller, sandbox_id)
+    return reply(rest.detail(record, services.sandboxes.policy.domain))
+
+
+@router.delete("/sandboxes/{sandbox_id}", status_code=204, responses=FAILURES)
+async def kill_sandbox(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+    """Returns when nothing of it is left."""
+    await services.sandboxes.kill(caller, sandbox_id)
+    return no_content()
+
+
+@router.post("/sandboxes/{sandbox_id}/timeout", status_code=204, responses=FAILURES)
+async def set_timeout(
+    sandbox_id: str, body: rest.TimeoutRequest, services: ServicesHere, caller: CallerHere
+) -> Response:
+    """From now; may shorten its life."""
+    await services.sandboxes.set_timeout(caller, sandbox_id, body.timeout)
+    return no_content()
+
+
+@router.post("/sandboxes/{sandbox_id}/refreshes", status_code=204, responses=FAILURES)
+async def refresh(
+    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.RefreshRequest | None = None
+) -> Response:
+    """Keeps it alive for so long from now; never shortens its life."""
+    duration = body.duration if body is not None and body.duration is not None else rest.V1_TIMEOUT_S
+    await services.sandboxes.prolong(caller, sandbox_id, duration)
+    return no_content()
+
+
+@router.post("/sandboxes/{sandbox_id}/resume", status_code=201, responses=_MADE)
+async def resume(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+    """409 for a running one, and none is ever paused here yet."""
+    raise ordering.already_running(await services.sandboxes.get(caller, sandbox_id))
+
+
+@router.get("/sandboxes/{sandbox_id}/metrics", responses={200: {"model": list[rest.SandboxMetric]}, **FAILURES})
+async def metrics_of_one(
+    sandbox_id: str, services: ServicesHere, caller: CallerHere, start: UnixSeconds = None, end: UnixSeconds = None
+) -> Response:
+    """No history is kept: one reading, taken now, if now lies between `start` and `end`."""
+    reading = await _reading(services, caller, sandbox_id)
+    now = reading.timestamp_unix
+    inside = (start is None or start <= now) and (end is None or now <= end)
+    return reply_list([reading] if inside else [])
+
+
+@router.get("/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogs}, **FAILURES})
+async def logs_v1(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+    """Empty: what commands print goes to whoever started them and is kept nowhere."""
+    await services.sandboxes.get(caller, sandbox_id)
+    return reply(rest.SandboxLogs(logs=[], log_entries=[]))
+
+
+@router.get("/v2/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogsV2}, **FAILURES})
+async def logs_v2(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+    """Empty, as v1."""
+    await services.sandboxes.get(caller, sandbox_id)
+    return reply(rest.SandboxLogsV2(logs=[]))
+
+
+def _made(record: SandboxRecord, services: Services) -> Response:
+    headers = {"X-Atoll-Notice": ordering.AUTO_PAUSE_NOTICE} if record.auto_pause else None
+    return reply(rest.sandbox(record, services.sandboxes.policy.domain), 201, headers)
+
+
+async def _reading(services: Services, caller: CallerHere, sandbox_id: str) -> rest.SandboxMetric:
+    record, stats = await services.sandboxes.stats(caller, sandbox_id)
+    return rest.metric(stats, record.limits.cpu_count, services.sandboxes.clock.now())

@@ -1,0 +1,372 @@
+"""The bodies of E2B's control-plane REST, as pydantic models: field names are E2B's, through aliases.
+
+What comes in tolerates unknown fields (newer SDKs send more) and null for anything optional. What goes out is built by
+the functions at the end and leaves with its aliases and without empty fields. No decision is taken here.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
+from atoll.model.template import Template as TemplateModel
+
+CLIENT_ID = "atoll"
+"""`clientID`: deprecated in E2B and required in its answers; one constant, since nothing is told apart by it."""
+
+V1_TIMEOUT_S = 15
+V2_TIMEOUT_S = 300
+
+Timeout = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Text = Annotated[str, Field(max_length=1024)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Out(BaseModel):
+    def json_bytes(self) -> bytes:
+        """As it goes over the wire."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+# Requests
+
+
+class AutoResume(_In):
+    enabled: bool = False
+
+
+class VolumeMount(_In):
+    name: str
+    path: str
+
+
+class NetworkConfig(_In):
+    """Of a create: `rules`, `egressProxy` and the rest are only looked at for being there."""
+
+    allow_public_traffic: bool | None = Field(default=None, validation_alias="allowPublicTraffic")
+    allow_out: list[Text] | None = Field(default=None, validation_alias="allowOut")
+    deny_out: list[Text] | None = Field(default=None, validation_alias="denyOut")
+    mask_request_host: Annotated[str, Field(max_length=255)] | None = Field(
+        default=None, validation_alias="maskRequestHost"
+    )
+    dns_servers: list[Text] | None = Field(default=None, validation_alias="dnsServers")
+    https_ports: list[int] | None = Field(default=None, validation_alias="httpsPorts")
+    egress_proxy: dict[str, Any] | None = Field(default=None, validation_alias="egressProxy")
+    rules: dict[str, Any] | None = None
+
+
+class NewSandboxV2(_In):
+    """POST /v2/sandboxes."""
+
+    template_id: Annotated[str, Field(min_length=1, max_length=512)] = Field(validation_alias="templateID")
+    timeout: Timeout | None = None
+    auto_pause: bool | None = Field(default=None, validation_alias="autoPause")
+    auto_pause_memory: bool | None = Field(default=None, validation_alias="autoPauseMemory")
+    auto_resume: AutoResume | None = Field(default=None, validation_alias="autoResume")
+    allow_internet_access: bool | None = None
+    network: NetworkConfig | None = None
+    iam: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    env_vars: dict[str, str] | None = Field(default=None, validation_alias="envVars")
+    mcp: dict[str, Any] | None = None
+    volume_mounts: list[VolumeMount] | None = Field(default=None, validation_alias="volumeMounts")
+
+
+class NewSandbox(NewSandboxV2):
+    """POST /sandboxes: v1 asks for a secure sandbox, v2 always gets one."""
+
+    secure: bool | None = None
+
+
+class ConnectSandbox(_In):
+    """POST /sandboxes/{id}/connect."""
+
+    timeout: Timeout
+
+
+class ConnectSandboxV2(_In):
+    """POST /v2/sandboxes/{id}/connect. `memory` chooses how a paused sandbox comes back."""
+
+    timeout: Timeout | None = None
+    memory: bool | None = None
+
+
+class TimeoutRequest(_In):
+    """POST /sandboxes/{id}/timeout."""
+
+    timeout: Timeout
+
+
+class RefreshRequest(_In):
+    """POST /sandboxes/{id}/refreshes. Seconds."""
+
+    duration: Annotated[int, Field(ge=0, le=3600)] | None = None
+
+
+# Answers
+
+
+class Sandbox(_Out):
+    """The answer to create and connect."""
+
+    template_id: str = Field(serialization_alias="templateID")
+    sandbox_id: str = Field(serialization_alias="sandboxID")
+    alias: str | None = None
+    client_id: str = Field(default=CLIENT_ID, serialization_alias="clientID")
+    envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
+    envd_access_token: str | None = Field(default=None, serialization_alias="envdAccessToken")
+    traffic_access_token: str | None = Field(default=None, serialization_alias="trafficAccessToken")
+    domain: str | None = None
+
+
+class ListedSandbox(_Out):
+    """One of a list."""
+
+    template_id: str = Field(serialization_alias="templateID")
+    sandbox_id: str = Field(serialization_alias="sandboxID")
+    alias: str | None = None
+    client_id: str = Field(default=CLIENT_ID, serialization_alias="clientID")
+    started_at: datetime = Field(serialization_alias="startedAt")
+    end_at: datetime = Field(serialization_alias="endAt")
+    cpu_count: int = Field(serialization_alias="cpuCount")
+    memory_mb: int = Field(serialization_alias="memoryMB")
+    disk_size_mb: int = Field(serialization_alias="diskSizeMB")
+    metadata: dict[str, str]
+    state: Literal["running", "paused"]
+    envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
+
+
+class Lifecycle(_Out):
+    auto_resume: bool = Field(default=False, serialization_alias="autoResume")
+    on_timeout: Literal["kill", "pause"] = Field(default="kill", serialization_alias="onTimeout")
+
+
+class NetworkDetail(_Out):
+    allow_public_traffic: bool = Field(default=True, serialization_alias="allowPublicTraffic")
+
+
+class SandboxDetail(ListedSandbox):
+    """GET /sandboxes/{id}."""
+
+    envd_access_token: str | None = Field(default=None, serialization_alias="envdAccessToken")
+    domain: str | None = None
+    allow_internet_access: bool = Field(default=True, serialization_alias="allowInternetAccess")
+    network: NetworkDetail
+    lifecycle: Lifecycle
+
+
+class SandboxMetric(_Out):
+    """One reading. Bytes; `cpuUsedPct` is percent of one CPU. E2B has no form for "unknown": it is 0."""
+
+    timestamp: datetime
+    timestamp_unix: int = Field(serialization_alias="timestampUnix")
+    cpu_count: int = Field(serialization_alias="cpuCount")
+    cpu_used_pct: float = Field(serialization_alias="cpuUsedPct")
+    mem_used: int = Field(serialization_alias="memUsed")
+    mem_total: int = Field(serialization_alias="memTotal")
+    mem_cache: int = Field(serialization_alias="memCache")
+    disk_used: int = Field(serialization_alias="diskUsed")
+    disk_total: int = Field(serialization_alias="diskTotal")
+
+
+class SandboxesWithMetrics(_Out):
+    """GET /sandboxes/metrics."""
+
+    sandboxes: dict[str, SandboxMetric]
+
+
+class LogEntry(_Out):
+    timestamp: datetime
+    level: str
+    message: str
+    fields: dict[str, str]
+
+
+class SandboxLogs(_Out):
+    """GET /sandboxes/{id}/logs."""
+
+    logs: list[dict[str, str]]
+    log_entries: list[LogEntry] = Field(serialization_alias="logEntries")
+
+
+class SandboxLogsV2(_Out):
+    """GET /v2/sandboxes/{id}/logs."""
+
+    logs: list[LogEntry]
+
+
+class Template(BaseModel):
+    """GET /templates. `createdBy` and `lastSpawnedAt` are required and may be null, so nulls are kept."""
+
+    template_id: str = Field(serialization_alias="templateID")
+    build_id: str = Field(serialization_alias="buildID")
+    cpu_count: int = Field(serialization_alias="cpuCount")
+    memory_mb: int = Field(serialization_alias="memoryMB")
+    disk_size_mb: int = Field(serialization_alias="diskSizeMB")
+    public: bool = True
+    aliases: list[str]
+    names: list[str]
+    created_at: datetime = Field(serialization_alias="createdAt")
+    updated_at: datetime = Field(serialization_alias="updatedAt")
+    created_by: None = Field(default=None, serialization_alias="createdBy")
+    last_spawned_at: datetime | None = Field(default=None, serialization_alias="lastSpawnedAt")
+    spawn_count: int = Field(default=0, serialization_alias="spawnCount")
+    build_count: int = Field(default=1, serialization_alias="buildCount")
+    envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
+    build_status: Literal["ready"] = Field(default="ready", serialization_alias="buildStatus")
+
+
+class TemplateBuild(BaseModel):
+    """One build of a template."""
+
+    build_id: str = Field(serialization_alias="buildID")
+    status: Literal["ready"] = "ready"
+    created_at: datetime = Field(serialization_alias="createdAt")
+    updated_at: datetime = Field(serialization_alias="updatedAt")
+    finished_at: datetime = Field(serialization_alias="finishedAt")
+    cpu_count: int = Field(serialization_alias="cpuCount")
+    memory_mb: int = Field(serialization_alias="memoryMB")
+    disk_size_mb: int = Field(serialization_alias="diskSizeMB")
+    envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
+
+
+class TemplateWithBuilds(BaseModel):
+    """GET /templates/{id}."""
+
+    template_id: str = Field(serialization_alias="templateID")
+    public: bool = True
+    aliases: list[str]
+    names: list[str]
+    created_at: datetime = Field(serialization_alias="createdAt")
+    updated_at: datetime = Field(serialization_alias="updatedAt")
+    last_spawned_at: datetime | None = Field(default=None, serialization_alias="lastSpawnedAt")
+    spawn_count: int = Field(default=0, serialization_alias="spawnCount")
+    builds: list[TemplateBuild]
+
+
+class TemplateAlias(_Out):
+    """GET /templates/aliases/{alias}."""
+
+    template_id: str = Field(serialization_alias="templateID")
+    public: bool = True
+
+
+class Team(_Out):
+    """GET /teams."""
+
+    team_id: str = Field(serialization_alias="teamID")
+    name: str
+    api_key: str = Field(serialization_alias="apiKey")
+    is_default: bool = Field(default=True, serialization_alias="isDefault")
+
+
+class Error(_Out):
+    """Every error's body; made by `wire.errors`."""
+
+    code: int
+    message: str
+    error_code: str | None = None
+
+
+# From the model
+
+
+def sandbox(record: SandboxRecord, domain: str | None) -> Sandbox:
+    """The answer to create and connect."""
+    return Sandbox(
+        template_id=record.template_id,
+        sandbox_id=record.sandbox_id,
+        alias=record.template_alias,
+        envd_access_token=record.envd_access_token,
+        traffic_access_token=record.traffic_access_token,
+        domain=domain,
+    )
+
+
+def listed(record: SandboxRecord) -> ListedSandbox:
+    """One of a list; the record is running or paused."""
+    return ListedSandbox(**_common(record))
+
+
+def detail(record: SandboxRecord, domain: str | None) -> SandboxDetail:
+    """All about one. `onTimeout` is what will happen, which may be less than `autoPause` asked for."""
+    return SandboxDetail(
+        **_common(record),
+        envd_access_token=record.envd_access_token,
+        domain=domain,
+        allow_internet_access=record.allow_internet_access,
+        network=NetworkDetail(allow_public_traffic=record.traffic_access_token is None),
+        lifecycle=Lifecycle(),
+    )
+
+
+def _common(record: SandboxRecord) -> dict[str, Any]:
+    return {
+        "template_id": record.template_id,
+        "sandbox_id": record.sandbox_id,
+        "alias": record.template_alias,
+        "started_at": record.started_at,
+        "end_at": record.end_at,
+        "cpu_count": record.limits.cpu_count,
+        "memory_mb": record.limits.memory_mib,
+        "disk_size_mb": record.limits.disk_mib,
+        "metadata": dict(record.metadata),
+        "state": "paused" if record.state is SandboxState.PAUSED else "running",
+    }
+
+
+def metric(stats: SandboxStats, cpu_count: int, at: datetime) -> SandboxMetric:
+    """A reading taken at `at`."""
+    return SandboxMetric(
+        timestamp=at,
+        timestamp_unix=int(at.timestamp()),
+        cpu_count=cpu_count,
+        cpu_used_pct=stats.cpu_used_pct or 0.0,
+        mem_used=stats.memory_used or 0,
+        mem_total=stats.memory_total,
+        mem_cache=stats.memory_cache or 0,
+        disk_used=stats.disk_used or 0,
+        disk_total=stats.disk_total,
+    )
+
+
+def template(one: TemplateModel) -> Template:
+    """One of a list of templates."""
+    return Template(
+        template_id=one.template_id,
+        build_id=one.build_id,
+        cpu_count=one.limits.cpu_count,
+        memory_mb=one.limits.memory_mib,
+        disk_size_mb=one.limits.disk_mib,
+        aliases=list(one.names),
+        names=list(one.names),
+        created_at=one.created_at,
+        updated_at=one.created_at,
+    )
+
+
+def template_with_builds(one: TemplateModel) -> TemplateWithBuilds:
+    """A template and the one build of it that is on disk."""
+    build = TemplateBuild(
+        build_id=one.build_id,
+        created_at=one.created_at,
+        updated_at=one.created_at,
+        finished_at=one.created_at,
+        cpu_count=one.limits.cpu_count,
+        memory_mb=one.limits.memory_mib,
+        disk_size_mb=one.limits.disk_mib,
+    )
+    return TemplateWithBuilds(
+        template_id=one.template_id,
+        aliases=list(one.names),
+        names=list(one.names),
+        created_at=one.created_at,
+        updated_at=one.created_at,
+        builds=[build],
+    )
