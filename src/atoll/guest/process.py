@@ -6,9 +6,10 @@
 
 Rules (docs/decisions/0102-processes.md gives the reasons):
 - While a listener is behind by more than HIGH_WATER bytes the pipes are not read: the program waits, memory stays flat.
-- While nobody listens the pipes are read and the newest BACKLOG bytes kept: a program never waits for a client that left.
-- The end is told as soon as the program itself has ended and its pipes are empty and quiet for QUIET_S: a server left behind
-  with `&` does not hold the command open. What it writes later is read and dropped, so that it does not die of SIGPIPE.
+- While nobody listens the pipes are read and the newest BACKLOG bytes kept: no program waits for a client that left.
+- The end is told as soon as the program itself has ended and its pipes are empty and quiet for QUIET_S: a server left
+  behind with `&` does not hold the command open. What it writes later is read and dropped, so that it does not die of
+  SIGPIPE.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Channels:
 
 
 class Process:
-    """A running or lately ended command. Used from the loop's thread only. `on_end` is called once, after the end event."""
+    """A running or lately ended command. `on_end` is called once, after the end event."""
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
 """Starting programs as the sandbox's users: one `posix_spawn`, never a fork of the guest.
 
-A fork copies the guest's page tables (1 to 2 ms and pages that stop being shared); `posix_spawn` borrows them (0.3 ms), but
-cannot change the user. So the guest, which has one thread, takes on the user's credentials itself for the length of the
-call, keeping uid 0 as its saved id, and the child starts with them:
+A fork copies the guest's page tables (1 to 2 ms, and pages stop being shared); `posix_spawn` borrows them (0.3 ms), but
+cannot change the user. So the guest, which has one thread, takes on the user's credentials itself for the length of
+the call, keeping uid 0 as its saved id, and the child starts with them:
 
     setgroups, setresgid(gid, gid, 0), setresuid(uid, uid, 0)  →  chdir, posix_spawn  →  back
 
-Nothing can use that moment: /proc/1 stays closed (the saved id differs, the process is not dumpable after the change), pid 1
-ignores KILL and STOP from its own namespace. `chdir` and `exec` are thereby checked with the user's rights.
+Nothing can use that moment: /proc/1 stays closed (the saved id differs, the process is not dumpable after the change),
+pid 1 ignores KILL and STOP from its own namespace. `chdir` and `exec` are thereby checked with the user's rights.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def spawn(
 ) -> int:
     """Starts a program in a session of its own; returns its pid at once, already running the program.
 
-    Descriptors that are None become /dev/null; with `tty` (a path such as /dev/pts/3) all three are that terminal and it
-    becomes the controlling one. No other descriptor is inherited but `pass_fds`. The caller learns of the end from the
+    Descriptors that are None become /dev/null; with `tty` (a path such as /dev/pts/3) all three are that terminal, and
+    it is the controlling one. No other descriptor is inherited but `pass_fds`. The caller learns of the end from the
     Reaper. Raises CwdMissing, OSError (program not found, not executable, no more processes).
     """
     program = _find_program(argv[0], env)

@@ -1,4 +1,4 @@
-"""What the guest knows at run time: its configuration as the host gave it and as `/init` may change it. No I/O of its own."""
+"""What the guest knows at run time: its configuration as the host gave it and as `/init` may change it. No I/O."""
 
 from __future__ import annotations
 

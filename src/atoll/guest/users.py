@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.guest import paths
@@ -36,12 +37,14 @@ def invalid_user(name: str) -> ConnectError:
 
 
 class Users:
-    """The accounts of the sandbox. `everyone` maps every name to one account: where there is no wall (tests)."""
+    """The accounts of the sandbox. `fixed` stands in for the passwd file where there is no wall (tests)."""
 
-    def __init__(self, passwd: str = "/etc/passwd", group: str = "/etc/group", *, everyone: User | None = None) -> None:
+    def __init__(
+        self, passwd: str = "/etc/passwd", group: str = "/etc/group", *, fixed: Mapping[str, User] | None = None
+    ) -> None:
         self._passwd = passwd
         self._group = group
-        self._everyone = everyone
+        self._fixed = fixed
         self._stamp: tuple[object, ...] = ()
         self._by_name: dict[str, User] = {}
         self._names: dict[int, str] = {}
@@ -54,9 +57,7 @@ class Users:
         if user is None and name.isascii() and name.isdigit():
             user = self._by_name.get(self._names.get(int(name), ""))
         if user is None:
-            if self._everyone is None or not name:
-                raise invalid_user(name)
-            user = self._everyone
+            raise invalid_user(name)
         return user
 
     def name_of(self, uid: int) -> str:
@@ -91,8 +92,8 @@ class Users:
             user = User(name, int(fields[2]), primary, groups, fields[5] or "/", fields[6] or "/bin/sh")
             self._by_name[name] = user
             self._names.setdefault(user.uid, name)
-        if self._everyone is not None:
-            self._by_name = {}
+        if self._fixed is not None:
+            self._by_name = dict(self._fixed)
         self._stamp = stamp
 
 

@@ -1,0 +1,127 @@
+"""The guest's entry and composition: `main(listener, config)` in the first process of a sandbox.
+
+Called after a fork from a zygote that has imported this module: everything the guest will ever need is loaded by then,
+because the root has changed and nothing can be imported any more. `main` relies on neither argv, cwd, environment nor
+the inherited standard descriptors. **One thread**: `guest/spawn.py` changes the credentials of the whole process, so
+nothing in the guest may use threads (`to_thread`, `run_in_executor`, `getaddrinfo` of a name).
+
+To add a service: build it in `build_servers` and mount it on the envd router; the interpreter has a hook of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import encodings.idna  # noqa: F401  (looked up by name when a host name is resolved)
+import gc
+import os
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import NoReturn
+
+from atoll.guest.init import Init, prepare_process, run_start_cmd
+from atoll.guest.metrics import Metrics
+from atoll.guest.process_service import ProcessService, ProcessTable
+from atoll.guest.reaper import Reaper
+from atoll.guest.server import Router
+from atoll.guest.state import GuestState
+from atoll.guest.transport import Transport
+from atoll.guest.users import Users
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig
+from atoll.wire.http import Handler, Request, Response
+
+for _name in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "ascii", "idna", "cp437", "unicode_escape"):
+    codecs.lookup(_name)
+
+CONTROL_PORT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """The parts that services are built on."""
+
+    state: GuestState
+    reaper: Reaper
+    processes: ProcessTable
+    loop: asyncio.AbstractEventLoop
+
+
+def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
+    """Serves until the sandbox ends. Never returns."""
+    status = 1
+    try:
+        prepare_process()
+        gc.freeze()
+        asyncio.run(serve(listener, config))
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+async def serve(listener: socket.socket, config: GuestConfig, users: Users | None = None) -> None:
+    """Everything, on the running loop, until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    state = GuestState(config, users or Users())
+    reaper = Reaper(loop)
+    guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
+    reaper.start()
+    await Transport(build_servers(guest), loop).start(listener)
+    run_start_cmd(state, guest.processes)
+    await loop.create_future()
+
+
+def build_servers(guest: Guest) -> dict[int, Handler]:
+    """Port → HTTP handler."""
+    return {
+        ENVD_PORT: _envd(guest),
+        INTERPRETER_PORT: _interpreter(guest),
+        CONTROL_PORT: _control(guest),
+    }
+
+
+def _envd(guest: Guest) -> Router:
+    state = guest.state
+    metrics = Metrics(state)
+
+    async def health(request: Request) -> Response:
+        return Response(204)
+
+    async def envs(request: Request) -> Response:
+        return Response.json(state.env_vars)
+
+    async def read_metrics(request: Request) -> Response:
+        return Response.json(metrics.read())
+
+    # /files is open for the router because a signature may stand in for the token; its own handlers check both.
+    router = Router(state, open_routes=(("GET", "/health"), ("GET", "/files"), ("POST", "/files")))
+    router.add("GET", "/health", health)
+    router.add("GET", "/envs", envs)
+    router.add("GET", "/metrics", read_metrics)
+    router.mount(ProcessService(state, guest.processes).service)
+    return router
+
+
+def _interpreter(guest: Guest) -> Router:
+    async def absent(request: Request) -> Response:
+        return Response.error(502, "this template has no code interpreter")
+
+    router = Router(guest.state, open_routes=(("GET", "/health"),))
+    router.add_prefix("*", "/", absent)
+    return router
+
+
+def _control(guest: Guest) -> Router:
+    async def health(request: Request) -> Response:
+        return Response(204)
+
+    # The host's side of the socket is the authority here: no token.
+    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init")))
+    router.add("GET", "/health", health)
+    router.add("POST", "/init", Init(guest.state).handle)
+    return router
