@@ -127,7 +127,7 @@ class SandboxService:
             raise
         try:
             made = await node.create(_node_create(record, order, template))
-            if not await self._store.transition(record.sandbox_id, SandboxState.RUNNING, tier=made.tier):
+            if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
         except BaseException as error:
             await self._undo(record, node, error)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from atoll.control.store.schema import REVISION
 from atoll.model.errors import InvalidRequest
@@ -15,18 +13,18 @@ from atoll.model.errors import InvalidRequest
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-async def bring_up_to_date(engine: AsyncEngine) -> None:
-    """Raises InvalidRequest: the database cannot be opened, or was written by a newer Atoll."""
+def bring_up_to_date(connection: Connection) -> None:
+    """In one transaction: half a migration is worse than none. Raises InvalidRequest: a newer Atoll wrote it."""
+    current = _current_revision(connection)
+    if current == REVISION:
+        return
+    connection.exec_driver_sql("BEGIN")
     try:
-        async with engine.connect() as connection:
-            current = await connection.run_sync(_current_revision)
-            if current == REVISION:
-                return
-    except OperationalError as error:
-        raise InvalidRequest(f"the database {engine.url!r} cannot be opened: {error.orig}") from error
-    # A transaction around the whole of it: half a migration is worse than none.
-    async with engine.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
-        await connection.run_sync(_upgrade, current)
+        _upgrade(connection, current)
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
 
 
 def _current_revision(connection: Connection) -> str | None:

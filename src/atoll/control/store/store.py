@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from sqlalchemy import RowMapping, delete, event, insert, select, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import Connection, Executable, RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from atoll.control.store import migrate
+from atoll.control.store.database import Database, open_database
 from atoll.control.store.schema import api_keys, sandboxes, teams
-from atoll.model.errors import Conflict, InvalidRequest
+from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 
@@ -29,9 +26,14 @@ _FROM: Mapping[SandboxState, tuple[str, ...]] = {
 }
 
 
-def default_url(data_dir: Path) -> str:
-    """SQLite in the data directory."""
-    return f"sqlite+aiosqlite:///{data_dir / 'atoll.db'}"
+# The statements of the hot path, built once.
+_INSERT = insert(sandboxes)
+_RUNNING = (
+    update(sandboxes)
+    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state == SandboxState.CREATING.value)
+    .values(state=SandboxState.RUNNING.value, tier=bindparam("new_tier"))
+)
+_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +52,16 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._engine: AsyncEngine
+        self._database: Database
 
     async def __aenter__(self) -> Self:
-        self._engine = _engine(self._url)
-        try:
-            await migrate.bring_up_to_date(self._engine)
-        except BaseException:
-            await self._engine.dispose()
-            raise
+        self._database = await open_database(self._url)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._engine.dispose()
+        await self._database.aclose()
 
     # Sandboxes
 
@@ -74,10 +71,14 @@ class Store:
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
-            async with self._engine.connect() as connection:
-                await connection.execute(insert(sandboxes), row)
+            await self._database.run(lambda connection: _write(connection, _INSERT, row))
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
+
+    async def running(self, sandbox_id: str, tier: str) -> bool:
+        """A create is done. False: it ended meanwhile."""
+        values = {"wanted_id": sandbox_id, "new_tier": tier}
+        return bool(await self._database.run(lambda connection: _write(connection, _RUNNING, values)))
 
     async def transition(self, sandbox_id: str, wanted: SandboxState, **changes: Any) -> bool:
         """Moves a sandbox to `wanted` and sets the columns in `changes`. False: unknown, or its state forbids it."""
@@ -86,8 +87,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[wanted]))
             .values(state=wanted.value, **changes)
         )
-        async with self._engine.connect() as connection:
-            return bool((await connection.execute(statement)).rowcount)
+        return bool(await self._database.run(lambda connection: _write(connection, statement)))
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
@@ -98,8 +98,7 @@ class Store:
         )
         if due_by is not None:
             statement = statement.where(sandboxes.c.end_at <= due_by)
-        async with self._engine.connect() as connection:
-            return bool((await connection.execute(statement)).rowcount)
+        return bool(await self._database.run(lambda connection: _write(connection, statement)))
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
@@ -115,30 +114,25 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(end_at=end_at)
         )
-        async with self._engine.connect() as connection:
-            return bool((await connection.execute(statement)).rowcount)
+        return bool(await self._database.run(lambda connection: _write(connection, statement)))
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(select(sandboxes).where(sandboxes.c.sandbox_id == sandbox_id))
-            row = rows.mappings().first()
-        return _to_record(row) if row is not None else None
+        rows = await self._database.run(lambda connection: _read(connection, _FIND, {"wanted_id": sandbox_id}))
+        return _to_record(rows[0]) if rows else None
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
         """The sandbox that this key made, and the digest of the request that did it."""
         statement = select(sandboxes).where(sandboxes.c.team_id == team_id, sandboxes.c.idempotency_key == key)
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).mappings().first()
-        return (_to_record(row), row["request_digest"]) if row is not None else None
+        rows = await self._database.run(lambda connection: _read(connection, statement))
+        return (_to_record(rows[0]), rows[0]["request_digest"]) if rows else None
 
     async def in_states(self, states: Sequence[SandboxState], team_id: str | None = None) -> list[SandboxRecord]:
         """In no particular order."""
         statement = select(sandboxes).where(sandboxes.c.state.in_([state.value for state in states]))
         if team_id is not None:
             statement = statement.where(sandboxes.c.team_id == team_id)
-        async with self._engine.connect() as connection:
-            rows = (await connection.execute(statement)).mappings().all()
+        rows = await self._database.run(lambda connection: _read(connection, statement))
         return [_to_record(row) for row in rows]
 
     async def forget_ended(self, before: datetime) -> int:
@@ -146,28 +140,27 @@ class Store:
         statement = delete(sandboxes).where(
             sandboxes.c.state == SandboxState.ENDED.value, sandboxes.c.ended_at < before
         )
-        async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).rowcount
+        return await self._database.run(lambda connection: _write(connection, statement))
 
     # Teams and keys
 
     async def team_name(self, team_id: str) -> str | None:
         """None: there is no such team."""
-        async with self._engine.connect() as connection:
-            name: str | None = await connection.scalar(select(teams.c.name).where(teams.c.team_id == team_id))
-        return name
+        statement = select(teams.c.name).where(teams.c.team_id == team_id)
+        rows = await self._database.run(lambda connection: _read(connection, statement))
+        return rows[0]["name"] if rows else None
 
     async def team_of_key(self, digest: str) -> str | None:
         """The team of the key with this SHA-256 hex digest."""
-        async with self._engine.connect() as connection:
-            team_id: str | None = await connection.scalar(select(api_keys.c.team_id).where(api_keys.c.digest == digest))
-        return team_id
+        statement = select(api_keys.c.team_id).where(api_keys.c.digest == digest)
+        rows = await self._database.run(lambda connection: _read(connection, statement))
+        return rows[0]["team_id"] if rows else None
 
     async def add_team(self, team_id: str, name: str, at: datetime) -> None:
         """Raises Conflict if there is one of that id."""
+        row = {"team_id": team_id, "name": name, "created_at": at}
         try:
-            async with self._engine.connect() as connection:
-                await connection.execute(insert(teams), {"team_id": team_id, "name": name, "created_at": at})
+            await self._database.run(lambda connection: _write(connection, insert(teams), row))
         except IntegrityError as error:
             raise Conflict(f"team {team_id!r} exists already") from error
 
@@ -175,34 +168,20 @@ class Store:
         """`digest`: the key's SHA-256 in hex. Raises Conflict: the id or the key exists, or the team does not."""
         row = {"key_id": key_id, "team_id": team_id, "name": name, "digest": digest, "created_at": at}
         try:
-            async with self._engine.connect() as connection:
-                await connection.execute(insert(api_keys), row)
+            await self._database.run(lambda connection: _write(connection, insert(api_keys), row))
         except IntegrityError as error:
             raise Conflict(f"API key {key_id!r} cannot be added to team {team_id!r}") from error
 
 
-def _engine(url: str) -> AsyncEngine:
-    """Autocommit: every write here is a single statement, and a BEGIN and a COMMIT would cost a thread hop each."""
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return create_async_engine(parsed, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
-        # One connection: SQLite has one writer, and waiting in our queue beats SQLite's sleeping on a lock.
-        engine = create_async_engine(
-            parsed, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0, pool_reset_on_return=None
-        )
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise InvalidRequest(f"ATOLL_DATABASE_URL cannot be used: {error}") from error
-    event.listen(engine.sync_engine, "connect", _set_pragmas)
-    return engine
+def _write(connection: Connection, statement: Executable, values: Mapping[str, Any] | None = None) -> int:
+    """How many rows it changed."""
+    return connection.execute(statement, values).rowcount
 
 
-def _set_pragmas(connection: Any, _record: Any) -> None:
-    """NORMAL in WAL mode: a crash of the server loses nothing, a power cut at most the last commits, never the file."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _read(
+    connection: Connection, statement: Executable, values: Mapping[str, Any] | None = None
+) -> Sequence[RowMapping]:
+    return connection.execute(statement, values).mappings().all()
 
 
 def _to_row(record: SandboxRecord) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Runs a piece of synchronous SQLAlchemy work on the database without holding up the event loop.
+
+Two ways. SQLite: one connection in one thread of its own, so that a statement costs one hop there and back (the async
+driver takes four, and a create is mostly hops); SQLite has one writer anyhow, and waiting in our queue beats its
+sleeping on a lock. Anything else: the URL's async driver and a pool.
+
+Autocommit in both: every write of the store is a single statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+from atoll.control.store import migrate
+from atoll.model.errors import InvalidRequest
+
+T = TypeVar("T")
+
+
+def default_url(data_dir: Path) -> str:
+    """SQLite in the data directory."""
+    return f"sqlite:///{data_dir / 'atoll.db'}"
+
+
+class Database(ABC):
+    """An open, migrated database."""
+
+    @abstractmethod
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work` on a connection. Once begun it is carried through, even if the caller is cancelled."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Idempotent."""
+
+
+async def open_database(url: str) -> Database:
+    """Opens and migrates. Raises InvalidRequest: the URL cannot be used, or a newer Atoll wrote the database."""
+    try:
+        parsed = make_url(url)
+        database = _Threaded(parsed) if parsed.get_backend_name() == "sqlite" else _Asynchronous(parsed)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise InvalidRequest(f"ATOLL_DATABASE_URL cannot be used: {error}") from error
+    try:
+        await database.run(migrate.bring_up_to_date)
+    except DBAPIError as error:
+        await database.aclose()
+        raise InvalidRequest(f"the database {parsed.render_as_string()} cannot be used: {error.orig}") from error
+    except BaseException:
+        await database.aclose()
+        raise
+    return database
+
+
+class _Threaded(Database):
+    def __init__(self, url: URL) -> None:
+        self._engine: Engine = create_engine(
+            url.set(drivername="sqlite"),
+            isolation_level="AUTOCOMMIT",
+            poolclass=StaticPool,
+            pool_reset_on_return=None,
+            connect_args={"check_same_thread": False},
+        )
+        event.listen(self._engine, "connect", _set_pragmas)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="atoll-store")
+        self._connection: Connection | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return work(self._connection)
+
+    async def aclose(self) -> None:
+        def close() -> None:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self._engine.dispose()
+
+        await asyncio.to_thread(self._thread.shutdown)
+        close()
+
+
+class _Asynchronous(Database):
+    def __init__(self, url: URL) -> None:
+        self._engine: AsyncEngine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def aclose(self) -> None:
+        await self._engine.dispose()
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    """NORMAL in WAL mode: a crash of the server loses nothing, a power cut at most the last commits, never the file."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
