@@ -20,7 +20,7 @@ import pytest
 import websockets
 
 from atoll.edge.routes import LiveRoutes
-from atoll.edge.server import Edge
+from atoll.edge.server import Edge, bind
 from atoll.edge.signed import signature_of
 from atoll.model.errors import PortClosed, SandboxGone
 from atoll.model.seams import Route
@@ -114,7 +114,7 @@ class Rig:
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     made = Rig()
-    _, made.port = await made.edge.listen("127.0.0.1", 0)
+    _, made.port = await made.edge.listen(bind("127.0.0.1", 0))
     yield made
     await made.edge.aclose(grace_s=0.1)
     for server in made.servers:

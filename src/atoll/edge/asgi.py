@@ -1,7 +1,7 @@
 """A small bridge from the edge's connections to the control plane's ASGI application.
 
-Owns: scope, streamed request bodies with back-pressure, response framing, the size limit of JSON bodies, lifespan.
-Does not own: routing, authentication, what a body means.
+Owns: scope, streamed request bodies with back-pressure, response framing, the size limit of JSON bodies.
+Does not own: routing, authentication, what a body means, the application's start and stop (the composition root's).
 
 A client that goes away does not cancel the application: what it has begun (a create, a kill) it finishes.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -173,7 +172,6 @@ class AsgiExchange:
             "headers": head.headers,
             "client": self._client.peer,
             "server": self._client.edge.address,
-            "state": dict(self._client.edge.app_state),
         }
 
     async def _receive(self) -> Message:
@@ -257,38 +255,3 @@ class AsgiExchange:
             self._client.answer(Answer(500, "internal error"))
         else:
             self._client.cut()
-
-
-@asynccontextmanager
-async def lifespan(app: AsgiApp) -> AsyncIterator[dict[str, Any]]:
-    """Runs the application's own start and stop around the block; yields the state for its requests' scopes.
-
-    Raises PlatformError when the application cannot start.
-    """
-    state: dict[str, Any] = {}
-    inbox: asyncio.Queue[Message] = asyncio.Queue()
-    outbox: asyncio.Queue[Message] = asyncio.Queue()
-    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
-
-    async def run() -> None:
-        try:
-            await app(scope, inbox.get, outbox.put)
-        finally:
-            await outbox.put({"type": "lifespan.ended"})
-
-    task = asyncio.create_task(run())
-    try:
-        await inbox.put({"type": "lifespan.startup"})
-        answer = await outbox.get()
-        if answer["type"] == "lifespan.startup.failed":
-            raise PlatformError(f"the control plane could not start: {answer.get('message', '')}")
-        if answer["type"] == "lifespan.ended" and task.done() and task.exception() is not None:
-            raise PlatformError("the control plane could not start") from task.exception()
-        yield state
-        await inbox.put({"type": "lifespan.shutdown"})
-        answer = await outbox.get()
-        if answer["type"] == "lifespan.shutdown.failed":
-            raise PlatformError(f"the control plane could not stop cleanly: {answer.get('message', '')}")
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Mapping
+import socket
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -24,14 +25,28 @@ SWEEP_S = 2.0
 MAX_CONNECTIONS = 8192
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to `host`:`port` (0: a free one), not listening yet. Raises OSError saying which address."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot use the address {host!r}: {error.strerror or error}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return sock
+
+
 class Edge:
     """The way in. One per server process and event loop."""
 
     def __init__(self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = ()) -> None:
         self.routes = routes
         self.app = app
-        self.app_state: Mapping[str, Any] = {}
-        """Copied into every request's scope; what the application's lifespan left there."""
         self.domains = frozenset({LOCAL_DOMAIN} | {domain_of(domain) for domain in domains})
         self.log = structlog.get_logger("atoll.edge")
         self.connections: set[ClientConnection] = set()
@@ -45,11 +60,11 @@ class Edge:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Accepts connections from now on; returns the address in fact. Raises OSError (address in use, not ours)."""
-        self._server = await self.loop.create_server(lambda: ClientConnection(self), host, port, backlog=1024)
-        name = self._server.sockets[0].getsockname()
+    async def listen(self, sock: socket.socket) -> tuple[str, int]:
+        """Accepts connections on a bound socket from now on, and owns it; returns its address."""
+        name = sock.getsockname()
         self.address = (str(name[0]), int(name[1]))
+        self._server = await self.loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
         self._sweeper = asyncio.create_task(self._sweep())
         return self.address
 

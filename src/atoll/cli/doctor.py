@@ -1,0 +1,103 @@
+"""`atoll doctor`: what this machine can do, tier by tier, and what is missing around them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from atoll.cli import running
+from atoll.config import Settings
+from atoll.isolation import registry
+from atoll.isolation.base import BackendConfig, Finding, Verdict
+from atoll.model.errors import AtollError
+from atoll.node.images import TemplateStore
+
+_MARKS = {Verdict.OK: "[green]ok  [/green]", Verdict.WARN: "[yellow]warn[/yellow]", Verdict.FAIL: "[red]FAIL[/red]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Findings by section; the section of a tier is its name."""
+
+    sections: dict[str, list[Finding]]
+    tiers: dict[str, bool]
+
+    @property
+    def usable(self) -> bool:
+        """True when a sandbox could run here: some tier works and nothing around it fails."""
+        around = (finding for name, found in self.sections.items() if name not in self.tiers for finding in found)
+        return any(self.tiers.values()) and all(finding.verdict is not Verdict.FAIL for finding in around)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "usable": self.usable,
+            "tiers": self.tiers,
+            "sections": {name: [asdict(finding) for finding in found] for name, found in self.sections.items()},
+        }
+
+
+def examine(settings: Settings) -> Report:
+    """Looks at everything, changes nothing but a directory of its own that it removes."""
+    sections = {"atoll": _around(settings)}
+    tiers: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as scratch:
+        for name in registry.names():
+            found = asyncio.run(_tier(name, Path(scratch)))
+            sections[name] = found
+            tiers[name] = all(finding.verdict is not Verdict.FAIL for finding in found)
+    return Report(sections, tiers)
+
+
+def print_report(report: Report) -> None:
+    """For people: one line per finding, what to do below it, a verdict at the end."""
+    console = Console()
+    for name, findings in report.sections.items():
+        works = report.tiers.get(name)
+        title = name if works is None else f"isolation tier {name}: {'works here' if works else 'does not work here'}"
+        console.print(f"\n[bold]{title}[/bold]")
+        for finding in findings:
+            console.print(f"  {_MARKS[finding.verdict]} {finding.subject}: {finding.detail}", highlight=False)
+            if finding.fix:
+                console.print(f"       → {finding.fix}", highlight=False)
+    verdict = "[green]Sandboxes can run here.[/green]" if report.usable else "[red]No sandbox can run here yet.[/red]"
+    console.print(f"\n{verdict}")
+
+
+async def _tier(name: str, scratch: Path) -> list[Finding]:
+    try:
+        return await registry.load(name)(BackendConfig(run_dir=scratch / name)).doctor()
+    except (AtollError, ImportError, AttributeError, OSError) as error:
+        return [Finding("load", Verdict.FAIL, str(error), "reinstall the package that brings this tier")]
+
+
+def _around(settings: Settings) -> list[Finding]:
+    found = [_data_dir(settings.data_dir), _templates(settings.templates_dir)]
+    server = running.find(settings.data_dir)
+    detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"
+    found.append(Finding("server", Verdict.OK, detail, "" if server else "start it with `atoll serve`"))
+    return found
+
+
+def _data_dir(path: Path) -> Finding:
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return Finding("data directory", Verdict.FAIL, f"{nearest} cannot be written", "choose one with ATOLL_DATA_DIR")
+    free_gib = shutil.disk_usage(nearest).free / 2**30
+    if free_gib < 2:
+        return Finding("data directory", Verdict.WARN, f"{path}: only {free_gib:.1f} GiB free", "make room")
+    return Finding("data directory", Verdict.OK, f"{path}: {free_gib:.0f} GiB free")
+
+
+def _templates(path: Path) -> Finding:
+    names = [template.template_id for template in TemplateStore(path).list_templates()]
+    if "base" in names:
+        return Finding("templates", Verdict.OK, ", ".join(names))
+    missing = "" if shutil.which("mmdebstrap") else "apt-get install mmdebstrap, then "
+    return Finding("templates", Verdict.WARN, f"no `base` in {path}", f"{missing}atoll template build base")

@@ -1,0 +1,203 @@
+"""The `atoll` command: words, options and exit codes. The work is in the modules beside this one, imported when needed.
+
+Exit codes: 0 done; 1 it did not work, with the reason on standard error; 2 wrong usage; `atoll run`: the code's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from atoll.config import Settings
+from atoll.model.errors import AtollError
+
+app = typer.Typer(
+    name="atoll",
+    help="Sandboxes for AI agents on your own Linux machine, speaking E2B's protocol.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+template_app = typer.Typer(help="Build and list templates.", no_args_is_help=True)
+app.add_typer(template_app, name="template")
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where state, sandboxes and templates live.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    app()
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [default: 3000]")
+    ] = None,
+    data_dir: DataDir = None,
+    isolation: Annotated[str | None, typer.Option(help="auto, or the name of a tier. [default: auto]")] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Also route {port}-{id}.DOMAIN; wildcard DNS must point here.")
+    ] = None,
+    keep_sandboxes: Annotated[
+        bool | None,
+        typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
+    ] = None,
+    ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
+    ready_fd: Annotated[
+        int | None, typer.Option(min=0, help='Write {"url", "api_key"} to this descriptor when ready.')
+    ] = None,
+    lifeline_fd: Annotated[
+        int | None, typer.Option(min=0, help="Stop, and end all sandboxes, when this descriptor reaches its end.")
+    ] = None,
+) -> None:
+    """Run the server: control plane, edge and sandboxes in one process."""
+    with _errors_told():
+        settings = _settings(data_dir)
+        given: dict[str, Any] = {
+            "host": host,
+            "port": port,
+            "isolation": isolation,
+            "domain": domain,
+            "keep_sandboxes": keep_sandboxes,
+        }
+        if lifeline_fd is not None and keep_sandboxes is None:
+            given["keep_sandboxes"] = False
+        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        for name in ensure or ():
+            _build(settings, name)
+        from atoll.cli import serve as server
+
+        server.serve(settings, server.Wires(ready_fd, lifeline_fd))
+
+
+@app.command()
+def env(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Print the export lines that point E2B's SDKs at the running server: eval "$(atoll env)"."""
+    with _errors_told():
+        from atoll.cli.environment import client_environ, export_lines
+
+        environ = client_environ(_settings(data_dir))
+        _print_json(dict(environ)) if as_json else typer.echo(export_lines(environ))
+
+
+@template_app.command("build")
+def template_build(
+    names: Annotated[list[str] | None, typer.Argument(help="Templates to build. [default: base]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Build built-in templates that are missing or whose recipe changed."""
+    with _errors_told():
+        settings = _settings(data_dir)
+        for name in names or ["base"]:
+            _build(settings, name)
+
+
+@template_app.command("list")
+def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List the templates that a sandbox can be made of."""
+    with _errors_told():
+        from atoll.cli import templates
+
+        settings = _settings(data_dir)
+        rows = templates.rows(settings.templates_dir)
+        _print_json(rows) if as_json else templates.print_table(rows)
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Check what this machine can do and say what to do about the rest."""
+    with _errors_told():
+        from atoll.cli import doctor as checks
+
+        report = checks.examine(_settings(data_dir))
+        _print_json(report.as_json()) if as_json else checks.print_report(report)
+        raise typer.Exit(0 if report.usable else 1)
+
+
+@app.command()
+def run(
+    code: Annotated[str, typer.Argument(help="A shell command line, or Python with --python; - reads it from stdin.")],
+    python: Annotated[bool, typer.Option("--python", help="Run it in the code interpreter.")] = False,
+    template: Annotated[str | None, typer.Option(help="Template to use.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which it is ended.")] = 300.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Run one thing in a throw-away sandbox; returns its exit code."""
+    with _errors_told():
+        from atoll.cli import run as runs
+
+        text = sys.stdin.read() if code == "-" else code
+        raise typer.Exit(runs.run(_settings(data_dir), text, python=python, template=template, timeout_s=timeout))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def replay(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A recorded agent run (JSON).")],
+) -> None:
+    """Replay a recorded agent run in a sandbox, action by action."""
+    with _errors_told():
+        from atoll.cli import replay as replays
+
+        raise typer.Exit(replays.replay(file, context.args))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from atoll import __version__
+
+    typer.echo(__version__)
+
+
+def _settings(data_dir: Path | None) -> Settings:
+    environ: Mapping[str, str] = os.environ
+    if data_dir is not None:
+        environ = {**environ, "ATOLL_DATA_DIR": str(data_dir)}
+    return Settings.from_environ(environ)
+
+
+def _build(settings: Settings, name: str) -> None:
+    from atoll.cli import templates
+
+    templates.build(settings.templates_dir, name)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Expected failures end with their message and exit code 1, not with a traceback."""
+    try:
+        yield
+    except AtollError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"atoll: {message}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

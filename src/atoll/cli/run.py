@@ -1,0 +1,115 @@
+"""`atoll run`: one thing in a throw-away sandbox, through the public SDK, with its output and its exit code.
+
+Where it runs: the service that the environment names (E2B_API_KEY), else the server of the data directory, else an
+embedded platform that lives as long as the command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from atoll.cli import running
+from atoll.cli.environment import client_environ
+from atoll.config import Settings
+from atoll.model.errors import PlatformError
+
+TIMED_OUT = 124
+"""What `timeout(1)` returns."""
+
+_MARGIN_S = 60
+"""The sandbox outlives the command by this at most, should nobody be left to end it."""
+
+
+def run(settings: Settings, code: str, *, python: bool, template: str | None, timeout_s: float) -> int:
+    """Runs `code` and returns its exit code; 124 when it took longer than `timeout_s`. Raises PlatformError."""
+    from e2b import SandboxException
+
+    with platform_environ(settings):
+        try:
+            return (_python if python else _shell)(code, template, timeout_s)
+        except SandboxException as error:
+            raise PlatformError(str(error)) from error
+
+
+@contextmanager
+def platform_environ(settings: Settings) -> Iterator[None]:
+    """Within the block the SDK's variables in `os.environ` name a platform that answers."""
+    if os.environ.get("E2B_API_KEY"):
+        yield
+        return
+    if running.find(settings.data_dir) is not None:
+        with _environ(client_environ(settings)):
+            yield
+        return
+    from atoll.runtime.embedded import EmbeddedPlatform
+
+    with EmbeddedPlatform() as platform, _environ(platform.environ):
+        yield
+
+
+@contextmanager
+def _environ(more: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _shell(code: str, template: str | None, timeout_s: float) -> int:
+    from e2b import CommandExitException, Sandbox, TimeoutException
+
+    with Sandbox.create(template, timeout=int(timeout_s) + _MARGIN_S) as sandbox:
+        try:
+            sandbox.commands.run(
+                code, timeout=timeout_s, request_timeout=0, on_stdout=_to(sys.stdout), on_stderr=_to(sys.stderr)
+            )
+        except CommandExitException as result:
+            return result.exit_code
+        except TimeoutException:
+            print(f"atoll: ended after {timeout_s:g} s", file=sys.stderr)
+            return TIMED_OUT
+    return 0
+
+
+def _python(code: str, template: str | None, timeout_s: float) -> int:
+    from e2b import TimeoutException
+    from e2b_code_interpreter import Sandbox
+
+    with Sandbox.create(template, timeout=int(timeout_s) + _MARGIN_S) as sandbox:
+        try:
+            execution = sandbox.run_code(
+                code,
+                timeout=timeout_s,
+                on_stdout=lambda message: _to(sys.stdout)(message.line),
+                on_stderr=lambda message: _to(sys.stderr)(message.line),
+            )
+        except TimeoutException:
+            print(f"atoll: ended after {timeout_s:g} s", file=sys.stderr)
+            return TIMED_OUT
+    for result in execution.results:
+        if result.text is not None:
+            print(result.text)
+    if execution.error is not None:
+        print(execution.error.traceback, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _to(stream: TextIO) -> Callable[[str], None]:
+    """A callback that writes at once to one of the process's own streams."""
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return write

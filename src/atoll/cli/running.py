@@ -1,0 +1,92 @@
+"""The server of a data directory as other processes see it: the lock that it holds and the file that tells where it is.
+
+DATA_DIR/server.lock   locked for as long as a server runs on this directory
+DATA_DIR/server.json   {"pid", "url", "started_at", "keys"}: written when it is ready, removed when it stops
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atoll.model.errors import Conflict
+
+LOCK = "server.lock"
+RECORD = "server.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """What a ready server tells of itself. `keys`: `generated` (DATA_DIR/api-key) or `configured` (ATOLL_API_KEYS)."""
+
+    pid: int
+    url: str
+    started_at: str
+    keys: str
+
+
+@contextmanager
+def exclusive(data_dir: Path) -> Iterator[None]:
+    """Holds the data directory's lock. Raises Conflict when a server runs on it already."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = _read(data_dir)
+            where = f" (pid {other.pid}, {other.url})" if other else ""
+            raise Conflict(
+                f"a server runs on {data_dir} already{where}", hint="stop it, or choose another --data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def announced(data_dir: Path, url: str, keys: str) -> Iterator[RunningServer]:
+    """Tells other processes where this server is, for as long as the block runs."""
+    server = RunningServer(os.getpid(), url, datetime.now(UTC).isoformat(timespec="seconds"), keys)
+    record = data_dir / RECORD
+    draft = data_dir / f".{RECORD}.{server.pid}"
+    draft.write_text(json.dumps(asdict(server)) + "\n")
+    draft.replace(record)
+    try:
+        yield server
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def find(data_dir: Path) -> RunningServer | None:
+    """The server that runs on `data_dir` and is ready, or None. A record that a killed server left does not count."""
+    if not _is_locked(data_dir):
+        return None
+    return _read(data_dir)
+
+
+def _is_locked(data_dir: Path) -> bool:
+    try:
+        lock = os.open(data_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _read(data_dir: Path) -> RunningServer | None:
+    try:
+        return RunningServer(**json.loads((data_dir / RECORD).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,100 @@
+"""The ladder of fixtures: templates → server → sandboxes (in `integration/`); and no suite may skip itself whole.
+
+templates_dir     the default location, shared by all servers of the session, built if needed
+server            one real `atoll serve` for the session, with real isolation
+make_server       servers of a test's own, for tests that stop, kill or restart them
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.host import skip_without
+from support.server import ServerProcess
+
+SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL", "E2B_DOMAIN", "E2B_DEBUG")
+
+
+@pytest.fixture(scope="session")
+def templates_dir() -> Path:
+    """Where templates are built once for all: ATOLL_TEMPLATES_DIR or the default data directory's."""
+    from atoll.config import Settings
+    from atoll.node.images import TemplateStore
+
+    directory = Settings.from_environ(os.environ).templates_dir
+    TemplateStore(directory).ensure_template("base")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def interpreter_template(templates_dir: Path) -> None:
+    """The template `code-interpreter-v1`, built if needed."""
+    from atoll.node.images import TemplateStore
+
+    TemplateStore(templates_dir).ensure_template("code-interpreter-v1")
+
+
+@pytest.fixture(scope="session")
+def server(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The session's server; the SDKs' variables in `os.environ` point at it."""
+    skip_without("namespaces")
+    running = ServerProcess.start(
+        tmp_path_factory.mktemp("server") / "data", templates_dir=templates_dir, options=["--end-sandboxes"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SDK_VARIABLES:
+            patch.delenv(name, raising=False)
+        for name, value in running.environ.items():
+            patch.setenv(name, value)
+        yield running
+    assert running.stop() == 0, running.log_tail()
+
+
+@pytest.fixture
+def make_server(templates_dir: Path, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers that end with the test: `make_server(data_dir=None, **ServerProcess.start's arguments)`."""
+    skip_without("namespaces")
+    with ExitStack() as stack:
+        count = 0
+
+        def start(data_dir: Path | None = None, **more: Any) -> ServerProcess:
+            nonlocal count
+            count += 1
+            started = ServerProcess.start(data_dir or tmp_path / f"server-{count}", templates_dir=templates_dir, **more)
+            stack.callback(started.stop)
+            return started
+
+        yield start
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failed test that used the server shows the end of the server's log."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    running = getattr(item, "funcargs", {}).get("server")
+    if report.failed and isinstance(running, ServerProcess):
+        report.sections.append(("end of the server's log", running.log_tail()))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a folder whose tests all skipped is a failure: a machine that cannot run them must not look green."""
+    if not os.environ.get("CI") or exitstatus != 0:
+        return
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    outcomes: dict[str, set[str]] = defaultdict(set)
+    for outcome in ("passed", "skipped", "xfailed"):
+        for report in reporter.stats.get(outcome, ()):
+            parts = Path(report.nodeid.split("::")[0]).parts
+            if len(parts) > 2:
+                outcomes[parts[1]].add(outcome)
+    if empty := sorted(folder for folder, seen in outcomes.items() if seen == {"skipped"}):
+        reporter.write_line(f"every test skipped in: {', '.join(empty)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

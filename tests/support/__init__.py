@@ -1,0 +1,1 @@
+"""What tests share: a real server as a process, and the reasons for skipping."""
