@@ -1,0 +1,313 @@
+"""Nothing is left of a sandbox that ended, however it ended. Counted from outside the product (`testing.footprint`).
+
+Each test has a server of its own, so that no other test's sandboxes are in the counts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from e2b import Sandbox, SandboxException
+from sdk_support import eventually, is_alive
+
+from atoll.testing import footprint
+from atoll.testing.footprint import Footprint
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="counting other processes' descriptors and namespaces needs root"),
+    pytest.mark.timeout(300),
+]
+
+CYCLES = 200
+
+
+class Observed:
+    """A server that can be counted, and created on."""
+
+    def __init__(self, server: Any, mark: str) -> None:
+        self.server = server
+        self.mark = mark
+        self.gone: set[str] = set()
+
+    def create(self, **options: Any) -> Sandbox:
+        sandbox = Sandbox.create(**{"timeout": 300, **options}, **self.options)
+        self.gone.add(sandbox.sandbox_id)
+        return sandbox
+
+    @property
+    def options(self) -> dict[str, Any]:
+        url = self.server.url
+        return {"api_key": self.server.api_key, "api_url": url, "sandbox_url": url}
+
+    def take(self) -> Footprint:
+        return footprint.take(self.mark, frozenset(self.gone))
+
+    def settles_at(self, before: Footprint) -> None:
+        """What was counted comes back to what it was: cleaning up may go on for a moment after the answer."""
+
+        def same() -> bool:
+            return not _grown(before, self.take()) and not self.directories()
+
+        try:
+            eventually(same, what="the footprint before", within_s=30)
+        except AssertionError:
+            now = self.take()
+            pytest.fail(
+                f"left behind: {_grown(before, now)} {now.mentions[:5]} {self.directories()[:5]}\n{before}\n{now}"
+            )
+
+    def directories(self) -> list[Path]:
+        """Directories of sandboxes and of what is on its way out."""
+        data = Path(self.server.data_dir)
+        return [path for name in ("sandboxes", "trash") if (data / name).is_dir() for path in (data / name).iterdir()]
+
+
+def _grown(before: Footprint, now: Footprint) -> dict[str, Any]:
+    grown: dict[str, Any] = {
+        name: (getattr(before, name), getattr(now, name))
+        for name in ("processes", "namespaces", "mounts")
+        if getattr(now, name) > getattr(before, name)
+    }
+    if more := now.fds - before.fds:
+        grown["fds"] = dict(more)
+    if now.mentions:
+        grown["mentions"] = len(now.mentions)
+    return grown
+
+
+@pytest.fixture
+def observed(start_server: Callable[..., Any]) -> Observed:
+    mark = footprint.new_mark()
+    return Observed(start_server(environ={footprint.MARKER: mark}), mark)
+
+
+def _use_and_kill(observed: Observed) -> None:
+    sandbox = observed.create()
+    assert sandbox.commands.run("echo hi").stdout == "hi\n"
+    assert sandbox.kill() is True
+
+
+def test_two_hundred_sandboxes_leave_nothing(observed: Observed) -> None:
+    for _ in range(5):
+        _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    for _ in range(CYCLES):
+        _use_and_kill(observed)
+    assert len(observed.gone) == CYCLES + 5
+    observed.settles_at(before)
+
+
+def test_the_counting_sees_a_sandbox_that_lives(observed: Observed) -> None:
+    """The proof that the other tests can fail."""
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    sandbox = observed.create()
+    now = observed.take()
+    assert now.processes > before.processes
+    assert now.namespaces >= before.namespaces + 5
+    assert now.mentions
+    assert observed.directories()
+    sandbox.kill()
+    observed.settles_at(before)
+
+
+def test_sandboxes_killed_in_the_middle_of_everything_leave_nothing(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+
+    def one(n: int) -> None:
+        sandbox = observed.create()
+        sandbox.commands.run("sleep 86377 & sleep 86376 & (setsid sleep 86375 &) ; wait", background=True, timeout=0)
+        sandbox.commands.run("yes", background=True, timeout=0)
+        sandbox.files.watch_dir("/home/user")
+        sandbox.files.write("blob", os.urandom(300_000))
+        time.sleep(random.Random(n).random() * 0.1)
+        sandbox.kill()
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(one, range(30)))
+    observed.settles_at(before)
+
+
+def test_sandboxes_that_time_out_leave_nothing(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    for _ in range(15):
+        observed.create(timeout=1)
+    observed.settles_at(before)
+
+
+def test_creates_that_fail_leave_nothing(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    for _ in range(20):
+        with pytest.raises(SandboxException):
+            Sandbox.create("no-such-template", **observed.options)
+        body = {"templateID": "base", "envVars": {"A=B": "x"}}
+        headers = {"X-API-Key": observed.server.api_key}
+        assert httpx.post(f"{observed.server.url}/v2/sandboxes", json=body, headers=headers).status_code in (400, 422)
+    observed.settles_at(before)
+
+
+def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    address = urllib.parse.urlsplit(observed.server.url)
+    body = b'{"templateID":"base","timeout":300}'
+    for n in range(30):
+        with socket.create_connection((address.hostname, address.port)) as sock:
+            sock.sendall(
+                f"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {observed.server.api_key}\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            time.sleep(0.001 * (n % 10))
+    with httpx.Client(base_url=observed.server.url, headers={"X-API-Key": observed.server.api_key}) as api:
+
+        def none_but_finished() -> bool:
+            # A create that was through before the client left has made a sandbox that its owner may list and kill.
+            for item in api.get("/v2/sandboxes").json():
+                observed.gone.add(item["sandboxID"])
+                api.delete(f"/sandboxes/{item['sandboxID']}")
+            return not _grown(before, observed.take()) and not observed.directories()
+
+        eventually(none_but_finished, what="the footprint before", within_s=30)
+
+
+def test_clients_that_leave_in_the_middle_cost_the_server_nothing(observed: Observed) -> None:
+    _use_and_kill(observed)
+    sandbox = observed.create()
+    sandbox.commands.run("head -c 20000000 /dev/zero > big")
+    _leave_early(observed, sandbox, 3)
+    observed.gone.clear()
+    before = observed.take()
+    _leave_early(observed, sandbox, 40)
+
+    def same() -> bool:
+        now = observed.take()
+        return now.processes <= before.processes and not (now.fds - before.fds)
+
+    eventually(same, what=f"the descriptors and processes of {before}", within_s=30)
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+    sandbox.kill()
+
+
+def _leave_early(observed: Observed, sandbox: Sandbox, times: int) -> None:
+    headers = {
+        "E2b-Sandbox-Id": sandbox.sandbox_id,
+        "E2b-Sandbox-Port": "49983",
+        "X-Access-Token": sandbox._envd_access_token or "",
+    }
+    for _ in range(times):
+        with httpx.stream("GET", f"{observed.server.url}/files?path=big", headers=headers) as response:
+            next(response.iter_raw())
+        handle = sandbox.commands.run("sleep 86374", background=True, timeout=0)
+        handle.disconnect()
+        sandbox.commands.kill(handle.pid)
+
+
+def test_a_server_that_was_killed_is_followed_by_one_that_adopts(observed: Observed) -> None:
+    sandbox = observed.create(metadata={"k": "v"})
+    sandbox.files.write("note", "kept")
+    sandbox.commands.run("sleep 86373", background=True, timeout=0)
+    observed.server.kill()
+    observed.server.start()
+    again = Sandbox.connect(sandbox.sandbox_id, **observed.options)
+    assert again.files.read("note") == "kept"
+    assert is_alive(again, "sleep 86373") or is_alive(again, "/bin/bash -l -c sleep 86373")
+    assert again.get_info().metadata == {"k": "v"}
+    assert again.kill() is True
+    before_ids = observed.directories()
+    eventually(lambda: observed.directories() == [], what=f"the directories {before_ids} are gone")
+    _use_and_kill(observed)
+
+
+def test_a_server_that_was_killed_while_creating_leaves_nothing(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    for delay_s in (0.02, 0.05, 0.1):
+        stop = threading.Event()
+
+        def create_until(stop: threading.Event = stop) -> None:
+            while not stop.is_set():
+                try:
+                    observed.create(request_timeout=5, retries=0)
+                except Exception:
+                    return
+
+        workers = [threading.Thread(target=create_until) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        time.sleep(delay_s)
+        observed.server.kill()
+        stop.set()
+        for worker in workers:
+            worker.join(30)
+        observed.server.start()
+    headers = {"X-API-Key": observed.server.api_key}
+    with httpx.Client(base_url=observed.server.url, headers=headers, timeout=30) as api:
+        for item in api.get("/v2/sandboxes").json():
+            observed.gone.add(item["sandboxID"])
+            assert api.delete(f"/sandboxes/{item['sandboxID']}").status_code == 204
+    observed.settles_at(before)
+
+
+def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    sandbox = observed.create()
+    observed.server.kill()
+    host = os.stat("/proc/self/ns/pid").st_ino
+    for pid, namespace in footprint.processes_of(observed.mark).items():
+        if namespace != host:
+            os.kill(pid, signal.SIGKILL)
+    observed.server.start()
+    assert Sandbox.kill(sandbox.sandbox_id, **observed.options) is False
+    observed.settles_at(before)
+
+
+def test_a_guest_that_dies_takes_its_sandbox_with_it(observed: Observed) -> None:
+    _use_and_kill(observed)
+    observed.settles_at(before := observed.take())
+    sandbox = observed.create()
+    sandbox.commands.run("sleep 86372", background=True, timeout=0)
+    host = os.stat("/proc/self/ns/pid").st_ino
+    for pid, namespace in footprint.processes_of(observed.mark).items():
+        if namespace != host and _is_init(pid):
+            os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not sandbox.is_running(), what="the sandbox is told as gone")
+    observed.settles_at(before)
+    _use_and_kill(observed)
+
+
+def _is_init(pid: int) -> bool:
+    """Is it the first process of its pid namespace?"""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return line.split()[-1] == "1"
+    return False
+
+
+def test_a_stopped_server_that_keeps_nothing_leaves_nothing(start_server: Callable[..., Any]) -> None:
+    mark = footprint.new_mark()
+    server = start_server(environ={footprint.MARKER: mark}, keep_sandboxes=False)
+    observed = Observed(server, mark)
+    for _ in range(3):
+        observed.create()
+    server.stop()
+    eventually(lambda: not footprint.processes_of(mark), what="no process of the server is left", within_s=30)
+    left = footprint.take(mark, frozenset(observed.gone)).mentions
+    assert left == ()
+    assert observed.directories() == []
