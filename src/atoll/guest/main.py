@@ -18,11 +18,11 @@ import os
 import socket
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import NoReturn
 
 from atoll.guest.init import Init, prepare_process, run_start_cmd
 from atoll.guest.metrics import Metrics
+from atoll.guest.parts import Guest
 from atoll.guest.process_service import ProcessService, ProcessTable
 from atoll.guest.reaper import Reaper
 from atoll.guest.server import Router
@@ -36,16 +36,6 @@ for _name in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "ascii"
     codecs.lookup(_name)
 
 CONTROL_PORT = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """The parts that services are built on."""
-
-    state: GuestState
-    reaper: Reaper
-    processes: ProcessTable
-    loop: asyncio.AbstractEventLoop
 
 
 def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
