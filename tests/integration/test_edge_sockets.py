@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import uvloop
 import websockets
 
 from atoll.edge.routes import LiveRoutes
@@ -109,6 +110,12 @@ class Rig:
             f"connection: close\r\n{length}{extra}\r\n".encode()
             + body
         )
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The server's own kind of loop."""
+    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class RunningServer:
 @contextmanager
 def exclusive(data_dir: Path) -> Iterator[None]:
     """Holds the data directory's lock. Raises Conflict when a server runs on it already."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
