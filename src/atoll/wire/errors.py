@@ -48,6 +48,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
     e.PortClosed: Entry(502, "port_not_open"),
     e.PlatformError: Entry(500, "internal_server_error"),
     e.CreateFailed: Entry(500, "sandbox_create_failed"),
+    e.BuildFailed: Entry(500, "build_failed"),
     e.BackendUnavailable: Entry(500, "isolation_unavailable"),
 }
 

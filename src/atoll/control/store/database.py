@@ -10,6 +10,7 @@ Autocommit in both: every write of the store is a single statement.
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,8 +51,8 @@ async def open_database(url: str) -> Database:
     try:
         parsed = make_url(url)
         database = _Threaded(parsed) if parsed.get_backend_name() == "sqlite" else _Asynchronous(parsed)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise InvalidRequest(f"ATOLL_DATABASE_URL cannot be used: {error}") from error
+    except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
+        raise InvalidRequest(f"the database cannot be used: {error}", hint="see ATOLL_DATABASE_URL") from error
     try:
         await database.run(migrate.bring_up_to_date)
     except DBAPIError as error:
@@ -65,6 +66,7 @@ async def open_database(url: str) -> Database:
 
 class _Threaded(Database):
     def __init__(self, url: URL) -> None:
+        _make_private(url.database)
         self._engine: Engine = create_engine(
             url.set(drivername="sqlite"),
             isolation_level="AUTOCOMMIT",
@@ -105,6 +107,13 @@ class _Asynchronous(Database):
 
     async def aclose(self) -> None:
         await self._engine.dispose()
+
+
+def _make_private(path: str | None) -> None:
+    """The file before SQLite makes it: it holds tokens, and SQLite's own files beside it take its mode."""
+    if path and path != ":memory:" and not path.startswith("file:"):
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

@@ -1,0 +1,151 @@
+"""What a create may ask for: the pure checks, the quota, placement."""
+
+from __future__ import annotations
+
+import pytest
+
+from atoll.control.holdings import Holdings
+from atoll.control.orders import CreateOrder, Policy, check_order
+from atoll.control.placement import NodeLoad, choose_node
+from atoll.control.routes.ordering import order_from, states_from
+from atoll.control.services import new_sandbox_id, plain_id
+from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
+from atoll.model.sandbox import SANDBOX_ID, SandboxState
+from atoll.wire.rest import NewSandboxV2
+
+
+def _order(**fields) -> CreateOrder:
+    return CreateOrder(**({"template": "base", "timeout_s": 10} | fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timeout_s": -1},
+        {"timeout_s": 86401},
+        {"metadata": {"a": "\0"}},
+        {"metadata": {"\0": "a"}},
+        {"metadata": {"a": "x" * 70_000}},
+        {"metadata": {str(n): "é" * 100 for n in range(400)}},
+        {"env_vars": {"A": "b\0c"}},
+        {"env_vars": {"A=B": "c"}},
+        {"env_vars": {"": "c"}},
+        {"env_vars": {"A": "x" * 200_000}},
+        {"mask_request_host": ""},
+        {"mask_request_host": "a b"},
+        {"mask_request_host": "a\r\nX-Evil: 1"},
+    ],
+)
+def test_an_order_that_cannot_be_kept_is_refused(fields: dict) -> None:
+    with pytest.raises(InvalidRequest):
+        check_order(_order(**fields), Policy())
+
+
+@pytest.mark.parametrize("fields", [{}, {"timeout_s": 0}, {"timeout_s": 86400}, {"mask_request_host": "x:${PORT}"}])
+def test_an_order_within_the_limits_passes(fields: dict) -> None:
+    check_order(_order(**fields), Policy())
+
+
+def test_the_operator_sets_the_longest_timeout() -> None:
+    with pytest.raises(InvalidRequest, match="between 0 and 60"):
+        check_order(_order(timeout_s=61), Policy(max_timeout_s=60))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"mcp": {"exa": {}}},
+        {"iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}},
+        {"volumeMounts": [{"name": "v", "path": "/v"}]},
+        {"network": {"allowOut": ["1.1.1.1"]}},
+        {"network": {"rules": {"a.example": []}}},
+        {"network": {"egressProxy": {"address": "a:1"}}},
+        {"network": {"dnsServers": ["1.1.1.1"]}},
+        {"network": {"httpsPorts": [443]}},
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name_when_it_is_asked_for(extra: dict) -> None:
+    body = NewSandboxV2.model_validate({"templateID": "base"} | extra)
+    with pytest.raises(NotOffered, match="not offered"):
+        order_from(body, 300, secure=True, idempotency_key=None)
+
+
+def test_empty_and_null_forms_of_the_same_fields_pass() -> None:
+    body = NewSandboxV2.model_validate(
+        {
+            "templateID": "base",
+            "mcp": None,
+            "iam": {},
+            "volumeMounts": [],
+            "network": {"allowOut": [], "denyOut": ["0.0.0.0/0"], "rules": {}, "egressProxy": None, "newer": 1},
+            "metadata": None,
+            "envVars": None,
+            "timeout": None,
+            "somethingNew": {"x": 1},
+        }
+    )
+    order = order_from(body, 300, secure=True, idempotency_key=None)
+    assert order.timeout_s == 300
+    assert order.public_traffic
+    assert order.allow_internet_access
+
+
+def test_private_traffic_has_to_be_asked_for() -> None:
+    body = NewSandboxV2.model_validate({"templateID": "base", "network": {"allowPublicTraffic": False}})
+    assert not order_from(body, 300, secure=True, idempotency_key=None).public_traffic
+
+
+def test_two_bodies_have_two_digests_and_the_same_body_has_one() -> None:
+    def digest(**extra: object) -> str:
+        body = NewSandboxV2.model_validate({"templateID": "base", **extra})
+        return order_from(body, 300, secure=True, idempotency_key="k").request_digest
+
+    assert digest() == digest()
+    assert digest() != digest(timeout=1)
+
+
+def test_states_come_as_a_comma_list_or_repeated() -> None:
+    both = {SandboxState.RUNNING, SandboxState.PAUSED}
+    assert states_from(None) == states_from(["running,paused"]) == states_from(["running", "paused"]) == both
+    assert states_from(["paused"]) == {SandboxState.PAUSED}
+    for bad in (["killed"], [","], ["running,x"]):
+        with pytest.raises(InvalidRequest):
+            states_from(bad)
+
+
+def test_a_quota_counts_from_the_order_to_the_end() -> None:
+    holdings = Holdings(quota=2)
+    holdings.take("a", "t", "n")
+    holdings.take("b", "t", "n")
+    with pytest.raises(QuotaExceeded, match="may have 2"):
+        holdings.take("c", "t", "n")
+    holdings.take("d", "other", "n")
+    holdings.release("a")
+    holdings.release("a")
+    holdings.take("c", "t", "n")
+    assert holdings.on_node("n") == 3
+    assert holdings.node_of("a") is None
+
+
+def test_what_exists_is_counted_even_beyond_a_quota_that_was_lowered() -> None:
+    holdings = Holdings(quota=1)
+    for name in "abc":
+        holdings.take(name, "t", "n", beyond_quota=True)
+    with pytest.raises(QuotaExceeded):
+        holdings.take("d", "t", "n")
+
+
+def test_the_least_loaded_node_with_the_template_is_chosen() -> None:
+    nodes = [NodeLoad("a", True, 5), NodeLoad("b", True, 2), NodeLoad("c", False, 0), NodeLoad("d", True, 0, False)]
+    assert choose_node(nodes) == "b"
+    with pytest.raises(QuotaExceeded):
+        choose_node([NodeLoad("c", False, 0)])
+
+
+def test_ids_fit_into_host_names_and_old_suffixes_are_cut_off() -> None:
+    made = {new_sandbox_id() for _ in range(100)}
+    assert len(made) == 100
+    assert all(SANDBOX_ID.fullmatch(one) and len(one) == 20 for one in made)
+    assert plain_id("iabc123-6532622b") == "iabc123"
+    for bad in ("", "-", "../etc", "ABCDEF", "abc\0def", "a" * 65, "%2e%2e"):
+        assert plain_id(bad) is None
