@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +65,47 @@ async def async_interpreter(server: Any, interpreter_template: Any) -> AsyncIter
     sandbox = await AsyncInterpreter.create(timeout=300)
     yield sandbox
     await sandbox.kill()
+
+
+class Restartable:
+    """A server on a data directory of its own that a test may kill and start again, as a machine's owner would."""
+
+    def __init__(
+        self, make: Callable[..., Any], data_dir: Path, environ: Mapping[str, str], options: Sequence[str]
+    ) -> None:
+        self._make = make
+        self._more = {"environ": environ, "options": options}
+        self.data_dir = data_dir
+        self._current = make(data_dir, **self._more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._current, name)
+
+    def start(self) -> None:
+        """A new server on the same data directory; its URL may be another."""
+        self._current = self._make(self.data_dir, **self._more)
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to clean up."""
+        self._current.stop(signal.SIGKILL)
+
+    def clear(self) -> None:
+        """Ends whatever still lives on this data directory."""
+        self._current.stop()
+        with suppress(Exception):
+            self._make(self.data_dir, environ=self._more["environ"], options=["--end-sandboxes"]).stop()
+
+
+@pytest.fixture
+def start_server(make_server: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Restartable]]:
+    """Servers of a test's own: `start_server(environ={…}, options=[…])`. Their sandboxes end with the test."""
+    started: list[Restartable] = []
+
+    def start(environ: Mapping[str, str] | None = None, options: Sequence[str] = ()) -> Restartable:
+        data_dir = tmp_path / f"own-{len(started)}"
+        started.append(Restartable(make_server, data_dir, environ or {}, options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.clear()

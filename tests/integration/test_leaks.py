@@ -302,7 +302,7 @@ def _is_init(pid: int) -> bool:
 
 def test_a_stopped_server_that_keeps_nothing_leaves_nothing(start_server: Callable[..., Any]) -> None:
     mark = footprint.new_mark()
-    server = start_server(environ={footprint.MARKER: mark}, keep_sandboxes=False)
+    server = start_server(environ={footprint.MARKER: mark}, options=["--end-sandboxes"])
     observed = Observed(server, mark)
     for _ in range(3):
         observed.create()
