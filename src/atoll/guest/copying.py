@@ -12,6 +12,8 @@ from atoll.guest.directories import BATCH
 
 PIECE = 4 * 1024 * 1024
 """Bytes copied between two turns of the event loop: one to two milliseconds in page cache."""
+TEMPORARY_MOVE = ".atoll-move-"
+"""Names with this prefix are copies on their way to their place; listings and watchers do not show them."""
 MAX_DEPTH = 100
 """Directories within each other that are copied; each holds two file descriptors open."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -17,11 +17,12 @@ import stat
 from collections.abc import Mapping
 
 from atoll.guest import directories
-from atoll.guest.copying import copy_entry
+from atoll.guest.copying import TEMPORARY_MOVE, copy_entry
 from atoll.guest.entries import CachedNames, Names, describe
 from atoll.guest.handles import Place, open_directory, open_place
 from atoll.guest.paths import shown
 from atoll.guest.state import GuestState
+from atoll.guest.uploads import TEMPORARY
 from atoll.guest.users import User
 from atoll.wire.connect import Call, Code, ConnectError, Service
 from atoll.wire.filesystem import (
@@ -41,6 +42,7 @@ from atoll.wire.filesystem import (
 MAX_ENTRIES = 200_000
 """Entries of one ListDir answer (about 60 MB of JSON); more is refused with a hint."""
 
+_OURS = (TEMPORARY, TEMPORARY_MOVE)
 _CODES: Mapping[int, Code] = {
     errno.ENOENT: Code.NOT_FOUND,
     errno.ENOTDIR: Code.NOT_FOUND,
@@ -205,7 +207,7 @@ async def _children(fd: int, path: str, names: CachedNames) -> list[tuple[str, E
     above = path.rstrip("/")
     try:
         with os.scandir(fd) as entries:
-            listed = sorted((entry.name for entry in entries), reverse=True)
+            listed = sorted((e.name for e in entries if not e.name.startswith(_OURS)), reverse=True)
         for count, name in enumerate(listed, 1):
             inner = f"{above}/{name}"
             with contextlib.suppress(OSError):
@@ -231,7 +233,7 @@ async def _move_by_copy(source: Place, target: Place) -> None:
 
     The copy becomes visible whole or not at all; the source goes only after that.
     """
-    temporary = f".atoll-move-{secrets.token_hex(8)}"
+    temporary = TEMPORARY_MOVE + secrets.token_hex(8)
     try:
         await copy_entry(source.directory, source.name, target.directory, temporary)
         os.rename(temporary, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
