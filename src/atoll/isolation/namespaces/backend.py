@@ -1,0 +1,219 @@
+"""The namespaces tier as an IsolationBackend: one zygote, kept alive, and a handle for each sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from atoll.isolation.base import (
+    GUEST_SOCKET,
+    BackendConfig,
+    Capability,
+    Finding,
+    IsolationBackend,
+    ReclaimReport,
+    SandboxHandle,
+)
+from atoll.isolation.linux import syscalls
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.namespaces import doctor, reclaim
+from atoll.isolation.namespaces.dial import NetworkThread, bind_guest_socket
+from atoll.isolation.namespaces.handle import NamespacesHandle
+from atoll.isolation.namespaces.layout import RunLayout
+from atoll.isolation.namespaces.spec_codec import spec_to_json
+from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
+from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError, SandboxGone
+from atoll.model.sandbox import SandboxSpec
+
+CREATE_WITHIN_S = 20.0
+PARKED = 4
+"""Children that wait ready: what a burst finds at once. Each costs about as much memory as an idle sandbox."""
+
+_CAPABILITY_OF_CONTROLLER = {
+    "memory": Capability.LIMITS_MEMORY,
+    "cpu": Capability.LIMITS_CPU,
+    "pids": Capability.LIMITS_PIDS,
+}
+
+
+class NamespacesBackend(IsolationBackend):
+    """See IsolationBackend. `parked` is for tests and measurements."""
+
+    name = "namespaces"
+
+    def __init__(self, config: BackendConfig, *, parked: int = PARKED) -> None:
+        self._config = config
+        self._parked = parked
+        self._layout = RunLayout(config.run_dir)
+        self._cgroups = Cgroups.probe(self._layout.cgroup_base)
+        self._zygote: ZygoteClient | None = None
+        self._starting = asyncio.Lock()  # at most one zygote is started at a time
+        self._network: NetworkThread | None = None
+        self._handles: dict[int, NamespacesHandle] = {}
+        self._closed = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """See IsolationBackend."""
+        found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
+        if self._cgroups.can_freeze:
+            found.add(Capability.FREEZE)
+        return frozenset(found)
+
+    async def doctor(self) -> list[Finding]:
+        """See IsolationBackend."""
+        return await doctor.examine(self._layout, self._cgroups)
+
+    async def start(self) -> None:
+        """See IsolationBackend."""
+        if syscalls.MACHINE not in syscalls.SUPPORTED_MACHINES:
+            raise BackendUnavailable(
+                f"the namespaces tier does not know {syscalls.MACHINE}",
+                hint=f"it knows {', '.join(sorted(syscalls.SUPPORTED_MACHINES))}",
+            )
+        if os.geteuid() != 0:
+            raise BackendUnavailable("the namespaces tier needs root", hint="start `atoll serve` as root")
+        try:
+            self._layout.prepare()
+            self._prepare_cgroups()
+            _raise_descriptor_limit()
+            self._network = self._network or NetworkThread()
+        except OSError as error:
+            raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
+        await self._living_zygote()
+
+    def _prepare_cgroups(self) -> None:
+        try:
+            self._cgroups.prepare()
+        except OSError:
+            # Visible but not ours to use (a container's read-only or delegated tree): go without, and say so.
+            self._cgroups = Cgroups(self._layout.cgroup_base, {}, None, frozenset())
+
+    async def aclose(self) -> None:
+        """See IsolationBackend."""
+        self._closed = True
+        if self._zygote is not None:
+            await self._zygote.aclose()
+            self._zygote = None
+        for handle in list(self._handles.values()):
+            handle.detach()
+        self._handles.clear()
+        if self._network is not None:
+            self._network.close()
+            self._network = None
+        self._cgroups.remove_base()
+
+    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+        """See IsolationBackend. A zygote that dies meanwhile is replaced, once."""
+        try:
+            return await self._create(spec)
+        except ZygoteLost:
+            await self._end_strays(spec.sandbox_id)
+        try:
+            return await self._create(spec)
+        except ZygoteLost as error:
+            await self._end_strays(spec.sandbox_id)
+            raise CreateFailed("the zygote died twice while it made the sandbox", hint=self._log_hint()) from error
+
+    async def _create(self, spec: SandboxSpec) -> NamespacesHandle:
+        try:
+            zygote = await self._living_zygote()
+        except BackendUnavailable as error:
+            raise CreateFailed(error.message, hint=error.hint) from error
+        path = spec.state_dir / GUEST_SOCKET
+        try:
+            listener = bind_guest_socket(path)
+        except OSError as error:
+            raise CreateFailed(f"the guest's socket cannot be made: {error}") from error
+        try:
+            with listener:
+                created = await zygote.create(spec_to_json(spec), listener, CREATE_WITHIN_S)
+        except ValueError as error:
+            path.unlink(missing_ok=True)
+            raise CreateFailed(str(error)) from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        handle = self._handle(created.record, created.pidfd)
+        handle.stages = created.stages
+        return handle
+
+    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+        """See IsolationBackend."""
+        sandbox_id = str(record.get("sandbox_id", "?"))
+        try:
+            if record.get("version") != 1 or record["state_dir"] != os.path.abspath(spec_state_dir):
+                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
+            pidfd = reclaim.open_recorded(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
+        if pidfd is None:
+            raise SandboxGone(sandbox_id, "its first process is no more")
+        known = self._handles.get(int(record["pid"]))
+        if known is not None:
+            os.close(pidfd)
+            return known
+        return self._handle(record, pidfd)
+
+    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+        """See IsolationBackend."""
+        return await asyncio.to_thread(reclaim.reclaim, self._layout, self._cgroups, keep)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _handle(self, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
+        if self._network is None:
+            os.close(pidfd)
+            raise BackendUnavailable("the namespaces tier is not started")
+        handle = NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._network, self._forget)
+        self._handles[handle.pid] = handle
+        return handle
+
+    def _forget(self, handle: NamespacesHandle) -> None:
+        self._handles.pop(handle.pid, None)
+
+    def _note_exit(self, pid: int, status: int) -> None:
+        if (handle := self._handles.get(pid)) is not None:
+            handle.status = status
+
+    async def _end_orphan(self, created: Created) -> None:
+        with contextlib.suppress(AtollError):
+            await self._handle(created.record, created.pidfd).kill()
+
+    async def _end_strays(self, sandbox_id: str) -> None:
+        """A lost zygote may have made the sandbox without being able to say so."""
+        for _, record in list(self._layout.records()):
+            if record.get("sandbox_id") == sandbox_id and (pidfd := reclaim.open_recorded(record)) is not None:
+                with contextlib.suppress(PlatformError):
+                    await self._handle(record, pidfd).kill()
+
+    async def _living_zygote(self) -> ZygoteClient:
+        async with self._starting:
+            if self._closed:
+                raise BackendUnavailable("the namespaces tier is closed")
+            if self._zygote is not None and self._zygote.lost.is_set():
+                await self._zygote.aclose()
+                self._zygote = None
+            if self._zygote is None:
+                if self._network is None:
+                    raise BackendUnavailable("the namespaces tier is not started")
+                self._zygote = await ZygoteClient.start(
+                    self._layout, self._config.guest_entry, self._parked, self._note_exit, self._end_orphan
+                )
+            return self._zygote
+
+    def _log_hint(self) -> str:
+        return f"see {self._layout.zygote_log}"
+
+
+def _raise_descriptor_limit() -> None:
+    """A sandbox costs the server one descriptor, and each connection two; the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,293 @@
+"""A sandbox's first process, from its birth in new namespaces until it is the guest. Runs once, never returns.
+
+    born ── mapped ──► prepare: ids, cgroup, staged /dev /proc /sys, loopback ──► parked   (nothing of a user known yet)
+    parked ── go ──► finish: host name, root, limits on files, capabilities, seccomp ──► started ──► guest main()
+
+Everything before `parked` is the same for every sandbox and happens ahead of need. After `finish` the process can do no
+more than any process of the sandbox's root. It never execs: its memory belongs to the user namespace of the host, so
+that not even root inside may look into it.
+
+All modules are imported by the zygote: after the change of root there is nothing to import from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
+from atoll.isolation.linux.fork import rewrite_command_line
+from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces.spec_codec import guest_from_json
+from atoll.model.sandbox import GuestConfig
+
+GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
+
+_STAGES = ("/mnt", "/srv", "/opt", "/usr")
+"""Where a scratch file system may hide the host's directory: any that exists, in this mount namespace only."""
+
+_SYSTEM = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+
+
+class Birth:
+    """The set-up of one sandbox, seen from inside. `control` is the line to the zygote."""
+
+    def __init__(
+        self, control: socket.socket, group: Iterable[int], guest: GuestMain, program: bytes, last_cap: int
+    ) -> None:
+        self._control = control
+        self._group = list(group)
+        self._guest = guest
+        self._program = program
+        self._last_cap = last_cap
+        self._step = "begin"
+        self._stages: dict[str, float] = {}
+        self._stage = -1
+
+    def run(self) -> NoReturn:
+        """Becomes the guest, or reports why not and ends."""
+        try:
+            self._prepare()
+            self._reach("parked")
+            messages.send(self._control, {"op": "parked"})
+            body, descriptors = messages.receive(self._control)
+            if body is None:
+                os._exit(0)  # the zygote ended; nobody needs us
+            mount, listener, log = descriptors
+            self._reach("go")
+            config = guest_from_json(body["guest"])
+            self._finish(config, body["limits"]["memory_mib"], mount, log)
+            self._reach("started")
+            messages.send(self._control, {"op": "started", "stages": self._stages})
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                messages.send(self._control, {"op": "failed", "error": f"{self._step}: {error}"})
+            os._exit(1)
+        self._become_guest(listener, config)
+
+    def _reach(self, stage: str) -> None:
+        self._stages[stage] = time.monotonic()
+
+    # -- ahead of need -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self._step = "close inherited descriptors"
+        close_all_but({0, 1, 2, self._control.fileno(), *self._group})
+        rewrite_command_line("atoll-guest")
+        syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+        gc.enable()
+        reseed()
+        self._step = "wait for the id maps"
+        if messages.receive(self._control).body is None:
+            os._exit(0)
+        self._step = "become root inside"
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        os.setsid()
+        os.umask(0o022)
+        syscalls.join_new_session_keyring()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        self._step = "join the cgroup"
+        # Before the cgroup namespace is made, so that its root is this group. The first write after a quiet time waits
+        # 5 to 16 ms for an RCU grace period: the reason why all this happens before somebody waits for a sandbox.
+        for descriptor in self._group:
+            os.write(descriptor, b"0")
+            os.close(descriptor)
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+        self._step = "stage mounts"
+        mounts.make_private()
+        self._stage_mounts()
+        self._step = "loopback"
+        netlink.loopback_up(posture.LOOPBACK_ADDRESS)
+
+    def _stage_mounts(self) -> None:
+        """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
+        place = next(path for path in _STAGES if os.path.isdir(path) and not os.path.islink(path))
+        mounts.attach_and_close(mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")]), mounts.AT_FDCWD, place)
+        stage = self._stage = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in ("root", "dev", "proc", "sys", "empty"):
+            os.mkdir(name, 0o755, dir_fd=stage)
+        empty = [("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")]
+        mounts.attach_and_close(mounts.new("tmpfs", empty, attributes=_SYSTEM | mounts.RDONLY), stage, "empty")
+        # An empty /sys: the real one shows the host's hardware, and nothing that agents run needs it (CPU counts come
+        # from sched_getaffinity and /proc).
+        mounts.attach_and_close(mounts.clone("empty", directory=stage), stage, "sys")
+        self._stage_dev(stage)
+        self._stage_proc(stage)
+
+    def _stage_dev(self, stage: int) -> None:
+        options = [("mode", "0755"), ("size", "1m"), ("nr_inodes", "1k")]
+        mounts.attach_and_close(mounts.new("tmpfs", options, attributes=mounts.NOSUID | mounts.NOEXEC), stage, "dev")
+        dev = os.open("dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
+        for name in posture.DEVICES:
+            self._step = f"device {name}"
+            if not stat.S_ISCHR(os.stat(f"/dev/{name}").st_mode):
+                raise OSError(f"/dev/{name} of the host is not a device")
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=dev))
+            mounts.attach_and_close(mounts.clone(f"/dev/{name}"), dev, name)
+        for name, target in posture.DEVICE_LINKS.items():
+            os.symlink(target, name, dir_fd=dev)
+        os.mkdir("shm", 0o755, dir_fd=dev)
+        os.mkdir("pts", 0o755, dir_fd=dev)
+        self._step = "pseudo terminals"
+        terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+        mounts.attach_and_close(mounts.new("devpts", terminals, attributes=mounts.NOSUID | mounts.NOEXEC), dev, "pts")
+        os.close(dev)
+
+    def _stage_proc(self, stage: int) -> None:
+        self._step = "proc"
+        mounts.attach_and_close(mounts.new("proc", attributes=_SYSTEM), stage, "proc")
+        proc = os.open("proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
+        with contextlib.suppress(OSError):  # ping by an ordinary user
+            group_range = os.open("sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+            with os.fdopen(group_range, "wb", buffering=0) as setting:
+                setting.write(b"0 65535")
+        for name in posture.MASKED_PROC_FILES:
+            if _exists(proc, name):
+                mounts.attach_and_close(mounts.clone("dev/null", directory=stage), proc, name)
+        for name in posture.MASKED_PROC_DIRECTORIES:
+            if _exists(proc, name):
+                mounts.attach_and_close(mounts.clone("empty", directory=stage), proc, name)
+        for name in posture.READ_ONLY_PROC:
+            read_only = mounts.clone(name, directory=proc, attributes=_SYSTEM | mounts.RDONLY)
+            mounts.attach_and_close(read_only, proc, name)
+        os.close(proc)
+
+    # -- on demand -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, config: GuestConfig, memory_mib: int, mount: int, log: int) -> None:
+        self._step = "host name"
+        socket.sethostname(config.hostname)
+        self._step = "root file system"
+        stage = self._stage
+        mounts.attach_and_close(mount, stage, "root")
+        root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
+        self._mount_shared_memory(stage, memory_mib)
+        for name in ("dev", "proc", "sys"):
+            self._step = f"/{name} of the template"
+            _ensure_directory(root, name, 0o755)
+            mounts.move(stage, name, root, name)
+        _ensure_directory(root, "tmp", 0o1777)
+        self._step = "change root"
+        mounts.enter_root(root)
+        self._reach("root")
+        self._step = "/etc of the sandbox"
+        write_etc(config.hostname)
+        self._step = "descriptors"
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target, inheritable=True)
+        self._step = "limits"
+        set_resource_limits()
+        self._step = "capabilities and filter"
+        caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
+        seccomp.install(self._program)  # while the capability for it is still held
+        caps.limit_own(posture.KEPT_CAPABILITIES)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+    @staticmethod
+    def _mount_shared_memory(stage: int, memory_mib: int) -> None:
+        # Half of the sandbox's memory, like a machine of that size; browsers fail with Docker's 64 MB.
+        options = [("mode", "1777"), ("size", f"{max(1, memory_mib // 2)}m")]
+        shared = mounts.new("tmpfs", options, attributes=mounts.NOSUID | mounts.NODEV)
+        mounts.attach_and_close(shared, stage, "dev/shm")
+
+    def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
+        self._control.detach()
+        close_all_but({0, 1, 2, listener_descriptor})
+        status = 1
+        try:
+            listener = socket.socket(fileno=listener_descriptor)
+            self._guest(listener, config)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(BaseException):
+                sys.stderr.flush()
+            os._exit(status)
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Closes every other descriptor, known to Python or not."""
+    start = 0
+    for descriptor in [*sorted(keep), 0x7FFFFFFF]:
+        if descriptor > start:
+            # Not os.closerange: where the interpreter was built without close_range it would count to two billion.
+            syscalls.call("close_range", start, descriptor - 1, 0)
+        start = descriptor + 1
+
+
+def reseed() -> None:
+    """Gives this child randomness of its own (Python's `random` reseeds itself after a fork; OpenSSL is told here)."""
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is not None:
+        ssl.RAND_add(os.urandom(32), 32.0)
+
+
+def set_resource_limits() -> None:
+    """Core dumps off, a sensible number of files."""
+    resource.setrlimit(resource.RLIMIT_CORE, (posture.CORE_LIMIT, posture.CORE_LIMIT))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = posture.OPEN_FILES
+    if most != resource.RLIM_INFINITY:
+        hard = min(hard, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+
+
+def write_etc(hostname: str) -> None:
+    """Name and resolver of this sandbox, as ordinary files (bind mounts could not be replaced by rename)."""
+    hosts = (
+        f"127.0.0.1\tlocalhost {hostname}\n"
+        "::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    )
+    resolver = f"nameserver {posture.NAMESERVER}\noptions timeout:2 attempts:2\n"
+    for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
+        _write_file(f"/etc/{name}", text.encode())
+
+
+def _write_file(path: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, flags, 0o644)
+    except OSError:  # a symbolic link, as systemd's resolv.conf is
+        os.unlink(path)
+        descriptor = os.open(path, flags, 0o644)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _ensure_directory(parent: int, name: str, mode: int) -> None:
+    """A mount point in the root: made if absent; a symbolic link or a file in its place is an error of the template."""
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise NotADirectoryError(f"/{name} of the template is not a directory")
+    except FileNotFoundError:
+        os.mkdir(name, 0o755, dir_fd=parent)
+        os.chmod(name, mode, dir_fd=parent)

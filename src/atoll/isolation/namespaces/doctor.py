@@ -1,0 +1,100 @@
+"""What of this machine the namespaces tier needs, and whether it is there. Changes nothing that stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import sys
+
+from atoll.isolation.base import Finding, Verdict
+from atoll.isolation.linux import syscalls
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.namespaces.layout import RunLayout
+
+_TRIAL_WITHIN_S = 20.0
+_BOOT = (
+    "import json,sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from atoll.isolation.namespaces.trial import main; main(sys.argv[2])"
+)
+_OLDEST_KERNEL = (5, 19)  # idmapped layers under overlayfs
+
+
+async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
+    """All findings of this tier."""
+    findings = [_machine(), _kernel(), _user()]
+    if all(finding.verdict is Verdict.OK for finding in findings):
+        findings += await _trial(layout)
+    return [*findings, *_cgroups(cgroups), _disk()]
+
+
+def _machine() -> Finding:
+    if syscalls.MACHINE in syscalls.SUPPORTED_MACHINES:
+        return Finding("machine", Verdict.OK, syscalls.MACHINE)
+    known = ", ".join(sorted(syscalls.SUPPORTED_MACHINES))
+    return Finding("machine", Verdict.FAIL, f"{syscalls.MACHINE} is not known", f"use one of: {known}")
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
+    if tuple(numbers) >= _OLDEST_KERNEL:
+        return Finding("kernel", Verdict.OK, release)
+    wanted = ".".join(map(str, _OLDEST_KERNEL))
+    return Finding("kernel", Verdict.FAIL, f"Linux {release} is too old", f"use Linux {wanted} or newer")
+
+
+def _user() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("user", Verdict.OK, "root")
+    return Finding("user", Verdict.FAIL, "the namespaces tier needs root", "start `atoll serve` as root")
+
+
+async def _trial(layout: RunLayout) -> list[Finding]:
+    """Makes the namespaces and mounts of a sandbox once, in a process of its own that ends with them."""
+    near = next(path for path in (layout.run_dir, *layout.run_dir.parents) if path.is_dir())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return [Finding("sandbox", Verdict.FAIL, f"a trial did not end within {_TRIAL_WITHIN_S:.0f} s")]
+    try:
+        return [Finding(row[0], Verdict(row[1]), row[2], row[3]) for row in json.loads(out)]
+    except (ValueError, IndexError):
+        words = err.decode(errors="replace").strip().splitlines()
+        return [Finding("sandbox", Verdict.FAIL, f"a trial failed: {words[-1] if words else 'without a word'}")]
+
+
+def _cgroups(cgroups: Cgroups) -> list[Finding]:
+    findings = []
+    for controller in ("memory", "cpu", "pids"):
+        if controller in cgroups.v1:
+            detail = f"version 1 at {cgroups.v1[controller]}"
+        elif controller in cgroups.v2_controllers:
+            detail = f"version 2 at {cgroups.v2}"
+        else:
+            findings.append(
+                Finding(
+                    f"limit {controller}",
+                    Verdict.WARN,
+                    "no writable cgroup controller: this limit is NOT enforced",
+                    "in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)",
+                )
+            )
+            continue
+        findings.append(Finding(f"limit {controller}", Verdict.OK, detail))
+    if cgroups.can_freeze:
+        findings.append(Finding("freeze", Verdict.OK, "cgroup freezer"))
+    else:
+        findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
+    return findings
+
+
+def _disk() -> Finding:
+    return Finding("limit disk", Verdict.WARN, "this tier does not enforce disk limits", "keep an eye on the data dir")

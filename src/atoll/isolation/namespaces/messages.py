@@ -1,0 +1,71 @@
+"""Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
+
+    server → zygote   create{id, spec} +[listener]      cancel{id}
+    zygote → server   ready{pid}   created{id, record, stages} +[pidfd]   failed{id, error}   exited{pid, status}
+    zygote → child    mapped{}   go{spec} +[root mount, listener, log]
+    child  → zygote   parked{}   started{stages}   failed{error}
+
+A payload too large for one packet travels in a memory file, which is then the last descriptor.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_INLINE = 60_000
+_MAX_PAYLOAD = 8 << 20
+_MAX_DESCRIPTORS = 16
+_SIZE = array.array("i").itemsize
+
+
+class Received(NamedTuple):
+    """One message; `None` as body means that the other side is gone."""
+
+    body: dict[str, Any] | None
+    descriptors: list[int]
+
+
+def send(channel: socket.socket, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """Raises OSError (BlockingIOError on a full non-blocking socket, BrokenPipeError when the other side is gone)."""
+    payload = json.dumps(body, separators=(",", ":")).encode()
+    passed = list(descriptors)
+    if len(payload) <= _INLINE:
+        _send(channel, b"i" + payload, passed)
+        return
+    spill = os.memfd_create("message", os.MFD_CLOEXEC)
+    try:
+        os.write(spill, payload)
+        _send(channel, b"m", [*passed, spill])
+    finally:
+        os.close(spill)
+
+
+def _send(channel: socket.socket, payload: bytes, descriptors: Sequence[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    channel.sendmsg([payload], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(channel: socket.socket) -> Received:
+    """Raises OSError (BlockingIOError when nothing is there). The caller owns the descriptors."""
+    payload, ancillary, _, _ = channel.recvmsg(
+        _INLINE + 1, socket.CMSG_SPACE(_MAX_DESCRIPTORS * _SIZE), socket.MSG_CMSG_CLOEXEC
+    )
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % _SIZE])
+    passed = list(descriptors)
+    if not payload:
+        return Received(None, passed)
+    if payload[:1] == b"m":
+        spill = passed.pop()
+        try:
+            payload = b"i" + os.pread(spill, _MAX_PAYLOAD, 0)
+        finally:
+            os.close(spill)
+    return Received(json.loads(payload[1:]), passed)

@@ -1,0 +1,93 @@
+"""Finding again, and clearing away, what an earlier server of the same run directory made. Blocking; runs in a thread.
+
+Only what is provably ours is touched: processes named by our records (pid and start time and boot), groups below our
+own base directory. Other servers on the machine have other bases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from atoll.isolation.base import GUEST_SOCKET, ReclaimReport
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.syscalls import boot_id, pidfd_kill, start_time
+from atoll.isolation.namespaces.layout import RunLayout
+
+_DIE_WITHIN_S = 5.0
+
+
+def open_recorded(record: Mapping[str, Any]) -> int | None:
+    """A pidfd of the recorded process; None if it is no more. Raises KeyError, ValueError for a damaged record."""
+    pid, ticks = int(record["pid"]), int(record["started_ticks"])
+    if record["boot_id"] != boot_id():
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:  # the descriptor pins the process: a start time read now is its own, or it has just ended
+        if start_time(pid) == ticks and not _readable(pidfd, 0):
+            return pidfd
+    except OSError:
+        pass
+    os.close(pidfd)
+    return None
+
+
+def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str]) -> ReclaimReport:
+    """See IsolationBackend.reclaim."""
+    processes = groups = directories = 0
+    kept_groups: set[str] = set()
+    ending: list[int] = []
+    for group, record in list(layout.records()):
+        pidfd = None
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            pidfd = open_recorded(record)
+        if pidfd is not None and record.get("sandbox_id") in keep:
+            os.close(pidfd)
+            kept_groups.add(group)
+            continue
+        if pidfd is not None:
+            pidfd_kill(pidfd)
+            cgroups.group(group).thaw()
+            ending.append(pidfd)
+            processes += 1
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            (Path(record["state_dir"]) / GUEST_SOCKET).unlink()
+        layout.forget(group)
+        directories += 1
+    for name in sorted(cgroups.names() - kept_groups):
+        group_found = cgroups.group(name)
+        processes += _end_members(group_found.processes())
+        group_found.thaw()
+        groups += 1
+    deadline = time.monotonic() + _DIE_WITHIN_S
+    for pidfd in ending:
+        _readable(pidfd, max(0.0, deadline - time.monotonic()))
+        os.close(pidfd)
+    for name in sorted(cgroups.names() - kept_groups):
+        cgroups.group(name).remove()
+    return ReclaimReport(processes=processes, cgroups=groups, directories=directories)
+
+
+def _end_members(pids: set[int]) -> int:
+    """Ends processes that are in a group of ours without a record: children that were being made."""
+    ended = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+            ended += 1
+    return ended
+
+
+def _readable(pidfd: int, timeout_s: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(int(timeout_s * 1000)))

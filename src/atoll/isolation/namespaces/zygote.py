@@ -1,0 +1,441 @@
+"""The zygote: a small process of its own, as host root, with the guest imported, that forks sandboxes and nothing else.
+
+    pool of parked children ──take──► overlay, limits, go ──► started ──► created (to the server)
+           ▲ refilled when nobody waits
+
+One thread, one selector, no event loop library, no signals: a fork copies exactly this. It is not pid 1 and never
+changes its own namespaces. When the server goes away it ends, and unfinished children with it; running sandboxes stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import secrets
+import selectors
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+from atoll.isolation.linux import caps, mounts, syscalls
+from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
+from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces.child import Birth, GuestMain
+from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
+from atoll.isolation.namespaces.layout import RunLayout
+from atoll.isolation.namespaces.spec_codec import limits_from_json
+
+_NAMESPACES = (
+    syscalls.CLONE_NEWUSER
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+)
+"""At birth; the cgroup namespace follows once the child is in its group. No time namespace: without offsets, which have
+to be set before anyone is in it, it would hide nothing."""
+
+_UNFINISHED_AT_ONCE = 12
+_REFILL_AFTER_S = 0.003
+_GIVE_UP_PARKING_AFTER = 3
+# Modules that code may ask for by name at run time, when there is no file system to load them from.
+_PRELOAD = (
+    "encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_16_le", "encodings.utf_16",
+    "encodings.utf_32", "encodings.utf_8_sig", "encodings.unicode_escape", "encodings.raw_unicode_escape",
+    "encodings.cp1252", "unicodedata", "stringprep", "traceback", "linecache", "tokenize",
+)  # fmt: skip
+
+
+class _State(Enum):
+    PREPARING = "preparing"
+    PARKED = "parked"
+    STARTING = "starting"
+    LIVE = "live"
+    ENDING = "ending"
+
+
+class _Request:
+    """One create of the server."""
+
+    def __init__(self, number: int, spec: dict[str, Any], listener: int) -> None:
+        self.number = number
+        self.spec = spec
+        self.listener = listener
+        self.stages: dict[str, float] = {"received": time.monotonic()}
+
+    def close(self) -> None:
+        if self.listener >= 0:
+            os.close(self.listener)
+            self.listener = -1
+
+
+class _Child:
+    """One forked process, from birth to its end."""
+
+    def __init__(self, pid: int, pidfd: int, control: socket.socket, group: Group, id_base: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.control = control
+        self.group = group
+        self.id_base = id_base
+        self.state = _State.PREPARING
+        self.request: _Request | None = None
+        self.started_ticks = syscalls.start_time(pid)
+
+
+class Zygote:
+    """The loop. `park` is how many children wait ready."""
+
+    def __init__(self, server: socket.socket, layout: RunLayout, guest: GuestMain, park: int) -> None:
+        self._server = server
+        self._layout = layout
+        self._guest = guest
+        self._park = park
+        self._cgroups = Cgroups.probe(layout.cgroup_base)
+        self._program = posture.seccomp_program()
+        self._last_cap = caps.last_cap()
+        self._boot_id = syscalls.boot_id()
+        self._ids = IdRanges(read_delegated())
+        self._selector = selectors.DefaultSelector()
+        self._children: set[_Child] = set()
+        self._parked: deque[_Child] = deque()
+        self._waiting: deque[_Request] = deque()
+        self._unremoved: list[Group] = []
+        self._failed: dict[_Child, tuple[_Request, str]] = {}
+        self._parking_failures = 0
+        self._quiet_since = time.monotonic()
+
+    def run(self) -> None:
+        """Serves until the server's end of the line is closed."""
+        syscalls.keep_capabilities_on_id_change()
+        self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
+        self._tell({"op": "ready", "pid": os.getpid()})
+        try:
+            while True:
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._in_quiet()
+        except _ServerGone:
+            self._end()
+
+    def _patience(self) -> float | None:
+        if self._unremoved:
+            return 0.02
+        if self._wants_parking():
+            return max(0.0, self._quiet_since + _REFILL_AFTER_S - time.monotonic())
+        return None
+
+    def _wants_parking(self) -> bool:
+        preparing = sum(child.state is _State.PREPARING and child.request is None for child in self._children)
+        return (
+            self._parking_failures < _GIVE_UP_PARKING_AFTER
+            and not self._waiting
+            and len(self._parked) + preparing < self._park
+        )
+
+    def _in_quiet(self) -> None:
+        """Work that nobody waits for: one child for the pool, groups that were busy when they should go."""
+        self._unremoved = [group for group in self._unremoved if not group.try_remove()]
+        if self._wants_parking() and time.monotonic() >= self._quiet_since + _REFILL_AFTER_S:
+            try:
+                self._fork()
+            except OSError as error:
+                self._parking_failures = _GIVE_UP_PARKING_AFTER
+                print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
+
+    # -- the server ----------------------------------------------------------------------------------------------------
+
+    def _tell(self, body: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        try:
+            messages.send(self._server, body, descriptors)
+        except OSError as error:
+            raise _ServerGone from error
+
+    def _from_server(self) -> None:
+        try:
+            body, descriptors = messages.receive(self._server)
+        except OSError as error:
+            raise _ServerGone from error
+        if body is None:
+            raise _ServerGone
+        self._quiet_since = time.monotonic()
+        if body["op"] == "create":
+            self._waiting.append(_Request(body["id"], body["spec"], descriptors[0]))
+            self._serve_waiting()
+        elif body["op"] == "cancel":
+            self._cancel(body["id"])
+
+    def _cancel(self, number: int) -> None:
+        for request in [request for request in self._waiting if request.number == number]:
+            self._waiting.remove(request)
+            self._refuse(request, "cancelled")
+        for child in [child for child in self._children if child.request and child.request.number == number]:
+            self._discard(child, "cancelled")
+
+    def _refuse(self, request: _Request, error: str) -> None:
+        request.close()
+        self._tell({"op": "failed", "id": request.number, "error": error})
+
+    # -- from request to sandbox ---------------------------------------------------------------------------------------
+
+    def _serve_waiting(self) -> None:
+        while self._waiting:
+            child = self._parked.popleft() if self._parked else self._unclaimed()
+            if child is None:
+                if self._unfinished() >= _UNFINISHED_AT_ONCE:
+                    return
+                try:
+                    child = self._fork()
+                except OSError as error:
+                    self._refuse(self._waiting.popleft(), f"fork: {error}")
+                    continue
+            child.request = self._waiting.popleft()
+            if child.state is _State.PARKED:
+                self._start(child, child.request)
+
+    def _unclaimed(self) -> _Child | None:
+        """A child on its way to the pool."""
+        return next((c for c in self._children if c.state is _State.PREPARING and c.request is None), None)
+
+    def _unfinished(self) -> int:
+        return sum(child.request is not None for child in self._children)
+
+    def _fork(self) -> _Child:
+        """A new child with its group and ids, on its way to being parked. Raises OSError; nothing is left then."""
+        group = self._cgroups.group("s" + secrets.token_hex(6))
+        undo: list[Callable[[], object]] = [lambda: self._unremoved.append(group)]
+        try:
+            group.create()
+            joins = group.join_descriptors()
+            undo += [lambda fd=fd: os.close(fd) for fd in joins]  # type: ignore[misc]
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo += [ours.close, theirs.close]
+            pid, pidfd = fork_into(_NAMESPACES)
+            if pid == 0:
+                Birth(theirs, joins, self._guest, self._program, self._last_cap).run()
+        except OSError:
+            for step in reversed(undo):
+                step()
+            raise
+        theirs.close()
+        for descriptor in joins:
+            os.close(descriptor)
+        child = _Child(pid, pidfd, ours, group, self._ids.take())
+        self._children.add(child)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._from_child(child))
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+        try:
+            map_ids(pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
+            with contextlib.suppress(OSError):  # needs CAP_SYS_RESOURCE, which root in a container may lack
+                Path(f"/proc/{pid}/oom_score_adj").write_text(str(posture.OOM_SCORE_ADJ))
+            messages.send(ours, {"op": "mapped"})
+        except OSError as error:
+            self._discard(child, str(error))
+            raise
+        return child
+
+    def _start(self, child: _Child, request: _Request) -> None:
+        """Gives a parked child its identity. A request that cannot be met costs no child."""
+        descriptors: list[int] = []
+        request.stages["taken"] = time.monotonic()
+        try:
+            state_dir = Path(request.spec["state_dir"])
+            child.group.limit(limits_from_json(request.spec["limits"]))
+            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir))
+            descriptors.append(request.listener)
+            log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            descriptors.append(log)
+            # Known to the next server before the sandbox can run, whatever happens to this one.
+            self._layout.write_record(child.group.name, self._record(child, request))
+            body = {"op": "go", "guest": request.spec["guest"], "limits": request.spec["limits"]}
+            messages.send(child.control, body, descriptors)
+            child.state = _State.STARTING
+            request.stages["sent"] = time.monotonic()
+        except (OSError, ValueError, KeyError) as error:
+            self._layout.forget(child.group.name)
+            child.request, child.state = None, _State.PARKED
+            self._parked.append(child)
+            self._refuse(request, str(error))
+        finally:
+            for descriptor in descriptors:
+                if descriptor != request.listener:
+                    os.close(descriptor)
+            request.close()
+
+    def _root(self, child: _Child, lowers: list[str], state_dir: Path) -> int:
+        """The sandbox's root file system, detached. Ids on disk are 0.. in the template and in the sandbox's own layer
+        alike: the mounts shift them, so that a layer can become a template's, whatever range its sandbox had."""
+        if not lowers:
+            raise ValueError("the template has no layers")
+        descriptors = [os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)]
+        userns = descriptors[0]
+        try:
+            for name, mode in (("upper", 0o755), ("work", 0o700)):
+                (state_dir / name).mkdir(mode, exist_ok=True)
+            own = mounts.clone(str(state_dir), userns=userns)
+            descriptors.append(own)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            upper, work = (os.open(name, flags, dir_fd=own) for name in ("upper", "work"))
+            descriptors += [upper, work]
+            layers = []
+            for path in lowers:
+                layers.append(mounts.clone(path, userns=userns))
+                descriptors.append(layers[-1])
+            # The overlay makes its own files as whoever mounted it: somebody whom the shifted mount knows.
+            with syscalls.acting_as(child.id_base):
+                return mounts.overlay(layers, upper, work, volatile=True)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "sandbox_id": request.spec["sandbox_id"],
+            "pid": child.pid,
+            "started_ticks": child.started_ticks,
+            "boot_id": self._boot_id,
+            "group": child.group.name,
+            "id_base": child.id_base,
+            "state_dir": request.spec["state_dir"],
+            "limits": request.spec["limits"],
+        }
+
+    # -- the children --------------------------------------------------------------------------------------------------
+
+    def _from_child(self, child: _Child) -> None:
+        try:
+            body = messages.receive(child.control).body
+        except OSError:
+            body = None
+        if body is None:
+            self._discard(child, "the first process ended during set-up; see guest.log in the state directory")
+        elif body["op"] == "failed":
+            self._discard(child, body["error"])
+        elif body["op"] == "parked":
+            child.state = _State.PARKED
+            self._parking_failures = 0
+            if child.request is not None:
+                self._start(child, child.request)
+            else:
+                self._parked.append(child)
+            self._serve_waiting()
+        elif body["op"] == "started" and child.request is not None:
+            self._created(child, child.request, body["stages"])
+
+    def _created(self, child: _Child, request: _Request, stages: dict[str, float]) -> None:
+        child.state, child.request = _State.LIVE, None
+        self._hang_up(child)
+        message = {
+            "op": "created",
+            "id": request.number,
+            "record": self._record(child, request),
+            "stages": {**request.stages, **stages, "reported": time.monotonic()},
+        }
+        self._quiet_since = time.monotonic()
+        try:
+            self._tell(message, (child.pidfd,))
+        except _ServerGone:
+            syscalls.pidfd_kill(child.pidfd)  # nobody knows of it
+            raise
+        self._serve_waiting()
+
+    def _hang_up(self, child: _Child) -> None:
+        if child.control.fileno() >= 0:
+            self._selector.unregister(child.control)
+            child.control.close()
+
+    def _discard(self, child: _Child, reason: str) -> None:
+        """Ends a child that is no sandbox yet; `_ended` frees what it had."""
+        if child.state is _State.ENDING:
+            return
+        if child.request is None:
+            self._parking_failures += 1
+            print(f"a parked sandbox failed: {reason}", file=sys.stderr, flush=True)
+        with contextlib.suppress(ValueError):
+            self._parked.remove(child)
+        child.state = _State.ENDING
+        self._hang_up(child)
+        syscalls.pidfd_kill(child.pidfd)
+        if child.request is not None:
+            self._layout.forget(child.group.name)
+            self._failed[child] = (child.request, reason)
+            child.request = None
+
+    def _ended(self, child: _Child) -> None:
+        """Reaps. Whatever is in the sandbox's pid namespace is dead when its first process can be waited for."""
+        _, status = os.waitpid(child.pid, 0)
+        if child.state is not _State.LIVE:
+            self._discard(child, "the first process ended during set-up; see guest.log in the state directory")
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        self._children.discard(child)
+        self._ids.give_back(child.id_base)
+        if child.state is _State.LIVE:
+            self._tell({"op": "exited", "pid": child.pid, "status": status})
+            return
+        if not child.group.try_remove():
+            self._unremoved.append(child.group)
+        if (failure := self._failed.pop(child, None)) is not None:
+            self._refuse(*failure)  # only now: nothing of it is left
+        self._serve_waiting()
+
+    def _end(self) -> None:
+        """The server is gone: unfinished children end, sandboxes stay."""
+        unfinished = [child for child in self._children if child.state is not _State.LIVE]
+        for child in unfinished:
+            syscalls.pidfd_kill(child.pidfd)
+        for child in unfinished:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+            self._layout.forget(child.group.name)
+            child.group.remove(1.0)
+        for group in self._unremoved:
+            group.remove(1.0)
+
+
+class _ServerGone(Exception):
+    """The line to the server is closed."""
+
+
+def load_guest(entry: str) -> GuestMain:
+    """The guest by its import path `module:function`, with everything it may want later. Raises ImportError."""
+    module, _, name = entry.partition(":")
+    for preload in _PRELOAD:
+        importlib.import_module(preload)
+    guest: GuestMain = getattr(importlib.import_module(module), name)
+    return guest
+
+
+def main(descriptor: int, options: str) -> NoReturn:
+    """Called by `zygote_client` in a fresh interpreter, with the line to the server and JSON options."""
+    chosen = json.loads(options)
+    server = socket.socket(fileno=descriptor)
+    rewrite_command_line("atoll-zygote")
+    syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-zygote")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    status = 0
+    try:
+        zygote = Zygote(server, RunLayout(Path(chosen["run_dir"])), load_guest(chosen["guest_entry"]), chosen["park"])
+        gc.collect()
+        gc.freeze()  # the collector must not touch, and so copy, the pages that all children share
+        gc.disable()
+        zygote.run()
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        status = 1
+        with contextlib.suppress(OSError):
+            messages.send(server, {"op": "broken", "error": f"{type(error).__name__}: {error}"})
+        print(f"zygote: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(status)

@@ -1,0 +1,230 @@
+"""The server's end of the line to the zygote: starts it, asks it for sandboxes, notices when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from atoll.isolation.namespaces import messages
+from atoll.isolation.namespaces.layout import RunLayout
+from atoll.model.errors import BackendUnavailable, CreateFailed
+
+_READY_WITHIN_S = 30.0
+_END_WITHIN_S = 5.0
+_BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from atoll.isolation.namespaces.zygote import main; "
+_BOOT += "main(int(sys.argv[2]), sys.argv[3])"
+
+
+class ZygoteLost(Exception):
+    """The zygote ended while it was asked; a new one may do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A sandbox that runs. The receiver owns `pidfd`. `stages`: monotonic seconds by step, for measurements."""
+
+    record: dict[str, Any]
+    pidfd: int
+    stages: dict[str, float]
+
+
+OnExit = Callable[[int, int], None]
+OnOrphan = Callable[[Created], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: asyncio.Future[Created]
+    listener: socket.socket
+    spec: dict[str, Any]
+
+
+class ZygoteClient:
+    """One zygote. After `lost` is set it is of no more use; make another."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], line: socket.socket, on_exit: OnExit, on_orphan: OnOrphan
+    ) -> None:
+        self._process = process
+        self._line = line
+        self._on_exit = on_exit
+        self._on_orphan = on_orphan
+        self._orphans: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, _Pending] = {}
+        self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._next = 0
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self.lost = asyncio.Event()
+        self._loop.add_reader(line.fileno(), self._readable)
+
+    @staticmethod
+    async def start(
+        layout: RunLayout, guest_entry: str, park: int, on_exit: OnExit, on_orphan: OnOrphan
+    ) -> ZygoteClient:
+        """A zygote that is ready to fork. `on_exit(pid, status)` tells of sandboxes that ended, `on_orphan` gets a
+        sandbox whose creator has gone and ends it.
+
+        Raises BackendUnavailable with the zygote's own words.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        options = json.dumps({"run_dir": str(layout.run_dir), "guest_entry": guest_entry, "park": park})
+        # Padding leaves room in the argument area for the names that the zygote and its children give themselves.
+        arguments = [sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno()), options]
+        with theirs, open(layout.zygote_log, "ab") as log:
+            process = subprocess.Popen(  # noqa: ASYNC220 (once per server; asyncio's own needs a child watcher)
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                cwd="/",
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+                start_new_session=True,
+            )
+        client = ZygoteClient(process, ours, on_exit, on_orphan)
+        try:
+            await asyncio.wait_for(asyncio.shield(client._ready), _READY_WITHIN_S)
+        except (ZygoteLost, TimeoutError) as error:
+            await client.aclose()
+            raise BackendUnavailable(
+                "the zygote of the namespaces tier did not start", hint=f"see {layout.zygote_log}: {error}"
+            ) from error
+        except BaseException:
+            await client.aclose()
+            raise
+        return client
+
+    @property
+    def pid(self) -> int:
+        """The zygote's process id."""
+        return self._process.pid
+
+    async def create(self, spec: dict[str, Any], listener: socket.socket, within_s: float) -> Created:
+        """Raises CreateFailed, ZygoteLost. On any failure or cancellation nothing of the sandbox is left."""
+        if self.lost.is_set():
+            raise ZygoteLost("the zygote has ended")
+        number, self._next = self._next, self._next + 1
+        pending = _Pending(self._loop.create_future(), listener, spec)
+        self._pending[number] = pending
+        self._send({"op": "create", "id": number, "spec": spec}, [listener.fileno()])
+        try:
+            return await asyncio.wait_for(asyncio.shield(pending.future), within_s)
+        except (CreateFailed, ZygoteLost):
+            raise
+        except BaseException as error:
+            await self._abandon(number, pending)
+            if isinstance(error, TimeoutError):
+                raise CreateFailed(f"the sandbox was not ready within {within_s:.0f} s") from error
+            raise
+        finally:
+            self._pending.pop(number, None)
+
+    async def _abandon(self, number: int, pending: _Pending) -> None:
+        """Undoes a create whose caller has gone; waits for it even if cancelled again, bounded by the zygote."""
+        if not pending.future.done():
+            self._send({"op": "cancel", "id": number}, [])
+        waiter = asyncio.ensure_future(self._undo(pending))
+        while not waiter.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(waiter)
+
+    async def _undo(self, pending: _Pending) -> None:
+        await asyncio.wait({pending.future}, timeout=_END_WITHIN_S)
+        if pending.future.done() and pending.future.exception() is None:
+            await self._on_orphan(pending.future.result())
+
+    async def aclose(self) -> None:
+        """Ends the zygote. Sandboxes stay. Idempotent."""
+        self._lose("closed")
+        for _ in range(int(_END_WITHIN_S / 0.01)):
+            if self._process.poll() is not None:
+                return
+            await asyncio.sleep(0.01)
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, body: dict[str, Any], descriptors: list[int]) -> None:
+        if self._outgoing:
+            self._outgoing.append((body, descriptors))
+            return
+        try:
+            messages.send(self._line, body, descriptors)
+        except BlockingIOError:
+            self._outgoing.append((body, descriptors))
+            self._loop.add_writer(self._line.fileno(), self._writable)
+        except OSError as error:
+            self._lose(str(error))
+
+    def _writable(self) -> None:
+        while self._outgoing:
+            body, descriptors = self._outgoing[0]
+            try:
+                if body["op"] == "cancel" or body["id"] in self._pending:
+                    messages.send(self._line, body, descriptors)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(str(error))
+                return
+            self._outgoing.popleft()
+        self._loop.remove_writer(self._line.fileno())
+
+    def _readable(self) -> None:
+        while not self.lost.is_set():
+            try:
+                body, descriptors = messages.receive(self._line)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(str(error))
+                return
+            if body is None:
+                self._lose("the zygote ended")
+                return
+            self._take(body, descriptors)
+
+    def _take(self, body: dict[str, Any], descriptors: list[int]) -> None:
+        kind = body["op"]
+        if kind == "exited":
+            self._on_exit(body["pid"], body["status"])
+        elif kind == "ready" and not self._ready.done():
+            self._ready.set_result(None)
+        elif kind == "broken":
+            self._lose(body["error"])
+        elif kind in ("created", "failed"):
+            pending = self._pending.get(body["id"])
+            if pending is None or pending.future.done():
+                if kind == "created":
+                    orphan = Created(body["record"], descriptors[0], body["stages"])
+                    task = self._loop.create_task(self._on_orphan(orphan))
+                    self._orphans.add(task)
+                    task.add_done_callback(self._orphans.discard)
+            elif kind == "created":
+                pending.future.set_result(Created(body["record"], descriptors[0], body["stages"]))
+            else:
+                pending.future.set_exception(CreateFailed(body["error"]))
+
+    def _lose(self, reason: str) -> None:
+        if self.lost.is_set():
+            return
+        self.lost.set()
+        self._loop.remove_reader(self._line.fileno())
+        self._loop.remove_writer(self._line.fileno())
+        self._line.close()
+        self._outgoing.clear()
+        if not self._ready.done():
+            self._ready.set_exception(ZygoteLost(reason))
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(ZygoteLost(reason))
+        self._process.poll()
