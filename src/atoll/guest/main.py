@@ -20,6 +20,9 @@ import sys
 import traceback
 from typing import NoReturn
 
+from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
+from atoll.guest.files import Files
+from atoll.guest.filesystem import Filesystem
 from atoll.guest.init import Init, prepare_process, run_start_cmd
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
@@ -29,7 +32,10 @@ from atoll.guest.server import Router
 from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
 from atoll.guest.users import Users
+from atoll.guest.watch import Watch
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig
+from atoll.wire.connect import Service
+from atoll.wire.filesystem import SERVICE as FILESYSTEM
 from atoll.wire.http import Handler, Request, Response
 
 for _name in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "ascii", "idna", "cp437", "unicode_escape"):
@@ -89,11 +95,16 @@ def _envd(guest: Guest) -> Router:
         return Response.json(metrics.read())
 
     # /files is open for the router because a signature may stand in for the token; its own handlers check both.
-    router = Router(state, open_routes=(("GET", "/health"), ("GET", "/files"), ("POST", "/files")))
+    router = Router(state, open_routes=(("GET", "/health"), *FILES_OPEN_ROUTES))
     router.add("GET", "/health", health)
     router.add("GET", "/envs", envs)
     router.add("GET", "/metrics", read_metrics)
     router.mount(ProcessService(state, guest.processes).service)
+    filesystem = Service(FILESYSTEM)
+    Filesystem(state).register(filesystem)
+    Watch(state).register(filesystem)
+    router.mount(filesystem)
+    Files(state).register(router)
     return router
 
 

@@ -1,6 +1,6 @@
-"""multipart/form-data as a stream: bytes go in as they arrive, parts come out. No I/O; it holds one tail of a boundary.
+"""multipart/form-data as a stream: bytes go in as they arrive, parts come out. No I/O.
 
-    feed(b"--B\\r\\nContent-Disposition: form-data; name=\\"file\\"; filename=\\"x\\"\\r\\n\\r\\nda")  → PartBegin, b"da"
+    feed(b"--B\\r\\nContent-Disposition: form-data; name=file\\r\\n\\r\\nda")    → PartBegin, b"da"
     feed(b"ta\\r\\n--B--\\r\\n")    → b"ta", PART_END
     finish()                         raises if the end is missing
 

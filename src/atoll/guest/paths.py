@@ -1,7 +1,8 @@
 """What a path in a request means: pure text, no file is touched.
 
 Rules as in E2B's envd: an empty path is the default workdir (else the home), `~` and `~/x` the user's home, a relative
-path starts at the home. `..` in an absolute path is left to the kernel, so that it means the same as in the user's shell.
+path starts at the home. `..` in an absolute path is left to the kernel, so that it means what it means to the user's
+programs.
 """
 
 from __future__ import annotations
