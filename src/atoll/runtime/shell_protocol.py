@@ -1,0 +1,189 @@
+"""How the runtime and an interactive bash on a terminal understand each other: pure text and bytes, no I/O.
+
+Commands go in as lines of plain ASCII, so that neither the terminal's line discipline nor bash's line editing can
+change them:                __atoll_c=$'…'   …   __atoll_go 7; eval "$__atoll_c"; __atoll_end
+(with their traces thrown away, for a user who has said `set -x`).
+Two marks come back in the terminal's output, in the form of an operating system command that terminals do not show:
+
+    go   ESC ]7771;TOKEN;go;ID BEL                    the command's output begins here
+    end  ESC ]7771;TOKEN;end;ID US code US … BEL      and ends here; the fields say how the shell is now
+
+`__atoll_end` is also in PROMPT_COMMAND, for the case that an interrupt makes bash drop the rest of the line. It says
+nothing when no command is open, so a prompt of the user's own, or stray input, never looks like an end.
+Line editing stays off, whatever the user sets: with it bash forgets PROMPT_COMMAND after an interrupt.
+The token is random: a program does not print a mark by accident. Fooling its own shell on purpose gains it nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LINE_MAX = 1800
+"""Bytes in a line; a terminal in canonical mode takes 4095."""
+
+_SAFE = frozenset(b'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-+=/.,:;@%^()[]{}<>|&*?~#"$')
+
+
+def setup_lines(token: str) -> bytes:
+    """What makes a fresh interactive bash speak this protocol. Ends with an end mark of id 0.
+
+    No line contains a tab (completion) and history expansion is switched off first, for line editing is still on.
+    """
+    lines = (
+        "set +H",
+        "set +o emacs +o vi +o history; history -c; unset HISTFILE",
+        "PS1= PS2= PROMPT_COMMAND= __atoll_rc=0 __atoll_id= __atoll_c=",
+        "__atoll_py() { local IFS=: d n; for n in python python3; do for d in $PATH; do"
+        " if [[ -f $d/$n && -x $d/$n ]]; then __atoll_p=$d/$n; return 0; fi; done; done; __atoll_p=; }",
+        "__atoll_go() { __atoll_id=$1; case ${PROMPT_COMMAND-} in __atoll_end*) ;;"
+        ' *) PROMPT_COMMAND="__atoll_end${PROMPT_COMMAND:+;$PROMPT_COMMAND}" ;; esac;'
+        f" builtin printf '\\e]7771;{token};go;%s\\a' \"$1\" >/dev/tty;"
+        ' case $- in *e*) return 0 ;; esac; return "$__atoll_rc"; }',
+        "__atoll_end() { local s=$? u='\\u' h='\\h'; [[ ${__atoll_id-} ]] || return 0; __atoll_py;"
+        " if [[ -o emacs || -o vi ]]; then set +o emacs +o vi; fi;"
+        f" builtin printf '\\e]7771;{token};end;%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f;{token}\\a'"
+        ' "$__atoll_id" "$s" "${!:-}" "${PS1:+prompt}" "${u@P}" "${h@P}" "$__atoll_p" "$PWD" >/dev/tty;'
+        " __atoll_rc=$s; __atoll_id=; return 0; }",
+        "PROMPT_COMMAND=__atoll_end; __atoll_id=0; __atoll_end",
+    )
+    return "".join(f" {line}\n" for line in lines).encode()
+
+
+def command_lines(command_id: int, command: str) -> bytes:
+    """The lines that run `command` as if it had been typed. Raises ValueError for a command with a null byte."""
+    if "\0" in command:
+        raise ValueError("a shell command cannot contain a null byte")
+    pieces = list(_quoted_pieces(command.encode("utf-8", "surrogateescape")))
+    lines = [f" __atoll_c{'+' if number else ''}={piece}" for number, piece in enumerate(pieces)]
+    lines[-1] += f"; {_run(command_id)}"
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def file_lines(command_id: int, path: str) -> bytes:
+    """The line that runs the text in the file `path`, for commands too long to be typed, and removes the file."""
+    quoted = next(_quoted_pieces(path.encode()))
+    return f" __atoll_c=$(<{quoted}); command rm -f -- {quoted}; {_run(command_id)}\n".encode()
+
+
+def _run(command_id: int) -> str:
+    return f'{{ __atoll_go {command_id}; }} 2>/dev/null; eval "$__atoll_c"; {{ __atoll_end; }} 2>/dev/null'
+
+
+def _quoted_pieces(data: bytes) -> Iterator[str]:
+    """`$'…'` strings, each short enough for a line."""
+    piece: list[str] = []
+    size = 0
+    for byte in data:
+        text = chr(byte) if byte in _SAFE else f"\\x{byte:02x}"
+        if size + len(text) > LINE_MAX:
+            yield f"$'{''.join(piece)}'"
+            piece, size = [], 0
+        piece.append(text)
+        size += len(text)
+    yield f"$'{''.join(piece)}'"
+
+
+def key_bytes(text: str) -> bytes | None:
+    """The byte of a key such as `C-c`, or None if `text` is not the name of a key."""
+    text = text.strip()
+    if len(text) == 3 and text.startswith("C-") and text[2].isascii() and 0x40 <= ord(text[2].upper()) <= 0x5F:
+        return bytes([ord(text[2].upper()) & 0x1F])
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ShellState:
+    """How the shell was when a command ended. `pid` is its last background process, -1 if there is none."""
+
+    exit_code: int
+    pid: int
+    shows_prompt: bool
+    username: str
+    hostname: str
+    python: str
+    cwd: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Terminal output between marks; `command_id` is None while no command runs."""
+
+    command_id: int | None
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    command_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    command_id: int
+    state: ShellState
+
+
+class MarkReader:
+    """Cuts a terminal's byte stream at the marks, however the stream was chopped into pieces."""
+
+    def __init__(self, token: str) -> None:
+        word = re.escape(token.encode())
+        self._lead = b"\x1b]7771;" + token.encode() + b";"
+        self._mark = re.compile(
+            rb"\x1b\]7771;" + word + rb";(?:go;(?P<go>\d+)\x07|end;(?P<end>.*?)\x1f;" + word + rb"\x07)", re.DOTALL
+        )
+        self._pending = b""
+        self._command_id: int | None = None
+
+    def feed(self, data: bytes) -> Iterator[Output | Started | Ended]:
+        """What `data` adds, in order. A mark that has only begun is held back until the rest of it comes."""
+        text = self._pending + data
+        at = 0
+        while (match := self._mark.search(text, at)) is not None:
+            if match.start() > at:
+                yield Output(self._command_id, text[at : match.start()])
+            at = match.end()
+            if match["go"] is not None:
+                self._command_id = int(match["go"])
+                yield Started(self._command_id)
+            else:
+                ended = _ended(match["end"])
+                self._command_id = None
+                yield ended
+        keep = self._held_back(text, at)
+        if keep > at:
+            yield Output(self._command_id, text[at:keep])
+        self._pending = text[keep:]
+
+    def _held_back(self, text: bytes, at: int) -> int:
+        found = text.find(self._lead, at)
+        if found >= 0:
+            return found
+        for size in range(min(len(self._lead) - 1, len(text) - at), 0, -1):
+            if text.endswith(self._lead[:size]):
+                return len(text) - size
+        return len(text)
+
+
+def _ended(fields: bytes) -> Ended:
+    parts = fields.replace(b"\r\n", b"\n").split(b"\x1f", 7)
+    parts += [b""] * (8 - len(parts))
+    command_id, code, pid, prompt, user, host, python, cwd = (part.decode("utf-8", "replace") for part in parts)
+    return Ended(
+        _number(command_id, 0),
+        ShellState(
+            exit_code=_number(code, -1),
+            pid=_number(pid, -1),
+            shows_prompt=bool(prompt),
+            username=user,
+            hostname=host,
+            python=python,
+            cwd=cwd,
+        ),
+    )
+
+
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.isascii() and text.isdigit() else otherwise

@@ -1,0 +1,71 @@
+"""A terminal in the sandbox through the public SDK's `pty`: what `shell.py` calls a TerminalLink.
+
+Owns the event stream of the terminal, and coming back to it when a connection broke while the sandbox lives on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from e2b import CommandExitException, NotFoundException, PtySize, Sandbox, SandboxException
+from e2b.exceptions import InvalidArgumentException
+
+from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, lost_sandbox_raises
+
+SIZE = PtySize(rows=50, cols=1000)
+"""Wide, so that `ps` and `ls` cut nothing off."""
+RECONNECTS = 3
+
+
+class SandboxTerminal:
+    """One login bash of `user` on a terminal. Raises ValueError if it cannot start in `cwd`."""
+
+    def __init__(self, sandbox: Sandbox, *, user: str | None, cwd: str | None, envs: Mapping[str, str]) -> None:
+        self._sandbox = sandbox
+        with lost_sandbox_raises():
+            try:
+                self._handle = sandbox.pty.create(SIZE, user=user, cwd=cwd, envs=dict(envs), timeout=0)
+            except (NotFoundException, InvalidArgumentException) as error:
+                raise ValueError(f"a shell cannot start in {cwd!r}: {error}") from error
+        self._pid = self._handle.pid
+
+    def send(self, data: bytes) -> None:
+        with lost_sandbox_raises():
+            try:
+                self._sandbox.pty.send_stdin(self._pid, data)
+            except LOST:
+                raise
+            except NotFoundException:
+                pass  # the shell has just ended; `follow` tells
+
+    def follow(self, feed: Callable[[bytes], None]) -> int | None:
+        attempts = 0
+        while True:
+            try:
+                return self._handle.wait(on_pty=feed).exit_code
+            except CommandExitException as ended:
+                return ended.exit_code
+            except Exception as error:
+                attempts += 1
+                if attempts > RECONNECTS or not self._sandbox_lives():
+                    raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
+            time.sleep(0.2 * attempts)
+            try:
+                self._handle = self._sandbox.pty.connect(self._pid, timeout=0)
+            except LOST as error:
+                raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
+            except SandboxException:
+                return None  # the shell ended meanwhile
+
+    def kill(self) -> None:
+        try:
+            self._sandbox.pty.kill(self._pid)
+        except Exception:
+            return  # whatever the reason, there is no shell to be ended any more
+
+    def _sandbox_lives(self) -> bool:
+        try:
+            return self._sandbox.is_running()
+        except Exception:
+            return False
