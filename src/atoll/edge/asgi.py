@@ -9,6 +9,7 @@ A client that goes away does not cancel the application: what it has begun (a cr
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class AsgiExchange:
 
     async def _run(self) -> None:
         edge = self._client.edge
-        started = edge.now()
+        started = time.perf_counter()
         try:
             await edge.app(self._scope(), self._receive, self._send)
             if not self._complete and not self._gone:
@@ -140,14 +141,10 @@ class AsgiExchange:
             edge.log.exception("request failed", method=self._method, path=self._path)
             self._fail()
         finally:
+            ms = round((time.perf_counter() - started) * 1e3, 1)
             status = self._response.status if self._response is not None else 0
-            edge.log.info(
-                "request",
-                method=self._method,
-                path=self._path,
-                status=status,
-                ms=round((edge.now() - started) * 1e3, 1),
-            )
+            tell = edge.log.debug if self._path == "/health" else edge.log.info
+            tell("request", method=self._method, path=self._path, status=status, ms=ms)
 
     @property
     def _method(self) -> str:
