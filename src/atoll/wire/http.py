@@ -274,7 +274,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._in_head = True
-        self._head_size = 0
+        self._head_size = 0  # of the parts that are complete
+        self._head_raw = 0  # of all that was fed since the last message ended
         self._target = b""
         self._headers: list[tuple[str, str]] = []
         self._receiving: _Exchange | None = None
@@ -304,7 +305,7 @@ class HttpConnection(asyncio.Protocol):
         if self._closing:
             return
         if self._in_head:
-            self._head_size += len(data)
+            self._head_raw += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -321,7 +322,7 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._break(HttpError(400, f"malformed HTTP request: {error}"))
         else:
-            if self._in_head and self._head_size > MAX_HEAD:
+            if self._in_head and self._head_raw > MAX_HEAD:
                 self._break(HttpError(431, f"request head is larger than {MAX_HEAD} bytes"))
 
     def eof_received(self) -> None:
@@ -359,14 +360,18 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
+        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) >= MAX_HEADERS:
             raise HttpError(431, f"more than {MAX_HEADERS} headers")
-        self._head_size += len(name) + len(value)
-        if self._head_size > 2 * MAX_HEAD:
-            raise HttpError(431, f"request head is larger than {MAX_HEAD} bytes")
+        self._count_head(len(name) + len(value) + 4)
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def _count_head(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > MAX_HEAD:
+            raise HttpError(431, f"request head is larger than {MAX_HEAD} bytes")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -406,7 +411,7 @@ class HttpConnection(asyncio.Protocol):
             self._receiving.request.body.end()
             self._receiving = None
         self._in_head = True
-        self._head_size = 0
+        self._head_raw = 0
 
     # -- reading side -----------------------------------------------------------------------------------------------
 
