@@ -40,9 +40,11 @@ def automatic_order(installed: Sequence[str]) -> list[str]:
     return ours + sorted(name for name in installed if name not in PREFERENCE and name not in NEVER_AUTOMATIC)
 
 
-async def start_backend(
-    name: str, run_dir: Path, load: Callable[[str], registry.BackendFactory] = registry.load
-) -> IsolationBackend:
+Load = Callable[[str], registry.BackendFactory]
+"""How a tier's factory is found by name: the registry's `load`, or a test's own."""
+
+
+async def start_backend(name: str, run_dir: Path, load: Load = registry.load) -> IsolationBackend:
     """Makes and starts the tier of that name with its own directory below `run_dir`.
 
     Raises BackendUnavailable with the findings that failed.
@@ -61,17 +63,17 @@ async def start_backend(
     return backend
 
 
-async def choose_backend(wanted: str, run_dir: Path) -> ChosenBackend:
+async def choose_backend(wanted: str, run_dir: Path, load: Load = registry.load) -> ChosenBackend:
     """The tier named `wanted`, or for `auto` the best that works on this machine. The caller closes the backend.
 
     Raises BackendUnavailable: the named tier does not work, or none does.
     """
     if wanted != AUTO:
-        return ChosenBackend(await start_backend(wanted, run_dir), "asked for by name")
+        return ChosenBackend(await start_backend(wanted, run_dir, load), "asked for by name")
     refused: list[str] = []
     for name in automatic_order(registry.names()):
         try:
-            backend = await start_backend(name, run_dir)
+            backend = await start_backend(name, run_dir, load)
         except AtollError as error:
             refused.append(f"{name}: {error}")
             continue

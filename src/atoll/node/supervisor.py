@@ -20,13 +20,14 @@ from typing import Self
 
 import structlog
 
+from atoll.isolation import registry
 from atoll.isolation.base import IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, SandboxGone
 from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
-from atoll.node.backends import ChosenBackend, choose_backend, start_backend
+from atoll.node.backends import ChosenBackend, Load, choose_backend, start_backend
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.record import NodeRecord
 from atoll.node.template_store import Templates
@@ -35,6 +36,7 @@ from atoll.node.trash import Trash
 _log = structlog.get_logger("atoll.node")
 
 _TRASH_GRACE_S = 10.0
+_TEMPLATE_FRESH_S = 2.0
 
 
 @dataclass(slots=True)
@@ -60,8 +62,8 @@ class Supervisor:
     Use it like this (compose):
 
         async with Supervisor(data_dir=..., templates=store, isolation="auto") as node:
-            async with Control(..., nodes=[node]) as control:
-                node.subscribe(control.sandboxes)
+            async with ControlPlane(..., nodes=[node]) as control:
+                node.subscribe(control.services.sandboxes)
                 ...   # edge: RouteTable is `node` itself
 
     Args:
@@ -70,6 +72,7 @@ class Supervisor:
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
+        load_backend: how a tier's factory is found by its name.
 
     Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
     """
@@ -82,11 +85,13 @@ class Supervisor:
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
+        load_backend: Load = registry.load,
     ) -> None:
         self._node_id = node_id
         self._templates = templates
         self._isolation = isolation
         self._keep = keep_sandboxes
+        self._load = load_backend
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
@@ -96,6 +101,7 @@ class Supervisor:
         self._backend_start = asyncio.Lock()
         self._live: dict[str, _Live] = {}
         self._events: NodeEvents | None = None
+        self._recent_templates: dict[str, tuple[float, Template]] = {}
         self._untold: list[Ended] = []
         self._stopping = False
         self.chosen: ChosenBackend
@@ -106,7 +112,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._sandboxes_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.chosen = await choose_backend(self._isolation, self._run_dir)
+            self.chosen = await choose_backend(self._isolation, self._run_dir, self._load)
             stack.push_async_callback(self._close_backends)
             self._backends[self.chosen.backend.name] = self.chosen.backend
             _log.info("node.tier", tier=self.chosen.backend.name, reason=self.chosen.reason)
@@ -218,7 +224,7 @@ class Supervisor:
             raise CreateFailed("the server is stopping")
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
             raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
-        template = self._templates.find_template(request.template_id)
+        template = self._template(request.template_id)
         backend = self._backends.get(request.tier or self.chosen.backend.name) or await self._backend(
             request.tier or ""
         )
@@ -300,6 +306,17 @@ class Supervisor:
 
     # Inside
 
+    def _template(self, name: str) -> Template:
+        """Looking a template up reads files; on the way to a sandbox a recent answer will do. Layers never change."""
+        now = asyncio.get_running_loop().time()
+        known = self._recent_templates.get(name)
+        if known is not None and now - known[0] < _TEMPLATE_FRESH_S:
+            return known[1]
+        template = self._templates.find_template(name)
+        fresh = {key: entry for key, entry in self._recent_templates.items() if now - entry[0] < _TEMPLATE_FRESH_S}
+        self._recent_templates = fresh | {name: (now, template)}
+        return template
+
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)
         if live is None:
@@ -353,5 +370,5 @@ class Supervisor:
             if name not in self._backends:
                 if self._stopping:
                     raise BackendUnavailable("the server is stopping")
-                self._backends[name] = await start_backend(name, self._run_dir)
+                self._backends[name] = await start_backend(name, self._run_dir, self._load)
             return self._backends[name]

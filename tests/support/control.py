@@ -1,0 +1,109 @@
+"""A control plane on a node with the fake tier, in this process: all is real but the wall, and no port is opened.
+
+async with plane(tmp_path) as world:
+    response = await world.client.post("/v2/sandboxes", json={"templateID": "base"})
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from starlette.types import ASGIApp
+
+from atoll.control.app import create_app
+from atoll.control.auth import Authenticator
+from atoll.control.clock import Clock
+from atoll.control.orders import Policy
+from atoll.control.plane import ControlPlane
+from atoll.control.services import Services
+from atoll.control.store import Store, default_url
+from atoll.isolation.registry import BackendFactory
+from atoll.model.errors import TemplateNotFound
+from atoll.model.sandbox import Limits
+from atoll.model.template import Template
+from atoll.node.supervisor import Supervisor
+from atoll.testing import fake
+
+API_KEY = "e2b_" + "0" * 40
+
+
+@dataclass(frozen=True)
+class World:
+    """What a test may reach for."""
+
+    client: httpx.AsyncClient
+    app: ASGIApp
+    services: Services
+    node: Supervisor
+    store: Store
+    data_dir: Path
+
+    async def create(self, **body: object) -> str:
+        """The id of a new sandbox."""
+        response = await self.client.post("/v2/sandboxes", json={"templateID": "base", **body})
+        assert response.status_code == 201, response.text
+        sandbox_id: str = response.json()["sandboxID"]
+        return sandbox_id
+
+
+class MemoryTemplates:
+    """Templates that need no disk: the fake tier looks at no layer."""
+
+    def __init__(self, names: Sequence[str] = ("base", "team/other")) -> None:
+        self._templates = [
+            Template(
+                template_id=f"tid{number}",
+                names=(name,),
+                build_id=f"00000000-0000-4000-8000-00000000000{number}",
+                layers=(Path("/"),),
+                limits=Limits(),
+                created_at=datetime(2030, 1, 1, tzinfo=UTC),
+                env_vars={"FROM_TEMPLATE": "t"},
+            )
+            for number, name in enumerate(names)
+        ]
+
+    def list_templates(self) -> list[Template]:
+        return list(self._templates)
+
+    def find_template(self, name: str) -> Template:
+        for template in self._templates:
+            if name == template.template_id or name in template.names:
+                return template
+        raise TemplateNotFound(name)
+
+
+def load_fake(name: str) -> BackendFactory:
+    """The registry for tests: every name is the fake tier."""
+    return fake.backend
+
+
+def supervisor(data_dir: Path, *, keep: bool = False) -> Supervisor:
+    """A node with the fake tier."""
+    return Supervisor(
+        data_dir=data_dir, templates=MemoryTemplates(), isolation="fake", keep_sandboxes=keep, load_backend=load_fake
+    )
+
+
+@asynccontextmanager
+async def plane(
+    data_dir: Path, *, policy: Policy | None = None, clock: Clock | None = None, keep: bool = False
+) -> AsyncIterator[World]:
+    """See the module."""
+    async with (
+        Store(default_url(data_dir)) as store,
+        supervisor(data_dir, keep=keep) as node,
+        ControlPlane(store=store, nodes=[node], policy=policy, clock=clock, keep_sandboxes=keep) as control,
+    ):
+        node.subscribe(control.services.sandboxes)
+        app = create_app(control.services, Authenticator([API_KEY], store))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY}
+        ) as client:
+            yield World(client, app, control.services, node, store, data_dir)
