@@ -1,0 +1,133 @@
+"""Runs inside a Python kernel right after its start; the guest holds this text in memory and sends it as a silent cell.
+
+Adds the two representations that E2B's results have beyond Jupyter's (`data` of DataFrames, `chart` of matplotlib
+figures), shows `PIL.Image.show()` as a result, and gives the guest a way to set variables for one cell. Imports no
+library that the user has not imported. Standard library and the kernel's own IPython only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+shell: Any = get_ipython()  # type: ignore[name-defined]  # noqa: F821  (a builtin of every IPython kernel)
+
+_BaseFormatter: Any = importlib.import_module("IPython.core.formatters").BaseFormatter
+_ObjectName: Any = importlib.import_module("traitlets").ObjectName
+_Unicode: Any = importlib.import_module("traitlets").Unicode
+
+
+class _DataFormatter(_BaseFormatter):  # type: ignore[misc]
+    """A table as column name → list of values, for clients that draw it themselves."""
+
+    format_type = _Unicode("e2b/data")
+    print_method = _ObjectName("_repr_e2b_data_")
+    _return_type = (dict, str)
+
+
+class _ChartFormatter(_BaseFormatter):  # type: ignore[misc]
+    """A matplotlib figure as titles, axes and points."""
+
+    format_type = _Unicode("e2b/chart")
+    print_method = _ObjectName("_repr_e2b_chart_")
+    _return_type = (dict, str)
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a table as JSON knows it."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if hasattr(value, "isoformat"):
+        text = value.isoformat()
+        return None if text == "NaT" else text
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if value == value and value not in (float("inf"), float("-inf")) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    text = str(value)
+    return None if text in ("NaT", "<NA>") else text
+
+
+def _table(frame: Any) -> Any:
+    try:
+        columns = [str(name) for name in frame.columns]
+        return {name: [_plain(v) for v in frame.iloc[:, i].tolist()] for i, name in enumerate(columns)}
+    except Exception:
+        return None
+
+
+def _chart(figure: Any) -> Any:
+    try:
+        return _json_only(importlib.import_module("e2b_charts").chart_figure_to_dict(figure)) or None
+    except Exception:
+        # A kind of figure that cannot be read is still shown as a picture.
+        return None
+
+
+def _json_only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _json_only(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_only(item) for item in value]
+    # An enumeration's member is its value (`ChartType.LINE` is a str as well: take the plain one).
+    return _plain(getattr(value, "value", value))
+
+
+def _show_image(image: Any, *_: Any, **__: Any) -> None:
+    importlib.import_module("IPython.display").display(image)
+
+
+class _Variables:
+    """os.environ for the length of one cell; `permanent` ones stay."""
+
+    def __init__(self) -> None:
+        self._saved: dict[str, str | None] = {}
+
+    def enter(self, variables: dict[str, str], permanent: dict[str, str]) -> None:
+        os.environ.update(permanent)
+        self._saved = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+
+    def leave(self) -> None:
+        for name, value in self._saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._saved = {}
+
+
+def _install() -> None:
+    formatter = shell.display_formatter
+    tables = _DataFormatter(parent=formatter)
+    charts = _ChartFormatter(parent=formatter)
+    formatter.formatters["e2b/data"] = tables
+    formatter.formatters["e2b/chart"] = charts
+    # By name: nothing is imported until the user does. pandas 3 moved the class's module.
+    for module in ("pandas", "pandas.core.frame"):
+        tables.for_type_by_name(module, "DataFrame", _table)
+    charts.for_type_by_name("matplotlib.figure", "Figure", _chart)
+    shell.atoll_variables = _Variables()
+
+
+def _patch_pillow() -> None:
+    """`Image.show()` would look for a viewer; here it is a result. Patched once a cell has imported it."""
+    module = importlib.import_module("sys").modules.get("PIL.Image")
+    if module is not None and hasattr(module, "Image"):
+        module.Image.show = _show_image
+        shell.events.unregister("post_run_cell", _after_cell)
+
+
+def _after_cell(*_: Any) -> None:
+    _patch_pillow()
+
+
+_install()
+shell.events.register("post_run_cell", _after_cell)
