@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server over real sockets, driven byte by byte: what a broken or hostile client can send, and what it gets."""
+"""The HTTP/1.1 server over real sockets, driven byte by byte: what a broken or hostile client sends, and gets."""
 
 from __future__ import annotations
 

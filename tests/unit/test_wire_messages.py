@@ -1,8 +1,9 @@
-"""The message codecs against parties that we did not write: the descriptors that the published SDK carries, and Google's
-protobuf runtime. Random messages go through both encodings in both directions."""
+"""The message codecs against parties that we did not write: the descriptors that the published SDK carries, and
+Google's protobuf runtime. Random messages go through both encodings in both directions."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -194,10 +195,8 @@ def test_a_truncated_message_is_never_taken_for_another_error(case: tuple[Any, M
     _, message = case
     binary = message.to_binary()
     cut = binary[: data.draw(st.integers(0, len(binary)))]
-    try:
+    with contextlib.suppress(DecodeError):
         type(message).from_binary(cut)
-    except DecodeError:
-        pass
 
 
 _JSON = st.recursive(
@@ -252,7 +251,7 @@ def test_deeply_nested_json_is_refused_and_does_not_crash() -> None:
         process.StartRequest.from_json(b"[" * 100_000)
 
 
-@pytest.mark.parametrize("text", ["aGk=", "aGk", "aGk\u003d"])
+@pytest.mark.parametrize("text", ["aGk=", "aGk"])
 def test_base64_is_accepted_padded_or_not(text: str) -> None:
     assert process.ProcessInput.from_value({"stdin": text}).stdin == b"hi"
 

@@ -1,15 +1,15 @@
 """HTTP/1.1, server side: framing on httptools (llhttp), one asyncio Protocol per connection, nothing more.
 
 Owns: request heads with limits, request bodies as a stream with back-pressure, responses (bytes, stream, file),
-keep-alive, pipelining, `Expect: 100-continue`, the answer to broken clients. Does not own: routing, authentication, what
-a body means.
+keep-alive, pipelining, `Expect: 100-continue`, the answer to broken clients. Does not own: routing, authentication,
+what a body means.
 
     bytes ──► HttpConnection ──► Request(method, path, query, headers, body) ──► handler(request)
     bytes ◄── corked writes  ◄── Response(status, headers, body) ◄────────────────────┘
 
 One request of a connection is served at a time; its handler runs in a task of its own, and that task is **cancelled
-when the client goes away**. Writes made in one turn of the loop leave in one `send`: head, first and last chunk cost one
-system call.
+when the client goes away**. Writes made in one turn of the loop leave in one `send`: head, first and last chunk cost
+one system call.
 """
 
 from __future__ import annotations
