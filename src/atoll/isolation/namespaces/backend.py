@@ -148,7 +148,7 @@ class NamespacesBackend(IsolationBackend):
         """See IsolationBackend."""
         sandbox_id = str(record.get("sandbox_id", "?"))
         try:
-            if record.get("version") != 1 or record["state_dir"] != os.path.abspath(spec_state_dir):
+            if record.get("version") != 1 or Path(record["state_dir"]) != Path.cwd() / spec_state_dir:
                 raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
             pidfd = reclaim.open_recorded(record)
         except (KeyError, TypeError, ValueError) as error:

@@ -85,6 +85,7 @@ class Birth:
         close_all_but({0, 1, 2, self._control.fileno(), *self._group})
         rewrite_command_line("atoll-guest")
         syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+        os.environ.pop("ATOLL_FOOTPRINT_MARK", None)
         gc.enable()
         reseed()
         self._step = "wait for the id maps"

@@ -13,6 +13,17 @@ from atoll.isolation.linux import syscalls
 from atoll.isolation.linux.caps import Cap
 from atoll.isolation.linux.seccomp import Rule, Test, assemble
 
+NAMESPACES = (
+    syscalls.CLONE_NEWUSER
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+)
+"""At birth; the cgroup namespace follows once the child is in its group. No time namespace: without offsets, which have
+to be set before anyone is in it, it would hide nothing."""
+
 KEPT_CAPABILITIES: frozenset[Cap] = frozenset(
     {
         Cap.CHOWN,

@@ -26,25 +26,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, mounts, syscalls
+from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
 from atoll.isolation.namespaces import messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.layout import RunLayout
+from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
-
-_NAMESPACES = (
-    syscalls.CLONE_NEWUSER
-    | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWNET
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
-)
-"""At birth; the cgroup namespace follows once the child is in its group. No time namespace: without offsets, which have
-to be set before anyone is in it, it would hide nothing."""
 
 _UNFINISHED_AT_ONCE = 12
 _REFILL_AFTER_S = 0.003
@@ -141,6 +131,7 @@ class Zygote:
         return (
             self._parking_failures < _GIVE_UP_PARKING_AFTER
             and not self._waiting
+            and not self._unfinished()  # a fork now would keep a caller waiting
             and len(self._parked) + preparing < self._park
         )
 
@@ -221,7 +212,7 @@ class Zygote:
             undo += [lambda fd=fd: os.close(fd) for fd in joins]  # type: ignore[misc]
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
-            pid, pidfd = fork_into(_NAMESPACES)
+            pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
                 Birth(theirs, joins, self._guest, self._program, self._last_cap).run()
         except OSError:
@@ -252,7 +243,7 @@ class Zygote:
         try:
             state_dir = Path(request.spec["state_dir"])
             child.group.limit(limits_from_json(request.spec["limits"]))
-            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir))
+            descriptors.append(build_root(child.pid, child.id_base, request.spec["lower_dirs"], state_dir))
             descriptors.append(request.listener)
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
@@ -272,32 +263,6 @@ class Zygote:
                 if descriptor != request.listener:
                     os.close(descriptor)
             request.close()
-
-    def _root(self, child: _Child, lowers: list[str], state_dir: Path) -> int:
-        """The sandbox's root file system, detached. Ids on disk are 0.. in the template and in the sandbox's own layer
-        alike: the mounts shift them, so that a layer can become a template's, whatever range its sandbox had."""
-        if not lowers:
-            raise ValueError("the template has no layers")
-        descriptors = [os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)]
-        userns = descriptors[0]
-        try:
-            for name, mode in (("upper", 0o755), ("work", 0o700)):
-                (state_dir / name).mkdir(mode, exist_ok=True)
-            own = mounts.clone(str(state_dir), userns=userns)
-            descriptors.append(own)
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            upper, work = (os.open(name, flags, dir_fd=own) for name in ("upper", "work"))
-            descriptors += [upper, work]
-            layers = []
-            for path in lowers:
-                layers.append(mounts.clone(path, userns=userns))
-                descriptors.append(layers[-1])
-            # The overlay makes its own files as whoever mounted it: somebody whom the shifted mount knows.
-            with syscalls.acting_as(child.id_base):
-                return mounts.overlay(layers, upper, work, volatile=True)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
 
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {

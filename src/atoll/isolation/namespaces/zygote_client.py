@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from atoll.model.errors import BackendUnavailable, CreateFailed
 
 _READY_WITHIN_S = 30.0
 _END_WITHIN_S = 5.0
+_MARK = "ATOLL_FOOTPRINT_MARK"
 _BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from atoll.isolation.namespaces.zygote import main; "
 _BOOT += "main(int(sys.argv[2]), sys.argv[3])"
 
@@ -38,6 +40,13 @@ class Created:
 
 OnExit = Callable[[int, int], None]
 OnOrphan = Callable[[Created], Coroutine[Any, Any, None]]
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the server's own, which holds keys. A mark that tells an observer whose process this is goes along."""
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    environment.update({name: value for name, value in os.environ.items() if name == _MARK})
+    return environment
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ class ZygoteClient:
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
                 cwd="/",
-                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+                env=_environment(),
                 start_new_session=True,
             )
         client = ZygoteClient(process, ours, on_exit, on_orphan)
