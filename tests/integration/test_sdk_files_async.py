@@ -126,10 +126,12 @@ async def test_stopping_a_watch_ends_it_once_and_quietly(async_sandbox: AsyncSan
     events: list[FilesystemEvent] = []
     exits: list[Exception | None] = []
     handle = await async_sandbox.files.watch_dir("w", on_event=events.append, on_exit=exits.append)
+    await async_sandbox.files.make_dir("w/early")
+    await eventually_async(lambda: events, what="the watch hears")
     await handle.stop()
     await async_sandbox.files.write("w/late", "x")
     await asyncio.sleep(0.3)
-    assert events == []
+    assert {event.name for event in events} == {"early"}
     assert exits == [None]
 
 

@@ -8,8 +8,16 @@ import json
 import httpx
 import pytest
 from e2b import NotFoundException, SandboxException, TimeoutException
-from e2b_code_interpreter import ChartType, Context, ExecutionError, OutputMessage, Result, Sandbox
-from e2b_code_interpreter.charts import BarChart, BoxAndWhiskerChart, LineChart, PieChart, ScatterChart, SuperChart
+from e2b_code_interpreter import Context, ExecutionError, OutputMessage, Result, Sandbox
+from e2b_code_interpreter.charts import (
+    BarChart,
+    BoxAndWhiskerChart,
+    ChartType,
+    LineChart,
+    PieChart,
+    ScatterChart,
+    SuperChart,
+)
 from sdk_support import eventually
 
 

@@ -160,7 +160,8 @@ class SandboxService:
             sandbox_id=new_sandbox_id(),
             team_id=caller.team_id,
             template_id=template.template_id,
-            template_alias=template.names[0] if template.names else None,
+            # The name that the caller knows it by: our template ids are names themselves.
+            template_alias=order.template if order.template in template.names else template.template_id,
             node_id=node_id,
             tier="",
             state=SandboxState.CREATING,
