@@ -42,7 +42,7 @@ class ServerProcess:
         port: int = 0,
     ) -> ServerProcess:
         """Starts a server on a free port and waits until it is ready. Raises ServerDied."""
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
         log = data_dir.parent / f"{data_dir.name}.log"
         reading, writing = os.pipe()
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "E2B_"))}

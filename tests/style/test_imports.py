@@ -1,0 +1,131 @@
+"""Who may import whom: the table of docs/architecture.md, enforced on every import statement of the product."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src"
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+
+MODEL = {"atoll.model"}
+RULES: dict[str, set[str]] = {
+    "atoll.model": MODEL,
+    "atoll.config": MODEL,
+    "atoll.wire": MODEL | {"atoll.wire"},
+    "atoll.guest": MODEL | {"atoll.wire", "atoll.guest"},
+    "atoll.isolation.base": MODEL,
+    "atoll.isolation.registry": MODEL | {"atoll.isolation.base"},
+    "atoll.isolation.linux": MODEL | {"atoll.isolation.linux"},
+    "atoll.node": MODEL | {"atoll.wire", "atoll.node", "atoll.isolation.base", "atoll.isolation.registry"},
+    "atoll.control": MODEL | {"atoll.wire", "atoll.control"},
+    "atoll.edge": MODEL | {"atoll.wire", "atoll.edge"},
+    "atoll.runtime": MODEL | {"atoll.runtime"},
+}
+"""Package → what of ours it may import. `atoll` itself (its version) is open to all."""
+
+CLI_MAY_NOT = {"atoll.testing", "atoll.isolation.namespaces"}
+GUEST_PACKAGES = {"httptools"}
+
+
+def imports(path: Path, module: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of every import in the file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield node.lineno, full if full in MODULES else base
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def allowed_for(module: str) -> set[str] | None:
+    """What `module` may import of ours; None: no rule of its own (cli, testing)."""
+    for package, allowed in RULES.items():
+        if within(module, {package}):
+            return allowed
+    parts = module.split(".")
+    if parts[:2] == ["atoll", "isolation"] and len(parts) > 2:  # a backend
+        return MODEL | {"atoll.isolation.base", "atoll.isolation.linux", ".".join(parts[:3])}
+    return None
+
+
+def under(*packages: str) -> list[str]:
+    return [name for name in MODULES if within(name, set(packages))]
+
+
+def test_modules_import_only_what_their_layer_may() -> None:
+    wrong = []
+    for module, path in MODULES.items():
+        allowed = allowed_for(module)
+        for line, name in imports(path, module):
+            if not within(name, {"atoll"}) or name == "atoll":
+                continue
+            if allowed is None:
+                bad = within(module, {"atoll.cli"}) and within(name, CLI_MAY_NOT)
+            else:
+                bad = not within(name, allowed)
+            if bad:
+                wrong.append(f"{path.relative_to(SOURCE)}:{line} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_product_never_imports_its_test_kit() -> None:
+    wrong = [
+        (module, name)
+        for module in set(MODULES) - set(under("atoll.testing"))
+        for _, name in imports(MODULES[module], module)
+        if within(name, {"atoll.testing"})
+    ]
+    assert not wrong
+
+
+def test_what_runs_inside_needs_only_the_standard_library_and_httptools() -> None:
+    known = set(sys.stdlib_module_names) | GUEST_PACKAGES | {"atoll"}
+    wrong = []
+    for module in under("atoll.guest", "atoll.wire"):
+        foreign = {name.split(".")[0] for _, name in imports(MODULES[module], module)} - known
+        if within(module, {"atoll.wire"}):
+            foreign -= {"pydantic"}  # control's REST models; the next test keeps them out of the guest
+        wrong += [(module, name) for name in foreign]
+    assert not wrong
+
+
+def test_no_guest_module_reaches_pydantic_through_wire() -> None:
+    reached, todo = set(), [name for name in MODULES if within(name, {"atoll.guest"})]
+    while todo:
+        module = todo.pop()
+        if module in reached:
+            continue
+        reached.add(module)
+        for _, name in imports(MODULES[module], module):
+            assert not within(name, {"pydantic"}), f"{module} imports pydantic"
+            if name in MODULES:
+                todo.append(name)
+
+
+def test_the_table_covers_every_package() -> None:
+    packages = {name for name in MODULES if name.count(".") == 1}
+    free = {"atoll.cli", "atoll.testing", "atoll.isolation"}
+    assert {name for name in packages - free if allowed_for(name) is None} == set()
+
+
+def test_a_forbidden_import_would_be_noticed() -> None:
+    assert allowed_for("atoll.edge.proxy") is not None
+    assert not within("atoll.control.app", allowed_for("atoll.edge.proxy") or set())
+    assert not within("atoll.isolation.namespaces.backend", allowed_for("atoll.node.driver") or set())
+    assert within("atoll.isolation.linux.caps", allowed_for("atoll.isolation.namespaces.child") or set())
