@@ -50,27 +50,29 @@ class Gate:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
+        body = _BoundedBody(receive, scope["headers"])
 
         async def watched(message: Message) -> None:
             nonlocal begun
+            if body.too_large:
+                return  # the framework's own answer to a body that it could not read; ours comes below
             begun = True
             await send(message)
 
-        body = _BoundedBody(receive, scope["headers"])
         try:
             await self._app(scope, body.receive, watched)
         except Exception as error:
             if begun:
                 raise
-            if body.too_large:
-                await _answer(send, plain_error(413, f"the body is larger than {MAX_BODY} bytes", "too_large"))
-                return
-            _log.exception("request.failed", method=scope["method"], path=scope["path"][:200])
-            await _answer(send, error_reply(error))
+            if not body.too_large:
+                _log.exception("request.failed", method=scope["method"], path=scope["path"][:200])
+                await _answer(send, error_reply(error))
+        if body.too_large and not begun:
+            await _answer(send, plain_error(413, f"the body is larger than {MAX_BODY} bytes", "too_large"))
 
 
 class _BoundedBody:
-    """Ends reading at MAX_BODY, announced or not."""
+    """Ends reading at MAX_BODY, whether the length was announced or not."""
 
     def __init__(self, receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._receive = receive
@@ -91,7 +93,7 @@ class _BoundedBody:
 
 
 class _TooLargeError(Exception):
-    """Travels through the framework to `_pass_on`."""
+    """Ends the framework's reading; `_pass_on` knows why."""
 
 
 def _presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -62,6 +62,9 @@ def _check_texts(what: str, pairs: Mapping[str, str], limit: int) -> None:
     for key, value in pairs.items():
         if "\0" in key or "\0" in value:
             raise InvalidRequest(f"{what}: a NUL character in {key[:100]!r}")
-        total += len(key.encode()) + len(value.encode())
+        try:
+            total += len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"{what}: half a surrogate pair in {key[:100]!r}") from error
     if total > limit:
         raise InvalidRequest(f"{what}: {total} bytes in all, more than {limit}")
