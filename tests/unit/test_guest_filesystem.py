@@ -273,7 +273,7 @@ def test_what_only_root_may_read_is_read_as_in_e2b(sbx: Sandbox, home: Path) -> 
     "path", ["/proc/self/exe", "/proc/self/root/etc/passwd", "/proc/self/fd/0", "/proc/self/cwd/x"]
 )
 def test_magic_links_lead_nowhere(path: str) -> None:
-    with pytest.raises(OSError, match="symbolic links|Permission|No such|not readable"):
+    with pytest.raises(OSError, match=r"symbolic links|Permission|No such|not readable"):
         os.close(handles.open_path(path, os.O_RDONLY))
 
 
