@@ -124,7 +124,6 @@ class TemplateStore:
         below = parent.layers if parent else ()
         try:
             self._build(recipe, below, place, on_progress)
-            # No os.sync of 10^4 files: after a power cut a torn layer is a missing file at worst, and rebuilt on demand.
             final = self._dir / recipe.name / "builds" / build_id
             final.parent.mkdir(parents=True, exist_ok=True)
             place.layer.rename(final)

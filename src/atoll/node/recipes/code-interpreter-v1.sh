@@ -6,6 +6,7 @@ mkdir -p "$HOME"
 
 # Wheels only: nothing that a package brings along is run as root here.
 python3 -m pip install --only-binary=:all: --no-cache-dir --no-warn-script-location --progress-bar off $PIP_PACKAGES
+python3 -m bash_kernel.install --sys-prefix
 
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
@@ -14,7 +15,4 @@ install -d -o user -g user -m 0755 /home/user/.cache /home/user/.cache/matplotli
 install -o user -g user -m 0644 /usr/local/share/matplotlib/fontlist-*.json /home/user/.cache/matplotlib/
 rm -rf /usr/local/share/matplotlib
 
-# The kernel's own directories, so that the first start writes less.
-install -d -o user -g user -m 0755 /home/user/.ipython /home/user/.ipython/profile_default
-find / -xdev -name '*.pyc' -newer /run/build/start -path '/tmp/*' -delete 2>/dev/null || true
 rm -rf /root/.cache /root/.config /root/.ipython

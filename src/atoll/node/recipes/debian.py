@@ -182,7 +182,7 @@ def mmdebstrap_command(
     target: str,
     rootless: bool,
 ) -> list[str]:
-    """The command that writes the tree to `target` ("-": as a tar). Writes `sources_file` if the archive has sources."""
+    """The command that writes the tree to `target` ("-": as a tar); writes `sources_file` if there are sources."""
     command = [program, f"--mode={'unshare' if rootless else 'root'}", "--variant=minbase"]
     command += [f"--include={','.join(packages)}"]
     excludes = (

@@ -34,7 +34,7 @@ INSIDE = Path("/run/build")
 
 @dataclass(frozen=True, slots=True)
 class PipSettings:
-    """What a build hands to pip: a configuration text, files to copy, folders to bind (name below /run/build → source)."""
+    """What a build hands to pip. Keys of `copies` and `binds` are names below /run/build."""
 
     config: str
     copies: Mapping[str, Path]
@@ -87,9 +87,8 @@ def translate(settings: Mapping[str, str], environ: Mapping[str, str]) -> PipSet
     lines = ["[global]", "disable-pip-version-check = true", "root-user-action = ignore"]
     values = dict(settings)
     if "cert" not in values:
-        bundle = next((environ[name] for name in _BUNDLE_VARIABLES if environ.get(name)), None)
-        if bundle:
-            values["cert"] = bundle
+        bundles = [environ[name] for name in _BUNDLE_VARIABLES if environ.get(name)]
+        values.update({"cert": bundle} if (bundle := next(iter(bundles), "")) else {})
     for key, value in sorted(values.items()):
         kept: list[str] = []
         for word in re.split(r"\s+", value.strip()) if key in _LISTS else [value.strip()]:
@@ -98,12 +97,8 @@ def translate(settings: Mapping[str, str], environ: Mapping[str, str]) -> PipSet
                 kept.append(inside)
         if kept:
             lines.append(f"{key} = " + ("\n    ".join(["", *kept]) if key in _LISTS else kept[0]))
-    variables = {
-        name: value
-        for lower in _PROXY_VARIABLES
-        for name in (lower, lower.upper())
-        if (value := environ.get(name))
-    }  # fmt: skip
+    names = [spelling for name in _PROXY_VARIABLES for spelling in (name, name.upper())]
+    variables = {name: environ[name] for name in names if environ.get(name)}
     return PipSettings("\n".join(lines) + "\n", copies, binds, variables)
 
 

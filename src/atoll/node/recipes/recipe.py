@@ -34,7 +34,8 @@ OnProgress = Callable[[Progress], None]
 class Recipe:
     """How one template is made. `parent` None means: bottom layer, a Debian tree of `apt_packages`.
 
-    `script` runs as root, chrooted into the tree (with the parents below it), `pip_packages` come to it as $PIP_PACKAGES.
+    `script` runs as root, chrooted into the tree (with the parents below it), `pip_packages` come to it as
+    $PIP_PACKAGES.
     """
 
     name: str
