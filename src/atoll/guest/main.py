@@ -24,6 +24,7 @@ from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
 from atoll.guest.init import Init, prepare_process, run_start_cmd
+from atoll.guest.interpreter import Interpreter
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
 from atoll.guest.process_service import ProcessService, ProcessTable
@@ -108,7 +109,12 @@ def _envd(guest: Guest) -> Router:
     return router
 
 
-def _interpreter(guest: Guest) -> Router:
+def _interpreter(guest: Guest) -> Handler:
+    if guest.state.config.interpreter:
+        interpreter = Interpreter(guest.state, guest.reaper)
+        interpreter.start()
+        return interpreter.handle
+
     async def absent(request: Request) -> Response:
         return Response.error(502, "this template has no code interpreter")
 

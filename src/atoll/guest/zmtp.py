@@ -1,7 +1,7 @@
 """ZMTP 3.0, client side: how the guest speaks to Jupyter kernels without a library and without a process in between.
 
 Owns: the greeting, the READY command, subscription, frames ⇄ messages with a size limit. Does not own: what a message
-says. Format: https://rfc.zeromq.org/spec/23/ (NULL mechanism). A kernel binds ROUTER and PUB; we connect DEALER and SUB.
+says. Format: https://rfc.zeromq.org/spec/23/ (NULL mechanism). Kernels bind ROUTER and PUB, we connect DEALER and SUB.
 
     signature(10) version(2) mechanism(20) as-server(1) filler(31)      both sides, at once
     04 <len> 05 READY <properties>                                       both sides
