@@ -1,0 +1,448 @@
+"""The node: nothing is left behind whatever happens, survivors are adopted, news of deaths reach control."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, SandboxHandle, Verdict
+from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, SandboxGone, TemplateNotFound
+from atoll.model.sandbox import ENVD_PORT, EndReason, GuestConfig, Limits, SandboxSpec, SandboxState
+from atoll.model.seams import NodeCreate
+from atoll.node import record as records
+from atoll.node.backends import automatic_order, choose_backend
+from atoll.node.record import NodeRecord
+from atoll.node.supervisor import Supervisor
+from atoll.node.trash import Trash
+from atoll.testing.fake import FakeBackend
+from support.control import MemoryTemplates, load_fake, plane, supervisor
+
+
+def _request(sandbox_id: str = "i0001", **fields) -> NodeCreate:
+    guest = GuestConfig(sandbox_id=sandbox_id, template_id="tid0", hostname="h", access_token="secret-token")
+    return replace(NodeCreate(sandbox_id, "tid0", Limits(), guest), **fields)
+
+
+class _Events:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, EndReason]] = []
+        self.news = asyncio.Event()
+
+    async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
+        self.told.append((sandbox_id, reason))
+        self.news.set()
+
+
+def _handle(node: Supervisor, sandbox_id: str = "i0001") -> SandboxHandle:
+    handle = node._live[sandbox_id].handle
+    assert handle is not None
+    return handle
+
+
+async def test_a_sandbox_is_routed_until_it_is_killed(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        made = await node.create(_request(traffic_access_token="traffic", mask_request_host="x"))
+        assert (made.sandbox_id, made.tier) == ("i0001", "fake")
+        route = node.find("i0001")
+        assert route is not None
+        assert (route.envd_access_token, route.traffic_access_token, route.mask_request_host) == (
+            "secret-token", "traffic", "x",
+        )  # fmt: skip
+        assert list(node.routes()) == [route]
+        (await route.dial(ENVD_PORT)).close()
+        assert (await node.stats("i0001")).pids is not None
+        assert await node.kill("i0001", EndReason.KILLED) is True
+        assert node.find("i0001") is None
+        assert list(node.routes()) == []
+        assert await node.sandboxes() == []
+        with pytest.raises(SandboxGone):
+            await route.dial(ENVD_PORT)
+
+
+async def test_the_state_directory_is_private_and_goes_with_the_sandbox(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        state_dir = tmp_path / "sandboxes" / "i0001"
+        assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((state_dir / records.RECORD).stat().st_mode) == 0o600
+        await node.kill("i0001", EndReason.KILLED)
+        assert not state_dir.exists()
+        await asyncio.wait_for(node._trash.settled(), 20)
+        assert list((tmp_path / "trash").iterdir()) == []
+
+
+async def test_killing_is_idempotent_and_false_for_the_unknown(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        assert await node.kill("i9999", EndReason.KILLED) is False
+        await node.create(_request())
+        outcomes = await asyncio.gather(*(node.kill("i0001", EndReason.KILLED) for _ in range(5)))
+        assert outcomes[0] is True
+        assert await node.kill("i0001", EndReason.KILLED) is False
+
+
+async def test_what_is_gone_says_so(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        await node.update_limits("i0001", Limits(cpu_count=1))
+        await node.kill("i0001", EndReason.KILLED)
+        with pytest.raises(SandboxGone):
+            await node.stats("i0001")
+        with pytest.raises(SandboxGone):
+            await node.update_limits("i0001", Limits())
+
+
+@pytest.mark.parametrize("sandbox_id", ["../x", "", "A", "a/b", "x" * 65])
+async def test_an_id_that_would_leave_the_directory_is_refused(tmp_path: Path, sandbox_id: str) -> None:
+    async with supervisor(tmp_path) as node:
+        with pytest.raises(CreateFailed):
+            await node.create(_request(sandbox_id))
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+async def test_an_id_in_use_is_refused_and_the_first_one_lives_on(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        with pytest.raises(CreateFailed):
+            await node.create(_request())
+        assert node.find("i0001") is not None
+
+
+async def test_an_unknown_template_makes_nothing(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        with pytest.raises(TemplateNotFound):
+            await node.create(_request(template_id="none"))
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+async def test_a_death_is_told_and_everything_freed(tmp_path: Path) -> None:
+    events = _Events()
+    async with supervisor(tmp_path) as node:
+        node.subscribe(events)
+        await node.create(_request())
+        await _handle(node).kill()  # behind the driver's back
+        await asyncio.wait_for(events.news.wait(), 10)
+        assert events.told == [("i0001", EndReason.DIED)]
+        assert node.find("i0001") is None
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+async def test_a_death_before_anybody_listened_is_told_later(tmp_path: Path) -> None:
+    events = _Events()
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        driver = node._live["i0001"].driver
+        await _handle(node).kill()
+        await asyncio.wait_for(driver.finished.wait(), 10)
+        node.subscribe(events)
+        await asyncio.wait_for(events.news.wait(), 10)
+        assert events.told == [("i0001", EndReason.DIED)]
+
+
+async def test_a_kill_that_was_asked_for_is_no_news(tmp_path: Path) -> None:
+    events = _Events()
+    async with supervisor(tmp_path) as node:
+        node.subscribe(events)
+        await node.create(_request())
+        await node.kill("i0001", EndReason.KILLED)
+        await asyncio.sleep(0.05)
+        assert events.told == []
+
+
+async def test_the_next_server_adopts_what_lives(tmp_path: Path) -> None:
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request(traffic_access_token="traffic"))
+    async with supervisor(tmp_path) as node:
+        assert node.start_report.adopted == 1
+        route = node.find("i0001")
+        assert route is not None
+        assert (route.envd_access_token, route.traffic_access_token) == ("secret-token", "traffic")
+        (await route.dial(ENVD_PORT)).close()
+        assert await node.kill("i0001", EndReason.KILLED) is True
+
+
+async def test_the_next_server_frees_what_died_meanwhile_and_what_has_no_record(tmp_path: Path) -> None:
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request("i0001"))
+        await node.create(_request("i0002"))
+        handle = _handle(node, "i0002")
+    await handle.kill()
+    (tmp_path / "sandboxes" / "halfmade").mkdir()
+    (tmp_path / "sandboxes" / "damaged").mkdir()
+    (tmp_path / "sandboxes" / "damaged" / records.RECORD).write_text('{"version": 1')
+    async with supervisor(tmp_path) as node:
+        assert (node.start_report.adopted, node.start_report.removed) == (1, 3)
+        assert {path.name for path in (tmp_path / "sandboxes").iterdir()} == {"i0001"}
+
+
+async def test_a_server_that_keeps_none_ends_all_on_leaving(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as node:
+        await asyncio.gather(*(node.create(_request(f"i000{n}")) for n in range(3)))
+        handles = [_handle(node, f"i000{n}") for n in range(3)]
+    for handle in handles:
+        assert (await asyncio.wait_for(handle.wait(), 5)).killed
+    assert list((tmp_path / "sandboxes").iterdir()) == []
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+# A backend that fails where the contract allows it to
+
+
+class _Troubled(FakeBackend):
+    def __init__(self, config: BackendConfig, trouble: Callable[[SandboxSpec], Exception] | None) -> None:
+        super().__init__(config)
+        self.trouble = trouble
+        self.hold: asyncio.Event | None = None
+        self.made: list[SandboxHandle] = []
+
+    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+        (spec.state_dir / "litter").write_text("x")
+        if self.trouble is not None:
+            raise self.trouble(spec)
+        handle = await super().create(spec)
+        self.made.append(handle)
+        if self.hold is not None:
+            await self.hold.wait()
+        return handle
+
+
+@asynccontextmanager
+async def _troubled(
+    tmp_path: Path, trouble: Callable[[SandboxSpec], Exception] | None = None
+) -> AsyncIterator[tuple[Supervisor, _Troubled]]:
+    made: list[_Troubled] = []
+
+    def load(_name: str) -> Callable[[BackendConfig], IsolationBackend]:
+        def factory(config: BackendConfig) -> IsolationBackend:
+            made.append(_Troubled(config, trouble))
+            return made[-1]
+
+        return factory
+
+    node = Supervisor(
+        data_dir=tmp_path, templates=MemoryTemplates(), isolation="fake", keep_sandboxes=False, load_backend=load
+    )
+    async with node:
+        yield node, made[0]
+
+
+@pytest.mark.parametrize(
+    "error", [CreateFailed("no"), BackendUnavailable("no"), RuntimeError("a bug"), OSError(28, "full")]
+)
+async def test_a_failed_create_is_undone_and_told_in_our_own_words(tmp_path: Path, error: Exception) -> None:
+    async with _troubled(tmp_path, lambda _: error) as (node, _):
+        with pytest.raises(PlatformError):
+            await node.create(_request())
+        assert await node.sandboxes() == []
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+        assert await node.kill("i0001", EndReason.KILLED) is False
+
+
+async def test_a_create_whose_asker_has_gone_is_ended(tmp_path: Path) -> None:
+    async with _troubled(tmp_path) as (node, backend):
+        backend.hold = asyncio.Event()
+        asking = asyncio.create_task(node.create(_request()))
+        async with asyncio.timeout(20):
+            while not backend.made:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        driver = node._live["i0001"].driver
+        backend.hold.set()
+        await asyncio.wait_for(driver.finished.wait(), 20)
+        assert (await backend.made[0].wait()).killed
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+async def test_a_kill_during_a_create_ends_it_as_soon_as_it_is_made(tmp_path: Path) -> None:
+    async with _troubled(tmp_path) as (node, backend):
+        backend.hold = asyncio.Event()
+        asking = asyncio.create_task(node.create(_request()))
+        await asyncio.sleep(0)
+        killing = asyncio.create_task(node.kill("i0001", EndReason.KILLED))
+        await asyncio.sleep(0)
+        backend.hold.set()
+        assert await asyncio.wait_for(killing, 20) is True
+        await asyncio.wait([asking])
+        assert node.find("i0001") is None
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+async def test_a_record_that_cannot_be_written_undoes_the_create(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _troubled(tmp_path) as (node, backend):
+        monkeypatch.setattr(records, "write", _full_disk)
+        with pytest.raises(CreateFailed):
+            await node.create(_request())
+        assert (await asyncio.wait_for(backend.made[0].wait(), 5)).killed
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+
+
+def _full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# The choice of a tier
+
+
+def test_auto_prefers_the_stronger_wall_and_never_takes_none() -> None:
+    assert automatic_order(["zeta", "namespaces", "fake", "gvisor"]) == ["gvisor", "namespaces", "zeta"]
+
+
+class _Hopeless(FakeBackend):
+    async def doctor(self) -> list[Finding]:
+        return [Finding("kernel", Verdict.FAIL, "too old", "get a newer one")]
+
+
+async def test_a_tier_that_does_not_work_here_says_why_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"kernel: too old.*get a newer one"):
+        await choose_backend("fake", tmp_path, lambda _: _Hopeless)
+
+
+async def test_the_reason_for_a_tier_is_kept(tmp_path: Path) -> None:
+    chosen = await choose_backend("fake", tmp_path, load_fake)
+    assert chosen.reason == "asked for by name"
+    await chosen.backend.aclose()
+
+
+async def test_auto_without_any_working_tier_lists_what_each_lacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atoll.isolation.registry.names", lambda: ["namespaces"])
+    with pytest.raises(BackendUnavailable, match=r"namespaces: .*too old"):
+        await choose_backend("auto", tmp_path, lambda _: _Hopeless)
+
+
+# Records and trash
+
+
+def test_a_record_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    record = NodeRecord("i0001", "fake", "tid", "e", None, "m", {"pid": 7})
+    directory = tmp_path / "i0001"
+    directory.mkdir()
+    records.write(directory, record)
+    assert records.read(directory) == record
+    directory.rename(tmp_path / "i0002")
+    assert records.read(tmp_path / "i0002") is None  # it speaks of another sandbox
+    assert "e" not in repr(record).split("envd_access_token")[1:]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"version": 99}', '{"version": 1, "sandbox_id": "i0001"}'])
+def test_a_record_that_cannot_be_used_is_none(tmp_path: Path, text: str) -> None:
+    directory = tmp_path / "i0001"
+    directory.mkdir()
+    (directory / records.RECORD).write_text(text)
+    assert records.read(directory) is None
+
+
+@asynccontextmanager
+async def _trash(directory: Path) -> AsyncIterator[Trash]:
+    trash = Trash(directory)
+    trash.open()
+    worker = asyncio.create_task(trash.run())
+    try:
+        yield trash
+    finally:
+        worker.cancel()
+        await asyncio.wait([worker])
+
+
+async def test_a_directory_deeper_than_any_path_is_removed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    descriptor = os.open(victim, os.O_RDONLY)
+    for _ in range(3000):  # 3000 × 11 bytes: several times PATH_MAX, three times Python's recursion limit
+        os.mkdir("0123456789", dir_fd=descriptor)
+        inner = os.open("0123456789", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    async with _trash(tmp_path / "trash") as trash:
+        trash.put(victim)
+        assert not victim.exists()
+        await asyncio.wait_for(trash.settled(), 30)
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+async def test_names_that_look_like_options_and_links_out_are_only_names(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    victim = tmp_path / "victim"
+    (victim / "-rf").mkdir(parents=True)
+    (victim / "a\nb").write_text("x")
+    (victim / "link").symlink_to(outside)
+    victim.chmod(0)
+    async with _trash(tmp_path / "trash") as trash:
+        trash.put(victim)
+        trash.put(tmp_path / "never there")
+        await asyncio.wait_for(trash.settled(), 30)
+    assert list((tmp_path / "trash").iterdir()) == []
+    assert (outside / "kept").read_text() == "kept"
+
+
+async def test_what_a_stopped_server_left_in_the_trash_goes_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "trash" / "old.1.1").mkdir(parents=True)
+    async with _trash(tmp_path / "trash") as trash:
+        await asyncio.wait_for(trash.settled(), 30)
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+# Node and control together over a restart
+
+
+async def test_a_restart_keeps_running_sandboxes_and_settles_the_others(tmp_path: Path) -> None:
+    async with plane(tmp_path, keep=True) as world:
+        lives, dies, stranger = [await world.create() for _ in range(3)]
+        died = _handle(world.node, dies)
+    await died.kill()
+    async with plane(tmp_path, keep=True) as world:
+        assert (await world.client.get(f"/sandboxes/{lives}")).status_code == 200
+        assert (await world.client.get(f"/sandboxes/{dies}")).status_code == 404
+        record = await world.store.find(dies)
+        assert record is not None
+        assert (record.state, record.end_reason) == (SandboxState.ENDED, EndReason.LOST)
+    # Somebody rolled the database back: the node runs what control does not know.
+    for name in ("atoll.db", "atoll.db-wal", "atoll.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    async with plane(tmp_path) as world:
+        assert await world.node.sandboxes() == []
+        assert (await world.client.get(f"/sandboxes/{stranger}")).status_code == 404
+
+
+async def test_a_restart_finishes_a_kill_and_undoes_a_create_that_were_cut_off(tmp_path: Path) -> None:
+    async with plane(tmp_path, keep=True) as world:
+        killing, creating = [await world.create() for _ in range(2)]
+        assert await world.store.begin_kill(killing, EndReason.TIMEOUT, None)
+        row = await world.store.find(creating)
+        assert row is not None
+    with sqlite3.connect(tmp_path / "atoll.db") as connection:
+        connection.execute("UPDATE sandboxes SET state = 'creating' WHERE sandbox_id = ?", (creating,))
+    async with plane(tmp_path) as world:
+        assert await world.node.sandboxes() == []
+        ended = [await world.store.find(one) for one in (killing, creating)]
+        assert [(one.state, one.end_reason) for one in ended if one is not None] == [
+            (SandboxState.ENDED, EndReason.TIMEOUT),
+            (SandboxState.ENDED, EndReason.CREATE_FAILED),
+        ]
+
+
+async def test_a_deadline_that_passed_while_the_server_was_down_is_kept_at_start(tmp_path: Path) -> None:
+    async with plane(tmp_path, keep=True) as world:
+        sandbox_id = await world.create(timeout=1)
+    await asyncio.sleep(1.1)
+    async with plane(tmp_path) as world, asyncio.timeout(10):
+        while (await world.client.get(f"/sandboxes/{sandbox_id}")).status_code != 404:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        record = await world.store.find(sandbox_id)
+        assert record is not None
+        assert record.end_reason is EndReason.TIMEOUT
