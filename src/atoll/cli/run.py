@@ -28,7 +28,7 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
     """Runs `code` and returns its exit code; 124 when it took longer than `timeout_s`. Raises PlatformError."""
     from e2b import SandboxException
 
-    with platform_environ(settings):
+    with platform_environ(settings, template or ("code-interpreter-v1" if python else "base")):
         try:
             return (_python if python else _shell)(code, template, timeout_s)
         except SandboxException as error:
@@ -36,8 +36,8 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
 
 
 @contextmanager
-def platform_environ(settings: Settings) -> Iterator[None]:
-    """Within the block the SDK's variables in `os.environ` name a platform that answers."""
+def platform_environ(settings: Settings, template: str) -> Iterator[None]:
+    """Within the block the SDK's variables in `os.environ` name a platform that answers and, if ours, has `template`."""
     if os.environ.get("E2B_API_KEY"):
         yield
         return
@@ -47,8 +47,11 @@ def platform_environ(settings: Settings) -> Iterator[None]:
         return
     from atoll.runtime.embedded import EmbeddedPlatform
 
-    with EmbeddedPlatform() as platform, _environ(platform.environ):
-        yield
+    environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
+    with EmbeddedPlatform(environ) as platform:
+        platform.connection_for(template)
+        with _environ(platform.environ):
+            yield
 
 
 @contextmanager

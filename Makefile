@@ -1,0 +1,42 @@
+# Atoll's commands. `make help` lists them; each prepares by itself what it needs.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test bench clean
+
+ATOLL := .venv/bin/atoll
+PY := .venv/bin/python
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
+		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: ## Make .venv, install what is needed, build the template `base` once
+	@scripts/setup.sh run
+	@$(ATOLL) template build base
+
+demo: ## Replay a recorded agent run in a sandbox and fetch the page that the agent serves
+	@scripts/setup.sh run
+	@$(ATOLL) template build code-interpreter-v1
+	@$(PY) scripts/demo.py
+
+check: ## Lint, format, strict types, import rules
+	@scripts/setup.sh run
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PY) -m pytest -q tests/style
+
+test: ## Run the whole test-suite
+	@scripts/setup.sh test
+	@$(ATOLL) template build code-interpreter-v1
+	$(PY) -m pytest $(ARGS)
+
+bench: ## Measure, each figure beside its floor; results in benchmarks/
+	@scripts/setup.sh bench
+	@$(ATOLL) template build code-interpreter-v1
+	$(PY) benchmarks/run.py $(ARGS)
+
+clean: ## Remove .venv and caches (templates and data directories stay)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf tests/integration/js/node_modules
