@@ -33,6 +33,10 @@ class _ChartFormatter(_BaseFormatter):  # type: ignore[misc]
     print_method = _ObjectName("_repr_e2b_chart_")
     _return_type = (dict, str)
 
+    def pop(self, typ: Any, default: Any = None) -> Any:
+        """Keeps what is registered: the inline backend drops figures from every formatter before it adds its own."""
+        return default
+
 
 def _plain(value: Any) -> Any:
     """A cell of a table as JSON knows it."""

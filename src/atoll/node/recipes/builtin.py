@@ -16,6 +16,8 @@ BASE = Recipe(
         "unzip", "zip", "xz-utils", "bzip2",
         # being root when needed, looking at processes and ports
         "sudo", "procps", "psmisc", "lsof", "iproute2", "netcat-openbsd",
+        # the sandbox's own name resolves, whatever it is: sudo asks
+        "libnss-myhostname",
         # getting things
         "ca-certificates", "curl", "wget", "git", "openssh-client",
         # languages
