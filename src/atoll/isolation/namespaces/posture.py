@@ -150,21 +150,14 @@ MASKED_PROC_FILES = (
     "kallsyms",
     "interrupts",
     "softirqs",
-    "vmallocinfo",
-    "slabinfo",
-    "kpagecount",
-    "kpageflags",
-    "kpagecgroup",
     # These tell of the host: its boot line (which may hold secrets), its disks, its drivers.
     "cmdline",
     "partitions",
     "diskstats",
     "modules",
-    "mtrr",
-    "iomem",
-    "ioports",
 )
-"""Read as empty (bound to /dev/null)."""
+"""Read as empty (bound to /dev/null). Left out: what only the host's root may open anyway, which nobody inside is
+(kpage*, slabinfo, vmallocinfo, iomem, ...); each mask costs 40 µs of every creation."""
 
 MASKED_PROC_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 """Seen as empty, read-only directories."""

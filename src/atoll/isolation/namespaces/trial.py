@@ -1,0 +1,106 @@
+"""A sandbox made once and thrown away, in a process of its own, for `doctor`: prints findings as JSON rows.
+
+It goes the way of every real sandbox (same code), with a template of empty directories and a guest that ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from atoll.isolation.base import Verdict
+from atoll.isolation.linux import caps, syscalls
+from atoll.isolation.linux.fork import fork_into, map_ids
+from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces.child import Birth
+from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
+from atoll.isolation.namespaces.root import build_root
+from atoll.isolation.namespaces.spec_codec import spec_to_json
+from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+
+_Row = tuple[str, str, str, str]
+
+
+def main(near: str) -> None:
+    """Called in a fresh interpreter; `near` is a directory on the file system where sandboxes will lie."""
+    syscalls.keep_capabilities_on_id_change()
+    place = Path(tempfile.mkdtemp(prefix=".atoll-trial-", dir=near))
+    try:
+        rows = list(_attempt(place))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    print(json.dumps(rows))
+
+
+def _guest(listener: socket.socket, config: GuestConfig) -> NoReturn:
+    os._exit(0)
+
+
+def _attempt(place: Path) -> list[_Row]:
+    template, state = place / "template", place / "state"
+    for path in (template / "etc", state):
+        path.mkdir(parents=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)
+    try:
+        pid, pidfd = fork_into(posture.NAMESPACES)
+    except OSError as error:
+        hint = "raise /proc/sys/user/max_*_namespaces; in a container, run it privileged"
+        return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
+    if pid == 0:
+        Birth(theirs, [], _guest, posture.seccomp_program(), caps.last_cap()).run()
+    theirs.close()
+    rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
+    try:
+        id_base = IdRanges(read_delegated()).take()
+        rows += _outside(pid)
+        map_ids(pid, id_base, posture.HOST_IDS_PER_SANDBOX)
+        messages.send(ours, {"op": "mapped"})
+        _expect(ours, "parked")
+        mount = build_root(pid, id_base, [str(template)], state)
+        rows.append(("root file system", Verdict.OK, "overlay with shifted owners", ""))
+        _go(ours, place, mount)
+        _expect(ours, "started")
+        rows.append(("sandbox", Verdict.OK, "a trial went through every step", ""))
+    except (OSError, RuntimeError) as error:
+        hint = "the file system under the data directory must allow idmapped mounts (ext4, xfs, btrfs, tmpfs do)"
+        rows.append(("sandbox", Verdict.FAIL, f"a trial failed: {error}", hint if "overlay" in str(error) else ""))
+    finally:
+        with contextlib.suppress(OSError):
+            syscalls.pidfd_kill(pidfd)
+        os.waitpid(pid, 0)
+    return rows
+
+
+def _outside(pid: int) -> list[_Row]:
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(posture.OOM_SCORE_ADJ))
+    except OSError:
+        detail = "the guest cannot be protected from the kernel's out-of-memory killer"
+        return [("guest protection", Verdict.WARN, detail, "give the server CAP_SYS_RESOURCE")]
+    return [("guest protection", Verdict.OK, "the guest is the last to go when memory runs out", "")]
+
+
+def _expect(line: socket.socket, wanted: str) -> dict[str, Any]:
+    body = messages.receive(line).body or {"op": "failed", "error": "the first process ended"}
+    if body["op"] != wanted:
+        raise RuntimeError(str(body.get("error", body)))
+    return body
+
+
+def _go(line: socket.socket, place: Path, mount: int) -> None:
+    config = GuestConfig("trial", "trial", "trial")
+    spec = spec_to_json(SandboxSpec("trial", (), place, Limits(), config))
+    log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with socket.socket(socket.AF_UNIX) as listener:
+        messages.send(
+            line, {"op": "go", "guest": spec["guest"], "limits": spec["limits"]}, [mount, listener.fileno(), log]
+        )
+    os.close(mount)
+    os.close(log)
