@@ -34,7 +34,7 @@ from atoll.guest.state import GuestState
 from atoll.guest.uploads import Upload, failure
 from atoll.guest.users import User
 from atoll.wire.connect import HTTP_STATUS, ConnectError
-from atoll.wire.http import FileBody, Headers, HttpError, Request, Response
+from atoll.wire.http import Body, FileBody, Headers, HttpError, Request, Response
 
 OPEN_ROUTES = (("GET", "/files"), ("HEAD", "/files"), ("POST", "/files"))
 """For the router: these need no access token there, because a signature will do."""
@@ -52,6 +52,7 @@ MAX_METADATA = 4096
 MAX_METADATA_KEY = 246
 """255, Linux' limit on attribute names, without the prefix."""
 
+_PART_HEADERS = frozenset(("range", "if-modified-since", "if-none-match", "if-range"))
 _METADATA_HEADER = "x-metadata-"
 _PREFIX_SIZE = len("user.e2b.")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
@@ -132,50 +133,34 @@ class Files:
         kind = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
         chunks = _decoded(request)
         try:
-            async with asyncio.timeout(IDLE_S) as idle:
-                if kind == "application/octet-stream":
-                    written = [await self._upload_raw(request, user, metadata, chunks, idle)]
-                else:
-                    written = await self._upload_parts(request, user, metadata, chunks, idle)
+            if kind == "application/octet-stream":
+                written = [await self._upload_raw(request, user, metadata, chunks)]
+            else:
+                written = await self._upload_parts(request, user, metadata, chunks)
         except MultipartError as error:
             raise HttpError(400, str(error)) from error
-        except TimeoutError as error:
-            raise HttpError(408, f"no byte of the upload arrived for {IDLE_S:g} seconds") from error
         return Response.json(written)
 
     async def _upload_raw(
-        self,
-        request: Request,
-        user: User,
-        metadata: dict[str, str],
-        chunks: AsyncIterator[bytes],
-        idle: asyncio.Timeout,
+        self, request: Request, user: User, metadata: dict[str, str], chunks: AsyncIterator[bytes]
     ) -> dict[str, object]:
         path = request.query.get("path")
         if not path:
             raise HttpError(400, "the 'path' query parameter is required for application/octet-stream uploads")
         upload = Upload.begin(self._resolve(path, user), user, metadata)
-        now = asyncio.get_running_loop().time
         try:
             async for chunk in chunks:
                 upload.write(chunk)
-                idle.reschedule(now() + IDLE_S)
             return await upload.commit()
         finally:
             upload.abort()
 
     async def _upload_parts(
-        self,
-        request: Request,
-        user: User,
-        metadata: dict[str, str],
-        chunks: AsyncIterator[bytes],
-        idle: asyncio.Timeout,
+        self, request: Request, user: User, metadata: dict[str, str], chunks: AsyncIterator[bytes]
     ) -> list[dict[str, object]]:
         parser = MultipartParser(boundary_of(request.headers.get("content-type") or ""))
         written: list[dict[str, object]] = []
         current: Upload | None = None
-        now = asyncio.get_running_loop().time
         try:
             async for chunk in chunks:
                 for event in parser.feed(chunk):
@@ -187,7 +172,6 @@ class Files:
                     elif current is not None:
                         written.append(await current.commit())
                         current = None
-                idle.reschedule(now() + IDLE_S)
             parser.finish()
         finally:
             if current is not None:
@@ -268,7 +252,7 @@ def _open_regular(path: str) -> tuple[int, os.stat_result]:
 
 
 def _wants_part(headers: Headers) -> bool:
-    return any(name in headers for name in ("range", "if-modified-since", "if-none-match", "if-range"))
+    return any(name in _PART_HEADERS for name, _ in headers)
 
 
 def _common_headers(found: os.stat_result, path: str) -> list[tuple[str, str]]:
@@ -375,10 +359,26 @@ def _decoded(request: Request) -> AsyncIterator[bytes]:
     """The body without its Content-Encoding. Raises HttpError for a coding that is not known."""
     coding = (request.headers.get("content-encoding") or "").strip().lower()
     if coding in ("", "identity"):
-        return request.body
+        return _arriving(request.body)
     if coding in ("gzip", "x-gzip"):
-        return gunzip(request.body)
+        return gunzip(_arriving(request.body))
     raise HttpError(415, f"unsupported Content-Encoding {coding[:32]!r}, supported: [identity, gzip]")
+
+
+async def _arriving(body: Body) -> AsyncIterator[bytes]:
+    """The body's chunks. Raises HttpError 408 when none comes for IDLE_S; a body that is all here costs no timer."""
+    while not (body.ended and not body.buffered):
+        try:
+            if body.buffered:
+                chunk = await anext(body)
+            else:
+                async with asyncio.timeout(IDLE_S):
+                    chunk = await anext(body)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise HttpError(408, f"no byte of the upload arrived for {IDLE_S:g} seconds") from error
+        yield chunk
 
 
 async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ Format: RFC 7578 over RFC 2046, with the name escapes of the HTML form encoding 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -157,6 +158,7 @@ def _overlap(buffer: bytes, delimiter: bytes) -> int:
     return 0
 
 
+@functools.lru_cache(maxsize=32)
 def _part_begin(head: bytes) -> PartBegin:
     try:
         lines = head.decode("utf-8").split("\r\n")

@@ -6,6 +6,7 @@ One range is served as 206; several ranges in one header are answered with the w
 from __future__ import annotations
 
 import email.utils
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -100,6 +101,7 @@ def _seconds(date: str) -> int | None:
         return None
 
 
+@functools.lru_cache(maxsize=64)
 def choose_coding(accept_encoding: str | None) -> Literal["identity", "gzip"]:
     """The coding of a download. Raises NotAcceptable.
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from atoll.guest.copying import copy_content
 from atoll.guest.directories import ensure_directories
 from atoll.guest.entries import METADATA_PREFIX
-from atoll.guest.handles import open_path, open_place
+from atoll.guest.handles import Place, open_path, open_place
 from atoll.guest.paths import shown
 from atoll.guest.users import User
 from atoll.wire.http import HttpError
@@ -79,25 +79,23 @@ class Upload:
     @staticmethod
     def begin(path: str, user: User, metadata: Mapping[str, str]) -> Upload:
         """Makes missing directories and the temporary file. Raises HttpError."""
-        real = os.path.realpath(path)
+        directory, name = _place_of(path, user)
+        real = path
         try:
-            try:
-                directory, name = open_place(real)
-            except FileNotFoundError:
-                ensure_directories(os.path.dirname(real), user.uid, user.gid)
-                directory, name = open_place(real)
-        except NotADirectoryError as error:
-            raise HttpError(400, f"a part of the path is not a directory: {shown(path)}") from error
-        except OSError as error:
-            raise failure(error, f"error ensuring directories of '{shown(path)}'") from error
-        try:
-            existing = _existing_file(directory, name, path)
+            existing = _status(directory, name)
+            if existing is not None and stat.S_ISLNK(existing.st_mode):
+                os.close(directory)
+                directory = -1
+                real = os.path.realpath(path)
+                directory, name = _place_of(real, user)
+                existing = _status(directory, name)
+            _check_type(existing, path)
             temporary, fd = _open_target(directory, name, real, existing)
-        except OSError as error:
-            os.close(directory)
-            raise failure(error, f"error opening file '{shown(path)}'") from error
-        except BaseException:
-            os.close(directory)
+        except BaseException as error:
+            if directory >= 0:
+                os.close(directory)
+            if isinstance(error, OSError):
+                raise failure(error, f"error opening file '{shown(path)}'") from error
             raise
         return Upload(path, user, metadata, directory, name, existing, temporary, fd)
 
@@ -204,17 +202,34 @@ class Upload:
         return failure(error, f"{what} '{shown(self.path)}'")
 
 
-def _existing_file(directory: int, name: str, path: str) -> os.stat_result | None:
-    """The file that will be replaced. Raises HttpError when what stands there is no file."""
+def _place_of(path: str, user: User) -> Place:
+    """Where the file will stand; directories that are missing are made. Raises HttpError."""
     try:
-        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        try:
+            return open_place(path)
+        except FileNotFoundError:
+            ensure_directories(os.path.dirname(path), user.uid, user.gid)
+            return open_place(path)
+    except NotADirectoryError as error:
+        raise HttpError(400, f"a part of the path is not a directory: {shown(path)}") from error
+    except OSError as error:
+        raise failure(error, f"error ensuring directories of '{shown(path)}'") from error
+
+
+def _status(directory: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(found.st_mode):
+
+
+def _check_type(existing: os.stat_result | None, path: str) -> None:
+    """Raises HttpError when what stands there is no file."""
+    if existing is None or stat.S_ISREG(existing.st_mode):
+        return
+    if stat.S_ISDIR(existing.st_mode):
         raise HttpError(400, f"path is a directory: {shown(path)}")
-    if not stat.S_ISREG(found.st_mode):
-        raise HttpError(400, f"path '{shown(path)}' is not a regular file")
-    return found
+    raise HttpError(400, f"path '{shown(path)}' is not a regular file")
 
 
 def _open_target(directory: int, name: str, real: str, existing: os.stat_result | None) -> tuple[str, int]:
