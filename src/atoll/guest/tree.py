@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 
-_KILL_ROUNDS = 8
-"""A tree that forks while it is being killed is swept again; each round leaves only what was forked during the last."""
+_ROUNDS = 256
+"""An end to the sweeping, for the case that another tree keeps joining this one. See `_kill`."""
 
 
 def members(root: int) -> set[int]:
@@ -40,14 +40,29 @@ def send_signal(root: int, number: int) -> bool:
     own = os.getpid()
     if number != signal.SIGKILL:
         return _send(members(root) - {own}, number)
-    hit: set[int] = set()
-    for _ in range(_KILL_ROUNDS):
-        left = members(root) - hit - {own}
-        if not left:
+    return _kill(root, own)
+
+
+def _kill(root: int, own: int) -> bool:
+    """Kills the tree, also one that forks as fast as it can.
+
+    What is stopped cannot fork and keeps its place under the limit of processes, so each sweep of stopping leaves
+    less room for new ones, and the sweeping comes to an end; killing at once would make room for them instead.
+    """
+    first = members(root) - {own}
+    if not first:
+        return False
+    _send(first, signal.SIGKILL)
+    late = members(root) - first - {own}
+    stopped: set[int] = set()
+    for _ in range(_ROUNDS):
+        if not late:
             break
-        _send(left, number)
-        hit |= left
-    return bool(hit)
+        _send(late, signal.SIGSTOP)
+        stopped |= late
+        late = members(root) - stopped - first - {own}
+    _send(stopped, signal.SIGKILL)
+    return True
 
 
 def _send(pids: set[int], number: int) -> bool:
