@@ -1,0 +1,758 @@
+"""E2BRuntime: OpenHands' runtime contract on a sandbox, from one action to one observation.
+
+Owns the lifecycle (connect, attach, close, delete), the environment of shell and kernel, and the dispatch of actions.
+The shell, the kernel, the editor and the transfers are modules of their own. Only the public SDK is used.
+
+    connect() ─► READY ─► run_action(action) ─► observation      one action at a time
+                   │ the sandbox is lost: ERROR_RUNTIME_DISCONNECTED and AgentRuntimeDisconnectedError, never a result
+                   ▼
+                close(): killed, or with keep_runtime_alive left to the next attach
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import base64
+import logging
+import mimetypes
+import os
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from atoll.runtime.actions import (
+    ACTIONS,
+    AgentThinkAction,
+    BrowseInteractiveAction,
+    BrowseURLAction,
+    CmdRunAction,
+    FileEditAction,
+    FileReadAction,
+    FileWriteAction,
+    IPythonRunCellAction,
+    MCPAction,
+    TaskTrackingAction,
+)
+from atoll.runtime.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, find_sandboxes
+from atoll.runtime.config import RuntimeConfig, SandboxConfig
+from atoll.runtime.editor import Edited, Editor, EditorError, unified
+from atoll.runtime.embedded import connection
+from atoll.runtime.errors import (
+    LOST,
+    AgentRuntimeDisconnectedError,
+    AgentRuntimeError,
+    AgentRuntimeNotReadyError,
+)
+from atoll.runtime.events import Action, ActionConfirmationStatus, FileEditSource, FileReadSource, Observation
+from atoll.runtime.files import Kind, SandboxFiles, looks_binary
+from atoll.runtime.filestore import E2BFileStore
+from atoll.runtime.ipython import Jupyter
+from atoll.runtime.observations import (
+    AgentThinkObservation,
+    CmdOutputMetadata,
+    CmdOutputObservation,
+    ErrorObservation,
+    FileEditObservation,
+    FileReadObservation,
+    FileWriteObservation,
+    IPythonRunCellObservation,
+    NullObservation,
+    TaskTrackingObservation,
+    UserRejectObservation,
+)
+from atoll.runtime.plugins import plugin_names
+from atoll.runtime.shell import DEFAULT_SOFT_TIMEOUT_S, TIMEOUT_MESSAGE, Shell
+from atoll.runtime.status import RuntimeStatus
+from atoll.runtime.terminal_link import SandboxTerminal
+
+StatusCallback = Callable[[str, RuntimeStatus, str], None]
+"""(level, status, message)"""
+
+NO_BROWSER = "Browser functionality is not supported or disabled."
+QUIET_PAGERS = {"PAGER": "cat", "GIT_PAGER": "cat", "SYSTEMD_PAGER": "cat", "MANPAGER": "cat"}
+"""An agent cannot scroll: whatever would open a pager prints instead."""
+_DATA_URLS = {
+    "image/png": (".png", ".jpg", ".jpeg", ".bmp", ".gif"),
+    "application/pdf": (".pdf",),
+    "video/mp4": (".mp4", ".webm", ".ogg"),
+}
+_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ICONS = {"todo": "⏳", "in_progress": "🔄", "done": "✅"}
+
+_log = logging.getLogger("atoll.runtime")
+
+
+@dataclass(frozen=True)
+class MCPConfig:
+    """Servers whose tools an agent may call."""
+
+    sse_servers: Sequence[Any] = field(default_factory=list)
+    stdio_servers: Sequence[Any] = field(default_factory=list)
+    shttp_servers: Sequence[Any] = field(default_factory=list)
+
+
+class E2BRuntime:
+    """See the module. `config` is a RuntimeConfig, a SandboxConfig or any object with OpenHands' names.
+
+    `event_stream` and `llm_registry` may be None; with a stream, `on_event` answers actions on it. `template` and
+    `soft_timeout_s` (seconds without output until a command is reported as running) are this runtime's own.
+    """
+
+    _sandbox_id_cache: ClassVar[dict[str, str]] = {}
+    """sid → sandbox id, to spare a look-up; the server's metadata decides."""
+
+    def __init__(
+        self,
+        config: Any = None,
+        event_stream: Any = None,
+        llm_registry: Any = None,
+        sid: str = "default",
+        plugins: Sequence[Any] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        status_callback: StatusCallback | None = None,
+        attach_to_existing: bool = False,
+        headless_mode: bool = True,
+        user_id: str | None = None,
+        git_provider_tokens: Mapping[Any, Any] | None = None,
+        sandbox: E2BBox | None = None,
+        *,
+        template: str | None = None,
+        soft_timeout_s: float | None = None,
+    ) -> None:
+        self.config = RuntimeConfig(sandbox=config) if isinstance(config, SandboxConfig) else config or RuntimeConfig()
+        self.event_stream = event_stream
+        self.llm_registry = llm_registry
+        self.sid = sid
+        self.plugins = list(plugins or ())
+        self.status_callback = status_callback
+        self.attach_to_existing = attach_to_existing
+        self.headless_mode = headless_mode
+        self.user_id = user_id
+        self.git_provider_tokens = git_provider_tokens
+        self.sandbox = sandbox
+        self.file_store: E2BFileStore | None = None
+        self.runtime_status: RuntimeStatus | None = None
+        self.initial_env_vars = {**_from_environ(os.environ, self.config.sandbox), **(env_vars or {})}
+        self._plugin_names = plugin_names(plugins)
+        usual = JUPYTER_TEMPLATE if "jupyter" in self._plugin_names else DEFAULT_TEMPLATE
+        self._template: str = template or self.config.sandbox.runtime_container_image or usual
+        self._soft_timeout_s = soft_timeout_s if soft_timeout_s is not None else self._default_soft_timeout()
+        self._env_vars: dict[str, str] = {}
+        self._acting = threading.RLock()
+        self._runtime_initialized = False
+        self._runtime_closed = False
+        self._owns_sandbox = sandbox is None and not attach_to_existing
+        self._shell: Shell | None = None
+        self._jupyter: Jupyter | None = None
+        self._editor: Editor | None = None
+        self._files: SandboxFiles | None = None
+        self._tasks = ""
+        if self.config.workspace_base is not None:
+            _log.warning("workspace_base is ignored: the workspace is the sandbox's own, use copy_to to fill it")
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+
+    @property
+    def runtime_initialized(self) -> bool:
+        return self._runtime_initialized
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's path in the sandbox."""
+        return str(self.config.workspace_mount_path_in_sandbox or "/workspace")
+
+    @property
+    def workspace_root(self) -> Path:
+        return Path(self.workspace)
+
+    @property
+    def action_execution_server_url(self) -> str:
+        """There is no action server in the sandbox; this only says that the runtime is connected.
+
+        Raises RuntimeError before `connect`.
+        """
+        if not self._runtime_initialized:
+            raise RuntimeError("E2B runtime not connected. Call connect() first.")
+        return "direct://e2b-sandbox"
+
+    @property
+    def sandbox_id(self) -> str:
+        """Raises AgentRuntimeNotReadyError before `connect`."""
+        return self._box.sandbox_id
+
+    @property
+    def web_hosts(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def vscode_url(self) -> str | None:
+        return None
+
+    def get_vscode_token(self) -> str:
+        return ""
+
+    def get_host(self, port: int) -> str:
+        """The host name under which a port of the sandbox is reached from outside."""
+        return str(self._box.sandbox.get_host(port))
+
+    async def connect(self) -> None:
+        """Makes or attaches to the sandbox and gets it ready. Raises what went wrong, after status ERROR.
+
+        Attaching to a session without a sandbox raises AgentRuntimeDisconnectedError.
+        """
+        await asyncio.to_thread(self.connect_sync)
+
+    def connect_sync(self) -> None:
+        """`connect` for callers without an event loop."""
+        self.set_runtime_status(RuntimeStatus.STARTING_RUNTIME)
+        made_here = self.sandbox is None
+        try:
+            if self.sandbox is None:
+                self.sandbox = self._attach() if self.attach_to_existing else self._create()
+            self._begin(self.sandbox)
+        except BaseException as error:
+            self._undo_connect(kill=made_here and not self.attach_to_existing)
+            lost = isinstance(error, AgentRuntimeDisconnectedError)
+            status = RuntimeStatus.ERROR_RUNTIME_DISCONNECTED if lost else RuntimeStatus.ERROR
+            self.set_runtime_status(status, f"{type(error).__name__}: {error}", level="error")
+            raise
+        self._runtime_initialized = True
+        atexit.register(self.close)
+        self.set_runtime_status(RuntimeStatus.READY)
+
+    def _create(self) -> E2BBox:
+        box = E2BBox(
+            self.config.sandbox,
+            template=self._template,
+            metadata={SID_KEY: self.sid},
+            user=None if self.config.run_as_openhands else "root",
+        )
+        self._sandbox_id_cache[self.sid] = box.sandbox_id
+        return box
+
+    def _attach(self) -> E2BBox:
+        try:
+            found = find_sandboxes(self.sid, connection(self._template))
+        except LOST as error:
+            raise AgentRuntimeDisconnectedError(f"the sandbox of session {self.sid!r} is gone: {error}") from error
+        if not found:
+            self._sandbox_id_cache.pop(self.sid, None)
+            raise AgentRuntimeDisconnectedError(f"there is no sandbox for session {self.sid!r}")
+        user = None if self.config.run_as_openhands else "root"
+        return E2BBox(self.config.sandbox, found[0], template=self._template, user=user)
+
+    def _begin(self, box: E2BBox) -> None:
+        self._files = SandboxFiles(box.sandbox, box.user)
+        self.file_store = E2BFileStore(box.filesystem)
+        self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE)
+        workspace, owner = shlex.quote(self.workspace), shlex.quote(box.user or "user")
+        made = box.execute(f"mkdir -p -- {workspace} && chown {owner}: {workspace}", user="root")
+        if made.exit_code != 0:
+            raise AgentRuntimeError(f"the workspace {self.workspace} could not be made: {made.output.strip()}")
+        if not self.attach_to_existing:
+            self._env_vars.update(self._startup_variables())
+            self._persist_variables(self._env_vars)
+        self._shell = Shell(
+            lambda cwd: SandboxTerminal(box.sandbox, user=box.user, cwd=cwd, envs={**QUIET_PAGERS, **self._env_vars}),
+            lambda path, data: self._need_files().write(path, data),
+            cwd=self.workspace,
+            soft_timeout_s=self._soft_timeout_s,
+        )
+        self._editor = Editor(self._files, self.workspace)
+        self._jupyter = Jupyter(box.sandbox)
+        if not self.attach_to_existing:
+            self._set_git_identity()
+
+    def _undo_connect(self, *, kill: bool) -> None:
+        with suppress(Exception):
+            if self._shell is not None:
+                self._shell.close()
+            if kill and self.sandbox is not None:
+                self.sandbox.close()
+        self._shell = None
+        if kill:
+            self.sandbox = None
+
+    def close(self) -> None:
+        """Ends the runtime, and its sandbox unless it was attached to or is to be kept alive. Idempotent."""
+        if self._runtime_closed:
+            return
+        self._runtime_closed = True
+        atexit.unregister(self.close)
+        box, sandbox_config = self.sandbox, self.config.sandbox
+        if box is None:
+            return
+        if self._owns_sandbox and not sandbox_config.keep_runtime_alive:
+            box.close()
+            self._sandbox_id_cache.pop(self.sid, None)
+        else:
+            if self._shell is not None:
+                self._shell.close()
+            pause = bool(self._owns_sandbox and sandbox_config.pause_closed_runtimes)
+            box.release(seconds=max(1, sandbox_config.close_delay), pause=pause)
+        self.set_runtime_status(RuntimeStatus.STOPPED)
+
+    @classmethod
+    async def delete(cls, conversation_id: str) -> None:
+        """Ends every sandbox of that session, whichever process made it. Nothing happens if there is none."""
+        await asyncio.to_thread(cls._delete, conversation_id)
+
+    @classmethod
+    def _delete(cls, sid: str) -> None:
+        from e2b_code_interpreter import Sandbox
+
+        params = connection(DEFAULT_TEMPLATE)
+        for sandbox_id in find_sandboxes(sid, params):
+            Sandbox.kill(sandbox_id, **params)
+        cls._sandbox_id_cache.pop(sid, None)
+
+    @classmethod
+    def setup(cls, config: Any, headless_mode: bool = False) -> None:
+        """Nothing to prepare before the first runtime."""
+
+    @classmethod
+    def teardown(cls, config: Any) -> None:
+        """Nothing is left after the last one."""
+
+    def __enter__(self) -> Self:
+        if not self._runtime_initialized:
+            self.connect_sync()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def set_runtime_status(self, status: RuntimeStatus, msg: str = "", level: str = "info") -> None:
+        """Tells the status callback. A callback that fails does not stop the runtime."""
+        self.runtime_status = status
+        if self.status_callback is not None:
+            try:
+                self.status_callback(level, status, msg)
+            except Exception:
+                _log.exception("the status callback failed")
+
+    def log(self, level: str, message: str) -> None:
+        getattr(_log, level)("[runtime %s] %s", self.sid, message)
+
+    def check_if_alive(self) -> None:
+        """Raises AgentRuntimeDisconnectedError when the sandbox does not answer."""
+        with self._on_sandbox():
+            if not self._box.sandbox.is_running():
+                raise AgentRuntimeDisconnectedError(f"the sandbox {self.sandbox_id} is gone")
+
+    # ------------------------------------------------------------------------------------------------ actions
+
+    def run_action(self, action: Action) -> Observation:
+        """The observation of an action. Raises AgentRuntimeUnavailableError only: all else is an observation."""
+        if not getattr(action, "runnable", False):
+            if action.action in ACTIONS:
+                return self._not_runnable(action)
+            return ErrorObservation(f"Action {action.action} does not exist.")
+        confirmation = getattr(action, "confirmation_state", None)
+        if confirmation == ActionConfirmationStatus.AWAITING_CONFIRMATION:
+            return NullObservation("")
+        method = getattr(self, action.action, None)
+        if method is None:
+            return ErrorObservation(f"Action {action.action} is not supported in the current runtime.")
+        if confirmation == ActionConfirmationStatus.REJECTED:
+            return UserRejectObservation("Action has been rejected by the user! Waiting for further user input.")
+        try:
+            if isinstance(action, MCPAction):
+                return asyncio.run(self.call_tool_mcp(action))
+            found: Observation = method(action)
+        except PermissionError as error:
+            return ErrorObservation(str(error))
+        return found
+
+    def on_event(self, event: Any) -> None:
+        """Answers an action on the event stream; a failure of the runtime becomes a status, never silence."""
+        if not isinstance(event, Action):
+            return
+        try:
+            observation = self.run_action(event)
+        except AgentRuntimeDisconnectedError:
+            return  # the status has been set where it was noticed
+        except Exception as error:
+            self.set_runtime_status(RuntimeStatus.ERROR, f"{type(error).__name__}: {error}", level="error")
+            observation = ErrorObservation(f"{type(error).__name__}: {error}")
+        if not isinstance(observation, NullObservation) and self.event_stream is not None:
+            answer = replace(observation, cause=event.id, tool_call_metadata=event.tool_call_metadata)
+            self.event_stream.add_event(answer, event.source)
+
+    def run(self, action: CmdRunAction) -> CmdOutputObservation | ErrorObservation:
+        """A command in the persistent shell, or (`is_static`) in a process of its own."""
+        if action.timeout is None:
+            action = action.with_hard_timeout(float(self.config.sandbox.timeout), blocking=False)
+        with self._on_sandbox():
+            if action.is_static:
+                return self._run_static(action)
+            return self._need_shell().execute(action)
+
+    def _run_static(self, action: CmdRunAction) -> CmdOutputObservation:
+        cwd = action.cwd or self.workspace
+        envs = {**QUIET_PAGERS, **self._env_vars}
+        done = self._box.execute(action.command, timeout=action.timeout or 0, cwd=cwd, envs=envs)
+        state = self._need_shell().state
+        if done.exit_code == -1:
+            suffix = f"\n[The command timed out after {float(action.timeout or 0)} seconds. {TIMEOUT_MESSAGE}]"
+        else:
+            suffix = f"\n[The command completed with exit code {done.exit_code}.]"
+        metadata = CmdOutputMetadata(
+            exit_code=done.exit_code,
+            username=state.username,
+            hostname=state.hostname,
+            working_dir=cwd,
+            py_interpreter_path=state.python or None,
+            suffix=suffix,
+        )
+        return CmdOutputObservation(
+            done.output.rstrip(), command=action.command, metadata=metadata, hidden=action.hidden
+        )
+
+    def run_ipython(self, action: IPythonRunCellAction) -> Observation:
+        """A cell on the sandbox's kernel. A failing cell is an IPythonRunCellObservation like any other."""
+        if not self._has_jupyter:
+            return ErrorObservation(
+                "JupyterRequirement not found. Unable to run IPython action. "
+                f"The sandbox's template is {self._template!r}; ask for the plugin `jupyter`, or for the template "
+                f"{JUPYTER_TEMPLATE!r}."
+            )
+        timeout_s = action.timeout if action.timeout is not None else float(self.config.sandbox.timeout)
+        with self._on_sandbox():
+            jupyter, cwd = self._need_jupyter(), self._need_shell().cwd
+            try:
+                text, images = jupyter.run(
+                    action.code, timeout_s=timeout_s, cwd=cwd, envs=self._env_vars, init_code=action.kernel_init_code
+                )
+                text = text.rstrip()
+                if action.include_extra:
+                    text += f"\n[Jupyter current working directory: {cwd}]"
+                    text += f"\n[Jupyter Python interpreter: {jupyter.interpreter}]"
+            except AgentRuntimeDisconnectedError:
+                raise
+            except AgentRuntimeError as error:
+                return ErrorObservation(str(error))
+        return IPythonRunCellObservation(text, code=action.code, image_urls=images or None)
+
+    def read(self, action: FileReadAction) -> FileReadObservation | ErrorObservation:
+        """A file's lines, or the editor's view; images, PDF and video as data URLs."""
+        with self._on_sandbox():
+            if action.impl_source == FileReadSource.OH_ACI:
+                content = self._edited("view", action.path, view_range=action.view_range).output
+                return FileReadObservation(content, path=action.path, impl_source=FileReadSource.OH_ACI)
+            path, cwd = self._resolve(action.path), self._need_shell().cwd
+            files = self._need_files()
+            if files.kind(path) is Kind.DIRECTORY:
+                return ErrorObservation(f"Path is a directory: {path}. You can only read files")
+            try:
+                data = files.read(path)
+            except FileNotFoundError:
+                return ErrorObservation(f"File not found: {path}. Your current working directory is {cwd}.")
+            except OSError as error:
+                return ErrorObservation(f"File could not be read: {path}: {error.strerror}")
+            if (mime := _data_url_type(path)) is not None:
+                return FileReadObservation(f"data:{mime};base64,{base64.b64encode(data).decode()}", path=path)
+            if looks_binary(data):
+                return ErrorObservation("ERROR_BINARY_FILE")
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError:
+                return ErrorObservation(f"File could not be decoded as utf-8: {path}.")
+            return FileReadObservation("".join(read_lines(_with_ends(text), action.start, action.end)), path=path)
+
+    def write(self, action: FileWriteAction) -> FileWriteObservation | ErrorObservation:
+        """Replaces a file, or lines of it. Mode and owner of a file that is there are kept."""
+        with self._on_sandbox():
+            path, files = self._resolve(action.path), self._need_files()
+            kind = files.kind(path)
+            if kind is Kind.DIRECTORY:
+                return ErrorObservation(f"Path is a directory: {path}. You can only write to files")
+            content = action.content if action.content.endswith("\n") else action.content + "\n"
+            try:
+                whole = action.start == 0 and action.end == -1
+                if kind is Kind.FILE and not whole:
+                    lines = _with_ends(files.read(path).decode("utf-8"))
+                    before = [] if action.start == 0 else lines[: action.start]
+                    if before and not before[-1].endswith("\n"):
+                        before[-1] += "\n"
+                    after = [] if action.end == -1 else lines[action.end :]
+                    content = "".join([*before, content, *after])
+                files.write(path, content.encode())
+            except UnicodeDecodeError:
+                return ErrorObservation(f"File could not be decoded as utf-8: {path}")
+            except OSError as error:
+                return ErrorObservation(f"File could not be written: {path}: {error.strerror}")
+        return FileWriteObservation("", path=path)
+
+    def edit(self, action: FileEditAction) -> FileEditObservation | ErrorObservation:
+        """An editor command; without one, lines `start` to `end` become `content`."""
+        with self._on_sandbox():
+            if action.command == "write":
+                return self._written(action)
+            if not action.command or action.impl_source == FileEditSource.LLM_BASED_EDIT:
+                try:
+                    done = self._need_editor().replace_lines(
+                        self._resolve(action.path), action.content, action.start, action.end
+                    )
+                except EditorError as error:
+                    return ErrorObservation(str(error))
+                return self._edit_observation(action.path, done, FileEditSource.LLM_BASED_EDIT)
+            done = self._edited(
+                action.command,
+                action.path,
+                file_text=action.file_text,
+                old_str=action.old_str,
+                new_str=action.new_str,
+                insert_line=action.insert_line,
+            )
+            return self._edit_observation(action.path, done, FileEditSource.OH_ACI)
+
+    def _written(self, action: FileEditAction) -> FileEditObservation | ErrorObservation:
+        done = self.write(FileWriteAction(action.path, action.content))
+        if isinstance(done, ErrorObservation):
+            return done
+        return FileEditObservation("", path=done.path, prev_exist=True, new_content=action.content)
+
+    def _edited(self, command: str, path: str, **arguments: Any) -> Edited:
+        try:
+            return self._need_editor().run(command, path, **arguments)
+        except EditorError as error:
+            return Edited(f"ERROR:\n{error}")
+
+    @staticmethod
+    def _edit_observation(path: str, done: Edited, source: FileEditSource) -> FileEditObservation:
+        return FileEditObservation(
+            done.output,
+            path=path,
+            prev_exist=done.existed,
+            old_content=done.old,
+            new_content=done.new,
+            impl_source=source,
+            diff=unified(done.old or "", done.new or "", path),
+        )
+
+    def browse(self, action: BrowseURLAction) -> Observation:
+        return ErrorObservation(NO_BROWSER)
+
+    def browse_interactive(self, action: BrowseInteractiveAction) -> Observation:
+        return ErrorObservation(NO_BROWSER)
+
+    async def call_tool_mcp(self, action: MCPAction) -> Observation:
+        return ErrorObservation("No MCP servers are configured for this runtime.")
+
+    def get_mcp_config(self, extra_stdio_servers: Sequence[Any] | None = None) -> Any:
+        """The configured servers; an object with `sse_servers`, `stdio_servers` and `shttp_servers`."""
+        configured = getattr(self.config, "mcp", None)
+        if configured is not None and not extra_stdio_servers:
+            return configured
+        return MCPConfig(
+            sse_servers=list(getattr(configured, "sse_servers", ())),
+            stdio_servers=[*getattr(configured, "stdio_servers", ()), *(extra_stdio_servers or ())],
+            shttp_servers=list(getattr(configured, "shttp_servers", ())),
+        )
+
+    def _not_runnable(self, action: Action) -> Observation:
+        if isinstance(action, AgentThinkAction):
+            return AgentThinkObservation("Your thought has been logged.")
+        if isinstance(action, TaskTrackingAction):
+            return self._track_tasks(action)
+        return NullObservation("")
+
+    def _track_tasks(self, action: TaskTrackingAction) -> TaskTrackingObservation:
+        path = f"sessions/{self.sid}/TASKS.md"
+        if action.command == "plan":
+            rows = [
+                f"{number}. {_ICONS.get(str(task.get('status', 'todo')), '⏳')} {task.get('title', '')}\n"
+                f"{task.get('notes', '')}\n"
+                for number, task in enumerate(action.task_list, 1)
+            ]
+            self._tasks = "# Task List\n\n" + "".join(rows)
+            told = f"Task list has been updated with {len(action.task_list)} items. Stored in session directory: {path}"
+            return TaskTrackingObservation(told, command=action.command, task_list=action.task_list)
+        if action.command == "view":
+            text = self._tasks or 'No task list found. Use the "plan" command to create one.'
+            return TaskTrackingObservation(text, command=action.command)
+        return TaskTrackingObservation(f"Unknown command: {action.command}", command=action.command)
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def list_files(self, path: str | None = None) -> list[str]:
+        """Names in a directory (default: the workspace): directories first, with a final `/`. [] if there is none."""
+        where = str(PurePosixPath(self.workspace) / path) if path else self.workspace
+        with self._on_sandbox():
+            try:
+                entries = self._need_files().names(where)
+            except OSError:
+                return []
+        directories = sorted((f"{name}/" for name, is_dir in entries if is_dir), key=str.lower)
+        return directories + sorted((name for name, is_dir in entries if not is_dir), key=str.lower)
+
+    def copy_to(self, host_src: str, sandbox_dest: str, recursive: bool = False) -> None:
+        """See E2BBox.copy_to; a relative destination is below the workspace."""
+        with self._on_sandbox():
+            self._box.copy_to(host_src, str(PurePosixPath(self.workspace) / sandbox_dest), recursive)
+
+    def copy_from(self, path: str) -> Path:
+        """See E2BBox.copy_from; a relative path is below the workspace."""
+        with self._on_sandbox():
+            return self._box.copy_from(str(PurePosixPath(self.workspace) / path))
+
+    def get_working_directory(self) -> str:
+        """Where the persistent shell is."""
+        return self._need_shell().cwd
+
+    def subscribe_to_shell_stream(self, callback: Callable[[str], None] | None = None) -> bool:
+        """Not offered: False."""
+        return False
+
+    # ------------------------------------------------------------------------------------------------ environment
+
+    def add_env_vars(self, env_vars: Mapping[str, str]) -> None:
+        """Sets variables, with upper-case names, in the shell, the kernel and every later process of this runtime.
+
+        Raises ValueError for a name that no shell takes, RuntimeError if the shell could not be told.
+        """
+        chosen = _checked_variables(env_vars)
+        if not chosen:
+            return
+        with self._on_sandbox():
+            exports = "; ".join(f"export {name}={shlex.quote(value)}" for name, value in chosen.items())
+            told = self._need_shell().execute(CmdRunAction(exports, blocking=True, timeout=60, hidden=True))
+            if not isinstance(told, CmdOutputObservation) or told.exit_code != 0:
+                reason = told.metadata.suffix if isinstance(told, CmdOutputObservation) else told.content
+                raise RuntimeError(f"Failed to add env vars {sorted(chosen)} to environment: {reason.strip()}")
+            self._env_vars.update(chosen)
+            self._persist_variables(chosen)
+            if self._has_jupyter:
+                self._need_jupyter().set_variables(chosen)
+
+    def _startup_variables(self) -> dict[str, str]:
+        return _checked_variables({**self.initial_env_vars, **self.config.sandbox.runtime_startup_env_vars})
+
+    def _persist_variables(self, variables: Mapping[str, str]) -> None:
+        """For shells of other processes that attach later: ~/.bashrc, the last line for a name counts."""
+        if not variables:
+            return
+        lines = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+        done = self._box.execute(f"printf '%s\\n' {shlex.quote(lines)} >> ~/.bashrc")
+        if done.exit_code != 0:
+            raise RuntimeError(f"Failed to add env vars {sorted(variables)} to .bashrc: {done.output.strip()}")
+
+    def _set_git_identity(self) -> None:
+        name, email = (shlex.quote(str(value)) for value in (self.config.git_user_name, self.config.git_user_email))
+        done = self._box.execute(
+            f"! command -v git >/dev/null || {{ git config --global user.name {name} && "
+            f"git config --global user.email {email}; }}"
+        )
+        if done.exit_code != 0:
+            _log.warning("git could not be told who commits: %s", done.output.strip())
+
+    # ------------------------------------------------------------------------------------------------ within
+
+    @contextmanager
+    def _on_sandbox(self) -> Iterator[None]:
+        """One action at a time; a lost sandbox becomes a status and AgentRuntimeDisconnectedError."""
+        with self._acting:
+            try:
+                yield
+            except (AgentRuntimeDisconnectedError, *LOST) as error:
+                text = f"{type(error).__name__}: {error}"
+                self.set_runtime_status(RuntimeStatus.ERROR_RUNTIME_DISCONNECTED, text, level="error")
+                if isinstance(error, AgentRuntimeDisconnectedError):
+                    raise
+                raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
+
+    def _resolve(self, path: str) -> str:
+        return str(PurePosixPath(self._need_shell().cwd) / path)
+
+    @property
+    def _has_jupyter(self) -> bool:
+        return "jupyter" in self._plugin_names or self._template.startswith("code-interpreter")
+
+    @property
+    def _box(self) -> E2BBox:
+        if self.sandbox is None or self._runtime_closed:
+            raise _not_ready()
+        return self.sandbox
+
+    def _need_shell(self) -> Shell:
+        if self._shell is None or self._runtime_closed:
+            raise _not_ready()
+        return self._shell
+
+    def _need_files(self) -> SandboxFiles:
+        if self._files is None:
+            raise _not_ready()
+        return self._files
+
+    def _need_editor(self) -> Editor:
+        if self._editor is None:
+            raise _not_ready()
+        return self._editor
+
+    def _need_jupyter(self) -> Jupyter:
+        if self._jupyter is None:
+            raise _not_ready()
+        return self._jupyter
+
+    def _default_soft_timeout(self) -> float:
+        name = "NO_CHANGE_TIMEOUT_SECONDS"
+        text = self.config.sandbox.runtime_startup_env_vars.get(name) or os.environ.get(name) or ""
+        try:
+            return float(text) if text else DEFAULT_SOFT_TIMEOUT_S
+        except ValueError:
+            raise ValueError(f"{name} is a number of seconds, not {text!r}") from None
+
+
+def read_lines(lines: list[str], start: int = 0, end: int = -1) -> list[str]:
+    """Lines `start` to `end` as OpenHands counts them: from 0, `end` not included, -1 for the end of the file."""
+    start = min(max(start, 0), len(lines))
+    if end == -1:
+        return lines[start:]
+    return lines[start : max(start, min(max(end, 0), len(lines)))]
+
+
+def _with_ends(text: str) -> list[str]:
+    """Lines with their LF."""
+    return [line for line in re.split(r"(?<=\n)", text) if line]
+
+
+def _not_ready() -> AgentRuntimeNotReadyError:
+    return AgentRuntimeNotReadyError("the runtime is not connected", hint="call connect() first")
+
+
+def _from_environ(environ: Mapping[str, str], sandbox: Any) -> dict[str, str]:
+    """SANDBOX_ENV_X of our own environment is X in the sandbox."""
+    found = {
+        name.removeprefix("SANDBOX_ENV_"): value for name, value in environ.items() if name.startswith("SANDBOX_ENV_")
+    }
+    if sandbox.enable_auto_lint:
+        found["ENABLE_AUTO_LINT"] = "true"
+    return found
+
+
+def _checked_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    chosen = {name.upper(): str(value) for name, value in variables.items()}
+    for name, value in chosen.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of an environment variable")
+        if "\0" in value:
+            raise ValueError(f"the value of {name} contains a null byte")
+    return chosen
+
+
+def _data_url_type(path: str) -> str | None:
+    lower = path.lower()
+    for default, suffixes in _DATA_URLS.items():
+        if lower.endswith(suffixes):
+            return mimetypes.guess_type(lower)[0] or default
+    return None
