@@ -222,7 +222,10 @@ class FakeBackend(IsolationBackend):
         return handle
 
     async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
-        sandbox_id, pid, started = str(record["sandbox_id"]), int(record["pid"]), int(record["started"])
+        try:
+            sandbox_id, pid, started = str(record["sandbox_id"]), int(record["pid"]), int(record["started"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SandboxGone(str(record.get("sandbox_id", "?")), f"its record is damaged: {error}") from error
         if _start_time(pid) != started:
             raise SandboxGone(sandbox_id, "its guest process is no more")
         return FakeHandle(sandbox_id, spec_state_dir, pid, started, self._records / f"{sandbox_id}.json")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the zygote imports this package too and must stay small
 
 def backend(config: BackendConfig) -> IsolationBackend:
     """The entry point's factory."""
-    from atoll.isolation.namespaces.backend import NamespacesBackend
+    from atoll.isolation.namespaces.tier import NamespacesBackend
 
     return NamespacesBackend(config)
 

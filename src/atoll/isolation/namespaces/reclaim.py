@@ -41,12 +41,14 @@ def open_recorded(record: Mapping[str, Any]) -> int | None:
     return None
 
 
-def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str]) -> ReclaimReport:
-    """See IsolationBackend.reclaim."""
+def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str], own: str | None) -> ReclaimReport:
+    """See IsolationBackend.reclaim. Groups whose names begin with `own` are of this server's zygote: they wait."""
     processes = groups = directories = 0
     kept_groups: set[str] = set()
+    recorded: set[str] = set()
     ending: list[int] = []
     for group, record in list(layout.records()):
+        recorded.add(group)
         pidfd = None
         with contextlib.suppress(KeyError, ValueError, TypeError):
             pidfd = open_recorded(record)
@@ -63,7 +65,9 @@ def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str]) -> ReclaimRepor
             (Path(record["state_dir"]) / GUEST_SOCKET).unlink()
         layout.forget(group)
         directories += 1
-    for name in sorted(cgroups.names() - kept_groups):
+    waiting = {name for name in cgroups.names() - recorded if own is not None and name.startswith(own)}
+    left_over = sorted(cgroups.names() - kept_groups - waiting)
+    for name in left_over:
         group_found = cgroups.group(name)
         processes += _end_members(group_found.processes())
         group_found.thaw()
@@ -72,7 +76,7 @@ def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str]) -> ReclaimRepor
     for pidfd in ending:
         _readable(pidfd, max(0.0, deadline - time.monotonic()))
         os.close(pidfd)
-    for name in sorted(cgroups.names() - kept_groups):
+    for name in left_over:
         cgroups.group(name).remove()
     return ReclaimReport(processes=processes, cgroups=groups, directories=directories)
 

@@ -85,9 +85,10 @@ class _Child:
 
 
 class Zygote:
-    """The loop. `park` is how many children wait ready."""
+    """The loop. `name` begins the names of its cgroups, `park` is how many children wait ready."""
 
-    def __init__(self, server: socket.socket, layout: RunLayout, guest: GuestMain, park: int) -> None:
+    def __init__(self, name: str, server: socket.socket, layout: RunLayout, guest: GuestMain, park: int) -> None:
+        self._name = name
         self._server = server
         self._layout = layout
         self._guest = guest
@@ -204,7 +205,7 @@ class Zygote:
 
     def _fork(self) -> _Child:
         """A new child with its group and ids, on its way to being parked. Raises OSError; nothing is left then."""
-        group = self._cgroups.group("s" + secrets.token_hex(6))
+        group = self._cgroups.group(f"{self._name}-{secrets.token_hex(6)}")
         undo: list[Callable[[], object]] = [lambda: self._unremoved.append(group)]
         try:
             group.create()
@@ -393,7 +394,8 @@ def main(descriptor: int, options: str) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     status = 0
     try:
-        zygote = Zygote(server, RunLayout(Path(chosen["run_dir"])), load_guest(chosen["guest_entry"]), chosen["park"])
+        guest = load_guest(chosen["guest_entry"])
+        zygote = Zygote(chosen["name"], server, RunLayout(Path(chosen["run_dir"])), guest, chosen["park"])
         gc.collect()
         gc.freeze()  # the collector must not touch, and so copy, the pages that all children share
         gc.disable()

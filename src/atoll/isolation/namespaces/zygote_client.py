@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -60,8 +61,15 @@ class ZygoteClient:
     """One zygote. After `lost` is set it is of no more use; make another."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], line: socket.socket, on_exit: OnExit, on_orphan: OnOrphan
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        line: socket.socket,
+        on_exit: OnExit,
+        on_orphan: OnOrphan,
     ) -> None:
+        self.name = name
+        """What the names of all cgroups begin with that this zygote makes."""
         self._process = process
         self._line = line
         self._on_exit = on_exit
@@ -86,7 +94,9 @@ class ZygoteClient:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        options = json.dumps({"run_dir": str(layout.run_dir), "guest_entry": guest_entry, "park": park})
+        name = secrets.token_hex(3)
+        chosen = {"name": name, "run_dir": str(layout.run_dir), "guest_entry": guest_entry, "park": park}
+        options = json.dumps(chosen)
         # Padding leaves room in the argument area for the names that the zygote and its children give themselves.
         arguments = [sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno()), options]
         with theirs, open(layout.zygote_log, "ab") as log:
@@ -100,7 +110,7 @@ class ZygoteClient:
                 env=_environment(),
                 start_new_session=True,
             )
-        client = ZygoteClient(process, ours, on_exit, on_orphan)
+        client = ZygoteClient(name, process, ours, on_exit, on_orphan)
         try:
             await asyncio.wait_for(asyncio.shield(client._ready), _READY_WITHIN_S)
         except (ZygoteLost, TimeoutError) as error:

@@ -163,7 +163,8 @@ class NamespacesBackend(IsolationBackend):
 
     async def reclaim(self, keep: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
-        return await asyncio.to_thread(reclaim.reclaim, self._layout, self._cgroups, keep)
+        own = self._zygote.name if self._zygote is not None else None
+        return await asyncio.to_thread(reclaim.reclaim, self._layout, self._cgroups, keep, own)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,363 @@
+"""What every isolation tier must hold to, as tests: `isolation/base.py` is the law, this is the court.
+
+A tier's test module subclasses `BackendContract`, says how to make a backend and which layers a sandbox gets:
+
+    class TestMyTier(BackendContract):
+        def make_backend(self, run_dir: Path) -> IsolationBackend: ...
+        def layers(self) -> tuple[Path, ...]: ...
+
+The guest inside is the real one. What a tier cannot do is asked of its `capabilities`: a test of an optional ability
+demands BackendUnavailable where the ability is not claimed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from atoll.isolation.base import CONTROL_PORT, Capability, IsolationBackend, SandboxHandle, Verdict
+from atoll.model.errors import BackendUnavailable, CreateFailed, PortClosed, SandboxGone
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig, Limits, SandboxSpec
+from atoll.testing import inside
+
+_numbers = itertools.count(1)
+_SERVE = (
+    'nohup python3 -c \'import socket as s; l=s.create_server(("{host}",{port}),family=s.{family}); '
+    '[c.sendall(b"here") or c.close() for c,_ in iter(l.accept,0)]\' >/dev/null 2>&1 & '
+    "for i in $(seq 200); do python3 -c 'import socket as s; s.create_connection((\"{host}\",{port}))' 2>/dev/null "
+    "&& exit 0; sleep 0.05; done; exit 1"
+)
+
+
+async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 10.0) -> bool:
+    """Whether the claim becomes true in time."""
+    deadline = asyncio.get_running_loop().time() + within_s
+    while True:
+        outcome = claim()
+        if outcome if isinstance(outcome, bool) else await outcome:
+            return True
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+
+
+class BackendContract(ABC):
+    """Subclass it as `Test…`."""
+
+    gaps: Mapping[str, str] = MappingProxyType({})
+    """Test → why this tier is excused from it."""
+
+    @pytest.fixture(autouse=True)
+    def _excused(self, request: pytest.FixtureRequest) -> None:
+        if (reason := self.gaps.get(request.node.originalname)) is not None:
+            pytest.skip(reason)
+
+    @abstractmethod
+    def make_backend(self, run_dir: Path) -> IsolationBackend:
+        """A backend that has not been started."""
+
+    @abstractmethod
+    def layers(self) -> tuple[Path, ...]:
+        """The layers of a template with bash, coreutils and python3, top first."""
+
+    # -- tools ---------------------------------------------------------------------------------------------------------
+
+    def spec(self, place: Path, **changes: object) -> SandboxSpec:
+        """A sandbox with a state directory of its own below `place`."""
+        number = next(_numbers)
+        sandbox_id = str(changes.pop("sandbox_id", f"contract{os.getpid()}x{number}"))
+        state_dir = place / sandbox_id
+        state_dir.mkdir(mode=0o700, parents=True)
+        limits = changes.pop("limits", Limits(cpu_count=1, memory_mib=256, pids=200))
+        assert isinstance(limits, Limits)
+        layers = changes.pop("lower_dirs", None) or self.layers()
+        assert isinstance(layers, tuple)
+        assert not changes
+        guest = GuestConfig(sandbox_id, "contract", f"box{number}", env_vars={"FROM_SPEC": "yes"}, limits=limits)
+        return SandboxSpec(sandbox_id, layers, state_dir, limits, guest)
+
+    @asynccontextmanager
+    async def started(self, run_dir: Path) -> AsyncIterator[IsolationBackend]:
+        backend = self.make_backend(run_dir)
+        await backend.start()
+        try:
+            yield backend
+        finally:
+            await backend.aclose()
+
+    @asynccontextmanager
+    async def sandbox(self, place: Path) -> AsyncIterator[tuple[IsolationBackend, SandboxHandle]]:
+        async with self.started(place / "run") as backend:
+            handle = await backend.create(self.spec(place))
+            try:
+                yield backend, handle
+            finally:
+                await handle.kill()
+
+    # -- backend -------------------------------------------------------------------------------------------------------
+
+    async def test_doctor_works_before_start_and_finds_no_fault_where_the_tier_is_tested(self, tmp_path: Path) -> None:
+        run_dir = tmp_path / "run"
+        findings = await self.make_backend(run_dir).doctor()
+        assert findings
+        assert [finding for finding in findings if finding.verdict is Verdict.FAIL] == []
+        assert not run_dir.exists() or not any(run_dir.iterdir()), "doctor changes nothing"
+
+    async def test_aclose_leaves_sandboxes_alone_and_is_idempotent(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            spec = self.spec(tmp_path)
+            record = json.loads(json.dumps(dict((await backend.create(spec)).record())))
+            await backend.aclose()
+            await backend.aclose()
+        async with self.started(tmp_path / "run") as successor:
+            handle = await successor.adopt(spec.state_dir, record)
+            assert await inside.health(handle) == 204
+            assert handle.sandbox_id == spec.sandbox_id
+            await handle.kill()
+            with pytest.raises(SandboxGone):
+                await successor.adopt(spec.state_dir, record)
+
+    async def test_adopting_nonsense_says_gone(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            for record in ({}, {"sandbox_id": "x", "pid": "no"}, {"version": 99}):
+                with pytest.raises(SandboxGone):
+                    await backend.adopt(tmp_path, record)
+
+    async def test_an_adopted_sandbox_tells_its_end(self, tmp_path: Path) -> None:
+        spec = self.spec(tmp_path)
+        async with self.started(tmp_path / "run") as backend:
+            record = dict((await backend.create(spec)).record())
+        async with self.started(tmp_path / "run") as successor:
+            handle = await successor.adopt(spec.state_dir, record)
+            waiting = asyncio.create_task(handle.wait())
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            await handle.kill()
+            assert (await asyncio.wait_for(waiting, 5)).killed
+
+    async def test_reclaim_ends_all_but_the_kept(self, tmp_path: Path) -> None:
+        kept, lost = self.spec(tmp_path), self.spec(tmp_path)
+        async with self.started(tmp_path / "run") as backend:
+            records = {spec.sandbox_id: dict((await backend.create(spec)).record()) for spec in (kept, lost)}
+        async with self.started(tmp_path / "run") as successor:
+            report = await successor.reclaim({kept.sandbox_id})
+            assert report.processes >= 1
+            with pytest.raises(SandboxGone):
+                await successor.adopt(lost.state_dir, records[lost.sandbox_id])
+            handle = await successor.adopt(kept.state_dir, records[kept.sandbox_id])
+            assert await inside.health(handle) == 204
+            await handle.kill()
+            again = await successor.reclaim(set())
+            assert again.processes == 0
+
+    async def test_reclaim_touches_nothing_of_another_run_dir(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "one") as one, self.started(tmp_path / "two") as two:
+            handle = await one.create(self.spec(tmp_path))
+            await two.reclaim(set())
+            assert await inside.health(handle) == 204
+            await handle.kill()
+
+    # -- create --------------------------------------------------------------------------------------------------------
+
+    async def test_a_sandbox_answers_as_soon_as_create_returns(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            assert await inside.health(handle) == 204
+            assert handle.tier
+
+    async def test_many_at_once_all_come_up_and_are_apart(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            handles = await asyncio.gather(*(backend.create(self.spec(tmp_path)) for _ in range(12)))
+            try:
+                done = await asyncio.gather(*(inside.run(handle, "echo $$ > /tmp/mine; ls /tmp") for handle in handles))
+                assert {one.out for one in done} == {done[0].out}
+                assert len({handle.sandbox_id for handle in handles}) == 12
+            finally:
+                await asyncio.gather(*(handle.kill() for handle in handles))
+
+    async def test_a_create_that_fails_leaves_nothing_and_harms_nobody(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            spec = self.spec(tmp_path, lower_dirs=(tmp_path / "no such layer",))
+            for _ in range(8):
+                with pytest.raises(CreateFailed) as failure:
+                    await backend.create(spec)
+            assert failure.value.message
+            assert not (spec.state_dir / "guest.sock").exists()
+            handle = await backend.create(self.spec(tmp_path))
+            assert await inside.health(handle) == 204
+            await handle.kill()
+            assert (await backend.reclaim(set())).processes == 0
+
+    async def test_a_cancelled_create_leaves_nothing(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            for delay in (0.0, 0.001, 0.003, 0.006, 0.01, 0.02):
+                spec = self.spec(tmp_path)
+                task = asyncio.create_task(backend.create(spec))
+                await asyncio.sleep(delay)
+                task.cancel()
+                try:
+                    handle = await task
+                except asyncio.CancelledError:
+                    assert not (spec.state_dir / "guest.sock").exists()
+                else:
+                    await handle.kill()
+            assert (await backend.reclaim(set())).processes == 0
+
+    # -- dial ----------------------------------------------------------------------------------------------------------
+
+    async def test_the_guests_ports_take_connections(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            for port in (ENVD_PORT, INTERPRETER_PORT, CONTROL_PORT):
+                connection = await handle.dial(port)
+                assert connection.getblocking() is False
+                connection.close()
+
+    async def test_a_port_where_nothing_listens_is_closed(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            with pytest.raises(PortClosed):
+                await handle.dial(8123)
+
+    @pytest.mark.parametrize(
+        ("host", "family"), [("127.0.0.1", "AF_INET"), ("0.0.0.0", "AF_INET"), ("::1", "AF_INET6")]
+    )
+    async def test_a_service_is_reached_wherever_it_listens_inside(
+        self, tmp_path: Path, host: str, family: str
+    ) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            port = 20000 + os.getpid() % 10000 + len(host)
+            reached = await inside.run(handle, _SERVE.format(host=host, port=port, family=family))
+            assert reached.code == 0, reached
+            connection = await handle.dial(port)
+            with connection:
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 10), 5) == b"here"
+
+    async def test_dialling_a_killed_sandbox_says_gone(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            await handle.kill()
+            for port in (ENVD_PORT, CONTROL_PORT, 8123):
+                with pytest.raises(SandboxGone):
+                    await handle.dial(port)
+
+    # -- life and end --------------------------------------------------------------------------------------------------
+
+    async def test_kill_is_idempotent_and_wait_tells_of_it(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            waiters = [asyncio.create_task(handle.wait()) for _ in range(3)]
+            waiters[0].cancel()
+            await asyncio.gather(handle.kill(), handle.kill())
+            await handle.kill()
+            assert [(await waiter).killed for waiter in waiters[1:]] == [True, True]
+            assert (await handle.wait()).killed
+
+    async def test_kill_ends_what_runs_and_the_stream_breaks(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            running = asyncio.create_task(inside.run(handle, "trap '' TERM INT HUP; sleep 1000 & sleep 1000"))
+            await asyncio.sleep(0.2)
+            await handle.kill()
+            with pytest.raises((EOFError, ConnectionError, SandboxGone)):
+                await asyncio.wait_for(running, 5)
+
+    async def test_after_the_end_every_method_says_gone(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (_, handle):
+            await handle.kill()
+            for call in (handle.stats, handle.thaw):
+                with pytest.raises(SandboxGone):
+                    await call()
+            with pytest.raises(SandboxGone):
+                await handle.update(Limits())
+            with pytest.raises((SandboxGone, BackendUnavailable)):
+                await handle.freeze()
+
+    async def test_the_state_directory_stays_for_its_owner(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            spec = self.spec(tmp_path)
+            handle = await backend.create(spec)
+            await handle.kill()
+            assert spec.state_dir.is_dir()
+            assert not (spec.state_dir / "guest.sock").exists()
+            await asyncio.to_thread(shutil.rmtree, spec.state_dir)
+
+    # -- abilities that a tier may lack --------------------------------------------------------------------------------
+
+    async def test_stats_tell_what_is_used(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            stats = await handle.stats()
+            assert stats.memory_total > 0
+            if Capability.LIMITS_PIDS in backend.capabilities:
+                assert stats.pids is not None
+                assert stats.pids >= 1
+            if Capability.LIMITS_MEMORY in backend.capabilities:
+                assert stats.memory_used is not None
+                assert 0 < stats.memory_used < stats.memory_total
+
+    async def test_freeze_stops_and_thaw_lets_go_on(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            if Capability.FREEZE not in backend.capabilities:
+                with pytest.raises(BackendUnavailable):
+                    await handle.freeze()
+                return
+            await handle.freeze()
+            await handle.freeze()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(inside.health(handle), 0.3)
+            await handle.thaw()
+            await handle.thaw()
+            assert await asyncio.wait_for(inside.health(handle), 5) == 204
+
+    async def test_a_frozen_sandbox_can_be_killed(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            if Capability.FREEZE not in backend.capabilities:
+                return
+            await handle.freeze()
+            await asyncio.wait_for(handle.kill(), 10)
+
+    async def test_checkpoint_without_the_ability_is_refused_with_a_hint(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            if Capability.MEMORY_CHECKPOINT in backend.capabilities:
+                return
+            with pytest.raises(BackendUnavailable):
+                await handle.checkpoint(tmp_path / "checkpoint")
+
+    async def test_the_process_limit_holds(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            if Capability.LIMITS_PIDS not in backend.capabilities:
+                return
+            bomb = "for i in $(seq 400); do sleep 5 & done 2>/dev/null; jobs -r | wc -l"
+            done = await inside.run(handle, bomb)
+            stats = await handle.stats()
+            assert stats.pids is not None
+            assert stats.pids <= 200, done
+            assert await eventually(lambda: self._can_run(handle)), "the sandbox recovers from a fork bomb"
+
+    @staticmethod
+    async def _can_run(handle: SandboxHandle) -> bool:
+        done = await inside.run(handle, "pkill -9 sleep; echo alive")
+        return "alive" in done.out
+
+    async def test_the_memory_limit_holds_and_the_guest_outlives_it(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            if Capability.LIMITS_MEMORY not in backend.capabilities:
+                return
+            hog = await inside.run(handle, "python3 -c 'x = bytearray(600 << 20); print(len(x))'")
+            assert hog.code != 0
+            assert hog.out == ""
+            assert await inside.health(handle) == 204
+
+    async def test_limits_can_be_changed_while_it_runs(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            claimed = {Capability.LIMITS_MEMORY, Capability.LIMITS_CPU, Capability.LIMITS_PIDS}
+            if not claimed <= backend.capabilities:
+                return
+            await handle.update(Limits(cpu_count=2, memory_mib=1024, pids=300))
+            assert (await handle.stats()).memory_total == 1024 << 20
+            hog = await inside.run(handle, "python3 -c 'x = bytearray(600 << 20); print(len(x))'")
+            assert hog.out.strip() == str(600 << 20)
