@@ -17,6 +17,8 @@ import structlog
 _log = structlog.get_logger("atoll.node")
 
 _BATCH = 64
+_LINGER_S = 0.5
+"""One `rm` for all that ends within this; and it does not start between a kill and its answer."""
 
 
 class Trash:
@@ -27,6 +29,7 @@ class Trash:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurry = asyncio.Event()
         self._serial = 0
 
     def open(self) -> int:
@@ -53,6 +56,7 @@ class Trash:
         """Removes until cancelled. Cancelling ends a removal under way; what is left stays for the next server."""
         while True:
             await self._wanted.wait()
+            await self._linger()
             self._wanted.clear()
             while entries := self._entries()[:_BATCH]:
                 if not await _remove(entries):
@@ -61,8 +65,16 @@ class Trash:
                 self._idle.set()
 
     async def settled(self) -> None:
-        """Returns once everything that was put has been tried."""
+        """Returns once everything that was put has been tried, and from now on nothing lingers."""
+        self._hurry.set()
         await self._idle.wait()
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
 
     def _wake(self) -> None:
         self._idle.clear()
