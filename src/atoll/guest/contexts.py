@@ -332,6 +332,12 @@ def _variables(kernel: str, env: Mapping[str, str], permanent: Mapping[str, str]
         ]
         return "\n".join(lines), "\n".join(undo)
     if kernel == "javascript":
-        sets = "".join(f"Deno.env.set({json.dumps(n)},{json.dumps(v)});" for n, v in {**permanent, **env}.items())
-        return f"{{{sets}}}", "{" + "".join(f"Deno.env.delete({json.dumps(n)});" for n in env) + "}" if env else ""
+        keep = (
+            f"globalThis.__atoll={{}};for(const[n,v]of Object.entries({json.dumps(dict(permanent))}))Deno.env.set(n,v);"
+        )
+        sets = (
+            f"for(const[n,v]of Object.entries({json.dumps(dict(env))})){{__atoll[n]=Deno.env.get(n);Deno.env.set(n,v)}}"
+        )
+        restore = "{for(const[n,v]of Object.entries(__atoll))v===undefined?Deno.env.delete(n):Deno.env.set(n,v);}"
+        return f"{{{keep}{sets}}}", restore if env else ""
     return "", ""

@@ -34,8 +34,8 @@ CODE_INTERPRETER = Recipe(
     parent="base",
     names=("code-interpreter",),
     pip_packages=(
-        # the kernels: Python, and shell cells
-        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10",
+        # the kernels: Python, shell, JavaScript and TypeScript
+        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",
         # matplotlib figures as data, by the makers of the SDK that reads it
         "e2b-charts>=1.0,<2",
         # what the platform promises

@@ -7,6 +7,15 @@ mkdir -p "$HOME"
 # Wheels only: nothing that a package brings along is run as root here.
 python3 -m pip install --only-binary=:all: --no-cache-dir --no-warn-script-location --progress-bar off $PIP_PACKAGES
 python3 -m bash_kernel.install --sys-prefix
+install -d /usr/local/share/jupyter/kernels/javascript
+cat >/usr/local/share/jupyter/kernels/javascript/kernel.json <<'EOF'
+{
+  "argv": ["/usr/local/bin/deno", "jupyter", "--kernel", "--conn", "{connection_file}"],
+  "display_name": "Deno",
+  "language": "typescript",
+  "env": {"NO_COLOR": "1"}
+}
+EOF
 
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
