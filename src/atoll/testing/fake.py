@@ -240,6 +240,8 @@ class FakeBackend(IsolationBackend):
                 if _start_time(int(record["pid"])) == record["started"]:
                     _kill_tree(int(record["pid"]))
                     ended += 1
+                    while _start_time(int(record["pid"])) == record["started"]:
+                        await asyncio.sleep(0.005)
             file.unlink(missing_ok=True)
         return ReclaimReport(processes=ended)
 
