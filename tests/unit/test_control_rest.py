@@ -18,6 +18,8 @@ from atoll.control.app import api
 from atoll.control.auth import digest_of, new_key
 from atoll.control.gate import MAX_BODY, PUBLIC
 from atoll.control.orders import Policy
+from atoll.model.errors import PlatformError
+from atoll.model.sandbox import SandboxState
 from atoll.testing.clock import ManualClock
 from support.control import API_KEY, World, plane
 
@@ -468,6 +470,48 @@ async def test_a_guest_that_dies_is_gone_from_the_api(world: World) -> None:
     record = await world.store.find(sandbox_id)
     assert record is not None
     assert record.end_reason == "died"
+
+
+async def test_an_end_that_the_machine_refused_is_tried_again_until_it_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    async with plane(tmp_path, clock=clock) as world:
+        sandbox_id = await world.create(timeout=1000)
+
+        async def refuse(*_: object) -> bool:
+            raise PlatformError("the machine is on fire")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.node, "kill", refuse)
+            asking = asyncio.create_task(world.client.delete(f"/sandboxes/{sandbox_id}"))
+            for _ in range(10):
+                await clock.advance(1)
+                await asyncio.sleep(0.02)
+            _error(await asking, 500)
+        record = await world.store.find(sandbox_id)
+        assert record is not None
+        assert record.state is SandboxState.KILLING
+        await clock.advance(31)
+        await _until_gone(world, sandbox_id)
+
+
+async def test_a_deadline_holds_even_if_the_store_failed_when_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    async with plane(tmp_path, clock=clock) as world:
+        sandbox_id = await world.create(timeout=5)
+
+        async def refuse(*_: object) -> bool:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.store, "begin_kill", refuse)
+            await clock.advance(6)
+        assert world.node.find(sandbox_id) is not None
+        await clock.advance(31)
+        await _until_gone(world, sandbox_id)
 
 
 async def test_the_document_of_the_interface_is_complete_enough_to_generate_a_client(world: World) -> None:

@@ -100,3 +100,15 @@ def test_stale_entries_do_not_hide_the_next_deadline() -> None:
     assert expiry.take_due(first) == []
     assert expiry.take_due(second) == ["b"]
     assert expiry.next_deadline() is None
+
+
+def test_moving_a_deadline_all_day_long_takes_no_more_and_more_memory() -> None:
+    clock = ManualClock()
+    expiry = Expiry(clock, lambda _: None)
+    for second in range(10_000):
+        expiry.set("a", clock.now() + timedelta(seconds=second))
+    expiry.set("b", clock.now() + timedelta(seconds=1))
+    assert len(expiry._heap) < 200
+    assert expiry.next_deadline() == clock.now() + timedelta(seconds=1)
+    assert expiry.take_due(clock.now() + timedelta(seconds=9_998)) == ["b"]
+    assert expiry.take_due(clock.now() + timedelta(seconds=9_999)) == ["a"]

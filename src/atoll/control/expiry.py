@@ -16,6 +16,8 @@ from atoll.control.clock import Clock
 _LONGEST_NAP_S = 60.0
 """Deadlines are wall time and a nap is not: a corrected clock or a machine that slept is noticed within this."""
 
+_SLACK = 64
+
 
 class Expiry:
     """`run` is its task. `on_due(sandbox_id)` is called once per deadline reached; it must not block."""
@@ -30,7 +32,12 @@ class Expiry:
     def set(self, sandbox_id: str, at: datetime) -> None:
         """A new deadline, in place of any earlier one."""
         self._deadlines[sandbox_id] = at
-        heapq.heappush(self._heap, (at, sandbox_id))
+        if len(self._heap) > 2 * len(self._deadlines) + _SLACK:
+            # Somebody moves deadlines all the time: without this the stale ones would pile up until they come up.
+            self._heap = [(moment, name) for name, moment in self._deadlines.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (at, sandbox_id))
         if self._heap[0][1] == sandbox_id:
             self._changed.set()
 

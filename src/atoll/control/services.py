@@ -38,6 +38,8 @@ VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
 
 KILL_ATTEMPTS = 3
 KILL_PAUSE_S = 1.0
+RETRY_S = 30.0
+"""Between attempts at an end that the machine, not the caller, stands in the way of."""
 ENDED_ROWS_KEPT = timedelta(days=7)
 _SWEEP_EVERY_S = 3600.0
 
@@ -65,6 +67,8 @@ class SandboxService:
         self._templates = templates
         self._expiry = Expiry(clock, self._on_due)
         self._holdings = Holdings(policy.max_sandboxes)
+        self._unfinished: dict[str, EndReason] = {}
+        self._something_unfinished = asyncio.Event()
         self._ending: dict[str, asyncio.Future[bool]] = {}
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
 
@@ -247,7 +251,16 @@ class SandboxService:
         self._holdings.release(sandbox_id)
 
     def _on_due(self, sandbox_id: str) -> None:
-        self._background.begin(self._end(sandbox_id, EndReason.TIMEOUT))
+        self._background.begin(self._expire(sandbox_id))
+
+    async def _expire(self, sandbox_id: str) -> None:
+        try:
+            await self._end(sandbox_id, EndReason.TIMEOUT)
+        except Exception:
+            _log.exception("sandbox.expiry_failed", sandbox_id=sandbox_id)
+            if sandbox_id not in self._unfinished:
+                # Not even begun: the store failed. It must not run for ever for that.
+                self._expiry.set(sandbox_id, self.clock.now() + timedelta(seconds=RETRY_S))
 
     async def _end(self, sandbox_id: str, reason: EndReason) -> bool:
         """False: it was ended already, or its end was put off meanwhile. Those who ask twice wait for the one end."""
@@ -262,16 +275,42 @@ class SandboxService:
         if not await self._store.begin_kill(sandbox_id, reason, due_by):
             return False
         self._expiry.forget(sandbox_id)
+        try:
+            await self._finish(sandbox_id, reason)
+        except BaseException:
+            self._finish_later(sandbox_id, reason)
+            raise
+        return True
+
+    async def _finish(self, sandbox_id: str, reason: EndReason) -> None:
+        """Carries out a kill that the store has written down."""
         node_id = self._holdings.node_of(sandbox_id)
         if node_id is not None:
             await self._kill_on_node(node_id, sandbox_id, reason)
         await self._store.end(sandbox_id, reason, self.clock.now())
         self._holdings.release(sandbox_id)
         _log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason.value)
-        return True
+
+    def _finish_later(self, sandbox_id: str, reason: EndReason) -> None:
+        self._unfinished[sandbox_id] = reason
+        self._something_unfinished.set()
+
+    async def _finish_what_failed(self) -> None:
+        while True:
+            await self._something_unfinished.wait()
+            await self.clock.sleep(RETRY_S)
+            for sandbox_id, reason in list(self._unfinished.items()):
+                try:
+                    await self._finish(sandbox_id, reason)
+                except Exception:
+                    _log.exception("sandbox.still_not_ended", sandbox_id=sandbox_id)
+                else:
+                    del self._unfinished[sandbox_id]
+            if not self._unfinished:
+                self._something_unfinished.clear()
 
     async def _kill_on_node(self, node_id: str, sandbox_id: str, reason: EndReason) -> None:
-        """Raises PlatformError after KILL_ATTEMPTS; the store then says KILLING, and the next start tries again."""
+        """Raises PlatformError after KILL_ATTEMPTS."""
         for attempt in range(1, KILL_ATTEMPTS + 1):
             try:
                 await self._nodes[node_id].kill(sandbox_id, reason)
@@ -298,7 +337,13 @@ class SandboxService:
         state = record.state if record is not None else None
         verdict = decide(state, node_id is not None, record.end_reason if record is not None else None)
         if verdict.kill and node_id is not None:
-            await self._kill_on_node(node_id, sandbox_id, verdict.reason or EndReason.LOST)
+            try:
+                await self._kill_on_node(node_id, sandbox_id, verdict.reason or EndReason.LOST)
+            except PlatformError:
+                # A start does not fail for one sandbox that will not end.
+                self._holdings.take(sandbox_id, record.team_id if record else "", node_id, beyond_quota=True)
+                self._finish_later(sandbox_id, verdict.reason or EndReason.LOST)
+                return
         if record is None:
             return
         if verdict.state is not state:
@@ -315,12 +360,15 @@ class SandboxService:
 
     def housekeeping(self) -> list[Coroutine[None, None, None]]:
         """Work that runs as long as the control plane does."""
-        return [self._expiry.run(), self._sweep()]
+        return [self._expiry.run(), self._finish_what_failed(), self._sweep()]
 
     async def _sweep(self) -> None:
         while True:
             await self.clock.sleep(_SWEEP_EVERY_S)
-            await self._store.forget_ended(self.clock.now() - ENDED_ROWS_KEPT)
+            try:
+                await self._store.forget_ended(self.clock.now() - ENDED_ROWS_KEPT)
+            except Exception:
+                _log.exception("control.sweep_failed")
 
 
 class TeamService:

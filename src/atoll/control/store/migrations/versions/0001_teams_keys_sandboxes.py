@@ -63,7 +63,7 @@ def upgrade() -> None:
             {
                 "team_id": "00000000-0000-4000-8000-000000000001",
                 "name": "default",
-                "created_at": datetime.now(UTC).replace(tzinfo=None),
+                "created_at": datetime.now(UTC),
             }
         ],
     )
