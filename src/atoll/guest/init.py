@@ -64,7 +64,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     for name in ("accessToken", "defaultUser", "defaultWorkdir"):
         if not isinstance(given.get(name, ""), str | None):
             raise HttpError(400, f"{name} must be a string")
-    envs = given.get("envVars") or {}
+    envs = {} if given.get("envVars") is None else given["envVars"]
     if not isinstance(envs, dict) or not all(isinstance(value, str) for value in envs.values()):
         raise HttpError(400, "envVars must map names to strings")
     if any("=" in name or "\0" in name or not name or "\0" in value for name, value in envs.items()):
