@@ -32,6 +32,7 @@ async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socke
     Raises BackendUnavailable (no isolation tier works here), PlatformError, OSError.
     """
     domain = settings.domain or f"localhost:{sock.getsockname()[1]}"
+    policy = Policy(max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain)
     async with (
         Store(settings.database_url or default_url(settings.data_dir)) as store,
         Supervisor(
@@ -40,9 +41,7 @@ async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socke
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
         ) as node,
-        ControlPlane(
-            store=store, nodes=[node], policy=Policy(domain=domain), keep_sandboxes=settings.keep_sandboxes
-        ) as control,
+        ControlPlane(store=store, nodes=[node], policy=policy, keep_sandboxes=settings.keep_sandboxes) as control,
     ):
         node.subscribe(control.services.sandboxes)
         edge = Edge(node, create_app(control.services, Authenticator(keys, store)), domains=[domain])
