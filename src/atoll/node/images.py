@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,18 @@ class TemplateStore:
             if (ready := self._current(recipe)) is not None:
                 return ready
             return self._build_now(recipe, parent, on_progress)
+
+    def remove_unused_builds(self, in_use: Collection[Path]) -> int:
+        """Removes builds that no template.json names and no sandbox stands on (`in_use`: layers). Returns how many."""
+        removed = 0
+        for name in (path.parent.name for path in self._dir.glob("*/builds")):
+            with self._building_lock(name, _silent):
+                kept = {layer for template in self.list_templates() for layer in template.layers} | set(in_use)
+                for build in (self._dir / name / "builds").iterdir():
+                    if build not in kept:
+                        remove_tree(build)
+                        removed += 1
+        return removed
 
     # ------------------------------------------------------------------------------------------------ building
 

@@ -26,6 +26,8 @@ from atoll.model.errors import BackendUnavailable, BuildFailed
 from atoll.node.recipes import debian, pip_settings
 from atoll.node.recipes.recipe import SCRIPTS, OnProgress, Progress, Recipe
 
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+
 _TAIL_LINES = 15
 _GRACE_S = 20.0
 
@@ -87,7 +89,7 @@ def remove_tree(path: Path) -> None:
     if not path.exists():
         return
     resolved = f"{path.resolve()}/"
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounted = [line.split()[4] for line in MOUNT_TABLE.read_text().splitlines()]
     if busy := [point for point in mounted if f"{point}/".startswith(resolved)]:
         raise BuildFailed(f"{path} cannot be removed: {busy[0]} is mounted", hint=f"run: umount -R {busy[0]}")
     if os.geteuid() == 0:
