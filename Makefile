@@ -5,6 +5,8 @@
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
+# The run that `make demo` replays: a recorded one where it is there, else a small one of our own.
+RUN ?= $(firstword $(wildcard ../shared/trajectories/basic_gui_mode.json) examples/todo-app.json)
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -16,8 +18,8 @@ setup: ## Make .venv, install what is needed, build the template `base` once
 
 demo: ## Replay a recorded agent run in a sandbox and fetch the page that the agent serves
 	@scripts/setup.sh run
-	@$(ATOLL) template build code-interpreter-v1
-	@$(PY) scripts/demo.py
+	@$(ATOLL) template build base
+	@$(ATOLL) replay --embedded --soft-timeout 1 --fetch 8000 $(RUN)
 
 check: ## Lint, format, strict types, import rules
 	@scripts/setup.sh run

@@ -142,16 +142,27 @@ def run(
         raise typer.Exit(runs.run(_settings(data_dir), text, python=python, template=template, timeout_s=timeout))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def replay(
-    context: typer.Context,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A recorded agent run (JSON).")],
+    template: Annotated[str | None, typer.Option(help="Template to use. [default: what the run needs]")] = None,
+    soft_timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Leave a command running after so many seconds without output.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="Hard limit per action, in seconds.")] = None,
+    fetch: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Afterwards fetch this port from outside the sandbox.")
+    ] = None,
+    embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replay a recorded agent run in a sandbox, action by action."""
     with _errors_told():
-        from atoll.cli import replay as replays
+        from atoll.cli.replay import Options, replay_file
 
-        raise typer.Exit(replays.replay(file, context.args))
+        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json)
+        raise typer.Exit(replay_file(_settings(data_dir), file, options))
 
 
 @app.command()

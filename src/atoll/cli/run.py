@@ -36,12 +36,12 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
 
 
 @contextmanager
-def platform_environ(settings: Settings, template: str) -> Iterator[None]:
-    """Within the block the SDK's variables in `os.environ` name a platform that answers and, if ours, has `template`."""
-    if os.environ.get("E2B_API_KEY"):
+def platform_environ(settings: Settings, template: str, *, embedded: bool = False) -> Iterator[None]:
+    """Within the block the SDK's variables in `os.environ` name a platform; an embedded one has `template`."""
+    if os.environ.get("E2B_API_KEY") and not embedded:
         yield
         return
-    if running.find(settings.data_dir) is not None:
+    if not embedded and running.find(settings.data_dir) is not None:
         with _environ(client_environ(settings)):
             yield
         return
