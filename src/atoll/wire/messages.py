@@ -31,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from json.encoder import encode_basestring as _quote
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 INT32 = "int32"
@@ -87,17 +88,16 @@ class Message:
         """Raises DecodeError."""
         return cast(Self, cls._plan.read(data))
 
-    def to_value(self) -> Any:
-        """What ProtoJSON makes of it, as Python values for `json.dumps`."""
-        return self._plan.to_value(self)
+    def to_json(self) -> bytes:
+        """ProtoJSON in UTF-8, without spaces."""
+        out: list[bytes] = []
+        self._plan.write_json(self, out)
+        return b"".join(out)
 
     @classmethod
     def from_value(cls, value: Any) -> Self:
-        """The reverse of `to_value`. Raises DecodeError."""
+        """From what `json.loads` made of ProtoJSON. Raises DecodeError."""
         return cast(Self, cls._plan.from_value(value))
-
-    def to_json(self) -> bytes:
-        return json.dumps(self.to_value(), ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
@@ -263,20 +263,23 @@ class _Value:
         except ValueError:
             return number
 
-    def to_value(self, value: Any) -> Any:
+    def write_json(self, value: Any, out: list[bytes]) -> None:
         kind = self.kind
         if kind == _BYTES:
-            return binascii.b2a_base64(value, newline=False).decode("ascii")
-        if kind == _MESSAGE:
-            return value._plan.to_value(value)
-        if kind in (INT64, UINT64):
-            return str(value)
-        if kind == _ENUM:
-            return value.name if isinstance(value, IntEnum) else int(value)
-        if kind == _STRING:
-            # A lone surrogate (a file name that is not UTF-8) may not leave us: JSON on this wire is UTF-8.
-            return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
-        return value
+            # Written around `json`: base64 needs no escaping, and output of programs is what we send most.
+            out += (b'"', binascii.b2a_base64(value, newline=False), b'"')
+        elif kind == _STRING:
+            out.append(_json_text(value))
+        elif kind == _MESSAGE:
+            value._plan.write_json(value, out)
+        elif kind in (INT64, UINT64):
+            out.append(b'"%d"' % value)
+        elif kind == _BOOL:
+            out.append(b"true" if value else b"false")
+        elif kind == _ENUM and isinstance(value, IntEnum):
+            out.append(b'"%s"' % value.name.encode())
+        else:
+            out.append(b"%d" % value)
 
     def from_value(self, value: Any, where: str) -> Any:
         kind = self.kind
@@ -354,6 +357,7 @@ class _Field:
     shape: str  # "plain" (default not sent), "optional", "list", "map"
     oneof: str | None
     tag: bytes
+    json_key: bytes
     default: Any
 
 
@@ -483,25 +487,22 @@ class _Plan:
 
     # JSON
 
-    def to_value(self, message: Any) -> Any:
-        result: dict[str, Any] = {}
+    def write_json(self, message: Any, out: list[bytes]) -> None:
+        before = b"{"
         for field in self._fields:
             value = getattr(message, field.name)
             shape = field.shape
-            if shape == "optional":
-                if value is not None:
-                    result[field.json_name] = field.value.to_value(value)
-            elif shape == "plain":
-                if value != field.default:
-                    result[field.json_name] = field.value.to_value(value)
-            elif not value:
+            if (value is None) if shape == "optional" else (value == field.default) if shape == "plain" else not value:
                 continue
-            elif shape == "map":
-                convert = field.value.to_value
-                result[field.json_name] = {_MAP_KEY.to_value(key): convert(item) for key, item in value.items()}
+            out += (before, field.json_key)
+            before = b","
+            if shape == "map":
+                _write_json_map(field, value, out)
+            elif shape == "list":
+                _write_json_list(field, value, out)
             else:
-                result[field.json_name] = [field.value.to_value(item) for item in value]
-        return result
+                field.value.write_json(value, out)
+        out.append(b"{}" if before == b"{" else b"}")
 
     def from_value(self, value: Any, where: str = "") -> Any:
         if not isinstance(value, dict):
@@ -572,6 +573,29 @@ def _read_map_entry(field: _Field, payload: bytes, where: str) -> tuple[str, Any
     return key, value
 
 
+def _json_text(text: str) -> bytes:
+    # A lone surrogate (a file name that is not UTF-8) may not leave us: JSON on this wire is UTF-8.
+    return _quote(text).encode("utf-8", "replace")
+
+
+def _write_json_list(field: _Field, values: list[Any], out: list[bytes]) -> None:
+    before = b"["
+    for value in values:
+        out.append(before)
+        before = b","
+        field.value.write_json(value, out)
+    out.append(b"]")
+
+
+def _write_json_map(field: _Field, entries: dict[str, Any], out: list[bytes]) -> None:
+    before = b"{"
+    for key, value in entries.items():
+        out += (before, _json_text(key), b":")
+        before = b","
+        field.value.write_json(value, out)
+    out.append(b"}")
+
+
 def _json_list(field: _Field, value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise DecodeError(f"{where} must be an array")
@@ -622,7 +646,8 @@ def _describe(name: str, hint: Any) -> _Field:
     wire_type = _DELIMITED if shape in ("list", "map") else value.wire_type
     default = {"plain": value.default}.get(shape)
     tag = _varint_bytes(spec.number << 3 | wire_type)
-    return _Field(name, camel_case(name), spec.number, value, shape, spec.oneof, tag, default)
+    json_name = camel_case(name)
+    return _Field(name, json_name, spec.number, value, shape, spec.oneof, tag, b'"%s":' % json_name.encode(), default)
 
 
 def _value_of(name: str, hint: Any, spec: F) -> _Value:
@@ -705,8 +730,8 @@ class Timestamp(Message):
 class _TimestampPlan(_Plan):
     __slots__ = ()
 
-    def to_value(self, message: Any) -> Any:
-        return cast(Timestamp, message).rfc3339()
+    def write_json(self, message: Any, out: list[bytes]) -> None:
+        out.append(b'"%s"' % cast(Timestamp, message).rfc3339().encode())
 
     def from_value(self, value: Any, where: str = "") -> Any:
         if not isinstance(value, str):
