@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,7 @@ class Caller:
     """An authenticated request's author. `key` is what was presented; GET /teams gives it back to its owner."""
 
     team_id: str
-    key: str
+    key: str = field(repr=False)
 
 
 class KeyStore(Protocol):

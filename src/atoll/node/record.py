@@ -39,8 +39,8 @@ def write(state_dir: Path, record: NodeRecord) -> None:
     body |= {"version": VERSION, "handle": dict(record.handle)}
     draft = str(state_dir / (RECORD + ".new"))
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(body, file)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        file.write(json.dumps(body).encode())
     os.rename(draft, state_dir / RECORD)
 
 
