@@ -215,6 +215,33 @@ def test_a_file_that_exists_where_none_can_be_made_is_written_in_place(
         sbx.files.write("g", "new")
 
 
+def test_without_exchange_a_file_is_replaced_by_rename(
+    sbx: Sandbox, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: int, one: str, other: str) -> None:
+        raise OSError(22, "Invalid argument")
+
+    (home / "f").write_text("old")
+    monkeypatch.setattr(uploads, "exchange", refuse)
+    sbx.files.write("f", "new")
+    assert (home / "f").read_text() == "new"
+    assert os.listdir(home) == ["f"]
+
+
+async def test_a_directory_that_takes_the_name_during_an_upload_stays(home: Path) -> None:
+    (home / "f").write_text("old")
+    user = User("u", os.getuid(), os.getgid(), (), str(home), "/bin/sh")
+    upload = uploads.Upload.begin(str(home / "f"), user, {})
+    upload.write(b"new")
+    (home / "f").unlink()
+    (home / "f").mkdir()
+    (home / "f" / "kept").touch()
+    with pytest.raises(HttpError, match="is a directory"):
+        await upload.commit()
+    assert (home / "f" / "kept").exists()
+    assert os.listdir(home) == ["f"]
+
+
 @needs_root
 def test_a_mount_point_is_written_in_place(sbx: Sandbox, home: Path) -> None:
     for name in ("outside", "mounted"):

@@ -89,8 +89,9 @@ def test_an_upload_is_seen_as_the_write_of_its_target(sbx: Sandbox) -> None:
     assert seen(handle.get_new_events()) == [("file", CREATE), ("file", CHMOD), ("file", WRITE)]
     sbx.files.write("file", "2")
     assert seen(handle.get_new_events()) == [("file", CHMOD), ("file", WRITE)]
+    sbx.files.write("file", "3")
     sbx.files.rename("file", "other")
-    assert seen(handle.get_new_events()) == [("file", RENAME), ("other", CREATE)]
+    assert seen(handle.get_new_events()) == [("file", CHMOD), ("file", WRITE), ("file", RENAME), ("other", CREATE)]
     handle.stop()
 
 

@@ -10,7 +10,7 @@ The guest is pid 1 and root of its sandbox, so two things that are harmless for 
 
 FIFOs, sockets and devices are never opened for their content: opening is non-blocking and the caller checks the type.
 
-ctypes is used for two system calls that Python does not have; both functions are looked up at import.
+ctypes is used for the system calls that Python does not have; the functions are looked up at import.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _statfs = _libc.statfs
 _statfs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+
+
+_RENAME_EXCHANGE = 2
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
 class _OpenHow(ctypes.Structure):
@@ -78,6 +83,13 @@ def open_place(path: str) -> Place:
         # `/` and `a/..` have no name of their own: the directory itself is the place, seen as `.`
         return Place(open_path(path, os.O_PATH | os.O_DIRECTORY), ".")
     return Place(open_path(head, os.O_PATH | os.O_DIRECTORY), name)
+
+
+def exchange(directory: int, one: str, other: str) -> None:
+    """Swaps two names of an open directory in one step. Raises OSError, EINVAL where the file system cannot."""
+    if _renameat2(directory, os.fsencode(one), directory, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), other)
 
 
 def is_network_filesystem(path: str) -> bool:

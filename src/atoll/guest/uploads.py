@@ -1,6 +1,6 @@
 """One file being written: nothing of it is seen under its name until all of it is there.
 
-    Upload.begin ──► temporary file beside the target ──► write, write, … ──► commit: rename over the target
+    Upload.begin ──► temporary file beside the target ──► write, write, … ──► commit: takes the target's name
                                                                         └──► abort: the temporary file is removed
 
 What holds: the target is the old file or the new one, never half of either, whatever happens to the client or the disk.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from atoll.guest.copying import copy_content
 from atoll.guest.directories import ensure_directories
 from atoll.guest.entries import METADATA_PREFIX
-from atoll.guest.handles import Place, open_path, open_place
+from atoll.guest.handles import Place, exchange, open_path, open_place
 from atoll.guest.paths import shown
 from atoll.guest.users import User
 from atoll.wire.http import HttpError
@@ -143,13 +143,31 @@ class Upload:
             await self._copy_over()
             return
         try:
-            os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            if self._existing is None or not self._exchange():
+                os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+                self._temporary = ""
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.EXDEV):
                 raise
             await self._copy_over()
-        else:
-            self._temporary = ""
+
+    def _exchange(self) -> bool:
+        """Swaps the new file with the old one, which `abort` then removes; False where that cannot be done.
+
+        As atomic as a rename over the old file, and much faster on ext4, which writes the new file's blocks to the disk
+        before it lets it replace another by a rename (0.06 against 0.25 ms, and 3 ms when the disk is busy).
+        """
+        try:
+            exchange(self._directory, self._temporary, self._name)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOSYS, errno.EPERM):
+                return False
+            raise
+        if stat.S_ISDIR(os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False).st_mode):
+            # Somebody has put a directory there in the meantime: it is not ours to take away.
+            exchange(self._directory, self._temporary, self._name)
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return True
 
     def _store_attributes(self) -> None:
         if self._existing is not None:

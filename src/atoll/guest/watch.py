@@ -91,6 +91,8 @@ class Tree:
     """Directories that have left their name and not yet arrived at another, by cookie."""
     _uploads: dict[int, bool] = field(default_factory=dict)
     """Uploads about to take their name, by cookie: whether the name is new."""
+    _replaced: set[str] = field(default_factory=set)
+    """Files that an upload has swapped with a new one; the old one's leaving is no event of its own."""
     _waiter: asyncio.Future[None] | None = None
 
     # -- taking events ----------------------------------------------------------------------------------------------
@@ -141,6 +143,9 @@ class Tree:
         if raw.mask & inotify.MOVED_TO and raw.cookie in self._uploads:
             self._uploaded(path, self._uploads.pop(raw.cookie))
             return
+        if raw.mask & inotify.MOVED_FROM and path in self._replaced:
+            self._replaced.discard(path)
+            return
         for bits, kind in _KINDS:
             if raw.mask & bits:
                 self._changed(path, kind, raw)
@@ -149,6 +154,7 @@ class Tree:
         """The kernel's queue has been read empty: what waited for a second half of itself will not get it."""
         self._announced.clear()
         self._uploads.clear()
+        self._replaced.clear()
         for path in self._moving.values():
             self._forget_below(path)
         self._moving.clear()
@@ -170,6 +176,8 @@ class Tree:
     def _uploaded(self, path: str, is_new: bool) -> None:
         if is_new:
             self._emit(path, EventType.EVENT_TYPE_CREATE)
+        else:
+            self._replaced.add(path)
         self._emit(path, EventType.EVENT_TYPE_CHMOD)
         self._emit(path, EventType.EVENT_TYPE_WRITE)
 
