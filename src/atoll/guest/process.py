@@ -4,7 +4,7 @@
                          │  └───► Subscription …
                          └──────► backlog, while nobody listens
 
-Rules (docs/decisions/0102-processes.md gives the reasons):
+Rules (docs/decisions/0011-processes-in-the-guest.md gives the reasons):
 - While a listener is behind by more than HIGH_WATER bytes the pipes are not read: the program waits, memory stays flat.
 - While nobody listens the pipes are read and the newest BACKLOG bytes kept: no program waits for a client that left.
 - The end is told as soon as the program itself has ended and its pipes are empty and quiet for QUIET_S: a server left
