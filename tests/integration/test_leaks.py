@@ -39,12 +39,10 @@ class Observed:
     def __init__(self, server: Any, mark: str) -> None:
         self.server = server
         self.mark = mark
-        self.gone: set[str] = set()
+        self.bases: frozenset[Path] = frozenset()
 
     def create(self, **options: Any) -> Sandbox:
-        sandbox = Sandbox.create(**{"timeout": 300, **options}, **self.options)
-        self.gone.add(sandbox.sandbox_id)
-        return sandbox
+        return Sandbox.create(**{"timeout": 300, **options}, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,7 +50,18 @@ class Observed:
         return {"api_key": self.server.api_key, "api_url": url, "sandbox_url": url}
 
     def take(self) -> Footprint:
-        return footprint.take(self.mark, frozenset(self.gone))
+        return footprint.take(self.mark, self.bases)
+
+    def at_rest(self) -> Footprint:
+        """A reading after whatever goes on in the background (clearing up, preparing the next sandbox) is done."""
+        _use_and_kill(self)
+
+        def unchanged() -> Footprint | None:
+            first = self.take()
+            time.sleep(0.7)
+            return first if first == self.take() and not self.directories() else None
+
+        return eventually(unchanged, what="a server at rest", within_s=30)
 
     def settles_at(self, before: Footprint) -> None:
         """What was counted comes back to what it was: cleaning up may go on for a moment after the answer."""
@@ -77,13 +86,11 @@ class Observed:
 def _grown(before: Footprint, now: Footprint) -> dict[str, Any]:
     grown: dict[str, Any] = {
         name: (getattr(before, name), getattr(now, name))
-        for name in ("processes", "namespaces", "mounts")
+        for name in ("processes", "namespaces", "mounts", "cgroups")
         if getattr(now, name) > getattr(before, name)
     }
     if more := now.fds - before.fds:
         grown["fds"] = dict(more)
-    if now.mentions:
-        grown["mentions"] = len(now.mentions)
     return grown
 
 
@@ -96,36 +103,41 @@ def observed(start_server: Callable[..., Any]) -> Observed:
 def _use_and_kill(observed: Observed) -> None:
     sandbox = observed.create()
     assert sandbox.commands.run("echo hi").stdout == "hi\n"
+    if not observed.bases:
+        observed.bases = footprint.cgroup_bases(observed.mark)
+        assert observed.bases, "a live sandbox is in no cgroup of its own: its limits cannot hold"
     assert sandbox.kill() is True
 
 
 def test_two_hundred_sandboxes_leave_nothing(observed: Observed) -> None:
     for _ in range(5):
-        _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+        before = observed.at_rest()
     for _ in range(CYCLES):
         _use_and_kill(observed)
-    assert len(observed.gone) == CYCLES + 5
     observed.settles_at(before)
 
 
 def test_the_counting_sees_a_sandbox_that_lives(observed: Observed) -> None:
     """The proof that the other tests can fail."""
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     sandbox = observed.create()
-    now = observed.take()
-    assert now.processes > before.processes
-    assert now.namespaces >= before.namespaces + 5
-    assert now.mentions
+    sandbox.commands.run("sleep 86371", background=True, timeout=0)
+    now = eventually(
+        lambda: reading if (reading := observed.take()).processes > before.processes else None, what="more"
+    )
+    assert now.namespaces >= before.namespaces
+    assert now.cgroups > before.cgroups
     assert observed.directories()
+    others = [observed.create() for _ in range(12)]
+    assert observed.take().namespaces >= before.namespaces + 5
+    for other in others:
+        other.kill()
     sandbox.kill()
     observed.settles_at(before)
 
 
 def test_sandboxes_killed_in_the_middle_of_everything_leave_nothing(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
 
     def one(n: int) -> None:
         sandbox = observed.create()
@@ -142,16 +154,14 @@ def test_sandboxes_killed_in_the_middle_of_everything_leave_nothing(observed: Ob
 
 
 def test_sandboxes_that_time_out_leave_nothing(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     for _ in range(15):
         observed.create(timeout=1)
     observed.settles_at(before)
 
 
 def test_creates_that_fail_leave_nothing(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     for _ in range(20):
         with pytest.raises(SandboxException):
             Sandbox.create("no-such-template", **observed.options)
@@ -162,8 +172,7 @@ def test_creates_that_fail_leave_nothing(observed: Observed) -> None:
 
 
 def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     address = urllib.parse.urlsplit(observed.server.url)
     body = b'{"templateID":"base","timeout":300}'
     for n in range(30):
@@ -179,7 +188,6 @@ def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed)
         def none_but_finished() -> bool:
             # A create that was through before the client left has made a sandbox that its owner may list and kill.
             for item in api.get("/v2/sandboxes").json():
-                observed.gone.add(item["sandboxID"])
                 api.delete(f"/sandboxes/{item['sandboxID']}")
             return not _grown(before, observed.take()) and not observed.directories()
 
@@ -191,7 +199,6 @@ def test_clients_that_leave_in_the_middle_cost_the_server_nothing(observed: Obse
     sandbox = observed.create()
     sandbox.commands.run("head -c 20000000 /dev/zero > big")
     _leave_early(observed, sandbox, 3)
-    observed.gone.clear()
     before = observed.take()
     _leave_early(observed, sandbox, 40)
 
@@ -235,8 +242,7 @@ def test_a_server_that_was_killed_is_followed_by_one_that_adopts(observed: Obser
 
 
 def test_a_server_that_was_killed_while_creating_leaves_nothing(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     for delay_s in (0.02, 0.05, 0.1):
         stop = threading.Event()
 
@@ -259,14 +265,12 @@ def test_a_server_that_was_killed_while_creating_leaves_nothing(observed: Observ
     headers = {"X-API-Key": observed.server.api_key}
     with httpx.Client(base_url=observed.server.url, headers=headers, timeout=30) as api:
         for item in api.get("/v2/sandboxes").json():
-            observed.gone.add(item["sandboxID"])
             assert api.delete(f"/sandboxes/{item['sandboxID']}").status_code == 204
     observed.settles_at(before)
 
 
 def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     sandbox = observed.create()
     observed.server.kill()
     host = os.stat("/proc/self/ns/pid").st_ino
@@ -279,8 +283,7 @@ def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observ
 
 
 def test_a_guest_that_dies_takes_its_sandbox_with_it(observed: Observed) -> None:
-    _use_and_kill(observed)
-    observed.settles_at(before := observed.take())
+    before = observed.at_rest()
     sandbox = observed.create()
     sandbox.commands.run("sleep 86372", background=True, timeout=0)
     host = os.stat("/proc/self/ns/pid").st_ino
@@ -304,10 +307,10 @@ def test_a_stopped_server_that_keeps_nothing_leaves_nothing(start_server: Callab
     mark = footprint.new_mark()
     server = start_server(environ={footprint.MARKER: mark}, options=["--end-sandboxes"])
     observed = Observed(server, mark)
+    _use_and_kill(observed)
     for _ in range(3):
         observed.create()
     server.stop()
     eventually(lambda: not footprint.processes_of(mark), what="no process of the server is left", within_s=30)
-    left = footprint.take(mark, frozenset(observed.gone)).mentions
-    assert left == ()
+    assert observed.take().cgroups == 0
     assert observed.directories() == []

@@ -30,14 +30,14 @@ class Footprint:
 
     `fds` are the helpers' descriptors by kind, without TCP sockets: those belong to clients and their keep-alive.
     `mounts` are the mount table lines of every mount namespace that a helper lives in.
-    `mentions` are places on the host that still carry the id of a sandbox that is gone: cgroups, mounts, sockets.
+    `cgroups` are the groups below the given bases (`cgroup_bases`), in every hierarchy.
     """
 
     processes: int
     namespaces: int
     mounts: int
+    cgroups: int
     fds: Counter[str] = field(default_factory=Counter)
-    mentions: tuple[str, ...] = ()
 
 
 def processes_of(mark: str) -> dict[int, int]:
@@ -70,8 +70,8 @@ def helpers_of(mark: str) -> list[int]:
     return [pid for pid, namespace in processes_of(mark).items() if namespace == host]
 
 
-def take(mark: str, gone_ids: frozenset[str] = frozenset()) -> Footprint:
-    """One reading. `gone_ids` are sandboxes of which nothing may be left anywhere."""
+def take(mark: str, bases: frozenset[Path] = frozenset()) -> Footprint:
+    """One reading."""
     processes = processes_of(mark)
     helpers = helpers_of(mark)
     tables: dict[int, list[str]] = {}
@@ -98,8 +98,21 @@ def take(mark: str, gone_ids: frozenset[str] = frozenset()) -> Footprint:
         processes=len(processes),
         namespaces=len(namespaces),
         mounts=len(mounts),
+        cgroups=sum(len(directories) for base in bases for _, directories, _ in os.walk(base)),
         fds=fds,
-        mentions=_mentions(gone_ids, mounts) if gone_ids else (),
+    )
+
+
+def cgroup_bases(mark: str) -> frozenset[Path]:
+    """The groups that the groups of live sandboxes lie in, found by looking at a live one: call it while one lives."""
+    helpers = set(helpers_of(mark))
+    helped = {path for pid in helpers for path in _cgroups_of(pid)}
+    return frozenset(
+        path.parent
+        for pid in processes_of(mark)
+        if pid not in helpers
+        for path in _cgroups_of(pid)
+        if path not in helped and path.parent != path
     )
 
 
@@ -160,13 +173,19 @@ def _tcp_inodes(pid: int) -> set[str]:
     return inodes
 
 
-def _mentions(ids: frozenset[str], mounts: list[str]) -> tuple[str, ...]:
-    found = [f"mount {line}" for line in mounts if _names_one(line, ids)]
-    found += [f"unix {line}" for line in Path("/proc/net/unix").read_text().splitlines() if _names_one(line, ids)]
-    for path, directories, _ in os.walk(_CGROUPS):
-        found += [f"cgroup {path}/{name}" for name in directories if _names_one(name, ids)]
-    return tuple(found)
-
-
-def _names_one(text: str, ids: frozenset[str]) -> bool:
-    return any(sandbox_id in text for sandbox_id in ids)
+def _cgroups_of(pid: int) -> set[Path]:
+    """The directories of the cgroups of a process, one for each hierarchy that is mounted."""
+    found: set[Path] = set()
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        names = controllers.removeprefix("name=").split(",") if controllers else ["", "unified"]
+        for name in names:
+            directory = _CGROUPS / name / path.lstrip("/")
+            if path != "/" and directory.is_dir():
+                found.add(directory)
+                break
+    return found
