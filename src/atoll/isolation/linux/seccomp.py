@@ -48,13 +48,17 @@ class Test(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Denies `number` with `error`, always or where argument `argument` passes `test` against `values`."""
+    """Denies `number` with `error`, always or where argument `argument` passes `test` against `values`.
+
+    With `when` = (argument, value) only calls are looked at in which that argument has that value.
+    """
 
     number: int
     error: int = errno.EPERM
     argument: int = -1
     test: Test = Test.IN
     values: tuple[int, ...] = ()
+    when: tuple[int, int] | None = None
 
 
 _Instruction = tuple[int, int, int, int]
@@ -64,10 +68,14 @@ def _errno(number: int) -> _Instruction:
     return (_RETURN, 0, 0, _RET_ERRNO | number)
 
 
+def _load_argument(index: int) -> _Instruction:
+    return (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * index)
+
+
 def _argument_rule(rule: Rule) -> list[_Instruction]:
     """Runs with the number in the accumulator; falls out of its end with the number loaded again."""
     deny, again = _errno(rule.error), (_LOAD, 0, 0, _AT_NUMBER)
-    load = (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * rule.argument)
+    load = _load_argument(rule.argument)
     count = len(rule.values)
     if rule.test is Test.ANY_BIT:
         mask = 0
@@ -81,6 +89,9 @@ def _argument_rule(rule: Rule) -> list[_Instruction]:
     else:
         hits = [(_JUMP_EQUAL, count - index, 0, value) for index, value in enumerate(rule.values)]
         body = [load, *hits, deny, again]
+    if rule.when is not None:
+        argument, value = rule.when
+        body = [_load_argument(argument), (_JUMP_EQUAL, 0, len(body) - 1, value), *body]
     return [(_JUMP_EQUAL, 0, len(body), rule.number), *body]
 
 

@@ -31,15 +31,18 @@ class Received(NamedTuple):
 
 
 def send(channel: socket.socket, body: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-    """Raises OSError (BlockingIOError on a full non-blocking socket, BrokenPipeError when the other side is gone)."""
+    """Raises OSError (BlockingIOError on a full non-blocking socket, BrokenPipeError when the other side is gone),
+    ValueError for a body that is too large."""
     payload = json.dumps(body, separators=(",", ":")).encode()
+    if len(payload) > _MAX_PAYLOAD:
+        raise ValueError(f"the sandbox's configuration is too large: {len(payload)} bytes, at most {_MAX_PAYLOAD}")
     passed = list(descriptors)
     if len(payload) <= _INLINE:
         _send(channel, b"i" + payload, passed)
         return
     spill = os.memfd_create("message", os.MFD_CLOEXEC)
     try:
-        os.write(spill, payload)
+        os.write(spill, payload)  # to memory: never short
         _send(channel, b"m", [*passed, spill])
     finally:
         os.close(spill)

@@ -91,7 +91,7 @@ _ABSENT: dict[str, tuple[int | None, int | None]] = {
 
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _SAFE_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
-_SAFE_NETLINK = (0, 4)  # routes and socket diagnostics: what `ip`, `ss` and getifaddrs need
+_SAFE_NETLINK = (0, 4)
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 
 # clone, unshare, personality, ioctl, socket, socketpair
@@ -114,6 +114,15 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
         # vsock reaches the hypervisor, packet sockets the raw network, AF_ALG and the rest old kernel code.
         Rule(make_socket, errno.EAFNOSUPPORT, argument=0, test=Test.NOT_IN, values=_SAFE_FAMILIES),
         Rule(socketpair, errno.EAFNOSUPPORT, argument=0, test=Test.NOT_IN, values=_SAFE_FAMILIES),
+        # Of netlink only routes and socket diagnostics: what `ip`, `ss` and getifaddrs need.
+        Rule(
+            make_socket,
+            errno.EPROTONOSUPPORT,
+            argument=2,
+            test=Test.NOT_IN,
+            values=_SAFE_NETLINK,
+            when=(0, socket.AF_NETLINK),
+        ),
         Rule(personality, argument=0, test=Test.NOT_IN, values=_PERSONALITIES),
     ]
     for table, error in ((_ABSENT, errno.ENOSYS), (_DENIED, errno.EPERM)):

@@ -133,9 +133,6 @@ class NamespacesBackend(IsolationBackend):
         try:
             with listener:
                 created = await zygote.create(spec_to_json(spec), listener, CREATE_WITHIN_S)
-        except ValueError as error:
-            path.unlink(missing_ok=True)
-            raise CreateFailed(str(error)) from error
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

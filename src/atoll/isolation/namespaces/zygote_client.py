@@ -135,7 +135,11 @@ class ZygoteClient:
         number, self._next = self._next, self._next + 1
         pending = _Pending(self._loop.create_future(), listener, spec)
         self._pending[number] = pending
-        self._send({"op": "create", "id": number, "spec": spec}, [listener.fileno()])
+        try:
+            self._send({"op": "create", "id": number, "spec": spec}, [listener.fileno()])
+        except ValueError as error:
+            del self._pending[number]
+            raise CreateFailed(str(error)) from error
         try:
             return await asyncio.wait_for(asyncio.shield(pending.future), within_s)
         except (CreateFailed, ZygoteLost):

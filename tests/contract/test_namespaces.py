@@ -1,0 +1,183 @@
+"""What the namespaces tier promises beyond the contract: deaths of its zygote, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from atoll.isolation.base import BackendConfig
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.namespaces.layout import RunLayout
+from atoll.isolation.namespaces.tier import NamespacesBackend
+from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
+from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.testing import inside
+from atoll.testing.backend_contract import eventually
+from support.host import requires
+
+pytestmark = requires("namespaces")
+
+CYCLES = 60
+
+
+class Place:
+    """A run directory and the sandboxes' own directories beside it."""
+
+    def __init__(self, root: Path, layers: tuple[Path, ...]) -> None:
+        self.root = root
+        self.layers = layers
+        self.run_dir = root / "run"
+        self._count = 0
+
+    def spec(self, **env: str) -> SandboxSpec:
+        self._count += 1
+        name = f"n{self._count:05}"
+        (self.root / name).mkdir(mode=0o700)
+        limits = Limits(cpu_count=1, memory_mib=256, pids=100)
+        guest = GuestConfig(name, "base", name, env_vars=env, limits=limits)
+        return SandboxSpec(name, self.layers, self.root / name, limits, guest)
+
+    def backend(self, *, parked: int = 2) -> NamespacesBackend:
+        return NamespacesBackend(BackendConfig(self.run_dir), parked=parked)
+
+    def groups(self) -> set[str]:
+        return Cgroups.probe(RunLayout(self.run_dir).cgroup_base).names()
+
+
+@pytest.fixture
+def place(tmp_path: Path, templates_dir: Path) -> Place:
+    from atoll.node.images import TemplateStore
+
+    return Place(tmp_path, TemplateStore(templates_dir).find_template("base").layers)
+
+
+@pytest.fixture
+async def backend(place: Place) -> AsyncIterator[NamespacesBackend]:
+    tier = place.backend()
+    await tier.start()
+    yield tier
+    await tier.aclose()
+
+
+def _zygote_pid(backend: NamespacesBackend) -> int:
+    assert backend._zygote is not None
+    return backend._zygote.pid
+
+
+async def test_sandboxes_survive_the_zygote_and_a_new_one_makes_more(place: Place, backend: NamespacesBackend) -> None:
+    first = await backend.create(place.spec())
+    os.kill(_zygote_pid(backend), signal.SIGKILL)
+    second = await backend.create(place.spec())
+    assert await inside.health(first) == 204
+    assert await inside.health(second) == 204
+    await first.kill()
+    await second.kill()
+    with pytest.raises(SandboxGone):
+        await first.dial(49983)
+
+
+async def test_creates_in_flight_are_done_by_the_next_zygote(place: Place, backend: NamespacesBackend) -> None:
+    creates = [asyncio.create_task(backend.create(place.spec())) for _ in range(8)]
+    await asyncio.sleep(0.012)
+    os.kill(_zygote_pid(backend), signal.SIGKILL)
+    handles = await asyncio.gather(*creates)
+    assert [await inside.health(handle) for handle in handles] == [204] * 8
+    for handle in handles:
+        await handle.kill()
+    assert await eventually(lambda: list(RunLayout(place.run_dir).records()) == [])
+
+
+async def test_a_guest_that_cannot_be_imported_is_a_reason_and_no_hang(place: Place) -> None:
+    backend = NamespacesBackend(BackendConfig(place.run_dir, guest_entry="atoll.nothing:main"))
+    with pytest.raises(BackendUnavailable, match="zygote"):
+        await backend.start()
+    await backend.aclose()
+
+
+async def test_the_end_of_the_guest_is_told_with_its_cause(place: Place, backend: NamespacesBackend) -> None:
+    handle = await backend.create(place.spec())
+    os.kill(int(handle.record()["pid"]), signal.SIGKILL)
+    report = await asyncio.wait_for(handle.wait(), 5)
+    assert not report.killed
+    assert "SIGKILL" in report.detail
+    assert not place.groups() & {handle.record()["group"]}
+
+
+async def test_orphans_are_reaped(place: Place, backend: NamespacesBackend) -> None:
+    handle = await backend.create(place.spec())
+    await inside.run(handle, "for i in 1 2 3 4 5; do (sleep 0.05 & ) ; done")
+    await asyncio.sleep(0.3)
+    done = await inside.run(handle, "cat /proc/[0-9]*/stat | grep -c ' Z ' ; true")
+    assert done.out.strip() == "0"
+    await handle.kill()
+
+
+async def test_siblings_share_no_randomness_and_no_files(place: Place, backend: NamespacesBackend) -> None:
+    handles = [await backend.create(place.spec()) for _ in range(3)]
+    answers = [await inside.run(handle, "echo $RANDOM $(hostname); echo x > /etc/mine; ls /tmp") for handle in handles]
+    assert len({answer.out for answer in answers}) == 3
+    bases = {handle.record()["id_base"] for handle in handles}
+    assert len(bases) == 3
+    for handle in handles:
+        await handle.kill()
+
+
+async def test_what_a_sandbox_writes_is_ordinary_on_disk_and_out_of_reach(
+    place: Place, backend: NamespacesBackend
+) -> None:
+    spec = place.spec()
+    handle = await backend.create(spec)
+    await inside.run(handle, "echo root > /by-root; su user -c 'echo user > /tmp/by-user'")
+    upper = spec.state_dir / "upper"
+    assert os.stat(upper / "by-root").st_uid == 0, "a layer can become a template's as it is"
+    assert os.stat(upper / "tmp" / "by-user").st_uid == 1000
+    assert os.stat(spec.state_dir).st_mode & 0o777 == 0o700
+    assert not (place.layers[0] / "by-root").exists()
+    stats = await handle.stats()
+    assert stats.disk_used is not None
+    assert stats.disk_used > 0
+    await handle.kill()
+
+
+async def test_a_configuration_beyond_bounds_is_refused(place: Place, backend: NamespacesBackend) -> None:
+    with pytest.raises(CreateFailed, match="too large"):
+        await backend.create(place.spec(BIG="x" * (9 << 20)))
+    handle = await backend.create(place.spec(LONG="x" * 100_000))
+    assert (await inside.run(handle, "echo -n $LONG | wc -c")).out.strip() == "100000"
+    await handle.kill()
+
+
+async def test_nothing_is_left_after_many_sandboxes(place: Place) -> None:
+    backend = place.backend(parked=0)
+    await backend.start()
+    await (await backend.create(place.spec())).kill()
+    before = _held()
+    for _ in range(CYCLES // 6):
+        handles = await asyncio.gather(*(backend.create(place.spec()) for _ in range(6)))
+        await asyncio.gather(*(handle.kill() for handle in handles))
+    assert await eventually(lambda: _held() == before), (before, _held())
+    assert place.groups() == set()
+    assert list(RunLayout(place.run_dir).records()) == []
+    assert await eventually(lambda: len(os.listdir(f"/proc/{_zygote_pid(backend)}/fd")) <= 8)
+    zygote = _zygote_pid(backend)
+    await backend.aclose()
+    assert str(zygote) not in os.listdir("/proc")
+    assert not any((point / backend._layout.cgroup_base).exists() for point in backend._cgroups.v1.values())
+
+
+def _held() -> dict[str, int]:
+    with open("/proc/self/mountinfo") as mounts:
+        return {"descriptors": len(os.listdir("/proc/self/fd")), "mounts": len(mounts.readlines())}
+
+
+async def test_children_that_wait_end_with_the_server(place: Place) -> None:
+    backend = place.backend(parked=3)
+    await backend.start()
+    assert await eventually(lambda: len(place.groups()) == 3 or not backend.capabilities)
+    await backend.aclose()
+    assert place.groups() == set()

@@ -1,0 +1,108 @@
+"""Control groups on a pretended /sys/fs/cgroup: which hierarchies are chosen, what is written where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.model.sandbox import Limits
+
+LIMITS = Limits(cpu_count=2, memory_mib=64, pids=10)
+
+
+def _hierarchies(root: Path, **points: str) -> str:
+    """Directories and the mount table for them: name → "type options"."""
+    lines = []
+    for name, kind in points.items():
+        (root / name).mkdir(parents=True)
+        filesystem, options = kind.split(" ")
+        lines.append(f"x {root / name} {filesystem} rw,{options} 0 0")
+    return "\n".join(lines)
+
+
+def _v2(root: Path, controllers: str) -> None:
+    (root / "cgroup.controllers").write_text(controllers)
+    (root / "cgroup.subtree_control").write_text("")
+
+
+def _files(directory: Path, *names: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (directory / name).write_text("")
+
+
+def test_version_one_hierarchies_are_found_also_when_mounted_together(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, memory="cgroup memory", both="cgroup cpu,cpuacct", pids="cgroup pids")
+    found = Cgroups.probe("b", mounts)
+    assert found.limited == {"memory", "cpu", "pids"}
+    assert found.v1["cpu"] == found.v1["cpuacct"] == tmp_path / "both"
+    assert not found.can_freeze
+
+
+def test_an_empty_unified_hierarchy_beside_version_one_is_left_alone(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, freezer="cgroup freezer", unified="cgroup2 rw")
+    _v2(tmp_path / "unified", "")
+    found = Cgroups.probe("b", mounts)
+    assert found.v2 is None
+    assert found.can_freeze
+    assert found.limited == frozenset()
+
+
+def test_version_two_is_found(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, unified="cgroup2 rw")
+    _v2(tmp_path / "unified", "cpuset cpu io memory pids")
+    found = Cgroups.probe("b", mounts)
+    assert found.v2 == tmp_path / "unified"
+    assert found.limited == {"memory", "cpu", "pids"}
+    assert found.can_freeze
+
+
+def test_without_cgroups_nothing_is_pretended(tmp_path: Path) -> None:
+    found = Cgroups.probe("b", "proc /proc proc rw 0 0")
+    assert found.limited == frozenset()
+    assert not found.can_freeze
+    group = found.group("x")
+    group.create()
+    group.limit(LIMITS)
+    assert group.usage().memory_bytes is None
+    assert group.try_remove()
+
+
+def test_limits_of_version_one(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, memory="cgroup memory", cpu="cgroup cpu", pids="cgroup pids")
+    group = Cgroups.probe("b", mounts).group("g")
+    _files(tmp_path / "memory/b/g", "memory.limit_in_bytes")
+    _files(tmp_path / "cpu/b/g", "cpu.cfs_period_us", "cpu.cfs_quota_us")
+    _files(tmp_path / "pids/b/g", "pids.max")
+    group.limit(LIMITS)
+    assert (tmp_path / "memory/b/g/memory.limit_in_bytes").read_text() == str(64 << 20)
+    assert (tmp_path / "cpu/b/g/cpu.cfs_quota_us").read_text() == "200000"
+    assert (tmp_path / "pids/b/g/pids.max").read_text() == "10"
+
+
+def test_limits_of_version_two(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, unified="cgroup2 rw")
+    _v2(tmp_path / "unified", "cpu memory pids")
+    group = Cgroups.probe("b", mounts).group("g")
+    place = tmp_path / "unified/b/g"
+    _files(place, "memory.max", "memory.swap.max", "pids.max", "cpu.max")
+    group.limit(LIMITS)
+    read = {name: (place / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")}
+    assert read == {"memory.max": str(64 << 20), "memory.swap.max": "0", "pids.max": "10", "cpu.max": "200000 100000"}
+
+
+def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path, unified="cgroup2 rw")
+    _v2(tmp_path / "unified", "cpu memory pids")
+    place = tmp_path / "unified/b/g"
+    place.mkdir(parents=True)
+    (place / "memory.current").write_text("1000\n")
+    (place / "memory.stat").write_text("file 700\ninactive_file 600\n")
+    (place / "memory.events").write_text("oom 1\noom_kill 2\n")
+    (place / "cpu.stat").write_text("usage_usec 1500000\n")
+    (place / "pids.current").write_text("3\n")
+    usage = Cgroups.probe("b", mounts).group("g").usage()
+    assert (usage.memory_bytes, usage.cache_bytes, usage.oom_kills, usage.pids) == (400, 700, 2, 3)
+    assert usage.cpu_s == pytest.approx(1.5)

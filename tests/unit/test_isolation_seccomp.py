@@ -1,0 +1,104 @@
+"""The filter, run by an interpreter of its own: what the kernel would decide, for every machine's numbers."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+
+from atoll.isolation.linux.seccomp import Rule, Test, assemble
+from atoll.isolation.namespaces.posture import NEWEST_SYSCALL, seccomp_rules
+
+ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+ALLOW, KILL = "allow", "kill"
+
+
+def decide(program: bytes, number: int, *arguments: int, arch: int = ARCH["x86_64"]) -> str | int:
+    """Runs the classic BPF program on one system call."""
+    data = struct.pack("<IIQ6Q", number, arch, 0, *(arguments + (0,) * (6 - len(arguments))))
+    instructions = [struct.unpack_from("=HBBI", program, offset) for offset in range(0, len(program), 8)]
+    position = accumulator = 0
+    while True:
+        code, yes, no, value = instructions[position]
+        position += 1
+        if code == 0x20:
+            accumulator = struct.unpack_from("<I", data, value)[0]
+        elif code == 0x05:
+            position += value
+        elif code == 0x15:
+            position += yes if accumulator == value else no
+        elif code == 0x35:
+            position += yes if accumulator >= value else no
+        elif code == 0x45:
+            position += yes if accumulator & value else no
+        elif code == 0x06:
+            return ALLOW if value == 0x7FFF0000 else KILL if value == 0x80000000 else value & 0xFFFF
+        else:
+            raise AssertionError(f"unknown instruction {code:#x}")
+
+
+def test_a_foreign_architecture_is_killed() -> None:
+    assert decide(assemble([], 400, "x86_64"), 1, arch=0x40000003) == KILL
+
+
+def test_numbers_beyond_the_newest_and_of_x32_are_absent() -> None:
+    program = assemble([], 400, "x86_64")
+    assert decide(program, 400) == ALLOW
+    assert decide(program, 401) == errno.ENOSYS
+    assert decide(program, 0x40000000 + 1) == errno.ENOSYS
+
+
+def test_a_plain_rule_denies_its_number_alone() -> None:
+    program = assemble([Rule(5), Rule(7, errno.ENOSYS)], 400, "x86_64")
+    assert [decide(program, number) for number in (4, 5, 6, 7, 8)] == [ALLOW, errno.EPERM, ALLOW, errno.ENOSYS, ALLOW]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_in_and_not_in_compare_with_every_value(count: int) -> None:
+    values = tuple(range(10, 10 + count))
+    inside = assemble([Rule(5, 1, 2, Test.IN, values), Rule(6, 2)], 400, "x86_64")
+    outside = assemble([Rule(5, 1, 2, Test.NOT_IN, values), Rule(6, 2)], 400, "x86_64")
+    for value in range(8, 22):
+        assert decide(inside, 5, 0, 0, value) == (1 if value in values else ALLOW)
+        assert decide(outside, 5, 0, 0, value) == (ALLOW if value in values else 1)
+    for program in (inside, outside):
+        assert decide(program, 6, 0, 0, 10) == 2, "the next rule is still reached"
+        assert decide(program, 4, 0, 0, 10) == ALLOW
+
+
+def test_high_bits_do_not_smuggle_a_value_past() -> None:
+    program = assemble([Rule(5, 1, 1, Test.IN, (0x5412,))], 400, "x86_64")
+    assert decide(program, 5, 0, 0x1_0000_5412) == 1
+
+
+def test_a_condition_limits_a_rule_to_some_calls() -> None:
+    program = assemble([Rule(5, 1, 2, Test.NOT_IN, (0, 4), when=(0, 16)), Rule(6, 2)], 400, "x86_64")
+    assert decide(program, 5, 16, 0, 12) == 1
+    assert decide(program, 5, 16, 0, 4) == ALLOW
+    assert decide(program, 5, 2, 0, 12) == ALLOW
+    assert decide(program, 6, 16) == 2
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_posture_on_every_machine(machine: str) -> None:
+    program = assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine)
+    clone, mount, socket_, ioctl, read = {"x86_64": (56, 165, 41, 16, 0), "aarch64": (220, 40, 198, 29, 63)}[machine]
+    arch = ARCH[machine]
+    assert decide(program, read, arch=arch) == ALLOW
+    assert decide(program, mount, arch=arch) == errno.EPERM
+    assert decide(program, clone, 0x11, arch=arch) == ALLOW
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert decide(program, clone, 0x11 | flag, arch=arch) == errno.EPERM
+    assert decide(program, 435, arch=arch) == errno.ENOSYS
+    assert decide(program, ioctl, 0, 0x5412, arch=arch) == errno.EPERM
+    assert decide(program, ioctl, 0, 0x5413, arch=arch) == ALLOW
+    assert [decide(program, socket_, family, arch=arch) for family in (1, 2, 10, 16)] == [ALLOW] * 4
+    assert {decide(program, socket_, family, arch=arch) for family in (0, 17, 29, 38, 40)} == {errno.EAFNOSUPPORT}
+
+
+def test_jumps_stay_within_their_range() -> None:
+    for machine in ARCH:
+        program = assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine)
+        assert len(program) % 8 == 0
+        assert len(program) // 8 < 4096
