@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import base64
 import logging
-import mimetypes
 import os
-import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +39,6 @@ from atoll.runtime.actions import (
 )
 from atoll.runtime.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, find_sandboxes
 from atoll.runtime.config import RuntimeConfig, SandboxConfig
-from atoll.runtime.editor import Edited, Editor, EditorError, unified
 from atoll.runtime.embedded import connection
 from atoll.runtime.errors import (
     LOST,
@@ -50,8 +46,9 @@ from atoll.runtime.errors import (
     AgentRuntimeError,
     AgentRuntimeNotReadyError,
 )
-from atoll.runtime.events import Action, ActionConfirmationStatus, FileEditSource, FileReadSource, Observation
-from atoll.runtime.files import Kind, SandboxFiles, looks_binary
+from atoll.runtime.events import Action, ActionConfirmationStatus, Observation
+from atoll.runtime.file_actions import FileActions
+from atoll.runtime.files import SandboxFiles
 from atoll.runtime.filestore import E2BFileStore
 from atoll.runtime.ipython import Jupyter
 from atoll.runtime.observations import (
@@ -64,13 +61,14 @@ from atoll.runtime.observations import (
     FileWriteObservation,
     IPythonRunCellObservation,
     NullObservation,
-    TaskTrackingObservation,
     UserRejectObservation,
 )
 from atoll.runtime.plugins import plugin_names
 from atoll.runtime.shell import DEFAULT_SOFT_TIMEOUT_S, TIMEOUT_MESSAGE, Shell
 from atoll.runtime.status import RuntimeStatus
+from atoll.runtime.tasks import TaskList
 from atoll.runtime.terminal_link import SandboxTerminal
+from atoll.runtime.variables import checked_variables, variables_of_environ
 
 StatusCallback = Callable[[str, RuntimeStatus, str], None]
 """(level, status, message)"""
@@ -78,14 +76,6 @@ StatusCallback = Callable[[str, RuntimeStatus, str], None]
 NO_BROWSER = "Browser functionality is not supported or disabled."
 QUIET_PAGERS = {"PAGER": "cat", "GIT_PAGER": "cat", "SYSTEMD_PAGER": "cat", "MANPAGER": "cat"}
 """An agent cannot scroll: whatever would open a pager prints instead."""
-_DATA_URLS = {
-    "image/png": (".png", ".jpg", ".jpeg", ".bmp", ".gif"),
-    "application/pdf": (".pdf",),
-    "video/mp4": (".mp4", ".webm", ".ogg"),
-}
-_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
-_ICONS = {"todo": "⏳", "in_progress": "🔄", "done": "✅"}
-
 _log = logging.getLogger("atoll.runtime")
 
 
@@ -139,7 +129,7 @@ class E2BRuntime:
         self.sandbox = sandbox
         self.file_store: E2BFileStore | None = None
         self.runtime_status: RuntimeStatus | None = None
-        self.initial_env_vars = {**_from_environ(os.environ, self.config.sandbox), **(env_vars or {})}
+        self.initial_env_vars = {**variables_of_environ(os.environ, self.config.sandbox), **(env_vars or {})}
         self._plugin_names = plugin_names(plugins)
         usual = JUPYTER_TEMPLATE if "jupyter" in self._plugin_names else DEFAULT_TEMPLATE
         self._template: str = template or self.config.sandbox.runtime_container_image or usual
@@ -151,9 +141,8 @@ class E2BRuntime:
         self._owns_sandbox = sandbox is None and not attach_to_existing
         self._shell: Shell | None = None
         self._jupyter: Jupyter | None = None
-        self._editor: Editor | None = None
-        self._files: SandboxFiles | None = None
-        self._tasks = ""
+        self._files: FileActions | None = None
+        self._tasks = TaskList(f"sessions/{sid}/TASKS.md")
         if self.config.workspace_base is not None:
             _log.warning("workspace_base is ignored: the workspace is the sandbox's own, use copy_to to fill it")
 
@@ -249,7 +238,8 @@ class E2BRuntime:
         return E2BBox(self.config.sandbox, found[0], template=self._template, user=user)
 
     def _begin(self, box: E2BBox) -> None:
-        self._files = SandboxFiles(box.sandbox, box.user)
+        files = SandboxFiles(box.sandbox, box.user)
+        self._files = FileActions(files, self.workspace)
         self.file_store = E2BFileStore(box.filesystem)
         self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE)
         workspace, owner = shlex.quote(self.workspace), shlex.quote(box.user or "user")
@@ -261,11 +251,10 @@ class E2BRuntime:
             self._persist_variables(self._env_vars)
         self._shell = Shell(
             lambda cwd: SandboxTerminal(box.sandbox, user=box.user, cwd=cwd, envs={**QUIET_PAGERS, **self._env_vars}),
-            lambda path, data: self._need_files().write(path, data),
+            files.write,
             cwd=self.workspace,
             soft_timeout_s=self._soft_timeout_s,
         )
-        self._editor = Editor(self._files, self.workspace)
         self._jupyter = Jupyter(box.sandbox)
         if not self.attach_to_existing:
             self._set_git_identity()
@@ -446,99 +435,17 @@ class E2BRuntime:
     def read(self, action: FileReadAction) -> FileReadObservation | ErrorObservation:
         """A file's lines, or the editor's view; images, PDF and video as data URLs."""
         with self._on_sandbox():
-            if action.impl_source == FileReadSource.OH_ACI:
-                content = self._edited("view", action.path, view_range=action.view_range).output
-                return FileReadObservation(content, path=action.path, impl_source=FileReadSource.OH_ACI)
-            path, cwd = self._resolve(action.path), self._need_shell().cwd
-            files = self._need_files()
-            if files.kind(path) is Kind.DIRECTORY:
-                return ErrorObservation(f"Path is a directory: {path}. You can only read files")
-            try:
-                data = files.read(path)
-            except FileNotFoundError:
-                return ErrorObservation(f"File not found: {path}. Your current working directory is {cwd}.")
-            except OSError as error:
-                return ErrorObservation(f"File could not be read: {path}: {error.strerror}")
-            if (mime := _data_url_type(path)) is not None:
-                return FileReadObservation(f"data:{mime};base64,{base64.b64encode(data).decode()}", path=path)
-            if looks_binary(data):
-                return ErrorObservation("ERROR_BINARY_FILE")
-            try:
-                text = data.decode("utf-8")
-            except UnicodeDecodeError:
-                return ErrorObservation(f"File could not be decoded as utf-8: {path}.")
-            return FileReadObservation("".join(read_lines(_with_ends(text), action.start, action.end)), path=path)
+            return self._need_files().read(action, self._need_shell().cwd)
 
     def write(self, action: FileWriteAction) -> FileWriteObservation | ErrorObservation:
         """Replaces a file, or lines of it. Mode and owner of a file that is there are kept."""
         with self._on_sandbox():
-            path, files = self._resolve(action.path), self._need_files()
-            kind = files.kind(path)
-            if kind is Kind.DIRECTORY:
-                return ErrorObservation(f"Path is a directory: {path}. You can only write to files")
-            content = action.content if action.content.endswith("\n") else action.content + "\n"
-            try:
-                whole = action.start == 0 and action.end == -1
-                if kind is Kind.FILE and not whole:
-                    lines = _with_ends(files.read(path).decode("utf-8"))
-                    before = [] if action.start == 0 else lines[: action.start]
-                    if before and not before[-1].endswith("\n"):
-                        before[-1] += "\n"
-                    after = [] if action.end == -1 else lines[action.end :]
-                    content = "".join([*before, content, *after])
-                files.write(path, content.encode())
-            except UnicodeDecodeError:
-                return ErrorObservation(f"File could not be decoded as utf-8: {path}")
-            except OSError as error:
-                return ErrorObservation(f"File could not be written: {path}: {error.strerror}")
-        return FileWriteObservation("", path=path)
+            return self._need_files().write(action, self._need_shell().cwd)
 
     def edit(self, action: FileEditAction) -> FileEditObservation | ErrorObservation:
         """An editor command; without one, lines `start` to `end` become `content`."""
         with self._on_sandbox():
-            if action.command == "write":
-                return self._written(action)
-            if not action.command or action.impl_source == FileEditSource.LLM_BASED_EDIT:
-                try:
-                    done = self._need_editor().replace_lines(
-                        self._resolve(action.path), action.content, action.start, action.end
-                    )
-                except EditorError as error:
-                    return ErrorObservation(str(error))
-                return self._edit_observation(action.path, done, FileEditSource.LLM_BASED_EDIT)
-            done = self._edited(
-                action.command,
-                action.path,
-                file_text=action.file_text,
-                old_str=action.old_str,
-                new_str=action.new_str,
-                insert_line=action.insert_line,
-            )
-            return self._edit_observation(action.path, done, FileEditSource.OH_ACI)
-
-    def _written(self, action: FileEditAction) -> FileEditObservation | ErrorObservation:
-        done = self.write(FileWriteAction(action.path, action.content))
-        if isinstance(done, ErrorObservation):
-            return done
-        return FileEditObservation("", path=done.path, prev_exist=True, new_content=action.content)
-
-    def _edited(self, command: str, path: str, **arguments: Any) -> Edited:
-        try:
-            return self._need_editor().run(command, path, **arguments)
-        except EditorError as error:
-            return Edited(f"ERROR:\n{error}")
-
-    @staticmethod
-    def _edit_observation(path: str, done: Edited, source: FileEditSource) -> FileEditObservation:
-        return FileEditObservation(
-            done.output,
-            path=path,
-            prev_exist=done.existed,
-            old_content=done.old,
-            new_content=done.new,
-            impl_source=source,
-            diff=unified(done.old or "", done.new or "", path),
-        )
+            return self._need_files().edit(action, self._need_shell().cwd)
 
     def browse(self, action: BrowseURLAction) -> Observation:
         return ErrorObservation(NO_BROWSER)
@@ -564,24 +471,8 @@ class E2BRuntime:
         if isinstance(action, AgentThinkAction):
             return AgentThinkObservation("Your thought has been logged.")
         if isinstance(action, TaskTrackingAction):
-            return self._track_tasks(action)
+            return self._tasks.track(action)
         return NullObservation("")
-
-    def _track_tasks(self, action: TaskTrackingAction) -> TaskTrackingObservation:
-        path = f"sessions/{self.sid}/TASKS.md"
-        if action.command == "plan":
-            rows = [
-                f"{number}. {_ICONS.get(str(task.get('status', 'todo')), '⏳')} {task.get('title', '')}\n"
-                f"{task.get('notes', '')}\n"
-                for number, task in enumerate(action.task_list, 1)
-            ]
-            self._tasks = "# Task List\n\n" + "".join(rows)
-            told = f"Task list has been updated with {len(action.task_list)} items. Stored in session directory: {path}"
-            return TaskTrackingObservation(told, command=action.command, task_list=action.task_list)
-        if action.command == "view":
-            text = self._tasks or 'No task list found. Use the "plan" command to create one.'
-            return TaskTrackingObservation(text, command=action.command)
-        return TaskTrackingObservation(f"Unknown command: {action.command}", command=action.command)
 
     # ------------------------------------------------------------------------------------------------ files
 
@@ -590,11 +481,9 @@ class E2BRuntime:
         where = str(PurePosixPath(self.workspace) / path) if path else self.workspace
         with self._on_sandbox():
             try:
-                entries = self._need_files().names(where)
+                return self._need_files().listing(where)
             except OSError:
                 return []
-        directories = sorted((f"{name}/" for name, is_dir in entries if is_dir), key=str.lower)
-        return directories + sorted((name for name, is_dir in entries if not is_dir), key=str.lower)
 
     def copy_to(self, host_src: str, sandbox_dest: str, recursive: bool = False) -> None:
         """See E2BBox.copy_to; a relative destination is below the workspace."""
@@ -621,7 +510,7 @@ class E2BRuntime:
 
         Raises ValueError for a name that no shell takes, RuntimeError if the shell could not be told.
         """
-        chosen = _checked_variables(env_vars)
+        chosen = checked_variables(env_vars)
         if not chosen:
             return
         with self._on_sandbox():
@@ -636,7 +525,7 @@ class E2BRuntime:
                 self._need_jupyter().set_variables(chosen)
 
     def _startup_variables(self) -> dict[str, str]:
-        return _checked_variables({**self.initial_env_vars, **self.config.sandbox.runtime_startup_env_vars})
+        return checked_variables({**self.initial_env_vars, **self.config.sandbox.runtime_startup_env_vars})
 
     def _persist_variables(self, variables: Mapping[str, str]) -> None:
         """For shells of other processes that attach later: ~/.bashrc, the last line for a name counts."""
@@ -671,9 +560,6 @@ class E2BRuntime:
                     raise
                 raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
 
-    def _resolve(self, path: str) -> str:
-        return str(PurePosixPath(self._need_shell().cwd) / path)
-
     @property
     def _has_jupyter(self) -> bool:
         return "jupyter" in self._plugin_names or self._template.startswith("code-interpreter")
@@ -689,15 +575,10 @@ class E2BRuntime:
             raise _not_ready()
         return self._shell
 
-    def _need_files(self) -> SandboxFiles:
-        if self._files is None:
+    def _need_files(self) -> FileActions:
+        if self._files is None or self._runtime_closed:
             raise _not_ready()
         return self._files
-
-    def _need_editor(self) -> Editor:
-        if self._editor is None:
-            raise _not_ready()
-        return self._editor
 
     def _need_jupyter(self) -> Jupyter:
         if self._jupyter is None:
@@ -713,46 +594,5 @@ class E2BRuntime:
             raise ValueError(f"{name} is a number of seconds, not {text!r}") from None
 
 
-def read_lines(lines: list[str], start: int = 0, end: int = -1) -> list[str]:
-    """Lines `start` to `end` as OpenHands counts them: from 0, `end` not included, -1 for the end of the file."""
-    start = min(max(start, 0), len(lines))
-    if end == -1:
-        return lines[start:]
-    return lines[start : max(start, min(max(end, 0), len(lines)))]
-
-
-def _with_ends(text: str) -> list[str]:
-    """Lines with their LF."""
-    return [line for line in re.split(r"(?<=\n)", text) if line]
-
-
 def _not_ready() -> AgentRuntimeNotReadyError:
     return AgentRuntimeNotReadyError("the runtime is not connected", hint="call connect() first")
-
-
-def _from_environ(environ: Mapping[str, str], sandbox: Any) -> dict[str, str]:
-    """SANDBOX_ENV_X of our own environment is X in the sandbox."""
-    found = {
-        name.removeprefix("SANDBOX_ENV_"): value for name, value in environ.items() if name.startswith("SANDBOX_ENV_")
-    }
-    if sandbox.enable_auto_lint:
-        found["ENABLE_AUTO_LINT"] = "true"
-    return found
-
-
-def _checked_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    chosen = {name.upper(): str(value) for name, value in variables.items()}
-    for name, value in chosen.items():
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be the name of an environment variable")
-        if "\0" in value:
-            raise ValueError(f"the value of {name} contains a null byte")
-    return chosen
-
-
-def _data_url_type(path: str) -> str | None:
-    lower = path.lower()
-    for default, suffixes in _DATA_URLS.items():
-        if lower.endswith(suffixes):
-            return mimetypes.guess_type(lower)[0] or default
-    return None

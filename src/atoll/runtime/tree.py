@@ -26,9 +26,9 @@ trap 'rm -f -- "$archive"; [ -z "$draft" ] || rm -rf -- "$draft"' EXIT
 draft= made=
 missing=$dest
 while [ ! -e "$missing" ] && [ ! -L "$missing" ]; do made=$missing; missing=$(dirname -- "$missing"); done
+[ -d "$missing" ] || { echo "$missing is not a directory" >&2; exit 20; }
 mkdir -p -- "$dest"
 [ -z "$made" ] || chown -R -h -- "$owner:" "$made"
-[ -d "$dest" ] || { echo "$dest is not a directory" >&2; exit 20; }
 draft=$(mktemp -d -- "$dest/.atoll-copy-XXXXXXXX")
 tar -x -p --no-same-owner -f "$archive" -C "$draft"
 chown -R -h -- "$owner:" "$draft"
