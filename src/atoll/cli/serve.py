@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -51,6 +52,7 @@ class Wires:
 def serve(settings: Settings, wires: Wires) -> None:
     """Runs a server until it is told to stop. Raises AtollError, OSError when it cannot start."""
     logs.configure(settings.log_level, settings.log_format)
+    _log.debug("starting", data_dir=str(settings.data_dir), isolation=settings.isolation)
     wires.seal()
     _raise_descriptor_limit()
     with running.exclusive(settings.data_dir):
@@ -69,6 +71,7 @@ async def _run(settings: Settings, keys: Sequence[str], sock: socket.socket, wir
             async with platform(settings, tuple(keys), sock):
                 stop.started()
                 with running.announced(settings.data_dir, url, "configured" if settings.api_keys else "generated"):
+                    gc.freeze()  # what is here now stays: neither collections nor the exit need to look at it again
                     _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid())
                     _tell_ready(wires.ready_fd, url, keys[0])
                     await stop.wanted.wait()
