@@ -19,7 +19,7 @@ from atoll.control.auth import digest_of, new_key
 from atoll.control.gate import MAX_BODY, PUBLIC
 from atoll.control.orders import Policy
 from atoll.model.errors import PlatformError
-from atoll.model.sandbox import SandboxState
+from atoll.model.sandbox import EndReason, SandboxState
 from atoll.testing.clock import ManualClock
 from support.control import API_KEY, World, plane
 
@@ -494,6 +494,29 @@ async def test_an_end_that_the_machine_refused_is_tried_again_until_it_succeeds(
         assert record.state is SandboxState.KILLING
         await clock.advance(31)
         await _until_gone(world, sandbox_id)
+
+
+async def test_a_kill_holds_even_if_it_meets_a_timeout_that_was_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    async with plane(tmp_path, clock=clock) as world:
+        sandbox_id = await world.create(timeout=5)
+        begin_kill, go_on = world.store.begin_kill, asyncio.Event()
+
+        async def slow(name: str, reason: EndReason, due_by: datetime | None) -> bool:
+            if reason is EndReason.TIMEOUT:
+                await go_on.wait()
+            return await begin_kill(name, reason, due_by)
+
+        monkeypatch.setattr(world.store, "begin_kill", slow)
+        await clock.advance(6)
+        await world.client.post(f"/sandboxes/{sandbox_id}/timeout", json={"timeout": 100})
+        killing = asyncio.create_task(world.client.delete(f"/sandboxes/{sandbox_id}"))
+        await asyncio.sleep(0.1)
+        go_on.set()
+        assert (await killing).status_code == 204
+        assert world.node.find(sandbox_id) is None
 
 
 async def test_a_deadline_holds_even_if_the_store_failed_when_it_came(

@@ -234,7 +234,9 @@ class SandboxService:
     async def kill(self, caller: Caller, sandbox_id: str) -> None:
         """Returns when it and all it had are gone. Raises SandboxNotFound; PlatformError if it could not be ended."""
         record = await self.get(caller, sandbox_id)
-        await self._end(record.sandbox_id, EndReason.KILLED)
+        while not await self._end(record.sandbox_id, EndReason.KILLED):
+            # It has ended meanwhile (then this raises), or what ended it was a timeout that was put off just then.
+            await self.get(caller, sandbox_id)
 
     async def end_all(self) -> None:
         """Ends every sandbox, for a server that keeps none."""
