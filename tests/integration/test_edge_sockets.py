@@ -20,6 +20,7 @@ import pytest
 import uvloop
 import websockets
 
+from atoll.edge import client, server, upstream
 from atoll.edge.routes import LiveRoutes
 from atoll.edge.server import Edge, bind
 from atoll.edge.signed import signature_of
@@ -124,8 +125,8 @@ async def rig() -> AsyncIterator[Rig]:
     _, made.port = await made.edge.listen(bind("127.0.0.1", 0))
     yield made
     await made.edge.aclose(grace_s=0.1)
-    for server in made.servers:
-        server.close()
+    for listener in made.servers:
+        listener.close()
 
 
 async def read_head(reader: asyncio.StreamReader) -> bytes:
@@ -802,6 +803,49 @@ async def test_a_stopping_edge_finishes_what_runs_and_closes_the_rest(rig: Rig) 
     await asyncio.wait_for(closing, 3)
     idle_writer.close()
     writer.close()
+
+
+async def test_a_head_that_never_ends_and_an_idle_connection_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((client, "HEAD_S"), (client, "IDLE_S"), (client, "DRAIN_S"), (server, "SWEEP_S")):
+        monkeypatch.setattr(module, name, 0.05)
+    rig = Rig()
+    _, rig.port = await rig.edge.listen(bind("127.0.0.1", 0))
+    assert (await rig.raw(b"GET / HTTP/1.1\r\nhost: x\r\nslow: ")).startswith(b"HTTP/1.1 408 ")
+    assert await rig.raw(b"") == b""
+    reader, writer = await rig.connect()
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).count(b"HTTP/1.1 200 ") == 1
+    writer.close()
+    # An answer before the end of a body that never comes.
+    stuck = await rig.raw(b"POST / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: zzzz\r\ncontent-length: 9\r\n\r\nabc")
+    assert stuck.startswith(b"HTTP/1.1 502 ")
+    assert not rig.edge.connections
+    await rig.edge.aclose(grace_s=0.1)
+
+
+async def test_idle_connections_into_sandboxes_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWEEP_S", 0.02)
+    monkeypatch.setattr(upstream, "USER_IDLE_S", 0.02)
+    rig = Rig()
+    _, rig.port = await rig.edge.listen(bind("127.0.0.1", 0))
+    await rig.serve(8000, replying(OK))
+    assert (await rig.ask()).endswith(b"ok")
+    for _ in range(200):
+        if not rig.edge.pool.open_connections:
+            break
+        await asyncio.sleep(0.02)
+    assert rig.edge.pool.open_connections == 0
+    await rig.edge.aclose(grace_s=0.1)
+    for listener in rig.servers:
+        listener.close()
+
+
+async def test_one_connection_too_many_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    _, first = await rig.connect()
+    await asyncio.sleep(0.05)
+    assert (await rig.raw(b"")).startswith(b"HTTP/1.1 503 ")
+    first.close()
 
 
 def test_the_signature_is_the_published_sdks() -> None:
