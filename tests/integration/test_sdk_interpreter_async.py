@@ -30,7 +30,7 @@ async def test_plain_and_async_callbacks(async_interpreter: AsyncSandbox) -> Non
         "for n in range(3): print(n)\n'end'", on_stdout=lambda message: lines.append(message.line), on_result=on_result
     )
     assert "".join(lines) == "0\n1\n2\n"
-    assert [result.text for result in results] == ["'end'"]
+    assert [result.text for result in results] == ["end"]
 
 
 async def test_contexts_run_beside_each_other_and_one_context_in_turn(async_interpreter: AsyncSandbox) -> None:
@@ -75,7 +75,7 @@ async def test_a_timeout_interrupts_and_the_kernel_goes_on(async_interpreter: As
     await async_interpreter.run_code("z = 'kept'")
     with pytest.raises(TimeoutException):
         await async_interpreter.run_code("import time\nwhile True: time.sleep(0.1)", timeout=2)
-    assert (await async_interpreter.run_code("z", timeout=60)).text == "'kept'"
+    assert (await async_interpreter.run_code("z", timeout=60)).text == "kept"
 
 
 async def test_cancelling_the_caller_interrupts_the_cell(async_interpreter: AsyncSandbox) -> None:

@@ -33,7 +33,7 @@ test('callbacks hear of everything', async () => {
       onError: (error) => errors.push(error.name),
     })
     assert.equal(lines.join(''), '0\n1\n2\n')
-    assert.deepEqual(results, ["'shown'"])
+    assert.deepEqual(results, ['shown'])
     assert.deepEqual(errors, ['ValueError'])
   })
 })
@@ -64,7 +64,7 @@ test('contexts are apart, restart and end', async () => {
     const two = await sandbox.createCodeContext({ cwd: '/tmp' })
     await sandbox.runCode('v = 1', { context: one })
     assert.equal((await sandbox.runCode('v', { context: two })).error.name, 'NameError')
-    assert.equal((await sandbox.runCode('import os\nos.getcwd()', { context: two })).text, "'/tmp'")
+    assert.equal((await sandbox.runCode('import os\nos.getcwd()', { context: two })).text, '/tmp')
     const ids = (await sandbox.listCodeContexts()).map((context) => context.id)
     assert.ok(ids.includes(one.id) && ids.includes(two.id))
     await sandbox.restartCodeContext(one)
@@ -78,14 +78,14 @@ test('a timeout interrupts and the kernel goes on', async () => {
   await withInterpreter(async (sandbox) => {
     await sandbox.runCode("kept = 'yes'")
     await assert.rejects(sandbox.runCode('import time\nwhile True: time.sleep(0.1)', { timeoutMs: 2000 }), TimeoutError)
-    assert.equal((await sandbox.runCode('kept')).text, "'yes'")
+    assert.equal((await sandbox.runCode('kept')).text, 'yes')
   })
 })
 
 test('envs are seen by their cell only', async () => {
   await withInterpreter(async (sandbox) => {
     const code = "import os\nos.environ.get('CELL')"
-    assert.equal((await sandbox.runCode(code, { envs: { CELL: 'v' } })).text, "'v'")
+    assert.equal((await sandbox.runCode(code, { envs: { CELL: 'v' } })).text, 'v')
     assert.equal((await sandbox.runCode(code)).text, undefined)
   })
 })
