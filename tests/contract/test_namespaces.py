@@ -92,6 +92,38 @@ async def test_creates_in_flight_are_done_by_the_next_zygote(place: Place, backe
     assert await eventually(lambda: list(RunLayout(place.run_dir).records()) == [])
 
 
+async def test_a_root_made_ahead_serves_the_next_sandbox_of_that_template_only(
+    place: Place, backend: NamespacesBackend, tmp_path: Path
+) -> None:
+    await (await backend.create(place.spec())).kill()
+    prepared = place.run_dir / "prepared"
+    assert await eventually(lambda: prepared.is_dir() and len(os.listdir(prepared)) == 2)
+    other = tmp_path / "layer"
+    (other / "only-here").mkdir(parents=True)
+    place.layers = (other, *place.layers)
+    handle = await backend.create(place.spec())
+    assert (await inside.run(handle, "ls -d /only-here /usr")).out.split() == ["/only-here", "/usr"]
+    await handle.kill()
+    os.rename(other, tmp_path / "gone")
+    (other / "built-anew").mkdir(parents=True)
+    assert await eventually(lambda: len(os.listdir(prepared)) == 2)
+    handle = await backend.create(place.spec())
+    assert (await inside.run(handle, "ls -d /only-here /built-anew")).out.split() == ["/built-anew"]
+    await handle.kill()
+    await backend.aclose()
+    assert os.listdir(prepared) == []
+
+
+async def test_a_state_directory_of_a_failed_attempt_can_be_used_again(
+    place: Place, backend: NamespacesBackend
+) -> None:
+    spec = place.spec()
+    for _ in range(2):
+        handle = await backend.create(spec)
+        assert await inside.health(handle) == 204
+        await handle.kill()
+
+
 async def test_a_guest_that_cannot_be_imported_is_a_reason_and_no_hang(place: Place) -> None:
     backend = NamespacesBackend(BackendConfig(place.run_dir, guest_entry="atoll.nothing:main"))
     with pytest.raises(BackendUnavailable, match="zygote"):

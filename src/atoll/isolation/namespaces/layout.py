@@ -1,6 +1,7 @@
 """What this tier keeps in its run directory, and the name under which its cgroups are found.
 
     run_dir/live/<group>.json   one record per sandbox: written before it runs, removed when it is freed
+    run_dir/prepared/<group>/   the layer of a sandbox that waits to be asked for
     run_dir/zygote.log          what the zygote says
 
 The cgroup base carries a digest of the run directory: several servers on one machine never touch each other's groups.
@@ -23,6 +24,7 @@ class RunLayout:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir.absolute()
         self.live = self.run_dir / "live"
+        self.prepared = self.run_dir / "prepared"
         self.zygote_log = self.run_dir / "zygote.log"
         digest = hashlib.sha256(os.fsencode(os.path.realpath(self.run_dir))).hexdigest()[:12]
         self.cgroup_base = f"atoll-{digest}"

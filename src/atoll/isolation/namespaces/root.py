@@ -11,7 +11,9 @@ and leaves `work/` behind: the kernel refuses to mount that again.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +30,12 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path) -
     descriptors = [os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)]
     userns = descriptors[0]
     try:
-        for name, mode in ((UPPER, 0o755), (WORK, 0o700)):
-            (state_dir / name).mkdir(mode, exist_ok=True)
+        (state_dir / UPPER).mkdir(0o755, exist_ok=True)
+        try:
+            (state_dir / WORK).mkdir(0o700)
+        except FileExistsError:  # of an attempt that failed: the kernel would not take it again
+            shutil.rmtree(state_dir / WORK)
+            (state_dir / WORK).mkdir(0o700)
         own = mounts.clone(str(state_dir), userns=userns)
         descriptors.append(own)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,3 +52,50 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path) -
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+class PreparedRoot:
+    """A root made ahead of need, for the template that was asked for last, in a directory of the zygote's own.
+
+    Making an overlay's directories is what a creation spends most on (2 to 4 ms of disk); moving them costs a rename
+    each. The overlay does not mind: it holds directories, not paths.
+    """
+
+    def __init__(self, pid: int, id_base: int, lowers: Sequence[str], place: Path) -> None:
+        """Raises OSError, ValueError; nothing is left then."""
+        self.place = place
+        self._lowers = tuple(lowers)
+        self._mount = -1
+        try:
+            self._identity = _identity(lowers)
+            place.mkdir(0o700, parents=True)
+            self._mount = build_root(pid, id_base, lowers, place)
+        except BaseException:
+            self.discard()
+            raise
+
+    def take(self, lowers: Sequence[str], state_dir: Path) -> int | None:
+        """The mount, its directories now in `state_dir`; None if this is not the root that is wanted (discard it)."""
+        if tuple(lowers) != self._lowers or _identity(lowers) != self._identity:
+            return None
+        try:
+            os.rename(self.place / UPPER, state_dir / UPPER)
+            os.rename(self.place / WORK, state_dir / WORK)
+        except OSError:  # another file system, or a directory that is used again: made on the spot then
+            return None
+        mount, self._mount = self._mount, -1
+        with contextlib.suppress(OSError):
+            self.place.rmdir()
+        return mount
+
+    def discard(self) -> None:
+        """Frees what is left of it. Idempotent."""
+        if self._mount >= 0:
+            os.close(self._mount)
+            self._mount = -1
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def _identity(lowers: Sequence[str]) -> list[tuple[int, int]]:
+    """A layer may have been built anew under its old path."""
+    return [(found.st_dev, found.st_ino) for found in map(os.stat, lowers)]

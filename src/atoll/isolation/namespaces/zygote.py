@@ -17,6 +17,7 @@ import os
 import resource
 import secrets
 import selectors
+import shutil
 import socket
 import sys
 import time
@@ -33,7 +34,7 @@ from atoll.isolation.namespaces import messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.root import build_root
+from atoll.isolation.namespaces.root import PreparedRoot, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
 
 _UNFINISHED_AT_ONCE = 12
@@ -81,6 +82,7 @@ class _Child:
         self.id_base = id_base
         self.state = _State.PREPARING
         self.request: _Request | None = None
+        self.root: PreparedRoot | None = None
         self.started_ticks = syscalls.start_time(pid)
 
 
@@ -105,12 +107,15 @@ class Zygote:
         self._unremoved: list[Group] = []
         self._failed: dict[_Child, tuple[_Request, str]] = {}
         self._parking_failures = 0
+        self._likely: list[str] = []
+        """The layers that were asked for last: the next create will most likely want them again."""
         self._quiet_since = time.monotonic()
 
     def run(self) -> None:
         """Serves until the server's end of the line is closed."""
         syscalls.keep_capabilities_on_id_change()
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
+        shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
         self._tell({"op": "ready", "pid": os.getpid()})
         try:
             while True:
@@ -123,7 +128,7 @@ class Zygote:
     def _patience(self) -> float | None:
         if self._unremoved:
             return 0.02
-        if self._wants_parking():
+        if self._wants_parking() or self._rootless() is not None:
             return max(0.0, self._quiet_since + _REFILL_AFTER_S - time.monotonic())
         return None
 
@@ -137,14 +142,28 @@ class Zygote:
         )
 
     def _in_quiet(self) -> None:
-        """Work that nobody waits for: one child for the pool, groups that were busy when they should go."""
+        """Work that nobody waits for: a root or a child for the pool, groups that were busy when they should go."""
         self._unremoved = [group for group in self._unremoved if not group.try_remove()]
-        if self._wants_parking() and time.monotonic() >= self._quiet_since + _REFILL_AFTER_S:
+        if time.monotonic() < self._quiet_since + _REFILL_AFTER_S:
+            return
+        if (child := self._rootless()) is not None:
+            place = self._layout.prepared / child.group.name
+            try:
+                child.root = PreparedRoot(child.pid, child.id_base, self._likely, place)
+            except (OSError, ValueError):
+                self._likely = []  # whoever asks for it next is told why
+        elif self._wants_parking():
             try:
                 self._fork()
             except OSError as error:
                 self._parking_failures = _GIVE_UP_PARKING_AFTER
                 print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
+
+    def _rootless(self) -> _Child | None:
+        """A child of the pool for which a root can be made ahead of need, while nobody waits."""
+        if not self._likely or self._waiting or self._unfinished():
+            return None
+        return next((child for child in self._parked if child.root is None), None)
 
     # -- the server ----------------------------------------------------------------------------------------------------
 
@@ -244,7 +263,7 @@ class Zygote:
         try:
             state_dir = Path(request.spec["state_dir"])
             child.group.limit(limits_from_json(request.spec["limits"]))
-            descriptors.append(build_root(child.pid, child.id_base, request.spec["lower_dirs"], state_dir))
+            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir))
             descriptors.append(request.listener)
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
@@ -264,6 +283,15 @@ class Zygote:
                 if descriptor != request.listener:
                     os.close(descriptor)
             request.close()
+
+    def _root(self, child: _Child, lowers: list[str], state_dir: Path) -> int:
+        self._likely = lowers
+        prepared, child.root = child.root, None
+        if prepared is not None:
+            if (mount := prepared.take(lowers, state_dir)) is not None:
+                return mount
+            prepared.discard()
+        return build_root(child.pid, child.id_base, lowers, state_dir)
 
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
@@ -348,6 +376,8 @@ class Zygote:
         os.close(child.pidfd)
         self._children.discard(child)
         self._ids.give_back(child.id_base)
+        if child.root is not None:
+            child.root.discard()
         if child.state is _State.LIVE:
             self._tell({"op": "exited", "pid": child.pid, "status": status})
             return
@@ -367,6 +397,8 @@ class Zygote:
                 os.waitpid(child.pid, 0)
             self._layout.forget(child.group.name)
             child.group.remove(1.0)
+            if child.root is not None:
+                child.root.discard()
         for group in self._unremoved:
             group.remove(1.0)
 
