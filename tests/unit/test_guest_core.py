@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,34 @@ def test_a_closed_port_is_refused_at_once(guest: RunningGuest) -> None:
         port = server.getsockname()[1]
     with pytest.raises(PortClosed):
         dial(guest, port)
+
+
+def test_relayed_connections_leave_nothing_behind(guest: RunningGuest) -> None:
+    fds = Path(f"/proc/{guest.handle.record()['pid']}/fd")
+    before = len(list(fds.iterdir()))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for first in ("client", "server"):
+            for _ in range(10):
+                with dial(guest, server.getsockname()[1]) as sock:
+                    connection, _ = server.accept()
+                    ends = (sock, connection) if first == "client" else (connection, sock)
+                    ends[0].shutdown(socket.SHUT_WR)
+                    assert ends[1].recv(1) == b""
+                    ends[1].shutdown(socket.SHUT_WR)
+                    assert ends[0].recv(1) == b""
+                    connection.close()
+    deadline = time.monotonic() + 10
+    while len(list(fds.iterdir())) > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_guest_imports_nothing_after_its_start(guest: RunningGuest) -> None:
+    # The fake tier refuses imports as a changed root would, and says so in the guest's log.
+    assert guest.sandbox().commands.run("echo in").stdout == "in\n"
+    guest.sandbox().files.write("imports.txt", "x")
+    httpx.get(f"{guest.url}/metrics", headers={"x-access-token": TOKEN})
+    assert "imports" not in (guest.state_dir / "guest.log").read_text()
 
 
 def test_a_relayed_server_that_closes_closes_the_client(guest: RunningGuest) -> None:

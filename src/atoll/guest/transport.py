@@ -99,6 +99,7 @@ class _Pipe(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _Pipe | None = None
+        self.ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -109,7 +110,12 @@ class _Pipe(asyncio.Protocol):
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
+        self.ended = True
         peer = self.other.transport if self.other is not None else None
+        if self.other is None or self.other.ended:
+            if peer is not None:
+                peer.close()
+            return False
         if peer is not None and not peer.is_closing():
             with suppress(OSError, NotImplementedError):
                 peer.write_eof()

@@ -2,8 +2,8 @@
 
     factory: atoll.testing.fake:backend
 
-It keeps the whole contract of `isolation/base.py` but the wall: programs see this machine's files, network, processes and
-run as whoever runs the tests. Users `user` and `root` are both mapped to that account, at home in `state_dir/home`;
+It keeps the whole contract of `isolation/base.py` but the wall: programs see this machine's files, network and
+processes, and run as whoever runs the tests. Users `user` and `root` are both mapped to that account, at home in `state_dir/home`;
 no other user exists. It needs no root, no template and no Linux feature, so everything above the backend can be tested
 anywhere.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import importlib.abc
 import json
 import os
 import pickle
@@ -61,9 +62,18 @@ def run_guest(given: tuple[int, GuestConfig, str]) -> None:
     from atoll.guest.users import User, Users
 
     fd, config, home = given
+    sys.meta_path.insert(0, _Sealed())
     prepare_process()
     account = User("user", os.getuid(), os.getgid(), tuple(os.getgroups()) or (os.getgid(),), home, "/bin/bash")
     asyncio.run(serve(socket.socket(fileno=fd), config, Users(fixed={"user": account, "root": account})))
+
+
+class _Sealed(importlib.abc.MetaPathFinder):
+    """Refuses every further import, as a changed root would: so that tests here notice a guest that imports lazily."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        print(f"the guest imports {fullname!r} after its start: import it in atoll.guest.main", file=sys.stderr)
+        raise ImportError(f"no module {fullname!r} once the root has changed")
 
 
 def backend(config: BackendConfig) -> IsolationBackend:
@@ -240,7 +250,7 @@ class FakeBackend(IsolationBackend):
                 if _start_time(int(record["pid"])) == record["started"]:
                     _kill_tree(int(record["pid"]))
                     ended += 1
-                    while _start_time(int(record["pid"])) == record["started"]:
+                    while _start_time(int(record["pid"])) == record["started"]:  # noqa: ASYNC110  (not our child)
                         await asyncio.sleep(0.005)
             file.unlink(missing_ok=True)
         return ReclaimReport(processes=ended)
