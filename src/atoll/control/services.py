@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -124,20 +125,35 @@ class SandboxService:
         self, record: SandboxRecord, order: CreateOrder, template: Template, node: NodeClient
     ) -> SandboxRecord:
         key = order.idempotency_key
+        began = time.perf_counter()
         try:
             await self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
         except BaseException:
             self._holdings.release(record.sandbox_id)
             raise
+        added = time.perf_counter()
         try:
             made = await node.create(_node_create(record, order, template))
+            ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
         except BaseException as error:
             await self._undo(record, node, error)
             raise
         self._expiry.set(record.sandbox_id, record.end_at)
-        _log.info("sandbox.created", sandbox_id=record.sandbox_id, template=record.template_id, tier=made.tier)
+        steps = {
+            "add": (added - began) * 1000,
+            "node": (ready - added) * 1000,
+            "running": (time.perf_counter() - ready) * 1000,
+            **{f"node_{name}": value for name, value in made.steps_ms.items()},
+        }
+        _log.info(
+            "sandbox.created",
+            sandbox_id=record.sandbox_id,
+            template=record.template_id,
+            tier=made.tier,
+            **{f"{name}_ms": round(value, 2) for name, value in steps.items()},
+        )
         return replace(record, state=SandboxState.RUNNING, tier=made.tier)
 
     async def _undo(self, record: SandboxRecord, node: NodeClient, error: BaseException) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from atoll.model.sandbox import Limits, SandboxSpec, SandboxStats
@@ -92,6 +93,8 @@ class SandboxHandle(ABC):
 
     sandbox_id: str
     tier: str
+    stages: Mapping[str, float] = MappingProxyType({})
+    """When each step of its create was reached, in `time.monotonic()` seconds. A tier may tell none."""
 
     @abstractmethod
     async def dial(self, port: int) -> socket.socket:

@@ -11,8 +11,9 @@ edge ──RouteTable──► (whoever composed the server)
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from atoll.model.sandbox import EndReason, GuestConfig, Limits, SandboxStats
@@ -37,10 +38,11 @@ class NodeCreate:
 
 @dataclass(frozen=True, slots=True)
 class NodeSandbox:
-    """What a node tells of a sandbox that it runs."""
+    """What a node tells of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
 
     sandbox_id: str
     tier: str
+    steps_ms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class NodeClient(Protocol):

@@ -11,6 +11,7 @@ belongs to, when it should end, or what a request looks like: that is control's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ class Supervisor:
 
     async def create(self, request: NodeCreate) -> NodeSandbox:
         """See NodeClient.create."""
+        began = time.monotonic()
         if self._stopping:
             raise CreateFailed("the server is stopping")
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
@@ -257,7 +259,7 @@ class Supervisor:
             self._tasks.create_task(self._end_unwanted(driver))
             raise
         self._publish(live, handle, record)
-        return NodeSandbox(request.sandbox_id, backend.name)
+        return NodeSandbox(request.sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient.kill."""
@@ -372,3 +374,14 @@ class Supervisor:
                     raise BackendUnavailable("the server is stopping")
                 self._backends[name] = await start_backend(name, self._run_dir, self._load)
             return self._backends[name]
+
+
+def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[str, float]:
+    """How long each step took until it was reached. What was reached before anybody asked took nobody's time."""
+    steps: dict[str, float] = {}
+    previous = began
+    for name, reached in sorted(stages.items(), key=lambda stage: stage[1]):
+        if reached >= began:
+            steps[name] = round((reached - previous) * 1000, 3)
+            previous = reached
+    return {**steps, "told": round((ended - previous) * 1000, 3)}
