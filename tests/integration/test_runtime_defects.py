@@ -18,6 +18,7 @@ from e2b import Sandbox, SandboxQuery
 
 from atoll.runtime import (
     AgentRuntimeDisconnectedError,
+    AgentRuntimeError,
     BrowseInteractiveAction,
     BrowseURLAction,
     CmdOutputObservation,
@@ -510,6 +511,13 @@ def test_15_a_failed_connect_raises_its_own_error_and_leaves_nothing(server: Any
     runtime.close()
 
 
+def test_15_a_connect_that_fails_late_leaves_nothing(server: Any) -> None:
+    runtime = E2BRuntime(RuntimeConfig(workspace_mount_path_in_sandbox="/etc/passwd/below"), sid="failed-late")
+    with pytest.raises(AgentRuntimeError, match="workspace"):
+        runtime.connect_sync()
+    assert _alive("failed-late") == []
+
+
 def test_15_statuses_are_told_in_order(server: Any) -> None:
     seen: list[RuntimeStatus] = []
     with E2BRuntime(status_callback=lambda level, status, text: seen.append(status)):
@@ -551,6 +559,14 @@ def test_17_attaching_to_an_unknown_session_raises_and_makes_nothing(server: Any
         runtime.connect_sync()
     assert runtime.runtime_status is RuntimeStatus.ERROR_RUNTIME_DISCONNECTED
     assert _alive("never-was") == []
+
+
+def test_17_a_sandbox_that_was_given_is_ended_by_close_like_our_own(make: MakeRuntime) -> None:
+    box = E2BBox(metadata={SID_KEY: "given"})
+    runtime = make(sandbox=box)
+    assert runtime.sandbox_id == box.sandbox_id
+    runtime.close()
+    assert _alive("given") == []
 
 
 def test_17_keep_alive_leaves_the_sandbox_for_the_next_attach(make: MakeRuntime) -> None:

@@ -217,8 +217,8 @@ class E2BBox:
                 _log.info("the platform does not pause sandboxes (%s); it goes on running", error)
         try:
             self.sandbox.set_timeout(seconds)
-        except LOST:
-            return
+        except Exception as error:
+            _log.warning("the sandbox may end earlier than asked (%s)", error)
 
 
 E2BSandbox = E2BBox

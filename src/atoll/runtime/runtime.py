@@ -51,6 +51,7 @@ from atoll.runtime.file_actions import FileActions
 from atoll.runtime.files import SandboxFiles
 from atoll.runtime.filestore import E2BFileStore
 from atoll.runtime.ipython import Jupyter
+from atoll.runtime.lease import LEASE_S
 from atoll.runtime.observations import (
     AgentThinkObservation,
     CmdOutputMetadata,
@@ -138,7 +139,7 @@ class E2BRuntime:
         self._acting = threading.RLock()
         self._runtime_initialized = False
         self._runtime_closed = False
-        self._owns_sandbox = sandbox is None and not attach_to_existing
+        self._owns_sandbox = not attach_to_existing
         self._shell: Shell | None = None
         self._jupyter: Jupyter | None = None
         self._files: FileActions | None = None
@@ -201,13 +202,13 @@ class E2BRuntime:
     def connect_sync(self) -> None:
         """`connect` for callers without an event loop."""
         self.set_runtime_status(RuntimeStatus.STARTING_RUNTIME)
-        made_here = self.sandbox is None
+        given = self.sandbox
         try:
             if self.sandbox is None:
                 self.sandbox = self._attach() if self.attach_to_existing else self._create()
             self._begin(self.sandbox)
         except BaseException as error:
-            self._undo_connect(kill=made_here and not self.attach_to_existing)
+            self._undo_connect(given)
             lost = isinstance(error, AgentRuntimeDisconnectedError)
             status = RuntimeStatus.ERROR_RUNTIME_DISCONNECTED if lost else RuntimeStatus.ERROR
             self.set_runtime_status(status, f"{type(error).__name__}: {error}", level="error")
@@ -259,15 +260,19 @@ class E2BRuntime:
         if not self.attach_to_existing:
             self._set_git_identity()
 
-    def _undo_connect(self, *, kill: bool) -> None:
+    def _undo_connect(self, given: E2BBox | None) -> None:
+        """After a failed connect: nothing that it made is left, and what it was given is as it was."""
         with suppress(Exception):
             if self._shell is not None:
                 self._shell.close()
-            if kill and self.sandbox is not None:
-                self.sandbox.close()
         self._shell = None
-        if kill:
-            self.sandbox = None
+        if self.sandbox is not None and self.sandbox is not given:
+            with suppress(Exception):
+                if self._owns_sandbox:
+                    self.sandbox.close()
+                else:
+                    self.sandbox.release(seconds=LEASE_S, pause=False)
+        self.sandbox = given
 
     def close(self) -> None:
         """Ends the runtime, and its sandbox unless it was attached to or is to be kept alive. Idempotent."""

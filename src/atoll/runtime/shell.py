@@ -301,6 +301,7 @@ class Shell:
             self._session.start(command, self._write_file)
         except ValueError as error:
             return ErrorObservation(f"ERROR: {error}")
+        self._busy = True  # also if we are interrupted while we wait
         observation = self._wait(action, command, since)
         if idle:
             return _with_prefix(observation, f"[Output of background processes since the last command.]\n{idle}\n")
