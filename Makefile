@@ -6,7 +6,7 @@
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
 # The run that `make demo` replays: a recorded one where it is there, else a small one of our own.
-RUN ?= $(firstword $(wildcard ../shared/trajectories/basic_gui_mode.json) examples/todo-app.json)
+RUN ?= $(firstword $(wildcard ../shared/trajectories/basic_gui_mode.json) examples/create-and-serve.json)
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
