@@ -66,7 +66,7 @@ class NamespacesHandle(SandboxHandle):
         self._limits = limits_from_json(record["limits"])
         self._state_dir = Path(record["state_dir"])
         self._killed = False
-        self._frozen = False
+        self._detached = False
         self._failure: str | None = None
         self._loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
@@ -157,7 +157,6 @@ class NamespacesHandle(SandboxHandle):
         if not self._can_freeze:
             raise BackendUnavailable("this machine has no usable freezer", hint="see `atoll doctor`")
         deadline = self._loop.time() + _FREEZE_WITHIN_S
-        self._frozen = True
         try:
             self._group.begin_freeze()
             while not self._group.is_frozen():
@@ -182,7 +181,6 @@ class NamespacesHandle(SandboxHandle):
         except OSError as error:
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
-        self._frozen = False
 
     async def checkpoint(self, directory: Path) -> None:
         """See SandboxHandle: this tier cannot."""
@@ -198,6 +196,8 @@ class NamespacesHandle(SandboxHandle):
 
     async def kill(self) -> None:
         """See SandboxHandle."""
+        if self._detached:
+            raise PlatformError(f"sandbox {self.sandbox_id!r} was left alone by this server; adopt it to end it")
         if not self._ended.done():
             if not self._dead.is_set():
                 self._killed = True
@@ -222,13 +222,12 @@ class NamespacesHandle(SandboxHandle):
         return dict(self._record)
 
     def detach(self) -> None:
-        """The server stops: the sandbox goes on without this handle."""
+        """The server stops: the sandbox goes on without this handle, whose `wait` will tell nothing any more."""
         if not self._dead.is_set():
             self._dead.set()
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-            if not self._ended.done():
-                self._ended.cancel()
+            self._detached = True
 
     def _first_process_ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
