@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -66,6 +66,59 @@ api_keys = Table(
     Column("name", String(255), nullable=False),
     Column("digest", String(64), nullable=False, unique=True),  # SHA-256 hex; the key itself is kept nowhere
     Column("created_at", UtcDateTime, nullable=False),
+    # All of a key that may be shown again: its length, its first and its last characters.
+    Column("length", Integer, nullable=False, server_default="0"),
+    Column("mask_prefix", String(16), nullable=False, server_default=""),
+    Column("mask_suffix", String(16), nullable=False, server_default=""),
+    Column("last_used_at", UtcDateTime, nullable=True),
+    Index("api_keys_team", "team_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),  # the order in which they happened
+    Column("event_id", String(36), nullable=False, unique=True),
+    Column("team_id", String(64), nullable=False),
+    Column("sandbox_id", String(64), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("body", JSON, nullable=False),  # as the API shows it and webhooks carry it
+    Index("events_team", "team_id", "number"),
+    Index("events_sandbox", "sandbox_id", "number"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook_id", String(36), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("secret", Text, nullable=False),  # signs what is sent, so that it cannot be kept as a digest
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("webhooks_team", "team_id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("delivery_id", String(36), primary_key=True),
+    Column("webhook_id", String(36), ForeignKey("webhooks.webhook_id", ondelete="CASCADE"), nullable=False),
+    Column("event_id", String(36), nullable=False),
+    Column("event_type", String(64), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcDateTime, nullable=True),
+    Column("status_code", Integer, nullable=True),
+    Column("error", Text, nullable=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=True),
+    Index("deliveries_due", "state", "next_at"),
+    Index("deliveries_webhook", "webhook_id", "created_at"),
 )
 
 sandboxes = Table(
