@@ -155,6 +155,14 @@ def test_03_errors_of_reading_are_told_in_openhands_words(runtime: E2BRuntime) -
         assert found.content == text
 
 
+def test_05_a_directory_is_not_written(runtime: E2BRuntime) -> None:
+    run(runtime, "mkdir d")
+    for action in (FileWriteAction("d", "x"), FileWriteAction("d", "x", start=1)):
+        found = runtime.run_action(action)
+        assert isinstance(found, ErrorObservation)
+        assert found.content == "Path is a directory: /workspace/d. You can only write to files"
+
+
 def test_03_images_are_data_urls(runtime: E2BRuntime) -> None:
     run(runtime, "printf '\\211PNG\\r\\n' > i.png")
     assert good(runtime.read(FileReadAction("i.png"))) == "data:image/png;base64,iVBORw0K"

@@ -34,9 +34,9 @@ class FileActions:
             return FileReadObservation(content, path=action.path, impl_source=FileReadSource.OH_ACI)
         path = str(PurePosixPath(cwd) / action.path)
         try:
-            if self._files.kind(path) is Kind.DIRECTORY:
-                return ErrorObservation(f"Path is a directory: {path}. You can only read files")
             data = self._files.read(path)
+        except IsADirectoryError:
+            return ErrorObservation(f"Path is a directory: {path}. You can only read files")
         except FileNotFoundError:
             return ErrorObservation(f"File not found: {path}. Your current working directory is {cwd}.")
         except OSError as error:
@@ -55,10 +55,7 @@ class FileActions:
         path = str(PurePosixPath(cwd) / action.path)
         content = action.content if action.content.endswith("\n") else action.content + "\n"
         try:
-            kind = self._files.kind(path)
-            if kind is Kind.DIRECTORY:
-                return ErrorObservation(f"Path is a directory: {path}. You can only write to files")
-            if kind is Kind.FILE and (action.start, action.end) != (0, -1):
+            if (action.start, action.end) != (0, -1) and self._files.kind(path) is Kind.FILE:
                 lines = _with_ends(self._files.read(path).decode("utf-8"))
                 before = [] if action.start == 0 else lines[: action.start]
                 if before and not before[-1].endswith("\n"):
@@ -67,6 +64,8 @@ class FileActions:
             self._files.write(path, content.encode())
         except UnicodeDecodeError:
             return ErrorObservation(f"File could not be decoded as utf-8: {path}")
+        except IsADirectoryError:
+            return ErrorObservation(f"Path is a directory: {path}. You can only write to files")
         except OSError as error:
             return ErrorObservation(f"File could not be written: {path}: {error.strerror}")
         return FileWriteObservation("", path=path)

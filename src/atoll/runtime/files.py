@@ -147,7 +147,9 @@ class file_faults:
             raise FileNotFoundError(2, "No such file or directory", self._path) from error
         if isinstance(error, SandboxException):
             text = str(error).lower()
-            if "directory" in text and "not a directory" not in text:
+            if "not a directory" in text:
+                raise NotADirectoryError(20, "Not a directory", self._path) from error
+            if "is a directory" in text:
                 raise IsADirectoryError(21, "Is a directory", self._path) from error
             if "permission" in text or "denied" in text:
                 raise PermissionError(13, "Permission denied", self._path) from error
