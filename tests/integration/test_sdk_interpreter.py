@@ -165,7 +165,7 @@ def test_a_pie_chart_is_told_as_data(run) -> None:
 
 
 def test_a_box_chart_is_told_as_data(run) -> None:
-    chart = _chart(run, "plt.boxplot([[1, 2, 3, 4, 5]], tick_labels=['a'], patch_artist=True)")
+    chart = _chart(run, "plt.boxplot([[1, 2, 3, 4, 5]], tick_labels=['a'])")
     assert isinstance(chart, BoxAndWhiskerChart)
     (box,) = chart.elements
     assert (box.label, box.min, box.median, box.max) == ("a", 1, 3, 5)

@@ -69,10 +69,72 @@ def _table(frame: Any) -> Any:
 
 def _chart(figure: Any) -> Any:
     try:
+        axes = figure.get_axes()
+        if len(axes) == 1 and (boxes := _box_chart(axes[0])) is not None:
+            return boxes
         return _json_only(importlib.import_module("e2b_charts").chart_figure_to_dict(figure)) or None
     except Exception:
         # A kind of figure that cannot be read is still shown as a picture.
         return None
+
+
+def _box_chart(axes: Any) -> Any:
+    """A box plot as E2B's chart, else None: e2b_charts takes matplotlib's default ones for lines, fails on single ones."""
+    lines = [line.get_xydata().tolist() for line in axes.get_lines()]
+    shapes = lines + [patch.get_path().vertices.tolist() for patch in axes.patches if hasattr(patch, "get_path")]
+    found = [box for shape in shapes if (box := _rectangle(shape)) is not None]
+    for flip in (False, True):
+        elements = [_box(box, lines, flip) for box in found]
+        if elements and all(elements):
+            axis = axes.yaxis if flip else axes.xaxis
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
+            names = {float(at): tick.get_text() for at, tick in ticks}
+            for element in elements:
+                element["label"] = names.get(element.pop("at"), "")
+            return {
+                "type": "box_and_whisker",
+                "title": axes.get_title() or None,
+                "x_label": axes.get_xlabel() or None,
+                "y_label": axes.get_ylabel() or None,
+                "x_unit": _unit(axes.get_xlabel()),
+                "y_unit": _unit(axes.get_ylabel()),
+                "elements": elements,
+            }
+    return None
+
+
+def _rectangle(points: Any) -> Any:
+    """(left, right, bottom, top) of a closed rectangle, else None."""
+    if len(points) not in (5, 6) or len({tuple(point) for point in points[:4]}) != 4:
+        return None
+    xs, ys = sorted({p[0] for p in points[:4]}), sorted({p[1] for p in points[:4]})
+    return (xs[0], xs[1], ys[0], ys[1]) if len(xs) == 2 and len(ys) == 2 else None
+
+
+def _box(box: Any, lines: Any, flip: bool) -> Any:
+    """The numbers of one box from the lines around it (`flip`: it lies on its side); None if no median is in it."""
+    left, right, low, high = (box[2], box[3], box[0], box[1]) if flip else box
+    at = (left + right) / 2
+    found: dict[str, Any] = {"at": at, "min": low, "first_quartile": low, "third_quartile": high, "max": high}
+    found |= {"median": None, "outliers": []}
+    for line in lines:
+        points = [(y, x) if flip else (x, y) for x, y in line]
+        xs, ys = {x for x, _ in points}, sorted(y for _, y in points)
+        centred = len(xs) == 1 and abs(next(iter(xs)) - at) < 1e-9
+        if len(points) == 2 and xs == {left, right} and ys[0] == ys[1] and low <= ys[0] <= high:
+            found["median"] = ys[0]
+        elif centred and len(points) == 2 and ys[1] == low:
+            found["min"] = ys[0]
+        elif centred and len(points) == 2 and ys[0] == high:
+            found["max"] = ys[1]
+        elif centred and (ys[0] < low or ys[-1] > high):
+            found["outliers"] = ys
+    return found if found["median"] is not None else None
+
+
+def _unit(label: str) -> str | None:
+    """`time (s)` → `s`."""
+    return label.rpartition("(")[2][:-1].strip() or None if label.endswith(")") and "(" in label else None
 
 
 def _json_only(value: Any) -> Any:
