@@ -96,7 +96,7 @@ while True:
         size = bytes([n]) if n < 126 else b"\x7e" + struct.pack(">H", n)
         c.sendall(bytes([0x80 | op]) + size + data)
         if op == 8: break
-    c.close()
+    f.close(); c.close()
 """
 
 
