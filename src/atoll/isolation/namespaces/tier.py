@@ -31,7 +31,7 @@ from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, Pla
 from atoll.model.sandbox import SandboxSpec
 
 CREATE_WITHIN_S = 20.0
-PARKED = 4
+PARKED = 6
 """Children that wait ready: what a burst finds at once. Each costs about as much memory as an idle sandbox."""
 
 _CAPABILITY_OF_CONTROLLER = {
@@ -56,6 +56,7 @@ class NamespacesBackend(IsolationBackend):
         self._network: NetworkThread | None = None
         self._handles: dict[int, NamespacesHandle] = {}
         self._closed = False
+        self._egress = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -63,6 +64,8 @@ class NamespacesBackend(IsolationBackend):
         found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
+        if self._egress:
+            found.add(Capability.EGRESS_POLICY)
         return frozenset(found)
 
     async def doctor(self) -> list[Finding]:
@@ -85,7 +88,8 @@ class NamespacesBackend(IsolationBackend):
             self._network = self._network or NetworkThread()
         except OSError as error:
             raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
-        await self._living_zygote()
+        zygote = await self._living_zygote()
+        self._egress = not zygote.no_egress
 
     def _prepare_cgroups(self) -> None:
         try:

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
-from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.layout import RunLayout
@@ -38,7 +38,10 @@ from atoll.isolation.namespaces.root import PreparedRoot, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
 
 _UNFINISHED_AT_ONCE = 12
-_REFILL_AFTER_S = 0.003
+_REFILL_AFTER_S = 0.012
+_REFILL_SOON_S = 0.003
+"""A fork right behind a create competes with the newborn guest for the processor and makes its first answer late, so
+the pool waits a little; a nearly empty one does not, because a create that finds it empty waits longest of all."""
 _GIVE_UP_PARKING_AFTER = 3
 # Modules that code may ask for by name at run time, when there is no file system to load them from.
 _PRELOAD = (
@@ -84,6 +87,7 @@ class _Child:
         self.request: _Request | None = None
         self.root: PreparedRoot | None = None
         self.started_ticks = syscalls.start_time(pid)
+        self.egress: list[int] = []
 
 
 class Zygote:
@@ -100,6 +104,7 @@ class Zygote:
         self._last_cap = caps.last_cap()
         self._boot_id = syscalls.boot_id()
         self._ids = IdRanges(read_delegated())
+        self._no_egress = egress.why_not()
         self._selector = selectors.DefaultSelector()
         self._children: set[_Child] = set()
         self._parked: deque[_Child] = deque()
@@ -116,7 +121,7 @@ class Zygote:
         syscalls.keep_capabilities_on_id_change()
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._tell({"op": "ready", "pid": os.getpid()})
+        self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
             while True:
                 for key, _ in self._selector.select(self._patience()):
@@ -129,8 +134,11 @@ class Zygote:
         if self._unremoved:
             return 0.02
         if self._wants_parking() or self._rootless() is not None:
-            return max(0.0, self._quiet_since + _REFILL_AFTER_S - time.monotonic())
+            return max(0.0, self._refill_at() - time.monotonic())
         return None
+
+    def _refill_at(self) -> float:
+        return self._quiet_since + (_REFILL_SOON_S if len(self._parked) <= 1 else _REFILL_AFTER_S)
 
     def _wants_parking(self) -> bool:
         preparing = sum(child.state is _State.PREPARING and child.request is None for child in self._children)
@@ -144,7 +152,7 @@ class Zygote:
     def _in_quiet(self) -> None:
         """Work that nobody waits for: a root or a child for the pool, groups that were busy when they should go."""
         self._unremoved = [group for group in self._unremoved if not group.try_remove()]
-        if time.monotonic() < self._quiet_since + _REFILL_AFTER_S:
+        if time.monotonic() < self._refill_at():
             return
         if (child := self._rootless()) is not None:
             place = self._layout.prepared / child.group.name
@@ -234,7 +242,7 @@ class Zygote:
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
-                Birth(theirs, joins, self._guest, self._program, self._last_cap).run()
+                Birth(theirs, joins, self._guest, self._program, self._last_cap, egress=not self._no_egress).run()
         except OSError:
             for step in reversed(undo):
                 step()
@@ -304,6 +312,7 @@ class Zygote:
             "id_base": child.id_base,
             "state_dir": request.spec["state_dir"],
             "limits": request.spec["limits"],
+            "egress": child.egress,
         }
 
     # -- the children --------------------------------------------------------------------------------------------------
@@ -319,6 +328,7 @@ class Zygote:
             self._discard(child, body["error"])
         elif body["op"] == "parked":
             child.state = _State.PARKED
+            child.egress = body["egress"]
             self._parking_failures = 0
             if child.request is not None:
                 self._start(child, child.request)
