@@ -230,6 +230,27 @@ def test_long_output_and_interrupts_again_and_again(runtime: E2BRuntime) -> None
         assert run(runtime, "ls").exit_code == 0
 
 
+@pytest.mark.parametrize("line", ["exit 3", "set -e; false"])
+def test_a_broken_start_up_file_does_not_lock_the_agent_out(runtime: E2BRuntime, line: str) -> None:
+    run(runtime, f"echo '{line}' >> ~/.bashrc")
+    found = run(runtime, "exit 5", timeout=60)
+    assert found.exit_code == 5
+    assert "Mend ~/.bashrc" in found.metadata.suffix
+    assert run(runtime, "echo ~; pwd; head -c 0 ~/.bashrc && echo there").content == "/home/user\n/workspace\nthere"
+
+
+def test_a_static_command_in_a_directory_that_is_not_there_is_an_observation(runtime: E2BRuntime) -> None:
+    found = runtime.run_action(CmdRunAction("ls", is_static=True, cwd="/no/such"))
+    assert isinstance(found, ErrorObservation)
+    assert "/no/such" in found.content
+
+
+def test_a_directory_that_was_removed_under_the_shell(runtime: E2BRuntime) -> None:
+    run(runtime, "mkdir gone && cd gone && rm -rf ../gone")
+    assert run(runtime, "exit").exit_code == 0
+    assert run(runtime, "pwd").content == "/workspace"
+
+
 def test_a_program_that_wants_a_terminal_has_one(runtime: E2BRuntime) -> None:
     found = run(runtime, "test -t 0 && test -t 1 && echo yes; stty size")
     assert found.content == "yes\n50 1000"

@@ -26,7 +26,7 @@ SOFT_S = 0.4
 class LocalTerminal:
     """bash on a pty of this machine: what SandboxTerminal is for a sandbox."""
 
-    def __init__(self, cwd: str | None) -> None:
+    def __init__(self, cwd: str | None, bare: bool) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(cwd or "/")

@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from e2b import SandboxException
+
 from atoll.runtime.actions import (
     ACTIONS,
     AgentThinkAction,
@@ -45,6 +47,7 @@ from atoll.runtime.errors import (
     AgentRuntimeDisconnectedError,
     AgentRuntimeError,
     AgentRuntimeNotReadyError,
+    AgentRuntimeUnavailableError,
 )
 from atoll.runtime.events import Action, ActionConfirmationStatus, Observation
 from atoll.runtime.file_actions import FileActions
@@ -251,7 +254,9 @@ class E2BRuntime:
             self._env_vars.update(self._startup_variables())
             self._persist_variables(self._env_vars)
         self._shell = Shell(
-            lambda cwd: SandboxTerminal(box.sandbox, user=box.user, cwd=cwd, envs={**QUIET_PAGERS, **self._env_vars}),
+            lambda cwd, bare: SandboxTerminal(
+                box.sandbox, user=box.user, cwd=cwd, envs={**QUIET_PAGERS, **self._env_vars}, bare=bare
+            ),
             files.write,
             cwd=self.workspace,
             soft_timeout_s=self._soft_timeout_s,
@@ -387,9 +392,14 @@ class E2BRuntime:
         if action.timeout is None:
             action = action.with_hard_timeout(float(self.config.sandbox.timeout), blocking=False)
         with self._on_sandbox():
-            if action.is_static:
-                return self._run_static(action)
-            return self._need_shell().execute(action)
+            try:
+                return self._run_static(action) if action.is_static else self._need_shell().execute(action)
+            except AgentRuntimeUnavailableError:
+                raise
+            except LOST:
+                raise
+            except (AgentRuntimeError, SandboxException) as error:
+                return ErrorObservation(f"Failed to execute command: {error}")
 
     def _run_static(self, action: CmdRunAction) -> CmdOutputObservation:
         cwd = action.cwd or self.workspace

@@ -11,6 +11,7 @@ not own the terminal (`terminal_link.py`) or the marks in its stream (`shell_pro
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Protocol, TypeVar
 
 from atoll.runtime.actions import CmdRunAction
 from atoll.runtime.bash_split import split_commands
-from atoll.runtime.errors import AgentRuntimeError
+from atoll.runtime.errors import AgentRuntimeError, AgentRuntimeUnavailableError
 from atoll.runtime.observations import CmdOutputMetadata, CmdOutputObservation, ErrorObservation
 from atoll.runtime.shell_protocol import (
     Ended,
@@ -48,8 +49,12 @@ MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_IDLE_BYTES = 8 * 1024
 TYPED_MAX = 24 * 1024
 """Commands longer than this go by a file instead of the terminal's input queue."""
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 15.0
+_RIGHT_HOME = 'IFS=: read -r _ _ _ _ _ HOME _ < <(getent passwd "$UID"); export HOME; unset _'
 DEFAULT_SOFT_TIMEOUT_S = 10.0
+
+
+_log = logging.getLogger("atoll.runtime")
 
 
 class TerminalLink(Protocol):
@@ -68,8 +73,8 @@ class TerminalLink(Protocol):
         ...
 
 
-OpenTerminal = Callable[[str | None], TerminalLink]
-"""cwd (None: the user's home) → a new terminal."""
+OpenTerminal = Callable[[str | None, bool], TerminalLink]
+"""(cwd, bare) → a new terminal. cwd None is the user's home; bare: without the user's start-up files."""
 
 WriteFile = Callable[[str, bytes], None]
 
@@ -223,6 +228,7 @@ class Shell:
         self._first_cwd = cwd
         self._reported = ""
         self._busy = False
+        self._bare = False
         self._session, self.state = self._begin(cwd)
 
     @property
@@ -277,9 +283,24 @@ class Shell:
         return _with_prefix(self._run(action, command, since), told)
 
     def _begin(self, cwd: str | None) -> tuple[_Session, ShellState]:
-        session = _Session(self._open_terminal(cwd))
         try:
-            return session, session.begin()
+            self._bare = False
+            return self._begin_one(cwd, bare=False)
+        except AgentRuntimeUnavailableError:
+            raise
+        except AgentRuntimeError as error:
+            _log.warning("%s; trying without the user's start-up files", error)
+            self._bare = True
+            return self._begin_one(cwd, bare=True)
+
+    def _begin_one(self, cwd: str | None, *, bare: bool) -> tuple[_Session, ShellState]:
+        session = _Session(self._open_terminal(cwd, bare))
+        try:
+            state = session.begin()
+            if bare:
+                session.start(_RIGHT_HOME, self._write_file)
+                session.wait(soft_s=None, hard_s=START_TIMEOUT_S, since=time.monotonic())
+            return session, state
         except BaseException:
             session.link.kill()
             raise
@@ -330,6 +351,8 @@ class Shell:
             code = -1 if ended.exit_code is None else ended.exit_code
             self._restart()
             note = f"\n[The shell itself ended. A new one was started in {self.cwd}: variables and functions are gone.]"
+            if self._bare:
+                note += "\n[The start-up files of the shell end or block it; they were not read. Mend ~/.bashrc.]"
         metadata = CmdOutputMetadata(
             exit_code=code,
             pid=self.state.pid,

@@ -19,10 +19,16 @@ RECONNECTS = 3
 
 
 class SandboxTerminal:
-    """One login bash of `user` on a terminal. Raises ValueError if it cannot start in `cwd`."""
+    """One login bash of `user` on a terminal, `bare` without that user's start-up files.
 
-    def __init__(self, sandbox: Sandbox, *, user: str | None, cwd: str | None, envs: Mapping[str, str]) -> None:
+    Raises ValueError if it cannot start in `cwd`.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, *, user: str | None, cwd: str | None, envs: Mapping[str, str], bare: bool = False
+    ) -> None:
         self._sandbox = sandbox
+        envs = {**envs, "HOME": "/nonexistent"} if bare else envs
         with lost_sandbox_raises():
             try:
                 self._handle = sandbox.pty.create(SIZE, user=user, cwd=cwd, envs=dict(envs), timeout=0)
