@@ -88,6 +88,19 @@ class BackendConfig:
     """Import path of the guest, called in the sandbox's first process as main(listener, config)."""
 
 
+@dataclass(frozen=True, slots=True)
+class EgressSockets:
+    """What leads out of a sandbox: both sockets lie in its network namespace. Whoever gets them closes them.
+
+    Every TCP connection to an address that is not the sandbox's own arrives at `connections` (a listener), with the
+    original destination in SO_ORIGINAL_DST; every datagram to port 53 of anywhere arrives at `questions`. Nothing else
+    leaves. Nobody else accepts or receives; what came before they were fetched waits in their queues.
+    """
+
+    connections: socket.socket
+    questions: socket.socket
+
+
 class SandboxHandle(ABC):
     """A live sandbox as its backend sees it. Every method is safe to call at any time, also after the end."""
 
@@ -102,6 +115,13 @@ class SandboxHandle(ABC):
 
         Raises PortClosed (nothing listens), SandboxGone.
         """
+
+    async def egress_sockets(self) -> EgressSockets | None:
+        """The way out, once for each server that runs the sandbox. None without EGRESS_POLICY: then nothing gets out.
+
+        Raises SandboxGone, PlatformError.
+        """
+        return None
 
     @abstractmethod
     async def stats(self) -> SandboxStats:

@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
 from atoll.isolation.linux.fork import rewrite_command_line
-from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spec_codec import guest_from_json
 from atoll.model.sandbox import GuestConfig
 
@@ -46,13 +46,22 @@ class Birth:
     """The set-up of one sandbox, seen from inside. `control` is the line to the zygote."""
 
     def __init__(
-        self, control: socket.socket, group: Iterable[int], guest: GuestMain, program: bytes, last_cap: int
+        self,
+        control: socket.socket,
+        group: Iterable[int],
+        guest: GuestMain,
+        program: bytes,
+        last_cap: int,
+        *,
+        egress: bool,
     ) -> None:
         self._control = control
         self._group = list(group)
         self._guest = guest
         self._program = program
         self._last_cap = last_cap
+        self._with_egress = egress
+        self._egress: list[int] = []
         self._step = "begin"
         self._stages: dict[str, float] = {}
         self._stage = -1
@@ -62,7 +71,7 @@ class Birth:
         try:
             self._prepare()
             self._reach("parked")
-            messages.send(self._control, {"op": "parked"})
+            messages.send(self._control, {"op": "parked", "egress": self._egress})
             body, descriptors = messages.receive(self._control)
             if body is None:
                 os._exit(0)  # the zygote ended; nobody needs us
@@ -114,6 +123,9 @@ class Birth:
         self._stage_mounts()
         self._step = "loopback"
         netlink.loopback_up(posture.LOOPBACK_ADDRESS)
+        if self._with_egress:
+            self._step = "egress redirect"
+            self._egress = [held.detach() for held in egress.install()]
 
     def _stage_mounts(self) -> None:
         """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
@@ -209,7 +221,7 @@ class Birth:
 
     def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
         self._control.detach()
-        close_all_but({0, 1, 2, listener_descriptor})
+        close_all_but({0, 1, 2, listener_descriptor, *self._egress})
         status = 1
         try:
             listener = socket.socket(fileno=listener_descriptor)

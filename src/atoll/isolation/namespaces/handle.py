@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
+from atoll.isolation.base import GUEST_SOCKET, EgressSockets, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.syscalls import pidfd_kill
-from atoll.isolation.namespaces import disk_usage
+from atoll.isolation.namespaces import disk_usage, egress
 from atoll.isolation.namespaces.dial import GUEST_PORTS, NetworkThread, connect_guest, connect_port
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.spec_codec import limits_from_json, limits_to_json
@@ -98,6 +98,18 @@ class NamespacesHandle(SandboxHandle):
             self._check_alive()
             raise PortClosed(self.sandbox_id, port)
         return connection
+
+    async def egress_sockets(self) -> EgressSockets | None:
+        """See SandboxHandle."""
+        self._check_alive()
+        held = self._record.get("egress")
+        if not held:
+            return None
+        try:
+            return egress.fetch(self._pidfd, held)
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
 
     def _check_alive(self) -> None:
         if self._dead.is_set() or _has_ended(self._pidfd):

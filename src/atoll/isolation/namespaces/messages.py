@@ -1,9 +1,10 @@
 """Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
 
     server → zygote   create{id, spec} +[listener]      cancel{id}
-    zygote → server   ready{pid}   created{id, record, stages} +[pidfd]   failed{id, error}   exited{pid, status}
+    zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
+                      exited{pid, status}
     zygote → child    mapped{}   go{spec} +[root mount, listener, log]
-    child  → zygote   parked{}   started{stages}   failed{error}
+    child  → zygote   parked{egress}   started{stages}   failed{error}
 
 A payload too large for one packet travels in a memory file, which is then the last descriptor.
 """

@@ -179,10 +179,14 @@ may be killed would hang at its memory limit. With this value the largest proces
 
 HOST_IDS_PER_SANDBOX = 65536
 LOOPBACK_ADDRESS = "10.0.2.15"
-"""Beside 127.0.0.1 on `lo`: the source address of egress later. There is no route, so that connects fail at once."""
+"""Beside 127.0.0.1 on `lo`: the source address of all egress."""
+
+EGRESS_TCP_PORT = 15001
+EGRESS_DNS_PORT = 15053
+"""On 127.0.0.1 in the sandbox: where the redirect leads. Held by the first process from birth on."""
 
 NAMESERVER = "10.0.2.3"
-"""Where resolv.conf points; unreachable until egress exists, so that look-ups fail at once instead of timing out."""
+"""Where resolv.conf points. Any address would do: the redirect catches every question, whomever it is put to."""
 
 CORE_LIMIT = 1
 """Bytes. 1 and not 0: a core_pattern with a pipe ignores 0 and would feed the sandbox's data to a host program."""

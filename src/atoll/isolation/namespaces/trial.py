@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from atoll.isolation.base import Verdict
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.fork import fork_into, map_ids
-from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth
 from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.root import build_root
@@ -49,14 +49,17 @@ def _attempt(place: Path) -> list[_Row]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(10)
     try:
+        no_egress = egress.why_not()
         pid, pidfd = fork_into(posture.NAMESPACES)
     except OSError as error:
         hint = "raise /proc/sys/user/max_*_namespaces; in a container, run it privileged"
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
-        Birth(theirs, [], _guest, posture.seccomp_program(), caps.last_cap()).run()
+        program = posture.seccomp_program()
+        Birth(theirs, [], _guest, program, caps.last_cap(), egress=not no_egress).run()
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
+    rows.append(_egress(no_egress))
     try:
         id_base = IdRanges(read_delegated()).take()
         rows += _outside(pid)
@@ -85,6 +88,18 @@ def _outside(pid: int) -> list[_Row]:
         detail = "the guest cannot be protected from the kernel's out-of-memory killer"
         return [("guest protection", Verdict.WARN, detail, "give the server CAP_SYS_RESOURCE")]
     return [("guest protection", Verdict.OK, "the guest is the last to go when memory runs out", "")]
+
+
+def _egress(why_not: str) -> _Row:
+    if why_not:
+        detail = f"sandboxes reach nothing outside: the redirect cannot be set ({why_not})"
+        return (
+            "egress",
+            Verdict.WARN,
+            detail,
+            "load the kernel modules nf_tables, nft_redir, nft_fib_inet, nft_reject",
+        )
+    return ("egress", Verdict.OK, "by policy, through the gateway", "")
 
 
 def _expect(line: socket.socket, wanted: str) -> dict[str, Any]:

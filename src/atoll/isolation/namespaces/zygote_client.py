@@ -81,6 +81,8 @@ class ZygoteClient:
         self._next = 0
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self.lost = asyncio.Event()
+        self.no_egress = ""
+        """Why sandboxes of this zygote have no way out; "" where they have one."""
         self._loop.add_reader(line.fileno(), self._readable)
 
     @staticmethod
@@ -221,6 +223,7 @@ class ZygoteClient:
         if kind == "exited":
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():
+            self.no_egress = body["no_egress"]
             self._ready.set_result(None)
         elif kind == "broken":
             self._lose(body["error"])
