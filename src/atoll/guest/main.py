@@ -25,6 +25,7 @@ from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
 from atoll.guest.init import Init, prepare_process, run_start_cmd
 from atoll.guest.interpreter import Interpreter
+from atoll.guest.log import Tee
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
 from atoll.guest.process_service import ProcessService, ProcessTable
@@ -65,6 +66,7 @@ async def serve(listener: socket.socket, config: GuestConfig, users: Users | Non
     """Everything, on the running loop, until it is cancelled."""
     loop = asyncio.get_running_loop()
     state = GuestState(config, users or Users())
+    sys.stderr = Tee(state.log, sys.stderr)
     reaper = Reaper(loop)
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()
@@ -128,7 +130,8 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init")))
+    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init"), ("GET", "/logs")))
     router.add("GET", "/health", health)
+    router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/init", Init(guest.state).handle)
     return router

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from atoll.guest import tree
+from atoll.guest.log import CommandLog
 from atoll.guest.pty import resize
 from atoll.guest.reaper import Exit
 from atoll.wire.connect import Code, ConnectError
@@ -142,6 +143,7 @@ class Process:
         channels: Channels,
         loop: asyncio.AbstractEventLoop,
         on_end: Callable[[Process], None],
+        log: CommandLog | None = None,
     ) -> None:
         self.pid = pid
         self.config = config
@@ -149,6 +151,7 @@ class Process:
         self.end: EndEvent | None = None
         self._loop = loop
         self._on_end = on_end
+        self._log = log
         self._stdin = channels.stdin
         self._terminal = channels.terminal
         self._input_lock = asyncio.Lock()
@@ -209,6 +212,8 @@ class Process:
     def _publish(self, data: DataEvent) -> None:
         if self.end is not None:
             return
+        if self._log is not None:
+            self._log.output(data)
         event = ProcessEvent(data=data)
         size = _size(data)
         if not self._subscriptions:
@@ -311,6 +316,8 @@ class Process:
         if self._quiet is not None:
             self._quiet.cancel()
         self.end = end_event(self._exit)
+        if self._log is not None:
+            self._log.ended(self.end)
         event = ProcessEvent(end=self.end)
         for subscription in self._subscriptions:
             subscription.put(event, 0)

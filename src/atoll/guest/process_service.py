@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from atoll.guest.log import CommandLog
 from atoll.guest.process import Channels, Process
 from atoll.guest.pty import open_terminal
 from atoll.guest.reaper import Reaper
@@ -83,7 +84,8 @@ class ProcessTable:
             raise ConnectError(Code.INVALID_ARGUMENT, f"cwd '{cwd}' cannot be entered: {error}") from error
         except (OSError, ValueError) as error:
             raise ConnectError(Code.INVALID_ARGUMENT, f"error starting process '{config.cmd}': {error}") from error
-        process = Process(pid, config, request.tag, channels, self._loop, self._on_end)
+        log = CommandLog(self._state.log, pid, config, request.tag)
+        process = Process(pid, config, request.tag, channels, self._loop, self._on_end, log)
         self._ended.pop(pid, None)
         self._running[pid] = process
         self._reaper.watch(pid, process.exited)

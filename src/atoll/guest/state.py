@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from atoll.guest.log import GuestLog
 from atoll.guest.users import User, Users, expand_path, user_in_header
 from atoll.model.sandbox import GuestConfig
 from atoll.wire.http import Headers
@@ -24,6 +25,7 @@ class GuestState:
         self.default_user = config.default_user
         self.default_workdir = config.default_workdir
         self.started_at = time.monotonic()
+        self.log = GuestLog()
 
     def user_of(self, headers: Headers) -> User:
         """The user a call is for: the Basic header's, else the default. Raises ConnectError unauthenticated."""
