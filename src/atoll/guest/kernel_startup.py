@@ -79,7 +79,7 @@ def _chart(figure: Any) -> Any:
 
 
 def _box_chart(axes: Any) -> Any:
-    """A box plot as E2B's chart, else None: e2b_charts takes matplotlib's default ones for lines, fails on single ones."""
+    """A box plot as E2B's chart, else None. e2b_charts takes matplotlib's default ones for lines."""
     lines = [line.get_xydata().tolist() for line in axes.get_lines()]
     shapes = lines + [patch.get_path().vertices.tolist() for patch in axes.patches if hasattr(patch, "get_path")]
     found = [box for shape in shapes if (box := _rectangle(shape)) is not None]
