@@ -56,6 +56,7 @@ class NamespacesBackend(IsolationBackend):
         self._network: NetworkThread | None = None
         self._handles: dict[int, NamespacesHandle] = {}
         self._closed = False
+        self._egress = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -63,6 +64,8 @@ class NamespacesBackend(IsolationBackend):
         found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
+        if self._egress:
+            found.add(Capability.EGRESS_POLICY)
         return frozenset(found)
 
     async def doctor(self) -> list[Finding]:
@@ -85,7 +88,8 @@ class NamespacesBackend(IsolationBackend):
             self._network = self._network or NetworkThread()
         except OSError as error:
             raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
-        await self._living_zygote()
+        zygote = await self._living_zygote()
+        self._egress = not zygote.no_egress
 
     def _prepare_cgroups(self) -> None:
         try:

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
-from atoll.isolation.namespaces import messages, posture
+from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.layout import RunLayout
@@ -87,6 +87,7 @@ class _Child:
         self.request: _Request | None = None
         self.root: PreparedRoot | None = None
         self.started_ticks = syscalls.start_time(pid)
+        self.egress: list[int] = []
 
 
 class Zygote:
@@ -103,6 +104,7 @@ class Zygote:
         self._last_cap = caps.last_cap()
         self._boot_id = syscalls.boot_id()
         self._ids = IdRanges(read_delegated())
+        self._no_egress = egress.why_not()
         self._selector = selectors.DefaultSelector()
         self._children: set[_Child] = set()
         self._parked: deque[_Child] = deque()
@@ -119,7 +121,7 @@ class Zygote:
         syscalls.keep_capabilities_on_id_change()
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._tell({"op": "ready", "pid": os.getpid()})
+        self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
             while True:
                 for key, _ in self._selector.select(self._patience()):
@@ -240,7 +242,7 @@ class Zygote:
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
-                Birth(theirs, joins, self._guest, self._program, self._last_cap).run()
+                Birth(theirs, joins, self._guest, self._program, self._last_cap, egress=not self._no_egress).run()
         except OSError:
             for step in reversed(undo):
                 step()
@@ -310,6 +312,7 @@ class Zygote:
             "id_base": child.id_base,
             "state_dir": request.spec["state_dir"],
             "limits": request.spec["limits"],
+            "egress": child.egress,
         }
 
     # -- the children --------------------------------------------------------------------------------------------------
@@ -325,6 +328,7 @@ class Zygote:
             self._discard(child, body["error"])
         elif body["op"] == "parked":
             child.state = _State.PARKED
+            child.egress = body["egress"]
             self._parking_failures = 0
             if child.request is not None:
                 self._start(child, child.request)
