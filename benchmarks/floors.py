@@ -59,7 +59,7 @@ class Bwrap:
         ]
 
     def once(self) -> None:
-        subprocess.run([*self._command, "/bin/bash", "-l", "-c", "true"], check=True, stdin=subprocess.DEVNULL)
+        run_to_end([*self._command, "/bin/bash", "-l", "-c", "true"], {})
 
     def idle(self) -> subprocess.Popen[bytes]:
         """A sandbox that only exists."""
@@ -73,13 +73,22 @@ class PlainBash:
         self._environ = {"HOME": str(home), "PATH": PATH, "USER": "root", "LOGNAME": "root"}
 
     def once(self) -> None:
-        subprocess.run(
-            ["/bin/bash", "-l", "-c", "true"],
-            check=True,
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-        )
+        run_to_end(["/bin/bash", "-l", "-c", "true"], self._environ)
+
+
+def run_to_end(command: Sequence[str], environ: dict[str, str]) -> None:
+    """The cheapest way to run a program and have its output and exit status. Raises RuntimeError if it fails."""
+    reading, writing = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]
+    pid = os.posix_spawn(command[0], command, environ, file_actions=actions)
+    os.close(writing)
+    output = b""
+    while piece := os.read(reading, 65536):
+        output += piece
+    os.close(reading)
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise RuntimeError(f"{command[0]} ended with {status}: {output!r}")
 
 
 @contextlib.contextmanager
