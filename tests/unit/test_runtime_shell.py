@@ -51,6 +51,9 @@ class LocalTerminal:
                 return os.waitstatus_to_exitcode(status)
             feed(data)
 
+    def foreground(self) -> int | None:
+        return os.tcgetpgrp(self.fd)
+
     def kill(self) -> None:
         try:
             os.kill(self.pid, signal.SIGKILL)
@@ -195,6 +198,30 @@ def test_input_for_a_program_that_has_ended_is_not_run_as_a_command(shell: Shell
     assert found.exit_code == 0
     assert "was NOT sent" in found.metadata.suffix
     assert not (tmp_path / "typed").exists()
+
+
+def test_input_that_nobody_read_is_not_run_as_a_command(shell: Shell, tmp_path: Path) -> None:
+    run(shell, "sleep 1.5")
+    run(shell, "touch typed-ahead", is_input=True)
+    assert run(shell, "", blocking=True).exit_code == 0
+    run(shell, "sleep 60")
+    run(shell, "touch typed-before-interrupt", is_input=True)
+    assert run(shell, "C-c").exit_code == 130
+    assert run(shell, "ls -A").content == ""
+
+
+def test_an_interrupt_in_the_midst_of_output_is_always_noticed(shell: Shell) -> None:
+    for _ in range(15):
+        found = run(shell, "i=0; while true; do i=$((i+1)); echo Line $i; sleep 0.001; done", timeout=0.1)
+        assert found.exit_code == -1
+        assert run(shell, "C-c").exit_code == 130
+
+
+def test_a_program_that_handles_the_interrupt_gets_one_only(shell: Shell) -> None:
+    code = "import signal,time; signal.signal(2, lambda *a: print('asked to stop', flush=True)); time.sleep(60)"
+    run(shell, f'python3 -c "{code}"')
+    assert run(shell, "C-c").content.count("asked to stop") == 1
+    assert run(shell, "C-\\").exit_code == 131
 
 
 def test_the_end_of_an_unfinished_command_is_told_with_the_next(shell: Shell) -> None:

@@ -49,6 +49,7 @@ MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_IDLE_BYTES = 8 * 1024
 TYPED_MAX = 24 * 1024
 """Commands longer than this go by a file instead of the terminal's input queue."""
+INTERRUPT, INTERRUPT_S, INTERRUPT_TRIES = b"\x03", 0.3, 10
 START_TIMEOUT_S = 15.0
 _RIGHT_HOME = 'IFS=: read -r _ _ _ _ _ HOME _ < <(getent passwd "$UID"); export HOME; unset _'
 DEFAULT_SOFT_TIMEOUT_S = 10.0
@@ -66,6 +67,10 @@ class TerminalLink(Protocol):
 
     def follow(self, feed: Callable[[bytes], None]) -> int | None:
         """Hands on output until the shell has ended; its exit code, or None if it is not known."""
+        ...
+
+    def foreground(self) -> int | None:
+        """The process group that the terminal's keys go to, None if it cannot be told."""
         ...
 
     def kill(self) -> None:
@@ -267,7 +272,9 @@ class Shell:
             return self._run(action, command, since)
         ended = self._session.finished()
         if command == "" or action.is_input or key is not None:
-            if ended is None and command != "":
+            if ended is None and key == INTERRUPT:
+                self._interrupt()
+            elif ended is None and command != "":
                 self._session.link.send(key if key is not None else command.encode() + b"\r")
             observation = self._wait(action, command, since)
             if ended is not None and command != "":
@@ -281,6 +288,19 @@ class Shell:
         before = self._finish(action, "", ended)
         told = f"{CONTINUED}{before.content}{before.metadata.suffix}\n"
         return _with_prefix(self._run(action, command, since), told)
+
+    def _interrupt(self) -> None:
+        """C-c, again where it met a job that was just ending: in a loop of short programs it would be lost.
+
+        A program that handles the interrupt stays the foreground job and gets one only.
+        """
+        link = self._session.link
+        for _ in range(INTERRUPT_TRIES):
+            job = link.foreground()
+            link.send(INTERRUPT)
+            found = self._session.wait(soft_s=None, hard_s=INTERRUPT_S, since=time.monotonic())
+            if not isinstance(found, str) or job is None or link.foreground() == job:
+                return
 
     def _begin(self, cwd: str | None) -> tuple[_Session, ShellState]:
         try:

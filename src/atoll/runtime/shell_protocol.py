@@ -10,6 +10,8 @@ Two marks come back in the terminal's output, in the form of an operating system
 
 `__atoll_end` is also in PROMPT_COMMAND, for the case that an interrupt makes bash drop the rest of the line. It says
 nothing when no command is open, so a prompt of the user's own, or stray input, never looks like an end.
+The terminal does not flush on an interrupt (`noflsh`): the kernel signals first and flushes then, and a quick bash has
+printed its mark by that time. Input that nobody read is dropped before an end mark, or bash would take it for commands.
 Line editing stays off, whatever the user sets: with it bash forgets PROMPT_COMMAND after an interrupt.
 The token is random: a program does not print a mark by accident. Fooling its own shell on purpose gains it nothing.
 """
@@ -32,7 +34,7 @@ def setup_lines(token: str) -> bytes:
     No line contains a tab (completion) and history expansion is switched off first, for line editing is still on.
     """
     lines = (
-        "set +H",
+        "set +H; command stty noflsh </dev/tty 2>/dev/null",
         "set +o emacs +o vi +o history; history -c; unset HISTFILE",
         "PS1= PS2= PROMPT_COMMAND= __atoll_rc=0 __atoll_id= __atoll_c=",
         "__atoll_py() { local IFS=: d n; for n in python python3; do for d in $PATH; do"
@@ -43,6 +45,7 @@ def setup_lines(token: str) -> bytes:
         ' case $- in *e*) return 0 ;; esac; return "$__atoll_rc"; }',
         "__atoll_end() { local s=$? u='\\u' h='\\h'; [[ ${__atoll_id-} ]] || return 0; __atoll_py;"
         " if [[ -o emacs || -o vi ]]; then set +o emacs +o vi; fi;"
+        " while builtin read -t 0 </dev/tty && builtin read -r -t 0.01 u </dev/tty; do :; done; u='\\u';"
         f" builtin printf '\\e]7771;{token};end;%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f;{token}\\a'"
         ' "$__atoll_id" "$s" "${!:-}" "${PS1:+prompt}" "${u@P}" "${h@P}" "$__atoll_p" "$PWD" >/dev/tty;'
         " __atoll_rc=$s; __atoll_id=; return 0; }",

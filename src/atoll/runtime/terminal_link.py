@@ -64,6 +64,16 @@ class SandboxTerminal:
             except SandboxException:
                 return None  # the shell ended meanwhile
 
+    def foreground(self) -> int | None:
+        with lost_sandbox_raises():
+            try:
+                stat = self._sandbox.commands.run(f"cat /proc/{self._pid}/stat", user="root", timeout=10).stdout
+                return int(stat.rpartition(")")[2].split()[5])  # tpgid, see proc(5)
+            except LOST:
+                raise
+            except (SandboxException, ValueError, IndexError):
+                return None
+
     def kill(self) -> None:
         try:
             self._sandbox.pty.kill(self._pid)
