@@ -160,7 +160,9 @@ def _run_script(
                 seen += 1
                 tell("packages", low + (high - low) * (1 - 1 / (1 + seen / 12)), line.strip()[:60])
 
-    _run(command, log, on_line, what=f"building {recipe.name!r}: {recipe.script}", log_path=place.log, environ=environ)
+    what = f"building {recipe.name!r}: {recipe.script}"
+    # `unshare` ignores TERM; killed, it takes the whole pid namespace with it, and with that every mount.
+    _run(command, log, on_line, what=what, log_path=place.log, environ=environ, end_with=signal.SIGKILL)
 
 
 def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:
@@ -240,19 +242,23 @@ def _run(
     what: str,
     log_path: Path,
     environ: Mapping[str, str] | None = None,
+    end_with: signal.Signals = signal.SIGTERM,
 ) -> None:
     """Runs to the end, every line to the log and to `on_line`; on any error it is ended. Raises BuildFailed."""
     log.write(f"+ {shlex.join(command)}\n".encode())
+    # When this process is killed outright nobody else would end the program: the kernel does.
+    guarded = ["setpriv", "--pdeathsig", end_with.name.removeprefix("SIG"), "--", *command]
     with _ended_on_error(
         subprocess.Popen(
-            command,
+            guarded,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(environ) if environ is not None else None,
             cwd="/",
             start_new_session=True,
-        )
+        ),
+        end_with,
     ) as process:
         assert process.stdout is not None
         for raw in process.stdout:
@@ -264,12 +270,12 @@ def _run(
 
 
 @contextmanager
-def _ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _ended_on_error(process: subprocess.Popen[bytes], end_with: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     except BaseException:
         # mmdebstrap unmounts on TERM; what outlives the grace is killed with its session.
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (end_with, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with suppress(subprocess.TimeoutExpired):
