@@ -76,7 +76,7 @@ class PlainBash:
         run_to_end(["/bin/bash", "-l", "-c", "true"], self._environ)
 
 
-def run_to_end(command: Sequence[str], environ: dict[str, str]) -> None:
+def run_to_end(command: list[str], environ: dict[str, str]) -> None:
     """The cheapest way to run a program and have its output and exit status. Raises RuntimeError if it fails."""
     reading, writing = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, writing, 2)]

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets, ExitReport, SandboxHandle
+from atoll.isolation.linux import disk_usage
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.syscalls import pidfd_kill
-from atoll.isolation.namespaces import disk_usage, egress
+from atoll.isolation.namespaces import egress
 from atoll.isolation.namespaces.dial import GUEST_PORTS, NetworkThread, connect_guest, connect_port
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.spec_codec import limits_from_json, limits_to_json
@@ -275,7 +276,8 @@ class NamespacesHandle(SandboxHandle):
             (self._state_dir / GUEST_SOCKET).unlink()
         deadline = self._loop.time() + _RELEASE_WITHIN_S
         try:
-            while not self._group.try_remove():
+            # Half a millisecond of the kernel's for each hierarchy: not in the event loop.
+            while not await asyncio.to_thread(self._group.try_remove):
                 if self._loop.time() > deadline:
                     self._failure = f"cgroup {self._group.name} of sandbox {self.sandbox_id!r} cannot be removed"
                     return
