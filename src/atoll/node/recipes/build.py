@@ -128,7 +128,9 @@ def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *
     # A directory written by mmdebstrap --mode=unshare would need every parent to be open to the subordinate ids: go
     # by tar.
     place.layer.mkdir()
-    unpack = [*_user_namespace(), "tar", "-x", "--numeric-owner", "--xattrs", "-p", "-C", str(place.layer), "-f", "-"]
+    # Device nodes cannot be made in a user namespace, and a sandbox has its own.
+    tar = ["tar", "-x", "--numeric-owner", "--xattrs", "-p", "--exclude=./dev/*", "-C", str(place.layer), "-f", "-"]
+    unpack = [*_user_namespace(), *tar]
     piped = ["bash", "-c", f"set -o pipefail; {shlex.join(command)} | {shlex.join(unpack)}"]
     _run(piped, log, on_line, what=f"building {recipe.name!r}: mmdebstrap", log_path=place.log)
 
