@@ -16,14 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from atoll.isolation.base import CONTROL_PORT, PREAMBLE
-from atoll.isolation.linux import syscalls
+from atoll.isolation.linux import guest_socket, syscalls
 from atoll.isolation.linux.syscalls import CLONE_NEWNET
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT
 
 GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _CONNECT_WITHIN_S = 10.0
-_PATH_LIMIT = 100
-_RETRY_S = 0.005
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.ETIMEDOUT})
 
 
@@ -72,7 +70,7 @@ def bind_guest_socket(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         path.unlink(missing_ok=True)
-        with _address(path) as address:
+        with guest_socket.ShortAddress(path) as address:
             listener.bind(address.text)
         os.chmod(path, 0o600)
         listener.listen(4096)
@@ -82,44 +80,9 @@ def bind_guest_socket(path: Path) -> socket.socket:
     return listener
 
 
-class _address:
-    """A Unix address for a path of any length: the kernel allows 108 bytes, a descriptor of the directory needs few."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._directory = -1
-        self.text = str(path)
-
-    def __enter__(self) -> _address:
-        if len(os.fsencode(self._path)) > _PATH_LIMIT:
-            self._directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.text = f"/proc/self/fd/{self._directory}/{self._path.name}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._directory >= 0:
-            os.close(self._directory)
-
-
 async def connect_guest(path: Path, port: int) -> socket.socket:
-    """A connection to the guest with the preamble sent. Raises OSError; a full backlog is waited for, bounded."""
-    deadline = asyncio.get_running_loop().time() + _CONNECT_WITHIN_S
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        while True:
-            try:
-                with _address(path) as address:
-                    connection.connect(address.text)
-                break
-            except BlockingIOError:  # unlike TCP: the backlog is full and nothing is under way
-                if asyncio.get_running_loop().time() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, "the guest does not accept connections") from None
-                await asyncio.sleep(_RETRY_S)
-        connection.send(PREAMBLE.format(port=port).encode())
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    """A connection to the guest with the preamble sent. Raises OSError."""
+    return await guest_socket.connect(path, PREAMBLE.format(port=port).encode())
 
 
 async def connect_port(thread: NetworkThread, pidfd: int, port: int) -> socket.socket | None:

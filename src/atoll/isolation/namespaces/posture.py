@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from atoll.isolation.linux import syscalls
+from atoll.isolation.linux import id_ranges, syscalls
 from atoll.isolation.linux.caps import Cap
 from atoll.isolation.linux.seccomp import Rule, Test, assemble
 
@@ -177,7 +177,7 @@ OOM_SCORE_ADJ = -250
 """Of the guest. Not -1000: user processes start with it until the guest raises theirs, and a sandbox in which nothing
 may be killed would hang at its memory limit. With this value the largest process goes, which the guest never is."""
 
-HOST_IDS_PER_SANDBOX = 65536
+HOST_IDS_PER_SANDBOX = id_ranges.HOST_IDS_PER_SANDBOX
 LOOPBACK_ADDRESS = "10.0.2.15"
 """Beside 127.0.0.1 on `lo`: the source address of all egress."""
 

@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, ReclaimReport
 from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.syscalls import boot_id, pidfd_kill, start_time
+from atoll.isolation.linux.recorded import has_ended, open_recorded
+from atoll.isolation.linux.syscalls import pidfd_kill
 from atoll.isolation.namespaces.layout import RunLayout
 
 _DIE_WITHIN_S = 5.0
-
-
-def open_recorded(record: Mapping[str, Any]) -> int | None:
-    """A pidfd of the recorded process; None if it is no more. Raises KeyError, ValueError for a damaged record."""
-    pid, ticks = int(record["pid"]), int(record["started_ticks"])
-    if record["boot_id"] != boot_id():
-        return None
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    try:  # the descriptor pins the process: a start time read now is its own, or it has just ended
-        if start_time(pid) == ticks and not _readable(pidfd, 0):
-            return pidfd
-    except OSError:
-        pass
-    os.close(pidfd)
-    return None
 
 
 def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str], own: str | None) -> ReclaimReport:
@@ -74,7 +55,7 @@ def reclaim(layout: RunLayout, cgroups: Cgroups, keep: Set[str], own: str | None
         groups += 1
     deadline = time.monotonic() + _DIE_WITHIN_S
     for pidfd in ending:
-        _readable(pidfd, max(0.0, deadline - time.monotonic()))
+        has_ended(pidfd, max(0.0, deadline - time.monotonic()))
         os.close(pidfd)
     for name in left_over:
         cgroups.group(name).remove()
@@ -89,9 +70,3 @@ def _end_members(pids: set[int]) -> int:
             os.kill(pid, signal.SIGKILL)
             ended += 1
     return ended
-
-
-def _readable(pidfd: int, timeout_s: float) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(int(timeout_s * 1000)))

@@ -21,6 +21,7 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux import syscalls
 from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.namespaces import doctor, reclaim
 from atoll.isolation.namespaces.dial import NetworkThread, bind_guest_socket
 from atoll.isolation.namespaces.handle import NamespacesHandle
@@ -151,7 +152,7 @@ class NamespacesBackend(IsolationBackend):
         try:
             if record.get("version") != 1 or Path(record["state_dir"]) != Path.cwd() / spec_state_dir:
                 raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
-            pidfd = reclaim.open_recorded(record)
+            pidfd = open_recorded(record)
         except (KeyError, TypeError, ValueError) as error:
             raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
         if pidfd is None:
@@ -191,7 +192,7 @@ class NamespacesBackend(IsolationBackend):
     async def _end_strays(self, sandbox_id: str) -> None:
         """A lost zygote may have made the sandbox without being able to say so."""
         for _, record in list(self._layout.records()):
-            if record.get("sandbox_id") == sandbox_id and (pidfd := reclaim.open_recorded(record)) is not None:
+            if record.get("sandbox_id") == sandbox_id and (pidfd := open_recorded(record)) is not None:
                 with contextlib.suppress(PlatformError):
                     await self._handle(record, pidfd).kill()
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from atoll.isolation.base import Verdict
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.fork import fork_into, map_ids
+from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth
-from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec

@@ -30,9 +30,9 @@ from typing import Any, NoReturn
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
+from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
-from atoll.isolation.namespaces.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.root import PreparedRoot, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from atoll.isolation.namespaces.posture import HOST_IDS_PER_SANDBOX
+HOST_IDS_PER_SANDBOX = 65536
 
 _FIRST_SLOT = 524288 // HOST_IDS_PER_SANDBOX
 _END_SLOT = 1879048192 // HOST_IDS_PER_SANDBOX
