@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.node.gateway import dns
-from atoll.node.gateway.guard import HostGuard
 from atoll.node.gateway.names import AnsweredNames
 from atoll.node.gateway.sniff import Speech, sniff
 
@@ -113,18 +112,21 @@ def test_hostile_dns_messages_raise_only_bad_message(data: bytes) -> None:
             dns.parse_answer(message, question)
 
 
-def test_a_later_request_for_another_host_is_stopped_before_it_leaves() -> None:
-    guard = HostGuard(lambda name: name == "good.test")
-    assert guard.feed(b"GET / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 3\r\n\r\nabc")
-    assert guard.feed(b"GET /2 HTTP/1.1\r\nHost: good")
-    assert guard.feed(b".test\r\n\r\n")
-    assert not guard.feed(b"GET /3 HTTP/1.1\r\nHost: evil.test\r\n\r\n")
+def test_only_the_question_itself_goes_upstream() -> None:
+    ask = query("www.Example.com")
+    smuggled = ask[:10] + b"\0\x01" + ask[12:] + b"\0" + struct.pack(">HHIH", 41, 4096, 0, 8) + b"\0\x0a\0\x04data"
+    question = dns.parse_query(smuggled)
+    sent = dns.forward(b"ab", smuggled, question, tcp=False)
+    assert b"data" not in sent
+    assert sent[12 : 12 + len(ask) - 12] == ask[12:], "spelled as it was, for those who compare"
+    assert dns.parse_query(sent).name == "www.example.com"
 
 
-def test_a_request_hidden_behind_a_good_one_in_the_same_bytes_is_stopped() -> None:
-    guard = HostGuard(lambda name: name == "good.test")
-    good = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n"
-    assert not guard.feed(good + good.replace(b"good", b"evil"))
+def test_a_question_whose_name_is_a_pointer_is_refused() -> None:
+    with pytest.raises(dns.BadMessage):
+        dns.parse_query(
+            struct.pack(">6H", 0x0161, 0x0100, 1, 0, 0, 0) + b"\xc0\x04" + struct.pack(">2H", 1, 1) + b"\0" * 4
+        )
 
 
 def test_answered_names_end_and_are_bounded() -> None:

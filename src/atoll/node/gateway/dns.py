@@ -10,12 +10,16 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
-from atoll.node.gateway.policy import Address, canonical_name
+from atoll.model.network import canonical_name
+from atoll.node.gateway.policy import Address
 
 TYPE_A, TYPE_AAAA, TYPE_HTTPS, TYPE_SVCB, TYPE_ANY = 1, 28, 65, 64, 255
+TYPE_OPT, TYPE_AXFR, TYPE_IXFR = 41, 252, 251
 CLASS_IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
 MAX_UDP = 4096
+UPSTREAM_UDP = 1232
+"""The size of answers that we ask for over UDP: fits any path without fragments."""
 
 
 class BadMessage(ValueError):
@@ -74,10 +78,19 @@ def parse_query(data: bytes) -> Question:
     name, offset = _name(data, 12)
     if offset + 4 > len(data):
         raise BadMessage("question runs out of the message")
+    if offset - 12 != (len(name) + 2 if name else 1):
+        raise BadMessage("the question's name is compressed")  # it would mean something else in a message of our own
     kind, klass = struct.unpack_from(">2H", data, offset)
     if klass != CLASS_IN:
         raise BadMessage("not class IN")
     return Question(message_id, name, kind, offset + 4)
+
+
+def forward(message_id: bytes, query: bytes, question: Question, *, tcp: bool) -> bytes:
+    """The same question in a message of our own: what else the sender put into his does not get out."""
+    extended = query[10:12] != b"\0\0" and not tcp
+    options = b"" if not extended else b"\0" + struct.pack(">HHIH", TYPE_OPT, UPSTREAM_UDP, 0, 0)
+    return message_id + struct.pack(">5H", 0x0100, 1, 0, 0, 1 if options else 0) + query[12 : question.end] + options
 
 
 def answer(query: bytes, question: Question | None, code: int) -> bytes:

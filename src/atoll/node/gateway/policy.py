@@ -9,18 +9,15 @@ whatever a create call says; only the server's operator can open some (`Ground.p
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from types import MappingProxyType
 
-from atoll.model.errors import InvalidRequest
+from atoll.model.network import Network, NetworkPolicy, Rules, canonical_name, headers_for, split_targets
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-EVERYWHERE = ipaddress.ip_network("0.0.0.0/0")
 
 # Not Python's `is_private`: that includes the documentation ranges, which some networks really use.
 NEVER_PUBLIC: tuple[Network, ...] = tuple(
@@ -32,6 +29,8 @@ NEVER_PUBLIC: tuple[Network, ...] = tuple(
         "127.0.0.0/8",
         "169.254.0.0/16",
         "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
         "192.168.0.0/16",
         "198.18.0.0/15",
         "224.0.0.0/4",
@@ -46,9 +45,6 @@ NEVER_PUBLIC: tuple[Network, ...] = tuple(
         "ff00::/8",
     )
 )
-
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_DOMAIN = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*{_LABEL}")
 
 
 class Verdict(StrEnum):
@@ -68,11 +64,6 @@ class Verdict(StrEnum):
         return self is Verdict.ALLOWED
 
 
-def canonical_name(name: str) -> str:
-    """Lower case, no trailing dot. Names are compared only in this form."""
-    return name.rstrip(".").lower()
-
-
 def matches(pattern: str, name: str) -> bool:
     """`example.com` matches itself; `*.example.com` any name below it (not itself); `*` everything."""
     if pattern == "*":
@@ -82,21 +73,9 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern
 
 
-def _split(entries: Iterable[str], field: str) -> tuple[tuple[Network, ...], tuple[str, ...]]:
-    networks: list[Network] = []
-    names: list[str] = []
-    for entry in entries:
-        text = entry.strip()
-        try:
-            networks.append(ipaddress.ip_network(text, strict=False))
-            continue
-        except ValueError:
-            pass
-        name = canonical_name(text)
-        if name != "*" and not (_DOMAIN.fullmatch(name) and len(name) <= 253 and not name.replace(".", "").isdigit()):
-            raise InvalidRequest(f"{field}: {entry!r} is neither an address, a CIDR range nor a domain name")
-        names.append(name)
-    return tuple(networks), tuple(names)
+def parse_address(text: str) -> Address:
+    """Raises ValueError."""
+    return ipaddress.ip_address(text)
 
 
 @dataclass(frozen=True)
@@ -107,31 +86,31 @@ class EgressPolicy:
     allow_networks: tuple[Network, ...] = ()
     allow_names: tuple[str, ...] = ()
     deny_networks: tuple[Network, ...] = ()
-    dns_servers: tuple[str, ...] = ()
+    dns_servers: tuple[str, ...] | None = None
+    """The name servers to ask; None: the host's own; empty: nothing resolves."""
+    rules: Rules = field(default_factory=lambda: MappingProxyType({}), repr=False)
+
+    @staticmethod
+    def of(network: NetworkPolicy) -> EgressPolicy:
+        """Ready to decide. Raises InvalidRequest for entries that were never checked."""
+        allow_networks, allow_names = split_targets(network.allow_out, "allowOut")
+        deny_networks, _ = split_targets(network.deny_out, "denyOut")
+        return EgressPolicy(
+            network.allow_internet, allow_networks, allow_names, deny_networks, network.dns_servers, network.rules
+        )
 
     @staticmethod
     def parse(
-        *,
-        allow_internet: bool = True,
-        allow_out: Iterable[str] = (),
-        deny_out: Iterable[str] = (),
-        dns_servers: Iterable[str] = (),
+        *, allow_internet: bool = True, allow_out: Iterable[str] = (), deny_out: Iterable[str] = ()
     ) -> EgressPolicy:
-        """From the wire's words. Raises InvalidRequest naming the entry that is wrong."""
-        allow_networks, allow_names = _split(allow_out, "allowOut")
-        deny_networks, deny_names = _split(deny_out, "denyOut")
-        if deny_names:
-            raise InvalidRequest(
-                f"denyOut: {deny_names[0]!r} is a name; denyOut takes addresses and CIDR ranges",
-                hint="deny 0.0.0.0/0 and list the allowed names in allowOut",
-            )
-        servers = tuple(dns_servers)
-        for server in servers:
-            try:
-                ipaddress.ip_address(server)
-            except ValueError:
-                raise InvalidRequest(f"dnsServers: {server!r} is not an IP address") from None
-        return EgressPolicy(allow_internet, allow_networks, allow_names, deny_networks, servers)
+        """From the wire's words, checked. Raises InvalidRequest naming the entry that is wrong."""
+        return EgressPolicy.of(
+            NetworkPolicy.checked(allow_internet=allow_internet, allow_out=allow_out, deny_out=deny_out)
+        )
+
+    def headers_for(self, name: str) -> dict[str, str]:
+        """What the rules add to requests for this host; it holds secrets."""
+        return headers_for(self.rules, canonical_name(name)) if self.rules else {}
 
     @cached_property
     def closed(self) -> bool:
@@ -157,24 +136,29 @@ class Ground:
     private_allowed: tuple[Network, ...] = ()
 
     def forbids(self, address: Address) -> bool:
-        """True for addresses that no policy may open. IPv4 in IPv6 clothes is judged as IPv4."""
+        """True for addresses that no policy may open. IPv4 in IPv6 clothes is judged as IPv4.
+
+        A range that the operator opened never opens the host itself: that takes the host's very address. Loopback
+        cannot be opened at all: a sandbox's own never comes here, and the host's is nobody's business.
+        """
         mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
         if mapped is not None:
             return self.forbids(mapped)
-        if any(address in network for network in self.private_allowed if network.version == address.version):
-            return False
-        if address in self.host_addresses:
+        if address.is_loopback:
             return True
-        return any(address in network for network in NEVER_PUBLIC if network.version == address.version)
+        opened = [network for network in self.private_allowed if address in network]
+        if address in self.host_addresses:
+            return not any(network.num_addresses == 1 for network in opened)
+        return not opened and any(address in network for network in NEVER_PUBLIC)
 
 
 def decide_address(policy: EgressPolicy, ground: Ground, address: Address) -> Verdict | None:
     """The verdict as far as the address alone tells; None: only the name can open it."""
     if ground.forbids(address):
         return Verdict.DENIED_PRIVATE
-    if any(address in network for network in policy.allow_networks if network.version == address.version):
+    if any(address in network for network in policy.allow_networks):
         return Verdict.ALLOWED
-    denied = any(address in network for network in policy.deny_networks if network.version == address.version)
+    denied = any(address in network for network in policy.deny_networks)
     if not denied and policy.allow_internet:
         return Verdict.ALLOWED
     if policy.allow_names:

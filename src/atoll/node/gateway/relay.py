@@ -5,61 +5,88 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+Filter = Callable[[bytes], bytes | None]
+"""A chunk → what is passed on instead of it; None cuts the connection."""
+
 
 class Pipe(asyncio.Protocol):
-    """One end of a joined pair. Bytes that arrive before the other end is there are held, and reading is paused."""
+    """One end of a joined pair. Bytes that arrive before the other end is there are held, and reading is paused.
 
-    def __init__(self, on_closed: Callable[[], None]) -> None:
+    `on_closed` is called once, when this end is gone.
+    """
+
+    def __init__(self, on_closed: Callable[[], None], change: Filter | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.received = 0
         self._peer: Pipe | None = None
         self._early: list[bytes] = []
-        self._eof = False
+        self._ended = False
         self._on_closed = on_closed
-        self._closed = False
-        self._inspect: Callable[[bytes], bool] | None = None
+        self._change = change
+        self._aborted = False
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        if self._closed:
+        if self._aborted:
             transport.abort()
 
-    def inspect(self, check: Callable[[bytes], bool]) -> None:
-        """Every later chunk is shown to `check` before it is passed on; False cuts the connection."""
-        self._inspect = check
-
     def join(self, peer: Pipe, head: bytes = b"") -> None:
-        """Passes `head`, then everything, on to `peer` from now on."""
+        """Passes `head`, then everything, on to `peer` from now on. Both ends have their transports."""
         self._peer = peer
+        self.received += len(head)
         for chunk in ([head] if head else []) + self._early:
             self._pass(chunk)
         self._early.clear()
-        if self._eof:
-            self.eof_received()
-        if self.transport and not self.transport.is_closing() and not self._eof:
+        if self._lost or peer._lost:
+            self.abort()
+        elif self._ended:
+            self._end()
+        elif self.transport and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def _pass(self, data: bytes) -> None:
-        if self._inspect and not self._inspect(data):
-            self.abort()
+        peer = self._peer.transport if self._peer else None
+        if peer is None or peer.is_closing():
             return
-        if self._peer and self._peer.transport and not self._peer.transport.is_closing():
-            self._peer.transport.write(data)
+        if self._change is not None:
+            changed = self._change(data)
+            if changed is None:
+                self.abort()
+                return
+            data = changed
+        if data:
+            peer.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self.received += len(data)
-        if self._peer is None:
-            self._early.append(data)
-            if self.transport:
-                self.transport.pause_reading()
+        if self._peer is not None:
+            self.received += len(data)
+            self._pass(data)
             return
-        self._pass(data)
+        self._early.append(data)
+        if self.transport:
+            self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        self._eof = True
-        other = self._peer and self._peer.transport
-        if other and not other.is_closing() and other.can_write_eof():
+        self._ended = True
+        return self._end()
+
+    def _end(self) -> bool:
+        """Passes the end on. When both sides have ended, both close once what they still hold is written."""
+        if self._peer is None:
+            return True
+        other = self._peer.transport
+        if self._peer._ended:
+            if other and not other.is_closing():
+                other.close()
+            if self.transport and not self.transport.is_closing():
+                self.transport.close()
+            return False
+        if other and not other.is_closing():
+            if not other.can_write_eof():  # TLS knows no half-closed connections
+                other.close()
+                return False
             other.write_eof()
         return True
 
@@ -68,25 +95,24 @@ class Pipe(asyncio.Protocol):
             self._peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._peer and self._peer.transport and not self._peer.transport.is_closing():
+        if self._peer and self._peer.transport and not self._peer.transport.is_closing() and not self._peer._ended:
             self._peer.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
-        if self._peer and self._peer.transport and not self._peer.transport.is_closing():
+        self._lost = True
+        other = self._peer.transport if self._peer else None
+        if other and not other.is_closing():
             if exc is None:
-                self._peer.transport.close()
+                other.close()
             else:
-                self._peer.transport.abort()
+                other.abort()
+        self._on_closed()
 
     def abort(self) -> None:
         """Cuts both ends at once."""
         for end in (self, self._peer):
-            if end and end.transport and not end.transport.is_closing():
+            if end is None:
+                continue
+            end._aborted = True
+            if end.transport and not end.transport.is_closing():
                 end.transport.abort()
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._on_closed()

@@ -57,7 +57,7 @@ async def _over_udp(server: str, query: bytes, question: dns.Question) -> bytes:
         lambda: _OneAnswer(message_id, question), remote_addr=(server, 53), family=family
     )
     try:
-        transport.sendto(message_id + query[2:])
+        transport.sendto(dns.forward(message_id, query, question, tcp=False))
         return await asyncio.wait_for(protocol.answer, _TRY_S)
     finally:
         transport.close()
@@ -68,7 +68,8 @@ async def _over_udp(server: str, query: bytes, question: dns.Question) -> bytes:
 async def _over_tcp(server: str, query: bytes, question: dns.Question) -> bytes:
     reader, writer = await asyncio.wait_for(asyncio.open_connection(server, 53), _TRY_S)
     try:
-        writer.write(struct.pack(">H", len(query)) + query)
+        message = dns.forward(os.urandom(2), query, question, tcp=True)
+        writer.write(struct.pack(">H", len(message)) + message)
         size = struct.unpack(">H", await asyncio.wait_for(reader.readexactly(2), _TRY_S))[0]
         answer = await asyncio.wait_for(reader.readexactly(size), _TRY_S)
         dns.parse_answer(answer, question)

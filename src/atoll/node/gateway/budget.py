@@ -1,0 +1,51 @@
+"""How much of the gateway a sandbox, and all together, may use: what may be open at once, how fast it may come."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+
+
+class Budget:
+    """Places that all sandboxes of a server share; each stands for a few descriptors."""
+
+    def __init__(self, places: int) -> None:
+        self.free = places
+
+    @staticmethod
+    def of_this_process() -> Budget:
+        """Leaves most of the process's descriptors to its other work."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return Budget(max(64, min(soft, 1 << 20) // 8))
+
+    def take(self) -> bool:
+        """False: none is left."""
+        if self.free <= 0:
+            return False
+        self.free -= 1
+        return True
+
+    def give(self) -> None:
+        """One that was taken is free again."""
+        self.free += 1
+
+
+class Pace:
+    """A token bucket: `per_s` on average, `burst` at once. The clock is monotonic seconds."""
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float]) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._clock = clock
+        self._tokens = float(burst)
+        self._at = clock()
+
+    def go(self) -> bool:
+        """False: too fast; ask again later."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

@@ -1,0 +1,66 @@
+"""All exits of a node, by sandbox: attached when a sandbox begins or is adopted, detached when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from atoll.isolation.base import SandboxHandle
+from atoll.model.errors import AtollError, SandboxGone
+from atoll.model.network import NetworkPolicy
+from atoll.node.gateway.gateway import Exit, Surroundings
+from atoll.node.gateway.policy import EgressPolicy
+from atoll.node.gateway.records import EgressRecord
+
+_log = structlog.get_logger("atoll.gateway")
+
+
+class Gates:
+    """`around` is shared by all."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._exits: dict[str, Exit] = {}
+
+    async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> bool:
+        """Opens the way out. False where the tier has none: then nothing leaves. Raises SandboxGone, PlatformError."""
+        policy = EgressPolicy.of(network)
+        sockets = await handle.egress_sockets()
+        if sockets is None:
+            return False
+        self._exits[handle.sandbox_id] = Exit(sockets, policy, self._around)
+        return True
+
+    async def detach(self, sandbox_id: str) -> None:
+        """Cuts what is open. Idempotent; never raises but CancelledError."""
+        exit_ = self._exits.pop(sandbox_id, None)
+        if exit_ is None:
+            return
+        try:
+            await exit_.aclose()
+        except (AtollError, OSError) as error:
+            _log.error("egress.close_failed", sandbox_id=sandbox_id, error=str(error))
+
+    async def aclose(self) -> None:
+        """Detaches all; the sandboxes' own ends of it stay for the next server."""
+        for sandbox_id in list(self._exits):
+            await self.detach(sandbox_id)
+
+    def update(self, sandbox_id: str, network: NetworkPolicy) -> None:
+        """At once. Raises SandboxGone: it has no exit."""
+        self._of(sandbox_id).replace_policy(EgressPolicy.of(network))
+
+    def records(self, sandbox_id: str) -> Sequence[EgressRecord]:
+        """Oldest first. Raises SandboxGone."""
+        return self._of(sandbox_id).records()
+
+    def has(self, sandbox_id: str) -> bool:
+        """Whether it has a way out."""
+        return sandbox_id in self._exits
+
+    def _of(self, sandbox_id: str) -> Exit:
+        exit_ = self._exits.get(sandbox_id)
+        if exit_ is None:
+            raise SandboxGone(sandbox_id)
+        return exit_

@@ -1,0 +1,150 @@
+"""A small certificate authority: one key and self-signed certificate in a directory, leaves for host names on demand.
+
+    <directory>/<name>-ca.key   0600, the CA's private key (EC P-256)
+    <directory>/<name>-ca.crt   what clients are to trust
+
+Leaves live in memory only, all with one key of this process, and are made anew before they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import ssl
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from atoll.model.errors import PlatformError
+
+_CA_DAYS = 3650
+_LEAF_DAYS = 30
+_RENEW_BEFORE_DAYS = 7
+_KEPT_LEAVES = 256
+_SKEW = datetime.timedelta(hours=1)
+"""Certificates begin in the past: clocks differ."""
+
+
+class Authority:
+    """Loads the CA from `directory`, or makes it. Raises PlatformError when it can do neither."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._key_path = directory / f"{name}-ca.key"
+        self._certificate_path = directory / f"{name}-ca.crt"
+        try:
+            if not (self._key_path.exists() and self._certificate_path.exists()):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._make(f"Atoll {name} CA")
+            key = serialization.load_pem_private_key(self._key_path.read_bytes(), None)
+            self._certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise PlatformError(
+                f"the certificate authority in {directory} cannot be used: {error}", hint=f"remove {self._key_path}"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise PlatformError(f"{self._key_path} is not a key of this server", hint="remove it")
+        self._key = key
+        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+        self._contexts: OrderedDict[tuple[str, ...], tuple[datetime.datetime, ssl.SSLContext]] = OrderedDict()
+
+    @property
+    def pem(self) -> str:
+        """The CA's certificate, for those who are to trust it."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def server_context(self, *names: str) -> ssl.SSLContext:
+        """A TLS server's side with a certificate for these host names (or addresses), HTTP/1.1 only by ALPN."""
+        now = datetime.datetime.now(datetime.UTC)
+        known = self._contexts.get(names)
+        if known is not None and known[0] > now:
+            self._contexts.move_to_end(names)
+            return known[1]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        _load(context, self.issue(names) + self._private_pem(self._leaf_key))
+        self._contexts[names] = (now + datetime.timedelta(days=_LEAF_DAYS - _RENEW_BEFORE_DAYS), context)
+        while len(self._contexts) > _KEPT_LEAVES:
+            self._contexts.popitem(last=False)
+        return context
+
+    def issue(self, names: Sequence[str]) -> bytes:
+        """A leaf certificate (PEM) for the process's leaf key."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])]))
+            .issuer_name(self._certificate.subject)
+            .public_key(self._leaf_key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + datetime.timedelta(days=_LEAF_DAYS))
+            .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._leaf_key.public_key()), critical=False)
+        )
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def _make(self, title: str) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.datetime.now(datetime.UTC)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
+        signing = x509.KeyUsage(
+            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+            decipher_only=False,
+        )  # fmt: skip
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + datetime.timedelta(days=_CA_DAYS))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(signing, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        _write_private(self._key_path, self._private_pem(key))
+        self._certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    @staticmethod
+    def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+        return key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(name))
+    return x509.DNSName(name)
+
+
+def _load(context: ssl.SSLContext, pem: bytes) -> None:
+    """`load_cert_chain` takes only files; this one never touches a disk."""
+    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    draft = path.with_suffix(".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    os.rename(draft, path)
