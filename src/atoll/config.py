@@ -24,6 +24,10 @@ def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def _list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in environ.get(name, "").split(",") if part.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -38,6 +42,7 @@ class Settings:
     ATOLL_LOG_LEVEL, ATOLL_LOG_FORMAT   info; `console` or `json`
     ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
+    ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     """
 
     data_dir: Path
@@ -52,6 +57,7 @@ class Settings:
     log_format: str = "console"
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
+    webhook_allow_private: tuple[str, ...] = ()
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -68,11 +74,12 @@ class Settings:
             host=environ.get("ATOLL_HOST", "127.0.0.1"),
             port=int(port_text),
             isolation=environ.get("ATOLL_ISOLATION", "auto"),
-            api_keys=tuple(key.strip() for key in environ.get("ATOLL_API_KEYS", "").split(",") if key.strip()),
+            api_keys=_list(environ, "ATOLL_API_KEYS"),
             database_url=environ.get("ATOLL_DATABASE_URL"),
             domain=environ.get("ATOLL_DOMAIN"),
             log_level=environ.get("ATOLL_LOG_LEVEL", "info"),
             log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
             max_timeout_s=_positive(environ, "ATOLL_MAX_TIMEOUT_S", 86400),
             max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
+            webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
         )

@@ -19,6 +19,7 @@ from atoll.control.app import create_app
 from atoll.control.auth import Authenticator
 from atoll.control.clock import Clock
 from atoll.control.orders import Policy
+from atoll.control.outbound import parse_networks
 from atoll.control.plane import ControlPlane
 from atoll.control.services import Services
 from atoll.control.store import Store, default_url
@@ -92,16 +93,29 @@ def supervisor(data_dir: Path, *, keep: bool = False) -> Supervisor:
 
 @asynccontextmanager
 async def plane(
-    data_dir: Path, *, policy: Policy | None = None, clock: Clock | None = None, keep: bool = False
+    data_dir: Path,
+    *,
+    policy: Policy | None = None,
+    clock: Clock | None = None,
+    keep: bool = False,
+    webhook_networks: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     """See the module."""
     async with (
         Store(default_url(data_dir)) as store,
         supervisor(data_dir, keep=keep) as node,
-        ControlPlane(store=store, nodes=[node], policy=policy, clock=clock, keep_sandboxes=keep) as control,
+        ControlPlane(
+            store=store,
+            nodes=[node],
+            policy=policy,
+            clock=clock,
+            keep_sandboxes=keep,
+            logs_dir=data_dir / "logs",
+            webhook_networks=parse_networks(webhook_networks),
+        ) as control,
     ):
         node.subscribe(control.services.sandboxes)
-        app = create_app(control.services, Authenticator([API_KEY], store))
+        app = create_app(control.services, Authenticator([API_KEY], store.keys))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(
             transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY}

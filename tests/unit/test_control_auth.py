@@ -6,6 +6,7 @@ import asyncio
 import re
 import stat
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,13 @@ from atoll.model.errors import InvalidRequest, Unauthorized
 class _Keys:
     def __init__(self, **teams: str) -> None:
         self.teams = teams
+        self.uses: list[str] = []
 
-    async def team_of_key(self, digest: str) -> str | None:
+    async def team_of(self, digest: str) -> str | None:
         return self.teams.get(digest)
+
+    async def used(self, digest: str, at: datetime) -> None:
+        self.uses.append(digest)
 
 
 async def test_a_configured_key_belongs_to_the_default_team() -> None:
@@ -39,6 +44,14 @@ async def test_a_configured_key_belongs_to_the_default_team() -> None:
 async def test_a_stored_key_belongs_to_its_team() -> None:
     auth = Authenticator(["one"], _Keys(**{digest_of("other"): "team2"}))
     assert (await auth.authenticate("other")).team_id == "team2"
+
+
+async def test_the_use_of_a_stored_key_is_noted_but_not_at_every_request() -> None:
+    keys = _Keys(**{digest_of("other"): "team2"})
+    auth = Authenticator(["one"], keys)
+    for key in ("one", "other", "other"):
+        await auth.authenticate(key)
+    assert keys.uses == [digest_of("other")]
 
 
 @pytest.mark.parametrize("key", [None, "", "on", "onee", "ONE", "one ", digest_of("one"), "ö\udcff"])
@@ -110,7 +123,7 @@ def test_a_caller_does_not_show_its_key_in_logs() -> None:
 
 def test_authentication_needs_no_running_store_for_configured_keys() -> None:
     class _Broken:
-        async def team_of_key(self, digest: str) -> str | None:
+        async def team_of(self, digest: str) -> str | None:
             raise AssertionError("asked")
 
     assert asyncio.run(Authenticator(["k"], _Broken()).authenticate("k")).team_id == DEFAULT_TEAM_ID

@@ -18,6 +18,7 @@ from atoll.control.app import api
 from atoll.control.auth import digest_of, new_key
 from atoll.control.gate import MAX_BODY, PUBLIC
 from atoll.control.orders import Policy
+from atoll.control.store import ApiKey, Team
 from atoll.model.errors import PlatformError
 from atoll.model.sandbox import EndReason, SandboxState
 from atoll.testing.clock import ManualClock
@@ -214,8 +215,8 @@ async def test_an_id_with_the_old_client_suffix_is_understood(world: World) -> N
 async def test_another_teams_sandbox_does_not_exist(world: World) -> None:
     sandbox_id = await world.create()
     key = new_key()
-    await world.store.add_team("other", "Other", datetime.now().astimezone())
-    await world.store.add_key("k1", "other", "a key", digest_of(key), datetime.now().astimezone())
+    await world.store.keys.add_team(Team("other", "Other", datetime.now().astimezone()))
+    await world.store.keys.add(ApiKey("k1", "other", "a key", datetime.now().astimezone()), digest_of(key))
     other = {"X-API-Key": key}
     _error(await world.client.get(f"/sandboxes/{sandbox_id}", headers=other), 404)
     _error(await world.client.delete(f"/sandboxes/{sandbox_id}", headers=other), 404)

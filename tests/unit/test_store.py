@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, inspect
 
 from atoll.control.auth import DEFAULT_TEAM_ID
-from atoll.control.store import Idempotency, Store, default_url
+from atoll.control.store import ApiKey, Idempotency, Store, Team, default_url
 from atoll.control.store.migrate import MIGRATIONS
 from atoll.control.store.schema import REVISION, metadata
 from atoll.model.errors import Conflict, InvalidRequest
@@ -72,7 +72,7 @@ async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
         await store.add(_record())
     async with Store(default_url(tmp_path)) as store:
         assert await store.find("i0001") == _record()
-        assert await store.team_name(DEFAULT_TEAM_ID) == "default"
+        assert await store.keys.team_name(DEFAULT_TEAM_ID) == "default"
 
 
 async def test_what_was_written_survives_a_killed_process(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_running_is_only_reached_from_creating(store: Store) -> None:
 
 async def test_an_idempotency_key_is_used_once_per_team_until_it_is_freed(store: Store) -> None:
     key = Idempotency("k", "digest")
-    await store.add_team("other", "Other", NOW)
+    await store.keys.add_team(Team("other", "Other", NOW))
     await store.add(_record("i0001"), key)
     await store.add(_record("i0002", team_id="other"), key)
     with pytest.raises(Conflict):
@@ -157,7 +157,7 @@ async def test_an_idempotency_key_is_used_once_per_team_until_it_is_freed(store:
 
 
 async def test_lists_are_by_state_and_team(store: Store) -> None:
-    await store.add_team("other", "Other", NOW)
+    await store.keys.add_team(Team("other", "Other", NOW))
     await store.add(_record("i0001", S.RUNNING))
     await store.add(_record("i0002", S.PAUSED))
     await store.add(_record("i0003", S.ENDED))
@@ -179,15 +179,15 @@ async def test_ended_rows_are_forgotten_after_a_while_and_live_ones_never(store:
 
 
 async def test_keys_are_found_by_digest_and_need_a_team(store: Store) -> None:
-    await store.add_team("t2", "Two", NOW)
+    await store.keys.add_team(Team("t2", "Two", NOW))
     with pytest.raises(Conflict):
-        await store.add_team("t2", "again", NOW)
-    await store.add_key("k1", "t2", "name", "d" * 64, NOW)
-    assert await store.team_of_key("d" * 64) == "t2"
-    assert await store.team_of_key("e" * 64) is None
+        await store.keys.add_team(Team("t2", "again", NOW))
+    await store.keys.add(ApiKey("k1", "t2", "name", NOW), "d" * 64)
+    assert await store.keys.team_of("d" * 64) == "t2"
+    assert await store.keys.team_of("e" * 64) is None
     with pytest.raises(Conflict):
-        await store.add_key("k2", "no such team", "name", "f" * 64, NOW)
-    assert await store.team_name("none") is None
+        await store.keys.add(ApiKey("k2", "no such team", "name", NOW), "f" * 64)
+    assert await store.keys.team_name("none") is None
 
 
 async def test_a_hundred_writers_at_once_all_get_through(store: Store) -> None:

@@ -15,6 +15,7 @@ from atoll.config import Settings
 from atoll.control.app import create_app
 from atoll.control.auth import Authenticator
 from atoll.control.orders import Policy
+from atoll.control.outbound import parse_networks
 from atoll.control.plane import ControlPlane
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
@@ -41,10 +42,17 @@ async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socke
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
         ) as node,
-        ControlPlane(store=store, nodes=[node], policy=policy, keep_sandboxes=settings.keep_sandboxes) as control,
+        ControlPlane(
+            store=store,
+            nodes=[node],
+            policy=policy,
+            logs_dir=settings.data_dir / "logs",
+            webhook_networks=parse_networks(settings.webhook_allow_private),
+            keep_sandboxes=settings.keep_sandboxes,
+        ) as control,
     ):
         node.subscribe(control.services.sandboxes)
-        edge = Edge(node, create_app(control.services, Authenticator(keys, store)), domains=[domain])
+        edge = Edge(node, create_app(control.services, Authenticator(keys, store.keys)), domains=[domain])
         await edge.listen(sock)
         try:
             yield edge

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ DEFAULT_TEAM_ID = "00000000-0000-4000-8000-000000000001"
 """The team that every configured key belongs to. A UUID, as E2B's team ids are."""
 
 API_KEY_FILE = "api-key"
+_USE_NOTED_EVERY = timedelta(minutes=1)
 _USABLE_KEY = re.compile(r"[\x21-\x7e]{1,512}")
 
 
@@ -36,8 +38,12 @@ class Caller:
 class KeyStore(Protocol):
     """Where further keys are kept; the store."""
 
-    async def team_of_key(self, digest: str) -> str | None:
+    async def team_of(self, digest: str) -> str | None:
         """The team whose key has this SHA-256 hex digest."""
+        ...
+
+    async def used(self, digest: str, at: datetime) -> None:
+        """Notes when the key was last used."""
         ...
 
 
@@ -47,6 +53,7 @@ class Authenticator:
     def __init__(self, configured: Iterable[str], keys: KeyStore) -> None:
         self._configured = tuple(digest_of(key) for key in configured)
         self._keys = keys
+        self._used: dict[str, datetime] = {}
 
     async def authenticate(self, key: str | None) -> Caller:
         """Raises Unauthorized."""
@@ -57,10 +64,19 @@ class Authenticator:
         known = [hmac.compare_digest(digest, one) for one in self._configured]
         if any(known):
             return Caller(DEFAULT_TEAM_ID, key)
-        team_id = await self._keys.team_of_key(digest)
+        team_id = await self._keys.team_of(digest)
         if team_id is None:
             raise Unauthorized("the API key is not known here")
+        await self._note_use(digest)
         return Caller(team_id, key)
+
+    async def _note_use(self, digest: str) -> None:
+        """To the minute is enough: not every request pays for a write."""
+        now = datetime.now(UTC)
+        noted = self._used.get(digest)
+        if noted is None or now - noted >= _USE_NOTED_EVERY:
+            self._used[digest] = now
+            await self._keys.used(digest, now)
 
 
 def digest_of(key: str) -> str:

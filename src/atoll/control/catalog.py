@@ -47,6 +47,11 @@ class TemplateService:
             raise TemplateNotFound(name[:200], tuple(sorted({t.template_id for t in self._listing.by_name.values()})))
         return found
 
+    def build_of(self, template_id: str) -> str:
+        """The id of its build, as of the last look; "" if it was not there."""
+        found = self._listing.by_name.get(template_id)
+        return found.build_id if found is not None else ""
+
     def holders(self, template_id: str) -> frozenset[str]:
         """The nodes that have it, as of the last look."""
         return self._listing.holders.get(template_id, frozenset())

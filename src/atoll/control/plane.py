@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from atoll.control.background import Background
 from atoll.control.clock import Clock, SystemClock
+from atoll.control.courier import Courier
+from atoll.control.journal import Journal
+from atoll.control.keys import KeyService
+from atoll.control.logbook import Logbook
+from atoll.control.outbound import Network, Outbound
 from atoll.control.services import Policy, SandboxService, Services, TeamService, TemplateService
 from atoll.control.store import Store
+from atoll.control.webhooks import EventService
 from atoll.model.seams import NodeClient
 
 
@@ -21,13 +28,15 @@ class ControlPlane:
         async with (
             Store(settings.database_url or default_url(settings.data_dir)) as store,
             Supervisor(data_dir=..., templates=..., isolation=..., keep_sandboxes=...) as node,
-            ControlPlane(store=store, nodes=[node], policy=..., keep_sandboxes=...) as control,
+            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., keep_sandboxes=...) as control,
         ):
             node.subscribe(control.services.sandboxes)
-            app = create_app(control.services, Authenticator(configured_keys(settings.api_keys, data_dir), store))
+            app = create_app(control.services, Authenticator(configured_keys(settings.api_keys, data_dir), store.keys))
             ...  # serve; the edge's RouteTable is `node`
 
     Args:
+        logs_dir: where the logs of sandboxes are kept; made when it is needed.
+        webhook_networks: what webhooks may reach besides public addresses.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
 
@@ -37,14 +46,19 @@ class ControlPlane:
         store: Store,
         nodes: Sequence[NodeClient],
         policy: Policy | None = None,
+        logs_dir: Path,
+        webhook_networks: Sequence[Network] = (),
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
     ) -> None:
         clock = clock or SystemClock()
+        outbound = Outbound(webhook_networks)
         self._keep = keep_sandboxes
         self._background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes)
+        self._courier = Courier(store.events, clock, outbound)
+        self._journal = Journal(store, clock, self._courier, templates.build_of)
         sandboxes = SandboxService(
             store=store,
             nodes=nodes,
@@ -52,14 +66,23 @@ class ControlPlane:
             policy=policy or Policy(),
             clock=clock,
             background=self._background,
+            journal=self._journal,
+            logbook=Logbook(logs_dir),
         )
-        self.services = Services(sandboxes=sandboxes, templates=templates, teams=TeamService(store))
+        self.services = Services(
+            sandboxes=sandboxes,
+            templates=templates,
+            teams=TeamService(store),
+            keys=KeyService(store.keys, clock),
+            events=EventService(store.events, clock, outbound),
+        )
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._background)
             await self.services.sandboxes.recover()
-            housekeeping = [self._background.keep_running(life) for life in self.services.sandboxes.housekeeping()]
+            lives = [*self.services.sandboxes.housekeeping(), self._journal.run(), self._courier.run()]
+            housekeeping = [self._background.keep_running(life) for life in lives]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self
@@ -78,3 +101,4 @@ class ControlPlane:
             task.cancel()
         if not self._keep:
             await self.services.sandboxes.end_all()
+        await self._journal.flush()

@@ -22,12 +22,20 @@ from atoll.control.catalog import TemplateService
 from atoll.control.clock import Clock
 from atoll.control.expiry import Expiry
 from atoll.control.holdings import Holdings
+from atoll.control.journal import Journal
+from atoll.control.keys import KeyService
 from atoll.control.listing import ListQuery, Page, select_page
+from atoll.control.log_query import LogQuery, select
+from atoll.control.logbook import Logbook
+from atoll.control.metering import Meter, Series
 from atoll.control.orders import CreateOrder, Policy, check_order, check_timeout
 from atoll.control.placement import NodeLoad, choose_node
 from atoll.control.recovery import decide
 from atoll.control.store import Idempotency, Store
+from atoll.control.webhooks import EventService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError, SandboxGone, SandboxNotFound
+from atoll.model.events import EventType
+from atoll.model.logs import LogEntry
 from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.seams import NodeClient, NodeCreate
 from atoll.model.template import Template
@@ -42,6 +50,7 @@ KILL_PAUSE_S = 1.0
 RETRY_S = 30.0
 """Between attempts at an end that the machine, not the caller, stands in the way of."""
 ENDED_ROWS_KEPT = timedelta(days=7)
+EVENTS_KEPT = 100_000
 _SWEEP_EVERY_S = 3600.0
 
 _log = structlog.get_logger("atoll.control")
@@ -59,6 +68,8 @@ class SandboxService:
         policy: Policy,
         clock: Clock,
         background: Background,
+        journal: Journal,
+        logbook: Logbook,
     ) -> None:
         self.policy = policy
         self.clock = clock
@@ -68,6 +79,9 @@ class SandboxService:
         self._templates = templates
         self._expiry = Expiry(clock, self._on_due)
         self._holdings = Holdings(policy.max_sandboxes)
+        self._journal = journal
+        self._logbook = logbook
+        self._meter = Meter(clock, self._holdings.all, self._read_stats)
         self._unfinished: dict[str, EndReason] = {}
         self._something_unfinished = asyncio.Event()
         self._ending: dict[str, asyncio.Future[bool]] = {}
@@ -141,6 +155,7 @@ class SandboxService:
             await self._undo(record, node, error)
             raise
         self._expiry.set(record.sandbox_id, record.end_at)
+        self._journal.note(EventType.CREATED, record.sandbox_id)
         steps = {
             "add": (added - began) * 1000,
             "node": (ready - added) * 1000,
@@ -210,13 +225,36 @@ class SandboxService:
         """One page of the team's sandboxes."""
         return select_page(await self._store.in_states(VISIBLE, caller.team_id), query)
 
-    async def stats(self, caller: Caller, sandbox_id: str) -> tuple[SandboxRecord, SandboxStats]:
-        """A reading taken now. Raises SandboxNotFound."""
+    async def metrics(self, caller: Caller, sandbox_id: str) -> tuple[SandboxRecord, Series]:
+        """Readings since it began (or since the server did), the last one of now. Raises SandboxNotFound."""
         record = await self.get(caller, sandbox_id)
         try:
-            return record, await self._nodes[record.node_id].stats(record.sandbox_id)
+            return record, await self._meter.history(record.sandbox_id)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error
+
+    async def _read_stats(self, sandbox_id: str) -> SandboxStats:
+        node_id = self._holdings.node_of(sandbox_id)
+        if node_id is None:
+            raise SandboxGone(sandbox_id)
+        return await self._nodes[node_id].stats(sandbox_id)
+
+    async def logs(self, caller: Caller, sandbox_id: str, query: LogQuery) -> list[LogEntry]:
+        """Of a sandbox that runs, up to now; of one that has ended, as long as it is remembered.
+
+        Raises SandboxNotFound.
+        """
+        plain = plain_id(sandbox_id)
+        record = await self._store.find(plain) if plain is not None else None
+        if record is None or record.team_id != caller.team_id or record.state is SandboxState.CREATING:
+            raise SandboxNotFound(sandbox_id[:100])
+        if record.state in VISIBLE:
+            await self._nodes[record.node_id].flush_logs(record.sandbox_id)
+        return select(await self._logbook.read(record.sandbox_id), query)
+
+    async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
+        """NodeEvents."""
+        self._logbook.append(sandbox_id, entries)
 
     # Time
 
@@ -244,6 +282,7 @@ class SandboxService:
         if not await self._store.set_end_at(record.sandbox_id, record.end_at):
             raise SandboxNotFound(record.sandbox_id)
         self._expiry.set(record.sandbox_id, record.end_at)
+        self._journal.note(EventType.UPDATED, record.sandbox_id, set_timeout=record.end_at.isoformat())
 
     # End
 
@@ -265,8 +304,9 @@ class SandboxService:
         """NodeEvents: its guest died."""
         if await self._store.end(sandbox_id, reason, self.clock.now()):
             _log.warning("sandbox.ended", sandbox_id=sandbox_id, reason=reason.value, detail=detail)
+            self._journal.note(EventType.KILLED, sandbox_id)
         self._expiry.forget(sandbox_id)
-        self._holdings.release(sandbox_id)
+        self._release(sandbox_id)
 
     def _on_due(self, sandbox_id: str) -> None:
         self._background.begin(self._expire(sandbox_id))
@@ -305,9 +345,16 @@ class SandboxService:
         node_id = self._holdings.node_of(sandbox_id)
         if node_id is not None:
             await self._kill_on_node(node_id, sandbox_id, reason)
-        await self._store.end(sandbox_id, reason, self.clock.now())
-        self._holdings.release(sandbox_id)
+        if await self._store.end(sandbox_id, reason, self.clock.now()):
+            self._journal.note(EventType.KILLED, sandbox_id)
+        self._release(sandbox_id)
         _log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason.value)
+
+    def _release(self, sandbox_id: str) -> None:
+        """It is gone: its place in the quota is free, and nothing of it stays in memory."""
+        self._holdings.release(sandbox_id)
+        self._meter.forget(sandbox_id)
+        self._logbook.close(sandbox_id)
 
     def _finish_later(self, sandbox_id: str, reason: EndReason) -> None:
         self._unfinished[sandbox_id] = reason
@@ -369,6 +416,8 @@ class SandboxService:
             if verdict.reason is not None:
                 free_key = verdict.reason is EndReason.CREATE_FAILED
                 await self._store.end(sandbox_id, verdict.reason, self.clock.now(), free_key=free_key)
+                if not free_key:
+                    self._journal.note(EventType.KILLED, sandbox_id)
             else:
                 await self._store.transition(sandbox_id, verdict.state)
         if verdict.state in VISIBLE:
@@ -378,13 +427,16 @@ class SandboxService:
 
     def housekeeping(self) -> list[Coroutine[None, None, None]]:
         """Work that runs as long as the control plane does."""
-        return [self._expiry.run(), self._finish_what_failed(), self._sweep()]
+        return [self._expiry.run(), self._finish_what_failed(), self._sweep(), self._meter.run()]
 
     async def _sweep(self) -> None:
         while True:
             await self.clock.sleep(_SWEEP_EVERY_S)
             try:
-                await self._store.forget_ended(self.clock.now() - ENDED_ROWS_KEPT)
+                before = self.clock.now() - ENDED_ROWS_KEPT
+                await self._store.forget_ended(before)
+                await self._store.events.forget(before, EVENTS_KEPT)
+                await self._logbook.forget(before)
             except Exception:
                 _log.exception("control.sweep_failed")
 
@@ -397,7 +449,7 @@ class TeamService:
 
     async def name(self, caller: Caller) -> str:
         """The caller's own team's."""
-        return await self._store.team_name(caller.team_id) or caller.team_id
+        return await self._store.keys.team_name(caller.team_id) or caller.team_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +459,8 @@ class Services:
     sandboxes: SandboxService
     templates: TemplateService
     teams: TeamService
+    keys: KeyService
+    events: EventService
 
 
 def new_sandbox_id() -> str:

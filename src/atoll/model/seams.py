@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from atoll.model.logs import LogEntry
 from atoll.model.sandbox import EndReason, GuestConfig, Limits, SandboxStats
 from atoll.model.template import Template
 
@@ -70,6 +71,10 @@ class NodeClient(Protocol):
         """One reading from the host's side. Raises SandboxGone."""
         ...
 
+    async def flush_logs(self, sandbox_id: str) -> None:
+        """What the sandbox has logged so far reaches NodeEvents before this returns. Bounded in time; never raises."""
+        ...
+
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """All that are alive on this node now."""
         ...
@@ -84,6 +89,10 @@ class NodeEvents(Protocol):
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """A sandbox ended by itself (its guest died). Not called for a kill that control asked for."""
+        ...
+
+    async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
+        """New entries of its log, by number. After a restart of the server some come a second time."""
         ...
 
 

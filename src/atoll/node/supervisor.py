@@ -24,12 +24,14 @@ import structlog
 from atoll.isolation import registry
 from atoll.isolation.base import IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, SandboxGone
+from atoll.model.logs import LogEntry
 from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, start_backend
 from atoll.node.driver import Ended, SandboxDriver
+from atoll.node.log_tail import LogTail
 from atoll.node.record import NodeRecord
 from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
@@ -46,6 +48,8 @@ class _Live:
     tier: str
     handle: SandboxHandle | None = None
     route: Route | None = None
+    tail: LogTail | None = None
+    tailing: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +271,8 @@ class Supervisor:
         if live is None:
             return False
         live.route = None
+        if live.tail is not None:
+            await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
 
     async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
@@ -279,6 +285,12 @@ class Supervisor:
         if handle is None:
             raise SandboxGone(sandbox_id, "it is still being made")
         return await handle.stats()
+
+    async def flush_logs(self, sandbox_id: str) -> None:
+        """See NodeClient.flush_logs."""
+        live = self._live.get(sandbox_id)
+        if live is not None and live.tail is not None:
+            await live.tail.drain()
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
@@ -327,6 +339,8 @@ class Supervisor:
 
     def _publish(self, live: _Live, handle: SandboxHandle, record: NodeRecord) -> None:
         live.handle = handle
+        live.tail = LogTail(handle, self._tell_logged)
+        live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {record.sandbox_id}")
         live.route = Route(
             sandbox_id=record.sandbox_id,
             dial=handle.dial,
@@ -345,6 +359,8 @@ class Supervisor:
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
             live.route = None
+            if live.tailing is not None:
+                live.tailing.cancel()
             self._live.pop(live.driver.sandbox_id, None)
         if ended is None or ended.asked:
             return
@@ -361,6 +377,14 @@ class Supervisor:
             await self._events.sandbox_ended(ended.sandbox_id, EndReason.DIED, ended.detail)
         except Exception:
             _log.exception("node.event_lost", sandbox_id=ended.sandbox_id)
+
+    async def _tell_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
+        if self._events is None:
+            return
+        try:
+            await self._events.sandbox_logged(sandbox_id, entries)
+        except Exception:
+            _log.exception("node.logs_lost", sandbox_id=sandbox_id, entries=len(entries))
 
     async def _end_unwanted(self, driver: SandboxDriver) -> None:
         await asyncio.wait([driver.started])

@@ -6,11 +6,14 @@ the functions at the end and leaves with its aliases and without empty fields. N
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atoll.model.logs import LogEntry as LogEntryModel
 from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
@@ -181,6 +184,11 @@ class SandboxesWithMetrics(_Out):
     sandboxes: dict[str, SandboxMetric]
 
 
+class LogLine(_Out):
+    timestamp: datetime
+    line: str
+
+
 class LogEntry(_Out):
     timestamp: datetime
     level: str
@@ -191,7 +199,7 @@ class LogEntry(_Out):
 class SandboxLogs(_Out):
     """GET /sandboxes/{id}/logs."""
 
-    logs: list[dict[str, str]]
+    logs: list[LogLine]
     log_entries: list[LogEntry] = Field(serialization_alias="logEntries")
 
 
@@ -266,6 +274,38 @@ class Team(_Out):
     is_default: bool = Field(default=True, serialization_alias="isDefault")
 
 
+class NewKey(_In):
+    """POST /api-keys, PATCH /api-keys/{id}."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class KeyMask(BaseModel):
+    """What of a key may be shown again."""
+
+    prefix: str
+    value_length: int = Field(serialization_alias="valueLength")
+    masked_value_prefix: str = Field(serialization_alias="maskedValuePrefix")
+    masked_value_suffix: str = Field(serialization_alias="maskedValueSuffix")
+
+
+class TeamKey(BaseModel):
+    """GET /api-keys. `createdBy` and `lastUsed` may be null, so nulls are kept."""
+
+    id: str
+    name: str
+    mask: KeyMask
+    created_at: datetime = Field(serialization_alias="createdAt")
+    created_by: None = Field(default=None, serialization_alias="createdBy")
+    last_used: datetime | None = Field(default=None, serialization_alias="lastUsed")
+
+
+class CreatedTeamKey(TeamKey):
+    """POST /api-keys: the only time that the key itself is told."""
+
+    key: str
+
+
 class Error(_Out):
     """Every error's body; made by `wire.errors`."""
 
@@ -334,6 +374,23 @@ def metric(stats: SandboxStats, cpu_count: int, at: datetime) -> SandboxMetric:
         disk_used=stats.disk_used or 0,
         disk_total=stats.disk_total,
     )
+
+
+def log_entry(entry: LogEntryModel) -> LogEntry:
+    """One entry."""
+    return LogEntry(timestamp=entry.at, level=entry.level.value, message=entry.message, fields=dict(entry.fields))
+
+
+def logs(entries: Sequence[LogEntryModel]) -> SandboxLogs:
+    """v1: each entry twice, for readers of lines and of entries."""
+    lines = [
+        LogLine(
+            timestamp=entry.at,
+            line=json.dumps({**entry.fields, "level": entry.level.value, "message": entry.message}, ensure_ascii=False),
+        )
+        for entry in entries
+    ]
+    return SandboxLogs(logs=lines, log_entries=[log_entry(entry) for entry in entries])
 
 
 def template(one: TemplateModel) -> Template:

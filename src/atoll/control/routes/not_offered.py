@@ -55,16 +55,10 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (T, "template tags", "GET", "/templates/{template_id}/tags/{tag}/assignments"),
     (N, "team metrics", "GET", "/teams/{team_id}/metrics"),
     (N, "team metrics", "GET", "/teams/{team_id}/metrics/max"),
-    (N, "managing API keys", "GET POST", "/api-keys"),
-    (N, "managing API keys", "PATCH DELETE", "/api-keys/{key_id}"),
     (N, "access tokens", "POST", "/access-tokens"),
     (N, "access tokens", "DELETE", "/access-tokens/{token_id}"),
     (N, "listing nodes", "GET", "/nodes"),
     (N, "listing nodes", "GET POST", "/nodes/{node_id}"),
-    (N, "lifecycle events", "GET", "/events/sandboxes"),
-    (N, "lifecycle events", "GET", "/events/sandboxes/{sandbox_id}"),
-    (N, "webhooks", "GET POST", "/events/webhooks"),
-    (N, "webhooks", "GET PATCH DELETE", "/events/webhooks/{webhook_id}"),
 )
 
 

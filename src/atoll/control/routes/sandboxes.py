@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Response
 
 from atoll.control.listing import ListQuery, parse_metadata, parse_page_token
+from atoll.control.log_query import MAX_LIMIT, LogQuery
 from atoll.control.routes import ordering
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
 from atoll.control.services import Services
 from atoll.model.errors import InvalidRequest, SandboxNotFound
+from atoll.model.logs import LogLevel
 from atoll.model.sandbox import SandboxRecord, SandboxState
 from atoll.wire import rest
 
@@ -19,11 +21,13 @@ router = APIRouter(tags=["sandboxes"])
 
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_.:-]{1,255}$")]
 UnixSeconds = Annotated[int | None, Query(ge=0)]
+UnixMilliseconds = Annotated[int | None, Query(ge=0)]
 
 _ONE = {200: {"model": rest.Sandbox}, **FAILURES}
 _MADE = {201: {"model": rest.Sandbox}, **FAILURES}
 _LIST = {200: {"model": list[rest.ListedSandbox]}, **FAILURES}
 _MAX_BATCH = 100
+_MAX_LOGS = 10_000
 _ALL = 1_000_000
 
 
@@ -118,9 +122,11 @@ async def metrics_of_many(
     readings = {}
     for sandbox_id in ids:
         try:
-            readings[sandbox_id] = await _reading(services, caller, sandbox_id)
+            record, series = await services.sandboxes.metrics(caller, sandbox_id)
         except SandboxNotFound:
             continue
+        if series.last is not None:
+            readings[sandbox_id] = rest.metric(series.last.stats, record.limits.cpu_count, series.last.at)
     return reply(rest.SandboxesWithMetrics(sandboxes=readings))
 
 
@@ -170,32 +176,42 @@ async def resume(sandbox_id: str, services: ServicesHere, caller: CallerHere) ->
 async def metrics_of_one(
     sandbox_id: str, services: ServicesHere, caller: CallerHere, start: UnixSeconds = None, end: UnixSeconds = None
 ) -> Response:
-    """No history is kept: one reading, taken now, if now lies between `start` and `end`."""
-    reading = await _reading(services, caller, sandbox_id)
-    now = reading.timestamp_unix
-    inside = (start is None or start <= now) and (end is None or now <= end)
-    return reply_list([reading] if inside else [])
+    """Readings taken every few seconds since it began, and one of now; `start` and `end` are Unix seconds."""
+    record, series = await services.sandboxes.metrics(caller, sandbox_id)
+    readings = series.between(start, end)
+    return reply_list([rest.metric(one.stats, record.limits.cpu_count, one.at) for one in readings])
 
 
 @router.get("/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogs}, **FAILURES})
-async def logs_v1(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
-    """Empty: what commands print goes to whoever started them and is kept nowhere."""
-    await services.sandboxes.get(caller, sandbox_id)
-    return reply(rest.SandboxLogs(logs=[], log_entries=[]))
+async def logs_v1(
+    sandbox_id: str,
+    services: ServicesHere,
+    caller: CallerHere,
+    start: UnixMilliseconds = None,
+    limit: Annotated[int, Query(ge=0, le=_MAX_LOGS)] = 1000,
+) -> Response:
+    """From `start` on, oldest first; each entry also as a line of JSON, which the CLI prints."""
+    entries = await services.sandboxes.logs(caller, sandbox_id, LogQuery(cursor_ms=start, limit=limit))
+    return reply(rest.logs(entries))
 
 
 @router.get("/v2/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogsV2}, **FAILURES})
-async def logs_v2(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
-    """Empty, as v1."""
-    await services.sandboxes.get(caller, sandbox_id)
-    return reply(rest.SandboxLogsV2(logs=[]))
+async def logs_v2(
+    sandbox_id: str,
+    services: ServicesHere,
+    caller: CallerHere,
+    cursor: UnixMilliseconds = None,
+    limit: Annotated[int, Query(ge=0, le=MAX_LIMIT)] = 1000,
+    direction: Literal["forward", "backward"] = "forward",
+    level: LogLevel = LogLevel.DEBUG,
+    search: Annotated[str, Query(max_length=256)] = "",
+) -> Response:
+    """One page, either way from `cursor`; also of a sandbox that has ended, as long as it is remembered."""
+    query = LogQuery(cursor, direction == "backward", level, search, limit)
+    entries = await services.sandboxes.logs(caller, sandbox_id, query)
+    return reply(rest.SandboxLogsV2(logs=[rest.log_entry(one) for one in entries]))
 
 
 def _made(record: SandboxRecord, services: Services) -> Response:
     headers = {"X-Atoll-Notice": ordering.AUTO_PAUSE_NOTICE} if record.auto_pause else None
     return reply(rest.sandbox(record, services.sandboxes.policy.domain), 201, headers)
-
-
-async def _reading(services: Services, caller: CallerHere, sandbox_id: str) -> rest.SandboxMetric:
-    record, stats = await services.sandboxes.stats(caller, sandbox_id)
-    return rest.metric(stats, record.limits.cpu_count, services.sandboxes.clock.now())

@@ -1,4 +1,4 @@
-"""The store: one row per sandbox, teams, keys. Every write is one statement and one commit.
+"""The store: one row per sandbox; `keys` and `events` are further tables. Every write is one statement and one commit.
 
 Reads and writes are typed in the model's words. Decides nothing, but does enforce the lifecycle table: a transition is
 an UPDATE that only matches a row whose state allows it, so two that race cannot both win.
@@ -16,7 +16,9 @@ from sqlalchemy import Connection, Executable, RowMapping, bindparam, delete, in
 from sqlalchemy.exc import IntegrityError
 
 from atoll.control.store.database import Database, open_database
-from atoll.control.store.schema import api_keys, sandboxes, teams
+from atoll.control.store.events import EventTables
+from atoll.control.store.keys import KeyTables
+from atoll.control.store.schema import sandboxes
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
@@ -53,9 +55,13 @@ class Store:
     def __init__(self, url: str) -> None:
         self._url = url
         self._database: Database
+        self.keys: KeyTables
+        self.events: EventTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url)
+        self.keys = KeyTables(self._database)
+        self.events = EventTables(self._database)
         return self
 
     async def __aexit__(
@@ -141,36 +147,6 @@ class Store:
             sandboxes.c.state == SandboxState.ENDED.value, sandboxes.c.ended_at < before
         )
         return await self._database.run(lambda connection: _write(connection, statement))
-
-    # Teams and keys
-
-    async def team_name(self, team_id: str) -> str | None:
-        """None: there is no such team."""
-        statement = select(teams.c.name).where(teams.c.team_id == team_id)
-        rows = await self._database.run(lambda connection: _read(connection, statement))
-        return rows[0]["name"] if rows else None
-
-    async def team_of_key(self, digest: str) -> str | None:
-        """The team of the key with this SHA-256 hex digest."""
-        statement = select(api_keys.c.team_id).where(api_keys.c.digest == digest)
-        rows = await self._database.run(lambda connection: _read(connection, statement))
-        return rows[0]["team_id"] if rows else None
-
-    async def add_team(self, team_id: str, name: str, at: datetime) -> None:
-        """Raises Conflict if there is one of that id."""
-        row = {"team_id": team_id, "name": name, "created_at": at}
-        try:
-            await self._database.run(lambda connection: _write(connection, insert(teams), row))
-        except IntegrityError as error:
-            raise Conflict(f"team {team_id!r} exists already") from error
-
-    async def add_key(self, key_id: str, team_id: str, name: str, digest: str, at: datetime) -> None:
-        """`digest`: the key's SHA-256 in hex. Raises Conflict: the id or the key exists, or the team does not."""
-        row = {"key_id": key_id, "team_id": team_id, "name": name, "digest": digest, "created_at": at}
-        try:
-            await self._database.run(lambda connection: _write(connection, insert(api_keys), row))
-        except IntegrityError as error:
-            raise Conflict(f"API key {key_id!r} cannot be added to team {team_id!r}") from error
 
 
 def _write(connection: Connection, statement: Executable, values: Mapping[str, Any] | None = None) -> int:

@@ -1,0 +1,205 @@
+"""The tables of lifecycle events, webhooks and deliveries. Decides nothing; every write is one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Executable, RowMapping, delete, func, insert, select, update
+
+from atoll.control.store.database import Database
+from atoll.control.store.schema import deliveries, events, webhooks
+from atoll.model.events import Delivery, DeliveryState, Event, EventType, Webhook
+
+Body = Mapping[str, Any]
+
+
+class EventTables:
+    """Part of the Store, on its database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Events
+
+    async def add(self, happened: Sequence[tuple[Event, Body]]) -> None:
+        """In this order, each with the body that the API shows."""
+        rows = [
+            {
+                "event_id": event.event_id,
+                "team_id": event.team_id,
+                "sandbox_id": event.sandbox_id,
+                "type": event.type.value,
+                "at": event.at,
+                "body": dict(body),
+            }
+            for event, body in happened
+        ]
+        await self._write(insert(events).values(rows))
+
+    async def listed(
+        self,
+        team_id: str,
+        *,
+        sandbox_id: str | None = None,
+        types: Sequence[EventType] = (),
+        offset: int = 0,
+        limit: int = 100,
+        ascending: bool = False,
+    ) -> list[Body]:
+        """A team's, or one of its sandboxes', newest first unless asked."""
+        statement = select(events.c.body).where(events.c.team_id == team_id)
+        if sandbox_id is not None:
+            statement = statement.where(events.c.sandbox_id == sandbox_id)
+        if types:
+            statement = statement.where(events.c.type.in_([one.value for one in types]))
+        order = events.c.number.asc() if ascending else events.c.number.desc()
+        rows = await self._read(statement.order_by(order).offset(offset).limit(limit))
+        return [row["body"] for row in rows]
+
+    async def forget(self, before: datetime, keep: int) -> None:
+        """Deletes events and finished deliveries older than that, and all events but the newest `keep`."""
+        await self._write(delete(events).where(events.c.at < before))
+        newest = select(func.max(events.c.number)).scalar_subquery()
+        await self._write(delete(events).where(events.c.number <= newest - keep))
+        await self._write(
+            delete(deliveries).where(
+                deliveries.c.state != DeliveryState.PENDING.value, deliveries.c.created_at < before
+            )
+        )
+
+    # Webhooks
+
+    async def add_webhook(self, webhook: Webhook) -> None:
+        """A new one."""
+        await self._write(insert(webhooks).values(webhook_id=webhook.webhook_id, **_webhook_row(webhook)))
+
+    async def change_webhook(self, webhook: Webhook) -> bool:
+        """All but its id. False: it is gone."""
+        statement = update(webhooks).where(webhooks.c.webhook_id == webhook.webhook_id)
+        return bool(await self._write(statement.values(**_webhook_row(webhook))))
+
+    async def remove_webhook(self, webhook_id: str) -> bool:
+        """With its deliveries. False: it is gone already."""
+        return bool(await self._write(delete(webhooks).where(webhooks.c.webhook_id == webhook_id)))
+
+    async def webhooks(self, team_id: str | None = None) -> list[Webhook]:
+        """A team's, or everybody's, oldest first."""
+        statement = select(webhooks).order_by(webhooks.c.created_at, webhooks.c.webhook_id)
+        if team_id is not None:
+            statement = statement.where(webhooks.c.team_id == team_id)
+        return [_to_webhook(row) for row in await self._read(statement)]
+
+    async def webhook(self, webhook_id: str) -> Webhook | None:
+        """None: there is none."""
+        rows = await self._read(select(webhooks).where(webhooks.c.webhook_id == webhook_id))
+        return _to_webhook(rows[0]) if rows else None
+
+    # Deliveries
+
+    async def add_deliveries(self, new: Sequence[Delivery]) -> None:
+        """In one statement. Raises IntegrityError if a webhook is gone."""
+        await self._write(insert(deliveries).values([_delivery_row(one) for one in new]))
+
+    async def due(self, now: datetime, limit: int) -> list[Delivery]:
+        """Those whose time has come, the longest waiting first."""
+        statement = (
+            select(deliveries)
+            .where(deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.next_at <= now)
+            .order_by(deliveries.c.next_at)
+            .limit(limit)
+        )
+        return [_to_delivery(row) for row in await self._read(statement)]
+
+    async def next_due(self) -> datetime | None:
+        """When the next attempt is wanted; None: nothing waits."""
+        statement = (
+            select(deliveries.c.next_at)
+            .where(deliveries.c.state == DeliveryState.PENDING.value)
+            .order_by(deliveries.c.next_at)
+            .limit(1)
+        )
+        rows = await self._read(statement)
+        return rows[0]["next_at"] if rows else None
+
+    async def change_delivery(self, delivery: Delivery) -> bool:
+        """How it went. False: its webhook is gone, and so is it."""
+        statement = update(deliveries).where(deliveries.c.delivery_id == delivery.delivery_id)
+        return bool(await self._write(statement.values(**_delivery_row(delivery))))
+
+    async def deliveries_of(self, webhook_id: str, limit: int, offset: int) -> list[Delivery]:
+        """The log of one webhook, newest first."""
+        statement = (
+            select(deliveries)
+            .where(deliveries.c.webhook_id == webhook_id)
+            .order_by(deliveries.c.created_at.desc(), deliveries.c.delivery_id)
+            .offset(offset)
+            .limit(limit)
+        )
+        return [_to_delivery(row) for row in await self._read(statement)]
+
+    async def _write(self, statement: Executable) -> int:
+        return await self._database.run(lambda connection: connection.execute(statement).rowcount)
+
+    async def _read(self, statement: Executable) -> Sequence[RowMapping]:
+        return await self._database.run(lambda connection: connection.execute(statement).mappings().all())
+
+
+def _webhook_row(webhook: Webhook) -> dict[str, Any]:
+    return {
+        "team_id": webhook.team_id,
+        "name": webhook.name,
+        "url": webhook.url,
+        "enabled": webhook.enabled,
+        "events": [one.value for one in webhook.events],
+        "secret": webhook.secret,
+        "created_at": webhook.created_at,
+    }
+
+
+def _to_webhook(row: RowMapping) -> Webhook:
+    return Webhook(
+        webhook_id=row["webhook_id"],
+        team_id=row["team_id"],
+        name=row["name"],
+        url=row["url"],
+        enabled=row["enabled"],
+        events=tuple(EventType(one) for one in row["events"]),
+        created_at=row["created_at"],
+        secret=row["secret"],
+    )
+
+
+def _delivery_row(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery.delivery_id,
+        "webhook_id": delivery.webhook_id,
+        "event_id": delivery.event_id,
+        "event_type": delivery.event_type,
+        "payload": delivery.payload,
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "created_at": delivery.created_at,
+        "next_at": delivery.next_at,
+        "status_code": delivery.status_code,
+        "error": delivery.error,
+        "finished_at": delivery.finished_at,
+    }
+
+
+def _to_delivery(row: RowMapping) -> Delivery:
+    return Delivery(
+        delivery_id=row["delivery_id"],
+        webhook_id=row["webhook_id"],
+        event_id=row["event_id"],
+        event_type=row["event_type"],
+        payload=row["payload"],
+        state=DeliveryState(row["state"]),
+        attempts=row["attempts"],
+        created_at=row["created_at"],
+        next_at=row["next_at"],
+        status_code=row["status_code"],
+        error=row["error"],
+        finished_at=row["finished_at"],
+    )

@@ -1,0 +1,75 @@
+"""What happens to sandboxes, and who wants to be told: lifecycle events, webhooks, deliveries. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+
+class EventType(StrEnum):
+    """E2B's names."""
+
+    CREATED = "sandbox.lifecycle.created"
+    UPDATED = "sandbox.lifecycle.updated"
+    PAUSED = "sandbox.lifecycle.paused"
+    RESUMED = "sandbox.lifecycle.resumed"
+    KILLED = "sandbox.lifecycle.killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. `data` is E2B's `eventData`; `build_id` is "" where the template is gone."""
+
+    event_id: str
+    type: EventType
+    team_id: str
+    sandbox_id: str
+    template_id: str
+    build_id: str
+    execution_id: str
+    at: datetime
+    data: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where a team wants events to be sent. The secret signs them; it is never shown again."""
+
+    webhook_id: str
+    team_id: str
+    name: str
+    url: str
+    enabled: bool
+    events: tuple[EventType, ...]
+    created_at: datetime
+    secret: str = field(repr=False)
+
+
+class DeliveryState(StrEnum):
+    """PENDING: it will be tried (again) at `next_at`."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one webhook, and how that went so far."""
+
+    delivery_id: str
+    webhook_id: str
+    event_id: str
+    event_type: str
+    payload: str = field(repr=False)
+    state: DeliveryState
+    attempts: int
+    created_at: datetime
+    next_at: datetime | None = None
+    status_code: int | None = None
+    error: str | None = None
+    finished_at: datetime | None = None
