@@ -55,8 +55,9 @@ def table(facts: dict[str, object], rows: Sequence[Row]) -> str:
     found = {(line.benchmark, line.subject): line for line in summarise(rows)}
     lines = [
         f"Measured on {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB, {facts['system']}, "
-        f"kernel {facts['kernel']}, cgroup {facts['cgroups']}; p50 / p95; each floor in the same run, in turns "
-        f"(`make bench`; raw rows in `benchmarks/results/`).",
+        f"kernel {facts['kernel']}, cgroup {facts['cgroups']}, load {facts['load_before']} before and "
+        f"{facts['load_after']} after; p50 / p95; each floor in the same run, in turns (`make bench`; raw rows in "
+        f"`benchmarks/results/`).",
         "",
         "| | Atoll | floor | Atoll ÷ floor | goal |",
         "|---|---|---|---|---|",

@@ -45,6 +45,7 @@ def main() -> int:
             rows += found
             for line in summarise(found):
                 print(f"  {line.benchmark:45} {line.subject:36} p50 {line.p50:9.3f}  p95 {line.p95:9.3f} {line.unit}")
+    facts["load_after"] = round(os.getloadavg()[0], 2)
     text = render.table(facts, rows)
     print("\n" + text)
     if arguments.quick or arguments.only:
