@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -86,6 +86,10 @@ class BackendConfig:
     """The backend's own directory for sockets and records that belong to no single sandbox."""
     guest_entry: str = "atoll.guest.main:main"
     """Import path of the guest, called in the sandbox's first process as main(listener, config)."""
+    tools_dir: Path | None = None
+    """Where programs lie that `atoll doctor --fix` has unpacked for us; None: only the machine's own are used."""
+    environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The server's environment: PATH, and the settings that belong to one tier alone (each tier documents its own)."""
 
 
 @dataclass(frozen=True, slots=True)
