@@ -157,12 +157,13 @@ class Group:
     v2: Path | None
     v2_controllers: frozenset[str]
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
+        """Its directory in every hierarchy in use."""
         return [*dict.fromkeys(self.v1.values()), *([self.v2] if self.v2 else [])]
 
     def create(self) -> None:
         """Makes the directories. Raises OSError."""
-        for path in self._paths():
+        for path in self.paths():
             path.mkdir(exist_ok=True)
 
     def join_descriptors(self) -> list[int]:
@@ -172,7 +173,7 @@ class Group:
         """
         descriptors: list[int] = []
         try:
-            for path in self._paths():
+            for path in self.paths():
                 descriptors.append(os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
         except OSError:
             for descriptor in descriptors:
@@ -220,7 +221,7 @@ class Group:
     def processes(self) -> set[int]:
         """Every process in the group, by pid as the host sees it."""
         found: set[int] = set()
-        for path in self._paths():
+        for path in self.paths():
             found.update(int(pid) for pid in (_read(path / "cgroup.procs") or "").split())
         return found
 
@@ -271,7 +272,7 @@ class Group:
     def try_remove(self) -> bool:
         """Removes the directories; False while some still holds a dying process."""
         gone = True
-        for path in self._paths():
+        for path in self.paths():
             try:
                 path.rmdir()
             except FileNotFoundError:

@@ -1,0 +1,49 @@
+"""The limit of processes, kept from inside, for tiers whose processes the host cannot count (gVisor).
+
+The sandbox's own kernel does the counting and refusing; the guest only holds two descriptors of its pids controller,
+which nobody else inside can open any more. The host reads and sets through the control port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from atoll.wire.http import HttpError, Request, Response
+
+ROUTES = (("GET", "/quota"), ("POST", "/quota"))
+_MAX_BODY = 4096
+_descriptors: dict[str, int] = {}
+
+
+def adopt(directory: str, pids: int) -> None:
+    """From now on the pids controller mounted at `directory` is ours. Before the guest starts. Raises OSError."""
+    for name, flags in (("pids.current", os.O_RDONLY), ("pids.max", os.O_RDWR)):
+        _descriptors[name] = os.open(f"{directory}/{name}", flags | os.O_CLOEXEC)
+    _write_limit(pids)
+
+
+def is_held() -> bool:
+    """Whether this guest keeps the limit."""
+    return bool(_descriptors)
+
+
+async def read(request: Request) -> Response:
+    """`GET /quota` (control port): how many processes there are now."""
+    return Response.json({"pids": int(os.pread(_descriptors["pids.current"], 64, 0))})
+
+
+async def change(request: Request) -> Response:
+    """`POST /quota` (control port): a new limit of processes."""
+    try:
+        pids = json.loads(await request.body.read(_MAX_BODY))["pids"]
+        if type(pids) is not int or pids < 1:
+            raise ValueError("pids must be a positive number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise HttpError(400, f"malformed quota: {error}") from error
+    _write_limit(pids)
+    return Response(204)
+
+
+def _write_limit(pids: int) -> None:
+    os.pwrite(_descriptors["pids.max"], str(pids).encode(), 0)

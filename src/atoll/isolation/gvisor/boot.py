@@ -1,0 +1,171 @@
+"""The sandbox's first process inside gVisor, from its start until it is the guest. Runs once, never returns.
+
+    started ── guest imported, socket bound ──► waiting        (nothing of a user known yet; this is what a pool keeps)
+    waiting ── the host's word on the first connection ──► finish: name, /etc, limits, capabilities ──► guest main()
+
+The host moves the socket file out of the shared directory before it says a word, and `finish` covers that directory
+with an empty one: nobody inside can reach the guest's socket, which trusts whoever connects.
+
+Standard library only, and `atoll.guest`, `atoll.isolation.linux`: it runs from the bundle (see bundle.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from atoll.guest import quota
+from atoll.isolation.linux import caps, syscalls
+from atoll.isolation.linux.caps import Cap
+from atoll.model.sandbox import GuestConfig, Limits
+
+SHARED = "/.atoll/io"
+SOCKET = "guest.sock"
+CGROUPS = "/sys/fs/cgroup"
+"""The only place where runsc mounts its own controllers."""
+_MNT_DETACH = 2
+_MS_RDONLY = 1
+_CONFIG_MAX = 32 << 20
+_OPEN_FILES = (65536, 1048576)
+
+KEPT_CAPABILITIES = frozenset(
+    {
+        Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.KILL, Cap.SETGID, Cap.SETUID, Cap.SETPCAP,
+        Cap.SETFCAP, Cap.NET_BIND_SERVICE, Cap.SYS_CHROOT,
+    }
+)  # fmt: skip
+"""What the sandbox's root has, as in the namespaces tier. (Without NET_RAW: ping would need a network anyway.)"""
+
+BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
+"""Held until `finish` is done: unmounting, naming the host, raising limits."""
+
+
+def main() -> NoReturn:
+    """argv[1]: the import path of the guest (module:function)."""
+    module, _, function = sys.argv[1].partition(":")
+    guest = getattr(importlib.import_module(module), function)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"{SHARED}/{SOCKET}")
+    listener.listen(1024)
+    config = _take_over(listener)
+    status = 1
+    try:
+        guest(listener, config)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _take_over(listener: socket.socket) -> GuestConfig:
+    """Waits for the host's word, prepares, answers. Ends the process when it cannot be done."""
+    connection, _ = listener.accept()
+    with connection:
+        try:
+            told = _receive(connection)
+            config = guest_from_json(told["guest"])
+            _finish(config)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+            os._exit(1)
+        connection.sendall(b"{}\n")
+    return config
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = connection.recv(1 << 20)
+        if not piece or len(data) > _CONFIG_MAX:
+            raise EOFError("the host's word broke off")
+        data += piece
+    told: dict[str, Any] = json.loads(data)
+    return told
+
+
+def guest_from_json(value: dict[str, Any]) -> GuestConfig:
+    """Raises TypeError for unknown fields."""
+    return GuestConfig(**{**value, "limits": Limits(**value["limits"])})
+
+
+def _finish(config: GuestConfig) -> None:
+    os.environ.clear()
+    os.setsid() if os.getsid(0) != os.getpid() else None
+    socket.sethostname(config.hostname)
+    _write_etc(config.hostname)
+    quota.adopt(f"{CGROUPS}/pids", config.limits.pids)
+    for place in reversed(_mounts_below(CGROUPS)):
+        syscalls.call("umount2", place.encode(), _MNT_DETACH, subject=place)
+    if left := _mounts_below(CGROUPS):
+        raise OSError(f"{', '.join(left)} cannot be unmounted")
+    _cover(SHARED)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = _OPEN_FILES[1] if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES[0], hard), hard))
+    for number in range(_last_cap() + 1):
+        if number not in KEPT_CAPABILITIES:
+            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+    caps.limit_own(KEPT_CAPABILITIES)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+
+
+def _cover(place: str) -> None:
+    """Hides a mount for good under an empty, read-only one. (Unmounted, it would take the bound socket with it.)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = b"mode=0000,size=4k"
+    if libc.mount(b"none", place.encode(), b"tmpfs", _MS_RDONLY, options) != 0:
+        raise OSError(ctypes.get_errno(), "cannot be covered", place)
+
+
+def _mounts_below(*places: str) -> list[str]:
+    with open("/proc/self/mounts") as table:
+        points = [line.split()[1] for line in table]
+    return [point for point in points if any(point == place or point.startswith(place + "/") for place in places)]
+
+
+def _last_cap() -> int:
+    """gVisor has no file that tells; the bounding set knows no number beyond the last."""
+    libc = ctypes.CDLL(None)
+    number = 0
+    while number < 63 and libc.prctl(syscalls.PR_CAPBSET_READ, number + 1, 0, 0, 0) >= 0:
+        number += 1
+    return number
+
+
+def _write_etc(hostname: str) -> None:
+    hosts = f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    # No network here: look-ups fail at once instead of timing out.
+    resolver = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
+    for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
+        _write_file(f"/etc/{name}", text.encode())
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.symlink("/.atoll/guest/bin/sudo", "/usr/local/bin/sudo")
+
+
+def _write_file(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError:  # a symbolic link, as systemd's resolv.conf is
+        os.unlink(path)
+        descriptor = os.open(path, flags, 0o644)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,139 @@
+"""Run in a fresh interpreter, as host root: prepares one sandbox's cgroup and mounts, then becomes `runsc run`.
+
+Everything is made in a mount namespace of its own: when runsc's helpers have taken what they need, the rest goes with
+this process, and no mount is ever seen, or left behind, in the host's own mount namespace.
+
+The order comes as JSON on standard input (see `Order`); standard output and error go where the caller put them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+from atoll.isolation.linux import mounts, syscalls
+from atoll.isolation.linux.fork import fork_into, map_ids
+
+UPPER = "upper"
+WORK = "work"
+IO = "io"
+STATE = "runsc"
+BUNDLE = "bundle"
+_STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be launched. All paths absolute; `stage` names the scratch mount point that `config` speaks of."""
+
+    place: str
+    """The sandbox's own directory (0700)."""
+    lowers: list[str]
+    runtime: str
+    id_base: int
+    ids: int
+    groups: list[str]
+    """cgroup.procs files to write ourselves into."""
+    stage: str
+    command: list[str]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def choose_stage(needed: list[str]) -> str:
+    """A directory that a scratch file system may hide without hiding anything that runsc needs. Raises OSError."""
+    for place in _STAGES:
+        used = any(os.path.realpath(path).startswith(place + "/") for path in needed)
+        if os.path.isdir(place) and not os.path.islink(place) and not used:
+            return place
+    raise OSError(f"every one of {', '.join(_STAGES)} is missing or in use")
+
+
+def main() -> NoReturn:
+    """Ends as runsc does; prints the reason and ends with 1 when it does not come to that."""
+    try:
+        order = Order(**json.load(sys.stdin))
+        for path in order.groups:
+            with open(path, "w") as procs:
+                procs.write("0")
+        _mount(order)
+    except Exception as error:
+        print(f"launch: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.execv(order.command[0], order.command)
+
+
+def _mount(order: Order) -> None:
+    userns = _user_namespace(order.id_base, order.ids)
+    syscalls.keep_capabilities_on_id_change()
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    mounts.make_private()
+    for name, mode in ((UPPER, 0o755), (WORK, 0o700), (IO, 0o700)):
+        _fresh(f"{order.place}/{name}", mode, keep=name == UPPER)
+    _prepare_upper(order)
+    own = mounts.clone(order.place, userns=userns)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    upper, work = (os.open(name, flags, dir_fd=own) for name in (UPPER, WORK))
+    layers = [mounts.clone(path, userns=userns) for path in order.lowers]
+    # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
+    with syscalls.acting_as(order.id_base):
+        root = mounts.overlay(layers, upper, work, volatile=True)
+    shared = mounts.clone(f"{order.place}/{IO}", userns=userns)
+    runtime = mounts.clone(order.runtime, attributes=mounts.RDONLY)
+    # The helpers are unprivileged: what they open must lie where anybody may go, which the place itself is not.
+    scratch = mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")])
+    mounts.attach_and_close(scratch, mounts.AT_FDCWD, order.stage)
+    for name, mount in (("root", root), ("io", shared), ("guest", runtime)):
+        os.mkdir(f"{order.stage}/{name}", 0o755)
+        mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
+    for descriptor in (userns, own, upper, work, *layers):
+        os.close(descriptor)
+
+
+def _fresh(path: str, mode: int, *, keep: bool) -> None:
+    """An empty directory; `keep`: one that is there already stays as it is."""
+    if not keep:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+
+
+def _prepare_upper(order: Order) -> None:
+    """Mount points for runsc, and a /tmp that is not empty: over an empty one it would put a file system in memory.
+
+    A layer may hold a symbolic link under any of these names; then the template is not for this tier.
+    """
+    upper = f"{order.place}/{UPPER}"
+    for name, mode in ((".atoll", 0o755), (".atoll/io", 0o700), (".atoll/guest", 0o755)):
+        _fresh(f"{upper}/{name}", mode, keep=True)
+    for name in ("tmp", "proc", "sys", "dev"):
+        if any(os.path.islink(f"{lower}/{name}") for lower in order.lowers):
+            raise NotADirectoryError(f"/{name} of the template is a symbolic link")
+        _fresh(f"{upper}/{name}", 0o1777 if name == "tmp" else 0o755, keep=True)
+    _fresh(f"{upper}/tmp/.X11-unix", 0o1777, keep=True)
+
+
+def _user_namespace(id_base: int, ids: int) -> int:
+    """A descriptor of a user namespace with our map; held by nothing else."""
+    child = fork_into(syscalls.CLONE_NEWUSER)
+    if child.pid == 0:
+        while True:
+            signal.pause()
+    try:
+        map_ids(child.pid, id_base, ids)
+        return os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        syscalls.pidfd_kill(child.pidfd)
+        os.waitpid(child.pid, 0)
+        os.close(child.pidfd)

@@ -1,0 +1,72 @@
+"""What runsc is told, as an OCI bundle's config.json and as flags. Pure: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atoll.isolation.gvisor import bundle
+from atoll.isolation.gvisor.boot import BOOT_CAPABILITIES, CGROUPS, KEPT_CAPABILITIES, SHARED
+from atoll.model.sandbox import Limits
+
+HOST_IDS_PER_SANDBOX = 65536
+_PERIOD_US = 100_000
+
+
+def config(*, root: str, shared: str, runtime: str, entry: str, id_base: int, limits: Limits) -> dict[str, Any]:
+    """The container: its own root, the guest as first process, a user namespace at `id_base`, no network."""
+    capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
+    ids = [{"containerID": 0, "hostID": id_base, "size": HOST_IDS_PER_SANDBOX}]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": bundle.command(entry),
+            "env": [f"{name}={value}" for name, value in bundle.environment().items()],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 1048576}],
+        },
+        "root": {"path": root},
+        "hostname": "sandbox",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+            {"destination": CGROUPS, "type": "cgroup", "source": "cgroup"},
+            {"destination": SHARED, "type": "bind", "source": shared, "options": ["rw"]},
+            {"destination": bundle.AT, "type": "bind", "source": runtime, "options": ["ro"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user")],
+            "uidMappings": ids,
+            "gidMappings": ids,
+            "resources": {
+                "cpu": {"quota": limits.cpu_count * _PERIOD_US, "period": _PERIOD_US},
+                "memory": {"limit": limits.memory_mib << 20},
+            },
+        },
+    }
+
+
+def flags(state: str, *, platform: str, known: Sequence[str], log: Path | None = None) -> list[str]:
+    """runsc's global flags. `known` are the flags of this release: what it does not know is left out."""
+    wanted: Mapping[str, str] = {
+        "root": state,
+        "platform": platform,
+        "network": "none",
+        # Limits are ours to set: runsc knows neither mixed hierarchies nor a group that is there already.
+        "ignore-cgroups": "true",
+        # The root is an overlay of the host's already, so that what is written can be kept and counted.
+        "overlay2": "none",
+        # The guest may bind its socket where the host sees it; nobody inside may connect to a socket of the host.
+        "host-uds": "create",
+        # With it the sentry opens host files itself: faster, but the filter must let it, and (2024) symlinks have faults.
+        "directfs": "false",
+        "host-fifo": "none",
+        "cpu-num-from-quota": "true",
+        "allow-suid": "true",
+    }
+    chosen = [f"--{name}={value}" for name, value in wanted.items() if name in known]
+    return [*chosen, f"--log={log}"] if log is not None else chosen

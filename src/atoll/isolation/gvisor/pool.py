@@ -1,0 +1,114 @@
+"""Sandboxes started ahead of need, for the template that was asked for last.
+
+A cold start takes some tenths of a second, most of it gVisor's and the interpreter's; one that waits only needs to be
+told who it is. Restoring a checkpoint was measured slower than this and not much faster than a cold start.
+
+Owns what waits. It is used by one backend, in one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from atoll.isolation.gvisor.start import Means, Waiting, discard, launch_waiting
+from atoll.isolation.linux.recorded import has_ended
+from atoll.model.errors import AtollError
+from atoll.model.sandbox import Limits
+
+_log = structlog.get_logger("atoll.gvisor")
+
+_REFILL_AFTER_S = 0.05
+_AFTER_FAILURE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What cannot be changed once a sandbox waits: its layers (by identity too) and what the sentry tells of CPUs."""
+
+    lowers: tuple[str, ...]
+    identities: tuple[tuple[int, int], ...]
+    cpu_count: int
+
+    @staticmethod
+    def of(lowers: Sequence[Path], limits: Limits) -> Kind:
+        """Raises OSError: a layer is missing."""
+        paths = tuple(str(path.absolute()) for path in lowers)
+        found = [os.stat(path) for path in paths]  # one may have been built anew under its old path
+        return Kind(paths, tuple((one.st_dev, one.st_ino) for one in found), limits.cpu_count)
+
+
+class Pool:
+    """`size` 0 keeps nothing ready."""
+
+    def __init__(self, means: Means, place: Path, size: int) -> None:
+        self._means = means
+        self._place = place
+        self._size = size
+        self._ready: list[tuple[Kind, Waiting]] = []
+        self._wanted: tuple[Kind, Limits] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def ready(self) -> int:
+        """How many wait now."""
+        return len(self._ready)
+
+    def groups(self) -> set[str]:
+        """The groups of those that wait."""
+        return {waiting.group.name for _, waiting in self._ready}
+
+    async def take(self, kind: Kind, limits: Limits) -> Waiting | None:
+        """One that waits, if there is one of that kind; the pool then refills itself with such."""
+        self._wanted = (kind, limits)
+        found: Waiting | None = None
+        for entry in list(self._ready):
+            if has_ended(entry[1].pidfd):
+                self._ready.remove(entry)
+                await discard(self._means, entry[1])
+            elif entry[0] == kind and found is None:
+                self._ready.remove(entry)
+                found = entry[1]
+        self._refill_soon()
+        return found
+
+    async def aclose(self) -> None:
+        """Ends all that wait. Idempotent."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        ready, self._ready = self._ready, []
+        await asyncio.gather(*(discard(self._means, waiting) for _, waiting in ready))
+
+    def _refill_soon(self) -> None:
+        if self._size and not self._closed and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._refill())
+
+    async def _refill(self) -> None:
+        """One at a time: whoever waits for a sandbox now needs the processors more."""
+        while self._wanted is not None and not self._closed:
+            await asyncio.sleep(_REFILL_AFTER_S)
+            kind, limits = self._wanted
+            others = [entry for entry in self._ready if entry[0] != kind]
+            if len(self._ready) - len(others) >= self._size:
+                return
+            for entry in others:
+                self._ready.remove(entry)
+                await discard(self._means, entry[1])
+            try:
+                place = self._place / secrets.token_hex(6)
+                self._ready.append((kind, await launch_waiting(self._means, kind.lowers, limits, place)))
+            except AtollError as error:
+                _log.warning("gvisor.not_kept_ready", error=str(error))
+                await asyncio.sleep(_AFTER_FAILURE_S)
+                return

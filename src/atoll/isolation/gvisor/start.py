@@ -1,0 +1,289 @@
+"""One gVisor sandbox from nothing to "waiting for the host's word", and from there to a running guest.
+
+    launch ──► Waiting (runsc runs, the guest is imported, nothing of a user known) ──► take_over ──► guest runs
+                  └── discard
+
+The line on which the word is given is connected at once and held: when the server dies, waiting ones end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from atoll.isolation.base import GUEST_SOCKET
+from atoll.isolation.gvisor import launch, oci
+from atoll.isolation.gvisor.runsc import Runsc
+from atoll.isolation.linux import guest_socket, recorded
+from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.id_ranges import IdRanges
+from atoll.isolation.linux.run_records import RunRecords
+from atoll.model.errors import CreateFailed
+from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+
+LAUNCH_WITHIN_S = 30.0
+_TAKE_OVER_WITHIN_S = 20.0
+_DIE_WITHIN_S = 7.0
+_POLL_S = 0.003
+_BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from atoll.isolation.gvisor.launch import main; main()"
+LOG = "guest.log"
+
+_OVERHEAD_MIB = 96
+"""What the sentry and its helpers may use beside the sandbox's own memory, which is charged to the same group."""
+
+_HOST_TASKS = (1024, 4)
+"""The sentry's threads and stubs: the group's limit is this many and so many per process of the sandbox. Only a second
+net: the sandbox's own limit is kept by the sentry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every launch of one backend uses."""
+
+    runsc: Runsc
+    platform: str
+    runtime: Path
+    entry: str
+    cgroups: Cgroups
+    records: RunRecords
+    ids: IdRanges
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A sandbox without an owner yet. Owns `line` and `pidfd`."""
+
+    group: Group
+    id_base: int
+    place: Path
+    pid: int
+    pidfd: int
+    line: socket.socket
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def host_limits(limits: Limits) -> Limits:
+    """What the group of a sandbox with these limits gets."""
+    base, each = _HOST_TASKS
+    return replace(limits, memory_mib=limits.memory_mib + _OVERHEAD_MIB, pids=base + each * limits.pids)
+
+
+async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, place: Path) -> Waiting:
+    """Starts one in `place`, which it makes if need be. Raises CreateFailed; nothing is left running then."""
+    stages = {"launch": time.monotonic()}
+    group = means.cgroups.group(f"g{secrets.token_hex(6)}")
+    id_base = means.ids.take()
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(_make_group, group, limits)
+        pid = await _run_launcher(means, group, id_base, lowers, limits, place)
+        stages["started"] = time.monotonic()
+        pidfd = os.pidfd_open(pid)
+        try:
+            facts = {"group": group.name, "id_base": id_base, "place": str(place), **recorded.describe(pid)}
+            means.records.write_record(group.name, facts)
+            line = await _connect(place, pidfd)
+        except BaseException:
+            os.close(pidfd)
+            raise
+    except BaseException as error:
+        await asyncio.shield(_undo(means, group, id_base, place))
+        if isinstance(error, OSError | ValueError | TimeoutError):
+            raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{_said(place)}") from error
+        raise
+    stages["waiting"] = time.monotonic()
+    return Waiting(group, id_base, place, pid, pidfd, line, stages)
+
+
+async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[str, Any]:
+    """Makes it the sandbox that `spec` asks for; returns its record. Raises CreateFailed; nothing is left then."""
+    try:
+        if waiting.place != spec.state_dir:
+            await asyncio.to_thread(_move, waiting.place, spec.state_dir)
+            waiting.place = spec.state_dir
+        await asyncio.to_thread(waiting.group.limit, host_limits(spec.limits))
+        word = json.dumps({"guest": _guest_to_json(spec.guest)}).encode() + b"\n"
+        answer = await asyncio.wait_for(_ask(waiting.line, word), _TAKE_OVER_WITHIN_S)
+        if answer.get("error"):
+            raise OSError(str(answer["error"])[:500])
+        record = {
+            "version": 1,
+            "sandbox_id": spec.sandbox_id,
+            "state_dir": str(spec.state_dir.absolute()),
+            "group": waiting.group.name,
+            "id_base": waiting.id_base,
+            "limits": limits_to_json(spec.limits),
+            **recorded.describe(waiting.pid),
+        }
+        means.records.write_record(waiting.group.name, record)
+    except BaseException as error:
+        os.close(waiting.pidfd)
+        await asyncio.shield(_undo(means, waiting.group, waiting.id_base, waiting.place))
+        if isinstance(error, OSError | ValueError | TimeoutError):
+            said = _said(waiting.place)
+            raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{said}") from error
+        raise
+    finally:
+        waiting.line.close()
+    waiting.stages["taken"] = time.monotonic()
+    return record
+
+
+async def discard(means: Means, waiting: Waiting) -> None:
+    """Ends one that nobody wants."""
+    waiting.line.close()
+    os.close(waiting.pidfd)
+    await _undo(means, waiting.group, waiting.id_base, waiting.place)
+    await asyncio.to_thread(shutil.rmtree, waiting.place, ignore_errors=True)
+
+
+async def end_group(group: Group) -> bool:
+    """Kills every process of the group and removes it. False when it cannot be emptied in time."""
+    deadline = time.monotonic() + _DIE_WITHIN_S
+    while True:
+        for pid in group.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        group.thaw()
+        if await asyncio.to_thread(group.try_remove):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL_S)
+
+
+def limits_to_json(limits: Limits) -> dict[str, int]:
+    """As `Limits(**value)` takes them."""
+    return {name: getattr(limits, name) for name in Limits.__slots__}
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _make_group(group: Group, limits: Limits) -> None:
+    group.create()
+    group.limit(host_limits(limits))
+
+
+async def _run_launcher(
+    means: Means, group: Group, id_base: int, lowers: tuple[str, ...], limits: Limits, place: Path
+) -> int:
+    bundle_dir, state = place / launch.BUNDLE, place / launch.STATE
+    for path in (bundle_dir, state):
+        path.mkdir(mode=0o700, exist_ok=True)
+    stage = launch.choose_stage([str(means.runsc.path), str(state), str(bundle_dir), *sys.path])
+    config = oci.config(
+        root=f"{stage}/root",
+        shared=f"{stage}/io",
+        runtime=f"{stage}/guest",
+        entry=means.entry,
+        id_base=id_base,
+        limits=limits,
+    )
+    (bundle_dir / "config.json").write_text(json.dumps(config))
+    pid_file = bundle_dir / "pid"
+    flags = oci.flags(str(state), platform=means.platform, known=sorted(means.runsc.flags))
+    order = launch.Order(
+        place=str(place),
+        lowers=list(lowers),
+        runtime=str(means.runtime),
+        id_base=id_base,
+        ids=oci.HOST_IDS_PER_SANDBOX,
+        groups=[str(path / "cgroup.procs") for path in group.paths()],
+        stage=stage,
+        command=[
+            str(means.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
+            group.name,
+        ],
+    )  # fmt: skip
+    with (place / LOG).open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", "-c", _BOOT, json.dumps(sys.path),
+            stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env={"PATH": os.defpath},
+        )  # fmt: skip
+    try:
+        await asyncio.wait_for(process.communicate(order.to_json().encode()), LAUNCH_WITHIN_S)
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    if process.returncode != 0:
+        raise OSError(f"runsc ended with {process.returncode}")
+    return int(pid_file.read_text())
+
+
+async def _connect(place: Path, pidfd: int) -> socket.socket:
+    """Waits for the guest's socket, takes it out of the sandbox's sight and connects."""
+    deadline = time.monotonic() + LAUNCH_WITHIN_S
+    inner, outer = place / launch.IO / GUEST_SOCKET, place / GUEST_SOCKET
+    while not inner.is_socket():
+        if recorded.has_ended(pidfd):
+            raise OSError("its first process ended")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the guest did not come up in time")
+        await asyncio.sleep(_POLL_S)
+    inner.rename(outer)
+    os.chmod(outer, 0o600)
+    while True:
+        try:
+            return await guest_socket.connect(outer, b"")
+        except ConnectionRefusedError:  # bound, and about to listen
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+
+
+async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(line, word)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        piece = await loop.sock_recv(line, 65536)
+        if not piece or len(answer) > 65536:
+            raise OSError("the guest ended before it was ready")
+        answer += piece
+    told = json.loads(answer)
+    return told if isinstance(told, dict) else {"error": "nonsense"}
+
+
+def _guest_to_json(config: GuestConfig) -> dict[str, Any]:
+    value = {name: getattr(config, name) for name in GuestConfig.__slots__}
+    return {**value, "env_vars": dict(config.env_vars), "limits": limits_to_json(config.limits)}
+
+
+def _move(place: Path, state_dir: Path) -> None:
+    """Into the directory that the node has made; mounts and sockets do not mind. Same file system."""
+    for entry in os.listdir(place):
+        os.rename(place / entry, state_dir / entry)
+    place.rmdir()
+
+
+async def _undo(means: Means, group: Group, id_base: int, place: Path) -> None:
+    await end_group(group)
+    means.records.forget(group.name)
+    means.ids.give_back(id_base)
+    with contextlib.suppress(OSError):
+        (place / GUEST_SOCKET).unlink()
+
+
+def _said(place: Path) -> str:
+    """The end of what the launcher, runsc or the guest said; from inside the sandbox as it may be: text for people."""
+    with contextlib.suppress(OSError):
+        with (place / LOG).open("rb") as log:
+            log.seek(max(0, os.path.getsize(place / LOG) - 400))
+            words = log.read().decode(errors="replace").strip().splitlines()
+        if words:
+            return f": {words[-1]}"
+    return ""

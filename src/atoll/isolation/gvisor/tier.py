@@ -1,0 +1,183 @@
+"""The gvisor tier as an IsolationBackend: runsc found and tried, a few sandboxes kept ready, one handle for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from atoll.isolation.base import (
+    GUEST_SOCKET,
+    BackendConfig,
+    Capability,
+    Finding,
+    IsolationBackend,
+    ReclaimReport,
+    SandboxHandle,
+)
+from atoll.isolation.gvisor import bundle, doctor, runsc, start
+from atoll.isolation.gvisor.handle import GvisorHandle
+from atoll.isolation.gvisor.pool import Kind, Pool
+from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.recorded import open_recorded
+from atoll.isolation.linux.run_records import RunRecords
+from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
+from atoll.model.sandbox import SandboxSpec
+
+READY = 2
+"""Sandboxes kept waiting. Each costs about 60 MB."""
+
+_COLD_AT_ONCE = 4
+"""A cold start is work for a whole processor: more at once only make all of them late."""
+
+_CAPABILITY_OF_CONTROLLER = {"memory": Capability.LIMITS_MEMORY, "cpu": Capability.LIMITS_CPU}
+
+
+class GvisorBackend(IsolationBackend):
+    """See IsolationBackend. `ready` is for tests and measurements."""
+
+    name = "gvisor"
+
+    def __init__(self, config: BackendConfig, *, ready: int = READY) -> None:
+        self._config = config
+        self._ready = ready
+        self._records = RunRecords(config.run_dir)
+        self._cgroups = Cgroups.probe(self._records.cgroup_base)
+        self._means: start.Means | None = None
+        self._pool: Pool | None = None
+        self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
+        self._handles: dict[int, GvisorHandle] = {}
+        self._closed = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """See IsolationBackend."""
+        found = {known for name, known in _CAPABILITY_OF_CONTROLLER.items() if name in self._cgroups.limited}
+        found.add(Capability.LIMITS_PIDS)  # the sentry's own pids controller
+        if self._cgroups.can_freeze:
+            found.add(Capability.FREEZE)
+        return frozenset(found)
+
+    async def doctor(self) -> list[Finding]:
+        """See IsolationBackend."""
+        return await doctor.examine(self._config, self._cgroups)
+
+    async def start(self) -> None:
+        """See IsolationBackend."""
+        if self._means is not None:
+            return
+        if os.geteuid() != 0:
+            raise BackendUnavailable("the gvisor tier needs root", hint="start `atoll serve` as root")
+        program = await runsc.find(self._config.environ, self._config.tools_dir)
+        runtimes = self._records.run_dir / "runtime"
+        try:
+            self._records.prepare()
+            runtimes.mkdir(exist_ok=True)
+            self._cgroups.prepare()
+        except OSError as error:
+            raise BackendUnavailable(f"the gvisor tier cannot be set up: {error}") from error
+        self._means = start.Means(
+            runsc=program,
+            platform=self._config.environ.get(runsc.PLATFORM_SETTING) or runsc.DEFAULT_PLATFORM,
+            runtime=await bundle.prepare(runtimes, self._config.guest_entry),
+            entry=self._config.guest_entry,
+            cgroups=self._cgroups,
+            records=self._records,
+            ids=IdRanges(read_delegated()),
+        )
+        self._pool = Pool(self._means, self._records.run_dir / "waiting", self._ready)
+
+    async def aclose(self) -> None:
+        """See IsolationBackend."""
+        self._closed = True
+        if self._pool is not None:
+            await self._pool.aclose()
+        for handle in list(self._handles.values()):
+            handle.detach()
+        self._handles.clear()
+        self._cgroups.remove_base()
+
+    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+        """See IsolationBackend."""
+        asked = time.monotonic()
+        if self._means is None or self._pool is None or self._closed:
+            raise CreateFailed("the gvisor tier is not started")
+        try:
+            kind = Kind.of(spec.lower_dirs, spec.limits)
+        except OSError as error:
+            raise CreateFailed(f"a layer of the template is missing: {error}") from error
+        if not kind.lowers:
+            raise CreateFailed("the template has no layers")
+        waiting = await self._pool.take(kind, spec.limits)
+        if waiting is None:
+            async with self._cold:
+                waiting = await start.launch_waiting(self._means, kind.lowers, spec.limits, spec.state_dir.absolute())
+        record = await start.take_over(self._means, waiting, spec)
+        handle = self._handle(record, waiting.pidfd)
+        handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
+        return handle
+
+    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+        """See IsolationBackend."""
+        sandbox_id = str(record.get("sandbox_id", "?"))
+        try:
+            if record.get("version") != 1 or Path(record["state_dir"]) != Path.cwd() / spec_state_dir:
+                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
+            pidfd = open_recorded(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
+        if pidfd is None:
+            raise SandboxGone(sandbox_id, "its kernel (the sentry) is no more")
+        if (known := self._handles.get(int(record["pid"]))) is not None:
+            os.close(pidfd)
+            return known
+        return self._handle(record, pidfd)
+
+    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+        """See IsolationBackend."""
+        waiting = self._pool.groups() if self._pool is not None else set()
+        kept: set[str] = set()
+        processes = groups = directories = 0
+        for group, record in list(self._records.records()):
+            if group in waiting:
+                continue
+            alive = False
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                if (pidfd := open_recorded(record)) is not None:
+                    os.close(pidfd)
+                    alive = True
+            if alive and record.get("sandbox_id") in keep:
+                kept.add(group)
+                continue
+            processes += alive
+            directories += 1
+            if place := record.get("state_dir"):
+                with contextlib.suppress(OSError):
+                    (Path(str(place)) / GUEST_SOCKET).unlink()
+            if group not in self._cgroups.names():
+                self._records.forget(group)
+        for group in sorted(self._cgroups.names() - kept - waiting):
+            groups += 1
+            await start.end_group(self._cgroups.group(group))
+            self._records.forget(group)
+        if not waiting:
+            await asyncio.to_thread(shutil.rmtree, self._records.run_dir / "waiting", ignore_errors=True)
+        return ReclaimReport(processes=processes, cgroups=groups, directories=directories)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _handle(self, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
+        handle = GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget)
+        self._handles[handle.pid] = handle
+        return handle
+
+    def _forget(self, handle: GvisorHandle) -> None:
+        self._handles.pop(handle.pid, None)
+        if self._means is not None:
+            self._means.ids.give_back(handle.id_base)
