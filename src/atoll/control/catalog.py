@@ -47,9 +47,9 @@ class TemplateService:
             raise TemplateNotFound(name[:200], tuple(sorted({t.template_id for t in self._listing.by_name.values()})))
         return found
 
-    def build_of(self, template_id: str) -> str:
-        """The id of its build, as of the last look; "" if it was not there."""
-        found = self._listing.by_name.get(template_id)
+    async def build_of(self, template_id: str) -> str:
+        """The id of its build; "" if it is not there any more."""
+        found = (await self._fresh()).by_name.get(template_id)
         return found.build_id if found is not None else ""
 
     def holders(self, template_id: str) -> frozenset[str]:

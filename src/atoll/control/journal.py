@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,7 +42,7 @@ class _Note:
 class Journal:
     """`note` from anywhere; `run` is its task; `flush` before the store closes."""
 
-    def __init__(self, store: Store, clock: Clock, courier: Courier, build_of: Callable[[str], str]) -> None:
+    def __init__(self, store: Store, clock: Clock, courier: Courier, build_of: Callable[[str], Awaitable[str]]) -> None:
         self._store = store
         self._clock = clock
         self._courier = courier
@@ -50,6 +50,7 @@ class Journal:
         self._notes: list[_Note] = []
         self._news = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._closed = False
 
     def note(self, kind: EventType, sandbox_id: str, **more: Any) -> None:
         """It has just happened. `more` goes into the event's data."""
@@ -57,14 +58,19 @@ class Journal:
         self._news.set()
 
     async def run(self) -> None:
-        """Until it is cancelled."""
-        while True:
+        """Until `close`. Not to be cancelled: what it is just writing would be lost."""
+        while not self._closed:
             await self._news.wait()
             self._news.clear()
             try:
                 await self.flush()
             except Exception:
                 _log.exception("events.not_written")
+
+    def close(self) -> None:
+        """Ends `run`. What is noted from now on needs a `flush`."""
+        self._closed = True
+        self._news.set()
 
     async def flush(self) -> None:
         """Writes what was noted so far."""
@@ -97,7 +103,7 @@ class Journal:
             team_id=record.team_id,
             sandbox_id=record.sandbox_id,
             template_id=record.template_id,
-            build_id=self._build_of(record.template_id),
+            build_id=await self._build_of(record.template_id),
             execution_id=str(uuid.uuid5(_EXECUTIONS, f"{record.sandbox_id}:{record.started_at.isoformat()}")),
             at=note.at,
             data=_data(note, record),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atoll.model.errors import InvalidRequest
+from atoll.model.network import NetworkPolicy
 
 MAX_METADATA_BYTES = 64 * 1024
 MAX_ENV_BYTES = 128 * 1024
@@ -32,7 +33,7 @@ class CreateOrder:
     env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     public_traffic: bool = True
     mask_request_host: str | None = None
-    allow_internet_access: bool = True
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
     auto_pause: bool = False
     idempotency_key: str | None = None
     request_digest: str = ""

@@ -23,6 +23,7 @@ from atoll.model.errors import Forbidden, InvalidRequest
 
 TIMEOUT_S = 10.0
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 _HEAD_MAX = 32 * 1024
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -65,7 +66,8 @@ def parse_target(url: str) -> Target:
         ascii_host = (host or "").encode("idna").decode() if host and ":" not in host else host or ""
     except (ValueError, UnicodeError) as error:
         raise InvalidRequest(f"url cannot be understood: {error}") from error
-    if parts.scheme not in ("http", "https") or not ascii_host:
+    # Looked at after the encoding: it turns some characters into spaces.
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(ascii_host):
         raise InvalidRequest("url must begin with http:// or https:// and name a host")
     if parts.username is not None or parts.password is not None:
         raise InvalidRequest("url must not hold a user or password", hint="the signature tells who sends")

@@ -79,9 +79,11 @@ class ControlPlane:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.services.sandboxes.recover()
-            lives = [*self.services.sandboxes.housekeeping(), self._journal.run(), self._courier.run()]
+            self._background.keep_running(self._journal.run())
+            lives = [*self.services.sandboxes.housekeeping(), self._courier.run()]
             housekeeping = [self._background.keep_running(life) for life in lives]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
@@ -101,4 +103,4 @@ class ControlPlane:
             task.cancel()
         if not self._keep:
             await self.services.sandboxes.end_all()
-        await self._journal.flush()
+        self._journal.close()

@@ -36,6 +36,7 @@ from atoll.control.webhooks import EventService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError, SandboxGone, SandboxNotFound
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
+from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.seams import NodeClient, NodeCreate
 from atoll.model.template import Template
@@ -207,7 +208,7 @@ class SandboxService:
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
-            allow_internet_access=order.allow_internet_access,
+            network=order.network,
             auto_pause=order.auto_pause,
         )
 
@@ -255,6 +256,30 @@ class SandboxService:
     async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
         """NodeEvents."""
         self._logbook.append(sandbox_id, entries)
+
+    # Network
+
+    async def set_network(self, caller: Caller, sandbox_id: str, network: NetworkPolicy) -> None:
+        """Replaces what it may reach, at once. Raises SandboxNotFound, NotOffered."""
+        record = await self.get(caller, sandbox_id)
+        # Written first: a restart in between must not bring the older, perhaps wider, policy back.
+        if not await self._store.set_network(record.sandbox_id, network):
+            raise SandboxNotFound(record.sandbox_id)
+        try:
+            await self._nodes[record.node_id].update_network(record.sandbox_id, network)
+        except SandboxGone as error:
+            raise SandboxNotFound(record.sandbox_id) from error
+        except AtollError:
+            await self._store.set_network(record.sandbox_id, record.network)
+            raise
+
+    async def connections(self, caller: Caller, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """What left it or tried to, oldest first. Raises SandboxNotFound."""
+        record = await self.get(caller, sandbox_id)
+        try:
+            return await self._nodes[record.node_id].connections(record.sandbox_id)
+        except SandboxGone as error:
+            raise SandboxNotFound(record.sandbox_id) from error
 
     # Time
 
@@ -499,4 +524,5 @@ def _node_create(record: SandboxRecord, order: CreateOrder, template: Template) 
         guest=guest,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
+        network=record.network,
     )

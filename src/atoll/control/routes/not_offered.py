@@ -29,7 +29,6 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (S, "pausing sandboxes", "POST", "/sandboxes/{sandbox_id}/pause"),
     (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
     (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
-    (S, "changing the network of a running sandbox", "PUT", "/sandboxes/{sandbox_id}/network"),
     (N, "secrets", "GET POST", "/secrets"),
     (N, "secrets", "GET POST DELETE", "/secrets/{secret_id}"),
     (N, "volumes", "GET POST", "/volumes"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from atoll.control.orders import CreateOrder
 from atoll.model.errors import Conflict, InvalidRequest, NotOffered
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxRecord, SandboxState
 from atoll.wire import rest
 
@@ -31,7 +32,7 @@ def order_from(
         env_vars=body.env_vars or {},
         public_traffic=network.allow_public_traffic is not False,
         mask_request_host=network.mask_request_host,
-        allow_internet_access=body.allow_internet_access is not False,
+        network=network_from(body.allow_internet_access, network),
         auto_pause=bool(body.auto_pause),
         idempotency_key=idempotency_key,
         request_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else "",
@@ -39,20 +40,32 @@ def order_from(
 
 
 def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> None:
-    """`denyOut` passes: a sandbox reaches nothing outside itself yet, so every denial holds."""
     unoffered = {
         "mcp": body.mcp,
         "iam": (body.iam or {}).get("tokens"),
         "volumeMounts": body.volume_mounts,
-        "network.allowOut": network.allow_out,
-        "network.rules": network.rules,
-        "network.egressProxy": network.egress_proxy,
-        "network.dnsServers": network.dns_servers,
         "network.httpsPorts": network.https_ports,
     }
     for name, value in unoffered.items():
         if value:
             raise NotOffered(f"{name} is not offered by this Atoll yet", hint="create the sandbox without it")
+
+
+def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> NetworkPolicy:
+    """What a create or an update of the network says. Raises InvalidRequest, NotOffered."""
+    if network.egress_proxy:
+        raise NotOffered("network.egressProxy is not offered by this Atoll", hint="leave it out: egress goes direct")
+    rules = network.rules or {}
+    return NetworkPolicy.checked(
+        allow_internet=allow_internet is not False,
+        allow_out=network.allow_out or (),
+        deny_out=network.deny_out or (),
+        dns_servers=network.dns_servers,
+        rules={
+            host: [rule.transform.headers or {} for rule in given or () if rule.transform is not None]
+            for host, given in rules.items()
+        },
+    )
 
 
 def states_from(parts: Sequence[str] | None) -> frozenset[SandboxState]:

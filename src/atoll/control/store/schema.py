@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -148,6 +148,7 @@ sandboxes = Table(
     # Idempotency-Key: at most one live use per team; emptied when the create fails, so that it may be tried again.
     Column("idempotency_key", String(255), nullable=True),
     Column("request_digest", String(64), nullable=True),
+    Column("network", JSON, nullable=True),  # NetworkPolicy; null: of an Atoll that knew allow_internet_access only
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )

@@ -21,6 +21,7 @@ from atoll.control.store.keys import KeyTables
 from atoll.control.store.schema import sandboxes
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
@@ -122,6 +123,15 @@ class Store:
         )
         return bool(await self._database.run(lambda connection: _write(connection, statement)))
 
+    async def set_network(self, sandbox_id: str, network: NetworkPolicy) -> bool:
+        """False: unknown or not running."""
+        statement = (
+            update(sandboxes)
+            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
+            .values(network=network.as_json(), allow_internet_access=network.allow_internet)
+        )
+        return bool(await self._database.run(lambda connection: _write(connection, statement)))
+
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
         rows = await self._database.run(lambda connection: _read(connection, _FIND, {"wanted_id": sandbox_id}))
@@ -179,11 +189,18 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "env_vars": dict(record.env_vars),
         "envd_access_token": record.envd_access_token,
         "traffic_access_token": record.traffic_access_token,
-        "allow_internet_access": record.allow_internet_access,
+        "allow_internet_access": record.network.allow_internet,
+        "network": record.network.as_json(),
         "auto_pause": record.auto_pause,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
+
+
+def _to_network(row: RowMapping) -> NetworkPolicy:
+    if row["network"] is None:
+        return NetworkPolicy(allow_internet=row["allow_internet_access"])
+    return NetworkPolicy.from_json(row["network"])
 
 
 def _to_record(row: RowMapping) -> SandboxRecord:
@@ -202,7 +219,7 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         env_vars=MappingProxyType(row["env_vars"]),
         envd_access_token=row["envd_access_token"],
         traffic_access_token=row["traffic_access_token"],
-        allow_internet_access=row["allow_internet_access"],
+        network=_to_network(row),
         auto_pause=row["auto_pause"],
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
