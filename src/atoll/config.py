@@ -28,6 +28,10 @@ def _list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in environ.get(name, "").split(",") if part.strip())
 
 
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    return Path(environ[name]).absolute() if environ.get(name) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -39,10 +43,14 @@ class Settings:
     ATOLL_API_KEYS       comma list; without it one key is generated into DATA_DIR/api-key
     ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR)
     ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
+    ATOLL_TLS            `auto`: the domain also over TLS (its port, else 443), by a CA of our own in DATA_DIR/tls
+    ATOLL_TLS_CERT, ATOLL_TLS_KEY   PEM files for the domain and *.domain to use instead
     ATOLL_LOG_LEVEL, ATOLL_LOG_FORMAT   info; `console` or `json`
     ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
+    ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
+                         address only where it stands there alone
     """
 
     data_dir: Path
@@ -53,11 +61,15 @@ class Settings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     database_url: str | None = field(default=None, repr=False)
     domain: str | None = None
+    tls: str = "off"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     log_level: str = "info"
     log_format: str = "console"
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     webhook_allow_private: tuple[str, ...] = ()
+    egress_allow_private: tuple[str, ...] = ()
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -77,9 +89,13 @@ class Settings:
             api_keys=_list(environ, "ATOLL_API_KEYS"),
             database_url=environ.get("ATOLL_DATABASE_URL"),
             domain=environ.get("ATOLL_DOMAIN"),
+            tls=environ.get("ATOLL_TLS", "off"),
+            tls_cert=_path(environ, "ATOLL_TLS_CERT"),
+            tls_key=_path(environ, "ATOLL_TLS_KEY"),
             log_level=environ.get("ATOLL_LOG_LEVEL", "info"),
             log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
             max_timeout_s=_positive(environ, "ATOLL_MAX_TIMEOUT_S", 86400),
             max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
+            egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
         )

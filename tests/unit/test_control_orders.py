@@ -57,10 +57,7 @@ def test_the_operator_sets_the_longest_timeout() -> None:
         {"mcp": {"exa": {}}},
         {"iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
-        {"network": {"allowOut": ["1.1.1.1"]}},
-        {"network": {"rules": {"a.example": []}}},
         {"network": {"egressProxy": {"address": "a:1"}}},
-        {"network": {"dnsServers": ["1.1.1.1"]}},
         {"network": {"httpsPorts": [443]}},
     ],
 )

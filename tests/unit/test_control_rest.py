@@ -195,6 +195,7 @@ BELOW_A_SANDBOX = [
     ("POST", "/fork", {}),
     ("POST", "/snapshots", {}),
     ("PUT", "/network", {}),
+    ("GET", "/network/connections", None),
     ("GET", "/metrics", None),
     ("GET", "/logs", None),
 ]
@@ -349,7 +350,6 @@ async def test_what_is_not_offered_says_so_and_which(world: World) -> None:
         ("POST", f"/sandboxes/{sandbox_id}/pause", "pausing"),
         ("POST", f"/sandboxes/{sandbox_id}/fork", "forking"),
         ("POST", f"/sandboxes/{sandbox_id}/snapshots", "snapshots"),
-        ("PUT", f"/sandboxes/{sandbox_id}/network", "network"),
         ("POST", "/v3/templates", "builds"),
         ("GET", "/volumes", "volumes"),
         ("POST", "/secrets", "secrets"),

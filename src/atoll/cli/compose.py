@@ -11,14 +11,18 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
 from atoll.control.app import create_app
 from atoll.control.auth import Authenticator
+from atoll.control.clients import ClientCensus
 from atoll.control.orders import Policy
 from atoll.control.outbound import parse_networks
 from atoll.control.plane import ControlPlane
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
+from atoll.model.errors import InvalidRequest
+from atoll.model.network import split_targets
 from atoll.node.images import TemplateStore
 from atoll.node.supervisor import Supervisor
 
@@ -27,13 +31,19 @@ EDGE_GRACE_S = 3.0
 
 
 @asynccontextmanager
-async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socket) -> AsyncIterator[Edge]:
-    """A whole server, listening on the bound `sock` within the block; takes over what an earlier server left.
+async def platform(
+    settings: Settings, keys: tuple[str, ...], sock: socket.socket, tls: TlsDomain | None = None
+) -> AsyncIterator[Edge]:
+    """A whole server, listening on the bound `sock` (and on `tls`'s) within the block; takes over what an earlier
+    server left.
 
     Raises BackendUnavailable (no isolation tier works here), PlatformError, OSError.
     """
-    domain = settings.domain or f"localhost:{sock.getsockname()[1]}"
+    domain = tls.domain if tls else settings.domain or f"localhost:{sock.getsockname()[1]}"
     policy = Policy(max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain)
+    egress_private, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
+    if names:
+        raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
     async with (
         Store(settings.database_url or default_url(settings.data_dir)) as store,
         Supervisor(
@@ -41,6 +51,7 @@ async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socke
             templates=TemplateStore(settings.templates_dir),
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
+            egress_allow_private=egress_private,
         ) as node,
         ControlPlane(
             store=store,
@@ -52,9 +63,12 @@ async def platform(settings: Settings, keys: tuple[str, ...], sock: socket.socke
         ) as control,
     ):
         node.subscribe(control.services.sandboxes)
-        edge = Edge(node, create_app(control.services, Authenticator(keys, store.keys)), domains=[domain])
-        await edge.listen(sock)
+        app = create_app(control.services, Authenticator(keys, store.keys))
+        edge = Edge(node, ClientCensus(app), domains=[domain])
         try:
+            await edge.listen(sock)
+            if tls is not None:
+                await edge.listen_tls(tls.sock, tls.context)
             yield edge
         finally:
             await edge.aclose(EDGE_GRACE_S)

@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import Any
 
+from atoll.guest import trust
 from atoll.guest.process_service import ProcessTable
 from atoll.guest.state import GuestState
 from atoll.wire.connect import ConnectError
@@ -44,6 +45,11 @@ class Init:
         """204. Fields that are absent stay as they are; `envVars` are merged; an empty `accessToken` lifts the rule."""
         given = _parse(await request.body.read(MAX_INIT))
         state = self._state
+        if given.get("caCertificate"):
+            try:
+                trust.install(given["caCertificate"], state.env_vars)
+            except OSError as error:
+                raise HttpError(500, f"the certificate cannot be installed: {error}") from error
         state.env_vars.update(given.get("envVars") or {})
         if "accessToken" in given:
             state.access_token = given["accessToken"] or None
@@ -61,7 +67,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise HttpError(400, f"malformed JSON: {error}") from error
     if not isinstance(given, dict):
         raise HttpError(400, "the body must be an object")
-    for name in ("accessToken", "defaultUser", "defaultWorkdir"):
+    for name in ("accessToken", "defaultUser", "defaultWorkdir", "caCertificate"):
         if not isinstance(given.get(name, ""), str | None):
             raise HttpError(400, f"{name} must be a string")
     envs = {} if given.get("envVars") is None else given["envVars"]

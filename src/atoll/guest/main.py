@@ -20,6 +20,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from atoll.guest import trust
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -67,6 +68,8 @@ async def serve(listener: socket.socket, config: GuestConfig, users: Users | Non
     loop = asyncio.get_running_loop()
     state = GuestState(config, users or Users())
     sys.stderr = Tee(state.log, sys.stderr)
+    if config.ca_certificate is not None:
+        trust.install(config.ca_certificate, state.env_vars)
     reaper = Reaper(loop)
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -120,6 +121,29 @@ class NetworkPolicy:
             tuple(servers) if servers is not None else None,
             MappingProxyType({host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()}),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConnection:
+    """One connection out of a sandbox (`protocol` "tcp"), or one question (`protocol` "dns").
+
+    `name`: what it called itself (TLS SNI, HTTP Host), or the name that was asked or answered; "" if none. `verdict` is
+    for people. Bytes without headers, as counted so far. `rewritten`: a rule added headers to it.
+    """
+
+    time: datetime
+    protocol: str
+    source_address: str
+    source_port: int
+    address: str
+    port: int
+    name: str
+    verdict: str
+    allowed: bool
+    bytes_out: int
+    bytes_in: int
+    rewritten: bool
+    closed_at: datetime | None
 
 
 def _check_targets(policy: NetworkPolicy) -> None:

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+from atoll.model.network import NetworkPolicy
+
 ENVD_PORT = 49983
 """The guest's envd protocol (process, filesystem, files). E2B's number."""
 
@@ -79,6 +81,8 @@ class GuestConfig:
     interpreter: bool = False
     """True where the template has a Jupyter kernel: the guest starts the default context at once, in the background."""
     limits: Limits = field(default_factory=Limits)
+    ca_certificate: str | None = None
+    """PEM that programs inside are to trust, where the gateway terminates TLS to carry out header rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class SandboxRecord:
     env_vars: Mapping[str, str] = field(default_factory=_empty, repr=False)
     envd_access_token: str | None = field(default=None, repr=False)
     traffic_access_token: str | None = field(default=None, repr=False)
-    allow_internet_access: bool = True
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
     auto_pause: bool = False
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

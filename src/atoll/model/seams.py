@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from atoll.model.logs import LogEntry
+from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, GuestConfig, Limits, SandboxStats
 from atoll.model.template import Template
 
@@ -35,6 +36,8 @@ class NodeCreate:
     """What traffic to user ports must carry (`Route.traffic_access_token`); None: public."""
     mask_request_host: str | None = None
     """`Route.mask_request_host`."""
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    """What it may reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,17 @@ class NodeClient(Protocol):
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """What the sandbox has logged so far reaches NodeEvents before this returns. Bounded in time; never raises."""
+        ...
+
+    async def update_network(self, sandbox_id: str, network: NetworkPolicy) -> None:
+        """Replaces what it may reach, at once; open connections that it forbids are cut.
+
+        Raises SandboxGone, NotOffered (its tier has no way out that could follow a policy).
+        """
+        ...
+
+    async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """What left it or tried to, oldest first, as far back as the node remembers. Raises SandboxGone."""
         ...
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -126,16 +126,7 @@ class SandboxDriver:
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
                 ) from error
             undo.push_async_callback(self._free, handle)
-            whole = NodeRecord(
-                sandbox_id=facts.sandbox_id,
-                tier=facts.tier,
-                template_id=facts.template_id,
-                envd_access_token=facts.envd_access_token,
-                traffic_access_token=facts.traffic_access_token,
-                mask_request_host=facts.mask_request_host,
-                handle=handle.record(),
-            )
-            records.write(self._state_dir, whole)
+            records.write(self._state_dir, replace(facts, handle=handle.record()))
             undo.pop_all()
             return handle
 

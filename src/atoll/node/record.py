@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atoll.model.network import NetworkPolicy
+
 RECORD = "record.json"
 VERSION = 1
 
@@ -27,6 +29,7 @@ class NodeRecord:
     envd_access_token: str | None = field(default=None, repr=False)
     traffic_access_token: str | None = field(default=None, repr=False)
     mask_request_host: str | None = None
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
     handle: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -36,7 +39,7 @@ _FIELDS = ("sandbox_id", "tier", "template_id", "envd_access_token", "traffic_ac
 def write(state_dir: Path, record: NodeRecord) -> None:
     """Raises OSError."""
     body: dict[str, Any] = {name: getattr(record, name) for name in _FIELDS}
-    body |= {"version": VERSION, "handle": dict(record.handle)}
+    body |= {"version": VERSION, "network": record.network.as_json(), "handle": dict(record.handle)}
     draft = str(state_dir / (RECORD + ".new"))
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -50,6 +53,10 @@ def read(state_dir: Path) -> NodeRecord | None:
         body = json.loads((state_dir / RECORD).read_text())
         if body["version"] != VERSION or body["sandbox_id"] != state_dir.name:
             return None
-        return NodeRecord(**{name: body[name] for name in _FIELDS}, handle=dict(body["handle"]))
+        return NodeRecord(
+            **{name: body[name] for name in _FIELDS},
+            network=NetworkPolicy.from_json(body.get("network")),
+            handle=dict(body["handle"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

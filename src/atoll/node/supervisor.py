@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,18 +23,25 @@ import structlog
 
 from atoll.isolation import registry
 from atoll.isolation.base import IsolationBackend, SandboxHandle
-from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, SandboxGone
+from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
 from atoll.model.logs import LogEntry
-from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, SandboxSpec, SandboxStats
+from atoll.model.network import Network, NetworkConnection, NetworkPolicy
+from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, start_backend
 from atoll.node.driver import Ended, SandboxDriver
+from atoll.node.gateway.budget import Budget
+from atoll.node.gateway.gates import Gates
+from atoll.node.gateway.gateway import Surroundings
+from atoll.node.gateway.ground import HostGround
+from atoll.node.gateway.intercept import Interception, tell_guest_to_trust
 from atoll.node.log_tail import LogTail
 from atoll.node.record import NodeRecord
 from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
+from atoll.tls import Authority
 
 _log = structlog.get_logger("atoll.node")
 
@@ -77,6 +84,7 @@ class Supervisor:
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
+        egress_allow_private: private networks that sandboxes may reach.
         load_backend: how a tier's factory is found by its name.
 
     Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
@@ -90,6 +98,7 @@ class Supervisor:
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
+        egress_allow_private: tuple[Network, ...] = (),
         load_backend: Load = registry.load,
     ) -> None:
         self._node_id = node_id
@@ -100,6 +109,10 @@ class Supervisor:
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
+        self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
+        self._gates = Gates(
+            Surroundings(HostGround(egress_allow_private), Budget.of_this_process(), self._interception)
+        )
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
         self._backends: dict[str, IsolationBackend] = {}
@@ -212,6 +225,10 @@ class Supervisor:
                 self._see_through(live, driver.adopted(handle)), name=f"sandbox {record.sandbox_id}"
             )
             self._publish(live, handle, record)
+            try:
+                await self._gates.attach(handle, record.network)
+            except AtollError as error:  # it lives on without a way out; nothing can leave
+                _log.error("egress.not_attached", sandbox_id=record.sandbox_id, error=str(error))
             return record.sandbox_id
 
         kept = await asyncio.gather(*(adopt(record) for record in found.values()))
@@ -240,7 +257,7 @@ class Supervisor:
             lower_dirs=template.layers,
             state_dir=state_dir,
             limits=request.limits,
-            guest=request.guest,
+            guest=self._trusting(request),
         )
         record = NodeRecord(
             sandbox_id=request.sandbox_id,
@@ -249,6 +266,7 @@ class Supervisor:
             envd_access_token=request.guest.access_token,
             traffic_access_token=request.traffic_access_token,
             mask_request_host=request.mask_request_host,
+            network=request.network,
         )
         driver = SandboxDriver(request.sandbox_id, state_dir, self._trash.put)
         live = _Live(driver, backend.name)
@@ -262,6 +280,16 @@ class Supervisor:
             # Whoever asked has gone: nobody would ever end it.
             self._tasks.create_task(self._end_unwanted(driver))
             raise
+        try:
+            attached = await self._gates.attach(handle, request.network)
+            if not attached and (request.network.allow_out or request.network.rules):
+                await driver.kill()
+                raise _no_way_out(handle.tier)
+        except CallerError:
+            raise
+        except AtollError as error:
+            await driver.kill()
+            raise CreateFailed(f"sandbox {request.sandbox_id!r} got no way out: {error}") from error
         self._publish(live, handle, record)
         return NodeSandbox(request.sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
@@ -271,6 +299,7 @@ class Supervisor:
         if live is None:
             return False
         live.route = None
+        await self._gates.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
@@ -285,6 +314,26 @@ class Supervisor:
         if handle is None:
             raise SandboxGone(sandbox_id, "it is still being made")
         return await handle.stats()
+
+    async def update_network(self, sandbox_id: str, network: NetworkPolicy) -> None:
+        """See NodeClient.update_network."""
+        handle = self._running(sandbox_id).handle
+        if handle is None:
+            raise SandboxGone(sandbox_id, "it is still being made")
+        if not self._gates.has(sandbox_id):
+            raise _no_way_out(handle.tier)
+        if network.rules:
+            await tell_guest_to_trust(handle, self._interception.authority.pem)
+        self._gates.update(sandbox_id, network)
+        state_dir = self._sandboxes_dir / sandbox_id
+        record = records.read(state_dir)
+        if record is not None:
+            records.write(state_dir, replace(record, network=network))
+
+    async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """See NodeClient.connections."""
+        self._running(sandbox_id)
+        return self._gates.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""
@@ -331,6 +380,12 @@ class Supervisor:
         self._recent_templates = fresh | {name: (now, template)}
         return template
 
+    def _trusting(self, request: NodeCreate) -> GuestConfig:
+        """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
+        if not request.network.rules:
+            return request.guest
+        return replace(request.guest, ca_certificate=self._interception.authority.pem)
+
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)
         if live is None:
@@ -359,6 +414,7 @@ class Supervisor:
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
             live.route = None
+            await self._gates.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()
             self._live.pop(live.driver.sandbox_id, None)
@@ -398,6 +454,13 @@ class Supervisor:
                     raise BackendUnavailable("the server is stopping")
                 self._backends[name] = await start_backend(name, self._run_dir, self._load)
             return self._backends[name]
+
+
+def _no_way_out(tier: str) -> NotOffered:
+    return NotOffered(
+        f"sandboxes of the tier {tier!r} reach nothing outside on this machine, so no network policy can open anything",
+        hint="see `atoll doctor`",
+    )
 
 
 def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[str, float]:

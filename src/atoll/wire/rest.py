@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atoll.model.logs import LogEntry as LogEntryModel
+from atoll.model.network import NetworkConnection
 from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
@@ -49,19 +50,40 @@ class VolumeMount(_In):
     path: str
 
 
-class NetworkConfig(_In):
-    """Of a create: `rules`, `egressProxy` and the rest are only looked at for being there."""
+class Transform(_In):
+    headers: dict[str, str] | None = None
 
-    allow_public_traffic: bool | None = Field(default=None, validation_alias="allowPublicTraffic")
+
+class NetworkRule(_In):
+    """What is done to requests for the host that it stands under."""
+
+    transform: Transform | None = None
+
+
+class NetworkEgress(_In):
+    """What create and update say alike about what a sandbox may reach. `egressProxy` is only looked at to refuse it."""
+
     allow_out: list[Text] | None = Field(default=None, validation_alias="allowOut")
     deny_out: list[Text] | None = Field(default=None, validation_alias="denyOut")
+    dns_servers: list[Text] | None = Field(default=None, validation_alias="dnsServers")
+    egress_proxy: dict[str, Any] | None = Field(default=None, validation_alias="egressProxy")
+    rules: dict[Text, list[NetworkRule] | None] | None = None
+
+
+class NetworkConfig(NetworkEgress):
+    """Of a create."""
+
+    allow_public_traffic: bool | None = Field(default=None, validation_alias="allowPublicTraffic")
     mask_request_host: Annotated[str, Field(max_length=255)] | None = Field(
         default=None, validation_alias="maskRequestHost"
     )
-    dns_servers: list[Text] | None = Field(default=None, validation_alias="dnsServers")
     https_ports: list[int] | None = Field(default=None, validation_alias="httpsPorts")
-    egress_proxy: dict[str, Any] | None = Field(default=None, validation_alias="egressProxy")
-    rules: dict[str, Any] | None = None
+
+
+class NetworkUpdate(NetworkEgress):
+    """PUT /sandboxes/{id}/network."""
+
+    allow_internet_access: bool | None = None
 
 
 class NewSandboxV2(_In):
@@ -152,6 +174,10 @@ class Lifecycle(_Out):
 
 class NetworkDetail(_Out):
     allow_public_traffic: bool = Field(default=True, serialization_alias="allowPublicTraffic")
+    allow_out: list[str] | None = Field(default=None, serialization_alias="allowOut")
+    deny_out: list[str] | None = Field(default=None, serialization_alias="denyOut")
+    dns_servers: list[str] | None = Field(default=None, serialization_alias="dnsServers")
+    rules: dict[str, list[dict[str, Any]]] | None = None
 
 
 class SandboxDetail(ListedSandbox):
@@ -340,9 +366,58 @@ def detail(record: SandboxRecord, domain: str | None) -> SandboxDetail:
         **_common(record),
         envd_access_token=record.envd_access_token,
         domain=domain,
-        allow_internet_access=record.allow_internet_access,
-        network=NetworkDetail(allow_public_traffic=record.traffic_access_token is None),
+        allow_internet_access=record.network.allow_internet,
+        network=_network(record),
         lifecycle=Lifecycle(),
+    )
+
+
+def _network(record: SandboxRecord) -> NetworkDetail:
+    network = record.network
+    return NetworkDetail(
+        allow_public_traffic=record.traffic_access_token is None,
+        allow_out=list(network.allow_out) or None,
+        deny_out=list(network.deny_out) or None,
+        dns_servers=list(network.dns_servers) if network.dns_servers is not None else None,
+        rules={host: [{"transform": {"headers": dict(one)}} for one in sets] for host, sets in network.rules.items()}
+        or None,
+    )
+
+
+class Connection(_Out):
+    """GET /sandboxes/{id}/network/connections. Atoll's own."""
+
+    timestamp: datetime
+    protocol: Literal["tcp", "dns"]
+    source_address: str = Field(serialization_alias="sourceAddress")
+    source_port: int = Field(serialization_alias="sourcePort")
+    destination_address: str = Field(serialization_alias="destinationAddress")
+    destination_port: int = Field(serialization_alias="destinationPort")
+    name: str
+    verdict: str
+    allowed: bool
+    bytes_out: int = Field(serialization_alias="bytesOut")
+    bytes_in: int = Field(serialization_alias="bytesIn")
+    rewritten: bool
+    closed_at: datetime | None = Field(default=None, serialization_alias="closedAt")
+
+
+def connection(one: NetworkConnection) -> Connection:
+    """One of a list."""
+    return Connection(
+        timestamp=one.time,
+        protocol="dns" if one.protocol == "dns" else "tcp",
+        source_address=one.source_address,
+        source_port=one.source_port,
+        destination_address=one.address,
+        destination_port=one.port,
+        name=one.name,
+        verdict=one.verdict,
+        allowed=one.allowed,
+        bytes_out=one.bytes_out,
+        bytes_in=one.bytes_in,
+        rewritten=one.rewritten,
+        closed_at=one.closed_at,
     )
 
 

@@ -8,7 +8,7 @@ import structlog
 
 from atoll.isolation.base import SandboxHandle
 from atoll.model.errors import AtollError, SandboxGone
-from atoll.model.network import NetworkPolicy
+from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.node.gateway.gateway import Exit, Surroundings
 from atoll.node.gateway.policy import EgressPolicy
 from atoll.node.gateway.records import EgressRecord
@@ -51,9 +51,10 @@ class Gates:
         """At once. Raises SandboxGone: it has no exit."""
         self._of(sandbox_id).replace_policy(EgressPolicy.of(network))
 
-    def records(self, sandbox_id: str) -> Sequence[EgressRecord]:
-        """Oldest first. Raises SandboxGone."""
-        return self._of(sandbox_id).records()
+    def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """Oldest first; none for a sandbox without a way out."""
+        exit_ = self._exits.get(sandbox_id)
+        return [_told(record) for record in exit_.records()] if exit_ is not None else []
 
     def has(self, sandbox_id: str) -> bool:
         """Whether it has a way out."""
@@ -64,3 +65,21 @@ class Gates:
         if exit_ is None:
             raise SandboxGone(sandbox_id)
         return exit_
+
+
+def _told(record: EgressRecord) -> NetworkConnection:
+    return NetworkConnection(
+        time=record.time,
+        protocol=record.protocol,
+        source_address=record.source_address,
+        source_port=record.source_port,
+        address=record.address,
+        port=record.port,
+        name=record.name,
+        verdict=record.verdict.value,
+        allowed=record.verdict.allowed,
+        bytes_out=record.bytes_out,
+        bytes_in=record.bytes_in,
+        rewritten=record.rewritten,
+        closed_at=record.closed_at,
+    )

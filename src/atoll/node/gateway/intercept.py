@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import ssl
 from collections.abc import Callable
 from functools import cached_property
 
+from atoll.isolation.base import CONTROL_PORT, SandboxHandle
+from atoll.model.errors import PlatformError
 from atoll.tls import Authority
+
+_TELL_S = 5.0
 
 
 class Interception:
@@ -30,3 +36,24 @@ class Interception:
     def server_context(self, name: str) -> ssl.SSLContext:
         """Towards the sandbox, as the server `name`."""
         return self.authority.server_context(name)
+
+
+async def tell_guest_to_trust(handle: SandboxHandle, pem: str) -> None:
+    """Puts our certificate into a living sandbox's trust store, over the guest's control port.
+
+    Raises SandboxGone, PlatformError (its guest does not do it).
+    """
+    body = json.dumps({"caCertificate": pem}).encode()
+    head = f"POST /init HTTP/1.0\r\nhost: guest\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    try:
+        async with asyncio.timeout(_TELL_S):
+            reader, writer = await asyncio.open_unix_connection(sock=await handle.dial(CONTROL_PORT))
+            try:
+                writer.write(head + body)
+                answer = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError) as error:
+        raise PlatformError(f"the guest of {handle.sandbox_id!r} did not take the certificate: {error}") from error
+    if answer.split()[1:2] != [b"204"]:
+        raise PlatformError(f"the guest of {handle.sandbox_id!r} did not take the certificate")
