@@ -21,6 +21,7 @@ import traceback
 from typing import NoReturn
 
 from atoll.guest import trust
+from atoll.guest import warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -61,6 +62,11 @@ def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def warm_up() -> None:
+    """For the zygote, once, before it forks: see `guest/warmup.py`."""
+    warmup.exercise(build_servers)
 
 
 async def serve(listener: socket.socket, config: GuestConfig, users: Users | None = None) -> None:

@@ -37,6 +37,11 @@ class Transport:
             lambda: _Front(self, self._loop), sock=listener, backlog=_BACKLOG
         )
 
+    def close(self) -> None:
+        """Accepts no more. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+
     def handler_of(self, port: int) -> Handler | None:
         return self._servers.get(port)
 

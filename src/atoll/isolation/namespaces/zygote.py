@@ -418,11 +418,15 @@ class _ServerGone(Exception):
 
 
 def load_guest(entry: str) -> GuestMain:
-    """The guest by its import path `module:function`, with everything it may want later. Raises ImportError."""
+    """The guest by its import path `module:function`, with everything it may want later, run in if its module has a
+    `warm_up`. Raises ImportError."""
     module, _, name = entry.partition(":")
     for preload in _PRELOAD:
         importlib.import_module(preload)
-    guest: GuestMain = getattr(importlib.import_module(module), name)
+    loaded = importlib.import_module(module)
+    guest: GuestMain = getattr(loaded, name)
+    if (warm_up := getattr(loaded, "warm_up", None)) is not None:
+        warm_up()
     return guest
 
 
