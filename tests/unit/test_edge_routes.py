@@ -127,3 +127,9 @@ def test_a_masked_host_hides_the_real_one_from_programs_only() -> None:
 
 def test_tokens_do_not_show_in_a_routes_repr() -> None:
     assert "s3cret" not in repr(Route("abcd", unreachable, envd_access_token="s3cret", traffic_access_token="s3cret"))
+
+
+@pytest.mark.parametrize("target", [b"/sandboxes/abcd/connect", b"/v2/sandboxes/abcd/connect"])
+def test_an_old_sdks_connect_is_for_control_though_it_names_the_sandbox(target: bytes) -> None:
+    assert ask(table("abcd"), *named(b"abcd", b"49983"), target=target, method=b"POST") is TO_CONTROL
+    assert isinstance(ask(table("abcd"), *named(b"abcd", b"8000"), target=target, method=b"POST"), ToSandbox)

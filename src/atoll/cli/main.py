@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 template_app = typer.Typer(help="Build and list templates.", no_args_is_help=True)
 app.add_typer(template_app, name="template")
+team_app = typer.Typer(help="Make teams and API keys; one team never sees another's sandboxes.", no_args_is_help=True)
+app.add_typer(team_app, name="team")
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where state, sandboxes and templates live.", show_default=False)
@@ -48,8 +50,17 @@ def serve(
     data_dir: DataDir = None,
     isolation: Annotated[str | None, typer.Option(help="auto, or the name of a tier. [default: auto]")] = None,
     domain: Annotated[
-        str | None, typer.Option(help="Also route {port}-{id}.DOMAIN; wildcard DNS must point here.")
+        str | None,
+        typer.Option(help="Also route {port}-{id}.DOMAIN[:PORT]; wildcard DNS must point here. PORT is for TLS."),
     ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(help="auto: the domain also over TLS, by a CA that Atoll makes. [default: off]"),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="The domain over TLS with this certificate (PEM) for DOMAIN and *.DOMAIN.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
     keep_sandboxes: Annotated[
         bool | None,
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
@@ -70,6 +81,9 @@ def serve(
             "port": port,
             "isolation": isolation,
             "domain": domain,
+            "tls": tls,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
         }
         if lifeline_fd is not None and keep_sandboxes is None:
@@ -83,12 +97,19 @@ def serve(
 
 
 @app.command()
-def env(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def env(
+    by_domain: Annotated[
+        bool,
+        typer.Option("--domain", help="By domain over TLS (E2B_DOMAIN), for clients without E2B_SANDBOX_URL."),
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Print the export lines that point E2B's SDKs at the running server: eval "$(atoll env)"."""
     with _errors_told():
         from atoll.cli.environment import client_environ, export_lines
 
-        environ = client_environ(_settings(data_dir))
+        environ = client_environ(_settings(data_dir), by_domain=by_domain)
         _print_json(dict(environ)) if as_json else typer.echo(export_lines(environ))
 
 
@@ -113,6 +134,42 @@ def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         settings = _settings(data_dir)
         rows = templates.rows(settings.templates_dir)
         _print_json(rows) if as_json else templates.print_table(rows)
+
+
+@team_app.command("create")
+def team_create(name: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Make a team and its first API key, which is shown this once."""
+    with _errors_told():
+        from atoll.cli import teams
+
+        _print_facts(teams.create(_settings(data_dir), name), as_json)
+
+
+@team_app.command("key")
+def team_key(
+    team: Annotated[str, typer.Argument(help="The team's id or name.")],
+    name: Annotated[str, typer.Option(help="What to call the key.")] = "key",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a further API key of a team, which is shown this once."""
+    with _errors_told():
+        from atoll.cli import teams
+
+        _print_facts(teams.add_key(_settings(data_dir), team, name), as_json)
+
+
+@team_app.command("list")
+def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List the teams."""
+    with _errors_told():
+        from atoll.cli import teams
+
+        found = teams.rows(_settings(data_dir))
+        if as_json:
+            _print_json(found)
+        for row in () if as_json else found:
+            typer.echo(f"{row['team_id']}  {row['name']}  ({row['keys']} keys)")
 
 
 @app.command()
@@ -184,6 +241,13 @@ def _build(settings: Settings, name: str) -> None:
     from atoll.cli import templates
 
     templates.build(settings.templates_dir, name)
+
+
+def _print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(dict(facts))
+    for name, value in () if as_json else facts.items():
+        typer.echo(f"{name}={value}")
 
 
 def _print_json(value: Any) -> None:

@@ -1,7 +1,7 @@
 """The server of a data directory as other processes see it: the lock that it holds and the file that tells where it is.
 
 DATA_DIR/server.lock   locked for as long as a server runs on this directory
-DATA_DIR/server.json   {"pid", "url", "started_at", "keys"}: written when it is ready, removed when it stops
+DATA_DIR/server.json   what `RunningServer` holds: written when it is ready, removed when it stops
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ RECORD = "server.json"
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """What a ready server tells of itself. `keys`: `generated` (DATA_DIR/api-key) or `configured` (ATOLL_API_KEYS)."""
+    """What a ready server tells of itself. `keys`: `generated` (DATA_DIR/api-key) or `configured` (ATOLL_API_KEYS).
+
+    `domain` is served over TLS (None: no TLS); `ca_bundle` is the file with the authority that its clients must trust.
+    """
 
     pid: int
     url: str
     started_at: str
     keys: str
+    domain: str | None = None
+    ca_bundle: str | None = None
 
 
 @contextmanager
@@ -51,9 +56,12 @@ def exclusive(data_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def announced(data_dir: Path, url: str, keys: str) -> Iterator[RunningServer]:
+def announced(
+    data_dir: Path, url: str, keys: str, domain: str | None = None, ca_bundle: str | None = None
+) -> Iterator[RunningServer]:
     """Tells other processes where this server is, for as long as the block runs."""
-    server = RunningServer(os.getpid(), url, datetime.now(UTC).isoformat(timespec="seconds"), keys)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    server = RunningServer(os.getpid(), url, now, keys, domain, ca_bundle)
     record = data_dir / RECORD
     draft = data_dir / f".{RECORD}.{server.pid}"
     draft.write_text(json.dumps(asdict(server)) + "\n")

@@ -17,7 +17,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -25,6 +25,7 @@ import uvloop
 
 from atoll.cli import logs, running
 from atoll.cli.compose import platform
+from atoll.cli.domain import TlsDomain, open_domain
 from atoll.config import Settings
 from atoll.control.auth import configured_keys
 from atoll.edge import bind
@@ -57,26 +58,34 @@ def serve(settings: Settings, wires: Wires) -> None:
     _raise_descriptor_limit()
     with running.exclusive(settings.data_dir):
         keys = configured_keys(settings.api_keys, settings.data_dir)
-        sock = bind(settings.host, settings.port)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(settings, keys, sock, wires))
+        with contextlib.ExitStack() as sockets:
+            tls = open_domain(settings)
+            if tls is not None:
+                sockets.enter_context(contextlib.closing(tls.sock))
+            sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_run(settings, keys, sock, tls, wires))
 
 
-async def _run(settings: Settings, keys: Sequence[str], sock: socket.socket, wires: Wires) -> None:
+async def _run(
+    settings: Settings, keys: Sequence[str], sock: socket.socket, tls: TlsDomain | None, wires: Wires
+) -> None:
     stop = _Stop(asyncio.current_task())
     stop.watch(wires)
     url = url_of(settings.host, sock.getsockname()[1])
     try:
-        with contextlib.closing(sock):
-            async with platform(settings, tuple(keys), sock):
-                stop.started()
-                with running.announced(settings.data_dir, url, "configured" if settings.api_keys else "generated"):
-                    gc.freeze()  # what is here now stays: neither collections nor the exit need to look at it again
-                    _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid())
-                    _tell_ready(wires.ready_fd, url, keys[0])
-                    await stop.wanted.wait()
-                _log.info("stopping", keep_sandboxes=settings.keep_sandboxes)
-                _force_end_after(STOP_S)
+        async with platform(settings, tuple(keys), sock, tls):
+            stop.started()
+            origin = "configured" if settings.api_keys else "generated"
+            domain, bundle = (tls.domain, tls.ca_bundle) if tls else (None, None)
+            with running.announced(settings.data_dir, url, origin, domain, str(bundle) if bundle else None):
+                gc.freeze()  # what is here now stays: neither collections nor the exit need to look at it again
+                more = {"domain": domain, "ca": str(bundle)} if domain else {}
+                _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid(), **more)
+                _tell_ready(wires.ready_fd, url, keys[0], more)
+                await stop.wanted.wait()
+            _log.info("stopping", keep_sandboxes=settings.keep_sandboxes)
+            _force_end_after(STOP_S)
     except asyncio.CancelledError:
         if not stop.wanted.is_set():
             raise
@@ -140,11 +149,11 @@ def without_keeping(settings: Settings) -> Settings:
     return replace(settings, keep_sandboxes=False)
 
 
-def _tell_ready(fd: int | None, url: str, key: str) -> None:
+def _tell_ready(fd: int | None, url: str, key: str, more: Mapping[str, str]) -> None:
     if fd is None:
         return
     with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "w") as out:
-        out.write(json.dumps({"url": url, "api_key": key}) + "\n")
+        out.write(json.dumps({"url": url, "api_key": key, **more}) + "\n")
 
 
 def _force_end_after(seconds: float) -> None:

@@ -161,7 +161,7 @@ class AsgiExchange:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1" if head.http11 else "1.0",
             "method": self._method,
-            "scheme": "http",
+            "scheme": "https" if head.secure else "http",
             "path": unquote_to_bytes(head.path).decode("utf-8", "replace"),
             "raw_path": head.path,
             "query_string": head.query,

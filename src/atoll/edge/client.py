@@ -35,8 +35,8 @@ DRAIN_S = 30.0
 """How long a body is still read after its answer is complete, so that the client gets to read the answer."""
 
 
-_ESTABLISHED = 1
-"""The kernel's TCP_ESTABLISHED."""
+ESTABLISHED = 1
+"""The kernel's TCPESTABLISHED."""
 
 
 class Exchange(Protocol):
@@ -65,8 +65,9 @@ class _Incoming:
 class ClientConnection(asyncio.Protocol):
     """Parses, starts exchanges in turn, carries their answers out."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, *, secure: bool = False) -> None:
         self.edge = edge
+        self._secure = secure
         self.peer_ip = b"unknown"
         self.peer: tuple[str, int] | None = None
         self.deadline: float | None = None
@@ -192,6 +193,7 @@ class ClientConnection(asyncio.Protocol):
         except BadHead as bad:
             self._refused = bad
             raise
+        head.secure = self._secure
         incoming = self._parsing = _Incoming(head)
         if parser.should_upgrade() and not head.upgrade:
             # The parser stops at any upgrade and forgets the body; what is not tunnelled is read on as plain HTTP.
@@ -309,6 +311,10 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def write_eof(self) -> None:
+        """Tells the client that no more comes. TLS cannot say that for one direction: there the connection ends."""
+        if not self._transport.can_write_eof():
+            self._close()
+            return
         with contextlib.suppress(OSError, RuntimeError, NotImplementedError):
             self._transport.write_eof()
 
@@ -363,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
         """True when the client closed its side: the kernel knows, but a connection that is held does not hear of it."""
         sock = self._transport.get_extra_info("socket")
         try:
-            return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED)
+            return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED)
         except (OSError, AttributeError):
             return False
 

@@ -64,6 +64,8 @@ class RequestHead:
     upgrade: bytes = b""
     """The protocol that the client wants to switch to, when the edge would tunnel it; else empty."""
     connection_tokens: frozenset[bytes] = frozenset()
+    secure: bool = False
+    """It came over TLS."""
 
     @property
     def has_body(self) -> bool:
@@ -193,7 +195,7 @@ def upstream_head(head: RequestHead, *, host: bytes, client_ip: bytes, forwarded
         lines.append(b"content-length: %d\r\n" % head.content_length)
     if forwarded:
         lines += (b"x-forwarded-for: ", seen, client_ip, b"\r\nx-forwarded-host: ", head.host)
-        lines.append(b"\r\nx-forwarded-proto: http\r\n")
+        lines.append(b"\r\nx-forwarded-proto: https\r\n" if head.secure else b"\r\nx-forwarded-proto: http\r\n")
     if head.upgrade:
         lines += (b"connection: upgrade\r\nupgrade: ", head.upgrade, b"\r\n")
     lines.append(b"\r\n")

@@ -29,6 +29,10 @@ INTERNAL_PATHS = frozenset({b"init", b"freeze", b"unfreeze", b"fsfreeze", b"fsth
 """What only the node may ask of a guest."""
 
 
+CONTROL_PATHS = (b"/sandboxes/", b"/v2/sandboxes/")
+"""Old SDKs send a connect, which is for the control plane, with a sandbox's routing fields; envd has no such paths."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToSandbox:
     """Send it on."""
@@ -91,7 +95,8 @@ def host_for(head: RequestHead, route: Route, port: int) -> bytes:
 def _target(head: RequestHead, domains: frozenset[str]) -> hostname.Target | None:
     sandbox_id = head.get_text(SANDBOX_ID_FIELD)
     if sandbox_id is not None:
-        return hostname.from_headers(sandbox_id, head.get_text(SANDBOX_PORT_FIELD))
+        target = hostname.from_headers(sandbox_id, head.get_text(SANDBOX_PORT_FIELD))
+        return None if target.port == ENVD_PORT and head.path.startswith(CONTROL_PATHS) else target
     if b"-" not in head.host:
         return None
     return hostname.from_host(head.host.decode("latin-1"), domains)

@@ -1,4 +1,4 @@
-"""The listener: one TCP port for the control plane and for every sandbox.
+"""The listener: one TCP port for the control plane and for every sandbox, and another one for the same over TLS.
 
 Owns the client connections, the pool of upstream connections, the sweeper that enforces their time-outs, and the
 tasks of exchanges. Opened by `listen`, closed by `aclose`; both belong to the composition root.
@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from atoll.edge.answers import Answer
 from atoll.edge.asgi import AsgiApp
 from atoll.edge.client import ClientConnection
+from atoll.edge.h2 import TlsFront
 from atoll.edge.hostname import LOCAL_DOMAIN, domain_of
 from atoll.edge.upstream import Pool
 from atoll.model.seams import RouteTable
 
 SWEEP_S = 2.0
 MAX_CONNECTIONS = 8192
+HANDSHAKE_S = 15.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -41,6 +44,21 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+class Connection(Protocol):
+    """A client's connection as the edge sees it; a stream of HTTP/2 counts as one too."""
+
+    deadline: float | None
+    """Loop time at which it expires."""
+
+    @property
+    def held(self) -> bool: ...
+    @property
+    def peer_left(self) -> bool: ...
+    def expire(self) -> None: ...
+    def close_idle(self) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Edge:
     """The way in. One per server process and event loop."""
 
@@ -49,7 +67,7 @@ class Edge:
         self.app = app
         self.domains = frozenset({LOCAL_DOMAIN} | {domain_of(domain) for domain in domains})
         self.log = structlog.get_logger("atoll.edge")
-        self.connections: set[ClientConnection] = set()
+        self.connections: set[Connection] = set()
         self.address: tuple[str, int] = ("", 0)
         self.stopping = False
         self.loop = asyncio.get_running_loop()
@@ -57,16 +75,24 @@ class Edge:
         self.pool = Pool(self.now)
         self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
     async def listen(self, sock: socket.socket) -> tuple[str, int]:
         """Accepts connections on a bound socket from now on, and owns it; returns its address."""
         name = sock.getsockname()
         self.address = (str(name[0]), int(name[1]))
-        self._server = await self.loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
+        server = await self.loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
+        self._servers.append(server)
         self._sweeper = asyncio.create_task(self._sweep())
         return self.address
+
+    async def listen_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Accepts TLS connections, HTTP/1.1 or 2 as their ALPN says, on another bound socket, and owns it."""
+        server = await self.loop.create_server(
+            lambda: TlsFront(self), sock=sock, backlog=1024, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
+        )
+        self._servers.append(server)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs an exchange's work; it ends with the edge at the latest."""
@@ -81,7 +107,7 @@ class Edge:
             return None
         return Answer(503, f"more than {MAX_CONNECTIONS} connections are open; try again later")
 
-    def left(self, connection: ClientConnection) -> None:
+    def left(self, connection: Connection) -> None:
         """A client's connection ended."""
         self.connections.discard(connection)
         if not self.connections:
@@ -90,8 +116,8 @@ class Edge:
     async def aclose(self, grace_s: float = 5.0) -> None:
         """Stops accepting, lets running exchanges finish for `grace_s`, then cuts them. Idempotent."""
         self.stopping = True
-        server, self._server = self._server, None
-        if server is not None:
+        servers, self._servers = self._servers, []
+        for server in servers:
             server.close()
         for connection in list(self.connections):
             connection.close_idle()

@@ -1,5 +1,6 @@
-"""A certificate authority of the server's own, and the certificates that it issues. Imports the model only."""
+"""A certificate authority of the server's own, and TLS contexts for servers. Imports nothing of ours but errors."""
 
 from atoll.tls.authority import Authority
+from atoll.tls.front import from_authority, from_files
 
-__all__ = ["Authority"]
+__all__ = ["Authority", "from_authority", "from_files"]

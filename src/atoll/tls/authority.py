@@ -52,25 +52,27 @@ class Authority:
             raise PlatformError(f"{self._key_path} is not a key of this server", hint="remove it")
         self._key = key
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._contexts: OrderedDict[tuple[str, ...], tuple[datetime.datetime, ssl.SSLContext]] = OrderedDict()
+        self._contexts: OrderedDict[
+            tuple[tuple[str, ...], tuple[str, ...]], tuple[datetime.datetime, ssl.SSLContext]
+        ] = OrderedDict()
 
     @property
     def pem(self) -> str:
         """The CA's certificate, for those who are to trust it."""
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def server_context(self, *names: str) -> ssl.SSLContext:
-        """A TLS server's side with a certificate for these host names (or addresses), HTTP/1.1 only by ALPN."""
+    def server_context(self, *names: str, alpn: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
+        """A TLS server's side with a certificate for these host names (or addresses), offering `alpn`."""
         now = datetime.datetime.now(datetime.UTC)
-        known = self._contexts.get(names)
+        known = self._contexts.get((names, alpn))
         if known is not None and known[0] > now:
-            self._contexts.move_to_end(names)
+            self._contexts.move_to_end((names, alpn))
             return known[1]
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols(list(alpn))
         _load(context, self.issue(names) + self._private_pem(self._leaf_key))
-        self._contexts[names] = (now + datetime.timedelta(days=_LEAF_DAYS - _RENEW_BEFORE_DAYS), context)
+        self._contexts[names, alpn] = (now + datetime.timedelta(days=_LEAF_DAYS - _RENEW_BEFORE_DAYS), context)
         while len(self._contexts) > _KEPT_LEAVES:
             self._contexts.popitem(last=False)
         return context

@@ -1,0 +1,62 @@
+"""`atoll team`: makes teams and their first keys, in the store itself. Works beside a running server and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+from atoll.config import Settings
+from atoll.control.clock import SystemClock
+from atoll.control.keys import KeyService
+from atoll.control.store import Store, Team, default_url
+from atoll.model.errors import InvalidRequest, NotFound
+
+NAME_MAX = 255
+
+
+def create(settings: Settings, name: str) -> dict[str, Any]:
+    """A new team with a key. Raises InvalidRequest."""
+    if not 1 <= len(name) <= NAME_MAX:
+        raise InvalidRequest(f"a team's name has 1 to {NAME_MAX} characters")
+
+    async def work() -> dict[str, Any]:
+        async with _store(settings) as store:
+            team = Team(str(uuid.uuid4()), name, SystemClock().now())
+            await store.keys.add_team(team)
+            made = await KeyService(store.keys, SystemClock()).add(team.team_id, "first key")
+            return {"team_id": team.team_id, "name": name, "api_key": made.key}
+
+    return asyncio.run(work())
+
+
+def add_key(settings: Settings, team: str, name: str) -> dict[str, Any]:
+    """A further key of a team, by its id or name. Raises NotFound."""
+
+    async def work() -> dict[str, Any]:
+        async with _store(settings) as store:
+            found = [one for one in await store.keys.teams() if team in (one.team_id, one.name)]
+            if len(found) != 1:
+                known = ", ".join(f"{one.name} ({one.team_id})" for one in await store.keys.teams())
+                raise NotFound(f"{len(found)} teams are called {team!r}", hint=f"teams: {known}")
+            made = await KeyService(store.keys, SystemClock()).add(found[0].team_id, name)
+            return {"team_id": found[0].team_id, "key_id": made.facts.key_id, "api_key": made.key}
+
+    return asyncio.run(work())
+
+
+def rows(settings: Settings) -> list[dict[str, Any]]:
+    """All teams, oldest first."""
+
+    async def work() -> list[dict[str, Any]]:
+        async with _store(settings) as store:
+            return [
+                {"team_id": one.team_id, "name": one.name, "keys": len(await store.keys.of_team(one.team_id))}
+                for one in await store.keys.teams()
+            ]
+
+    return asyncio.run(work())
+
+
+def _store(settings: Settings) -> Store:
+    return Store(settings.database_url or default_url(settings.data_dir))
