@@ -1,4 +1,4 @@
-"""`atoll team`: makes teams and their first keys, in the store itself. Works beside a running server and without one."""
+"""`atoll team`: makes teams and their first keys, in the store itself, beside a running server or without one."""
 
 from __future__ import annotations
 
