@@ -84,7 +84,7 @@ def test_empty_and_null_forms_of_the_same_fields_pass() -> None:
     order = order_from(body, 300, secure=True, idempotency_key=None)
     assert order.timeout_s == 300
     assert order.public_traffic
-    assert order.allow_internet_access
+    assert order.network.allow_internet
 
 
 def test_private_traffic_has_to_be_asked_for() -> None:

@@ -20,6 +20,7 @@ from atoll.control.store.migrate import MIGRATIONS
 from atoll.control.store.schema import REVISION, metadata
 from atoll.model.errors import Conflict, InvalidRequest
 from atoll.model.lifecycle import TRANSITIONS
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 
 NOW = datetime(2030, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -40,7 +41,9 @@ def _record(sandbox_id: str = "i0001", state: SandboxState = S.CREATING, **field
         "env_vars": {"A": "b"},
         "envd_access_token": "e",
         "traffic_access_token": "t",
-        "allow_internet_access": False,
+        "network": NetworkPolicy.checked(
+            allow_internet=False, allow_out=["a.test"], rules={"a.test": [{"Authorization": "s"}]}
+        ),
         "auto_pause": True,
     }
     return SandboxRecord(sandbox_id=sandbox_id, state=state, **(values | fields))
