@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from atoll.runtime.errors import AgentRuntimeUnavailableError
 
-BUILT_IN_TEMPLATES = ("base", "code-interpreter-v1")
+BUILT_IN_TEMPLATES = ("base", "code-interpreter-v1", "browser")
 """Templates that `atoll template build` can make here."""
 
 SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_DOMAIN", "E2B_SANDBOX_URL", "E2B_DEBUG")

@@ -24,6 +24,7 @@ from typing import IO
 
 from atoll.model.errors import BackendUnavailable, BuildFailed
 from atoll.node.recipes import debian, pip_settings
+from atoll.node.recipes.pip_settings import INSIDE
 from atoll.node.recipes.recipe import SCRIPTS, OnProgress, Progress, Recipe
 
 MOUNT_TABLE = Path("/proc/self/mountinfo")
@@ -45,6 +46,7 @@ _PIP_STAGES = (
     ("Installing collected packages", 0.6, 0.6),
     ("Successfully installed", 0.92, 0.92),
 )
+_APT_STAGES = (("Get:", 0.05, 0.4), ("Unpacking ", 0.4, 0.7), ("Setting up ", 0.7, 0.95))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def build_layer(recipe: Recipe, parents: Sequence[Path], place: Workplace, on_pr
             tell("configure", 0.95, "setting up user, shell and Python")
         else:
             place.layer.mkdir()
-            tell("packages", 0.02, "resolving Python packages")
+            tell("packages", 0.02, "resolving packages")
         _run_script(recipe, parents, place, log, tell, rootless=rootless)
         tell("clean", 0.97, "cleaning up")
         if recipe.parent is None:
@@ -151,11 +153,12 @@ def _run_script(
         merged.mkdir()
         work.mkdir()
         command += [str(merged), str(inputs), ":".join(map(str, parents)), str(place.layer), str(work)]
+    stages = _PIP_STAGES if recipe.pip_packages else _APT_STAGES
     seen = 0
 
     def on_line(line: str) -> None:
         nonlocal seen
-        for mark, low, high in _PIP_STAGES:
+        for mark, low, high in stages:
             if line.startswith(mark):
                 # How many packages there will be is not known while they are collected: approach `high` and never
                 # reach it.
@@ -183,6 +186,14 @@ def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:
         (inputs / "binds").write_text("".join(f"{name}\t{source}\n" for name, source in pip.binds.items()))
         environ |= pip.environ
         environ |= {"PIP_CONFIG_FILE": "/run/build/pip.conf", "PIP_PACKAGES": "\n".join(recipe.pip_packages)}
+    if recipe.parent is not None and recipe.apt_packages:
+        dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
+        settings = debian.settings_inside(debian.host_archive(), debian.passed_on_settings(dump), INSIDE)
+        for name, text in settings.texts.items():
+            (inputs / name).write_text(text)
+        for name, source in settings.copies.items():
+            shutil.copy(source, inputs / name)
+        environ |= {"APT_CONFIG": str(INSIDE / "apt.conf"), "APT_PACKAGES": "\n".join(recipe.apt_packages)}
     return environ
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from atoll.model.sandbox import Limits
 from atoll.node.recipes.recipe import Recipe
 
 BASE = Recipe(
@@ -47,4 +48,21 @@ CODE_INTERPRETER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
-RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER)})
+BROWSER = Recipe(
+    name="browser",
+    summary="code-interpreter-v1 with a headless Chromium: what an agent browses with",
+    script="browser.sh",
+    parent="code-interpreter-v1",
+    apt_packages=(
+        "chromium",
+        # for programs that speak WebDriver
+        "chromium-driver",
+        # pages of most languages look as they should, and so do emoji
+        "fontconfig", "fonts-liberation", "fonts-dejavu-core", "fonts-noto-color-emoji", "fonts-wqy-microhei",
+    ),
+    limits=Limits(memory_mib=2048),
+    env_vars=CODE_INTERPRETER.env_vars,
+    interpreter=True,
+)  # fmt: skip
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from atoll.model.errors import BackendUnavailable
@@ -152,6 +152,46 @@ def passed_on_settings(apt_config_dump: str) -> list[str]:
         if value not in ('""', "") and _PASSED_ON.match(name) and not name.endswith("::"):
             lines.append(f"{name} {value}")
     return lines
+
+
+@dataclass(frozen=True, slots=True)
+class AptInside:
+    """What a build inside a tree hands to apt: files to be written and files to be copied, by name."""
+
+    texts: Mapping[str, str]
+    copies: Mapping[str, Path]
+
+
+def settings_inside(archive: Archive, aptopts: Iterable[str], inside: Path) -> AptInside:
+    """Makes the machine's own apt settings true inside a tree that shows the named files as `inside`/….
+
+    Keyrings and certificates that a setting names come along as copies. Without sources the tree's own are used.
+    """
+    copies: dict[str, Path] = {}
+
+    def moved(value: str) -> str:
+        path = Path(value)
+        if not path.is_absolute() or not path.is_file():
+            return value
+        name = f"apt{len(copies)}-{path.name}"
+        copies[name] = path
+        return str(inside / name)
+
+    # As root: apt's own user may not read what is handed over, and the tree is nobody's machine.
+    lines = ['APT::Sandbox::User "root";']
+    for line in aptopts:
+        name, _, value = line.partition(" ")
+        lines.append(f'{name} "{moved(value.strip(chr(34)))}";')
+    texts = {}
+    if archive.sources:
+        sources = [
+            replace(source, options={key: moved(value) for key, value in source.options.items()})
+            for source in archive.sources
+        ]
+        texts["debian.sources"] = "\n".join(source.render() for source in sources)
+        lines += [f'Dir::Etc::SourceList "{inside / "debian.sources"}";', 'Dir::Etc::SourceParts "/dev/null";']
+    texts["apt.conf"] = "\n".join(lines) + "\n"
+    return AptInside(texts, copies)
 
 
 def ensure_mmdebstrap() -> str:
