@@ -30,9 +30,9 @@ from atoll.runtime import (
 )
 from atoll.runtime.events import Action
 from atoll.runtime.file_actions import read_lines
-from atoll.runtime.files import decode, looks_binary
 from atoll.runtime.replay import Outcome, difference, needs_jupyter, parse_run
 from atoll.runtime.shell_protocol import key_bytes
+from atoll.runtime.texts import decode, looks_binary
 from atoll.runtime.tree import tar_stream, zip_of_tar
 from atoll.runtime.variables import checked_variables, variables_of_environ
 

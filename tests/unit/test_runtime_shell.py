@@ -218,8 +218,11 @@ def test_an_interrupt_in_the_midst_of_output_is_always_noticed(shell: Shell) -> 
 
 
 def test_a_program_that_handles_the_interrupt_gets_one_only(shell: Shell) -> None:
-    code = "import signal,time; signal.signal(2, lambda *a: print('asked to stop', flush=True)); time.sleep(60)"
-    run(shell, f'python3 -c "{code}"')
+    handler = "signal.signal(2, lambda *a: print('asked to stop', flush=True))"
+    code = f"import signal,time; {handler}; print('ready', flush=True); time.sleep(60)"
+    found = run(shell, f'python3 -c "{code}"')
+    while "ready" not in found.content:
+        found = run(shell, "")
     assert run(shell, "C-c").content.count("asked to stop") == 1
     assert run(shell, "C-\\").exit_code == 131
 

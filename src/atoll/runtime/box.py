@@ -10,13 +10,22 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
-from e2b import CommandExitException, SandboxQuery, SandboxState, TimeoutException
+import httpx
+from e2b import (
+    CommandExitException,
+    RateLimitException,
+    SandboxException,
+    SandboxQuery,
+    SandboxState,
+    TimeoutException,
+)
 from e2b.sandbox_sync.filesystem.filesystem import Filesystem
 from e2b_code_interpreter import Sandbox
 
@@ -24,14 +33,23 @@ from atoll.runtime.config import SandboxConfig
 from atoll.runtime.embedded import connection
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError, lost_sandbox_raises
 from atoll.runtime.lease import LEASE_S, Lease
+from atoll.runtime.options import (
+    DEFAULT_TEMPLATE,
+    JUPYTER_TEMPLATE,
+    SandboxOptions,
+    missing_template_hint,
+    sandbox_options,
+)
 from atoll.runtime.tree import PACK, UNPACK, tar_stream, zip_of_tar
 
-DEFAULT_TEMPLATE = "base"
-JUPYTER_TEMPLATE = "code-interpreter-v1"
 SID_KEY = "atoll.sid"
 """Metadata under which a session's sandbox is found again, from any process."""
 
 TRANSFER_TIMEOUT_S = 3600.0
+CREATE_TRIES = 3
+PREPARE_TIMEOUT_S = 1800.0
+
+__all__ = ["DEFAULT_TEMPLATE", "JUPYTER_TEMPLATE", "SID_KEY", "E2BBox", "E2BSandbox", "Executed", "find_sandboxes"]
 
 _log = logging.getLogger("atoll.runtime")
 
@@ -61,22 +79,74 @@ class E2BBox:
         user: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self.config = config or SandboxConfig()
-        self.template = template or self.config.runtime_container_image or DEFAULT_TEMPLATE
+        self.config = SandboxConfig.of(config) if config is not None else SandboxConfig()
+        options = sandbox_options(self.config, template)
+        for warning in options.warnings:
+            _log.warning("%s", warning)
+        self.template = options.template
         self.user = user
         self.closed = False
-        self._connection = connection(self.template, environ)
+        self._connection = connection_of(options, environ)
         if sandbox_id is not None:
             self.sandbox = self._connect(sandbox_id)
         else:
-            self.sandbox = Sandbox.create(
-                self.template,
-                timeout=LEASE_S,
-                metadata=dict(metadata or {}),
-                envs=dict(envs or {}),
-                **self._connection,
-            )
+            self.sandbox = self._create(options, dict(metadata or {}), {**options.envs, **(envs or {})})
         self._lease = Lease(self.sandbox)
+        if sandbox_id is None:
+            try:
+                self._prepare(options)
+            except BaseException:
+                self.close()
+                raise
+
+    def _create(self, options: SandboxOptions, metadata: dict[str, str], envs: dict[str, str]) -> Sandbox:
+        """Tries again when the platform is busy or not reached, unless the configuration says not to."""
+        params = {**self._connection, "request_timeout": float(max(1, self.config.remote_runtime_init_timeout))}
+        tries = CREATE_TRIES if self.config.remote_runtime_enable_retries else 1
+        for attempt in range(1, tries + 1):
+            try:
+                made = Sandbox.create(
+                    options.template, timeout=LEASE_S, metadata=metadata, envs=envs, **options.create, **params
+                )
+                made.connection_config.request_timeout = self._connection["request_timeout"]
+                return made
+            except (RateLimitException, httpx.ConnectError) as error:
+                if attempt == tries:
+                    raise
+                _log.info("the sandbox could not be made (%s), trying again", error)
+                time.sleep(2.0 ** (attempt - 1))
+            except SandboxException as error:
+                hint = missing_template_hint(self.config, options.template)
+                if hint is None or "404" not in str(error):  # the SDK has no class of its own for a missing template
+                    raise
+                raise AgentRuntimeError(f"there is no template {options.template!r}", hint=hint) from error
+        raise AssertionError("unreachable")
+
+    def _prepare(self, options: SandboxOptions) -> None:
+        """What the configuration asks of a new sandbox. Raises AgentRuntimeError."""
+        if options.machine is not None:
+            found = self.execute("uname -m").output.strip()
+            if found != options.machine:
+                raise AgentRuntimeError(
+                    f"sandbox.platform = {self.config.platform!r} asks for {options.machine}, the sandbox is {found}",
+                    hint="the platform runs on one kind of processor; leave the field empty",
+                )
+        if options.prepare is not None:
+            done = self.execute(options.prepare, timeout=PREPARE_TIMEOUT_S, user="root")
+            if done.exit_code != 0:
+                raise AgentRuntimeError(
+                    f"sandbox.runtime_extra_deps failed with exit code {done.exit_code}: {done.output[-2000:].strip()}"
+                )
+        for copy in options.copies:
+            self._copy_in(copy.source, copy.target)
+
+    def _copy_in(self, source: str, target: str) -> None:
+        """`source` of the host becomes `target`, whatever its own name is."""
+        if not Path(source).is_dir():
+            self.sandbox.files.write(target, Path(source).read_bytes(), user=self.user)
+            return
+        for entry in sorted(Path(source).iterdir()):
+            self.copy_to(str(entry), target, recursive=True)
 
     def _connect(self, sandbox_id: str) -> Sandbox:
         try:
@@ -222,6 +292,15 @@ class E2BBox:
 
 
 E2BSandbox = E2BBox
+
+
+def connection_of(options: SandboxOptions, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The SDK's connection parameters: the environment's platform first, a key of the configuration without one."""
+    given = dict(options.connection)
+    if environ.get("E2B_API_KEY"):
+        given.pop("api_key", None)
+    named = {**environ, "E2B_API_KEY": given["api_key"]} if "api_key" in given else environ
+    return {**connection(options.template, named), **given}
 
 
 def find_sandboxes(sid: str, params: Mapping[str, Any]) -> list[str]:

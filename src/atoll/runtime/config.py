@@ -63,6 +63,17 @@ class SandboxConfig(BaseModel):
         except ValidationError as error:
             raise ValueError(f"Invalid sandbox configuration: {error}") from error
 
+    @classmethod
+    def of(cls, other: Any) -> SandboxConfig:
+        """Ours as it is; OpenHands' own object by its names, fields that its version lacks at their defaults."""
+        if isinstance(other, cls):
+            return other
+        found = {name: getattr(other, name) for name in cls.model_fields if hasattr(other, name)}
+        secret = getattr(found.get("api_key"), "get_secret_value", None)
+        if secret is not None:
+            found["api_key"] = secret()
+        return cls.model_validate(found)
+
     @model_validator(mode="before")
     @classmethod
     def _default_base_image(cls, data: Any) -> Any:

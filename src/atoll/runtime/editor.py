@@ -1,7 +1,8 @@
 """The editor's commands on files of a sandbox: view, create, str_replace, insert, undo_edit, and edits of line ranges.
 
 Texts are those of openhands-aci 0.3, because agents are trained on them. Owns the history for `undo_edit`, ten versions
-of a file, for as long as the runtime lives.
+of a file, for as long as the runtime lives. Also runs in the sandbox's kernel, shipped by `skills.py`: the standard
+library only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from atoll.runtime.files import Kind, Text, decode, looks_binary
+from atoll.runtime.texts import Kind, Text, decode, looks_binary
 
 COMMANDS = ("view", "create", "str_replace", "insert", "undo_edit")
 MAX_RESPONSE_LEN_CHAR = 16000

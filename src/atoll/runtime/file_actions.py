@@ -11,8 +11,8 @@ from typing import Any
 from atoll.runtime.actions import FileEditAction, FileReadAction, FileWriteAction
 from atoll.runtime.editor import Edited, Editor, EditorError, EditorFiles, unified
 from atoll.runtime.events import FileEditSource, FileReadSource
-from atoll.runtime.files import Kind, looks_binary
 from atoll.runtime.observations import ErrorObservation, FileEditObservation, FileReadObservation, FileWriteObservation
+from atoll.runtime.texts import Kind, looks_binary
 
 _DATA_URLS = {
     "image/png": (".png", ".jpg", ".jpeg", ".bmp", ".gif"),

@@ -7,6 +7,7 @@ The kernel's state lives as long as the sandbox.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from e2b_code_interpreter import Sandbox
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError
 
 NO_OUTPUT = "[Code executed successfully with no output]"
+_log = logging.getLogger("atoll.runtime")
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _IMAGES = (("png", "image/png"), ("jpeg", "image/jpeg"))
 
@@ -51,10 +53,11 @@ class Cell:
 
 
 class Jupyter:
-    """The default Python context of one sandbox."""
+    """The default Python context of one sandbox. `first_code` runs before the first cell, without being shown."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, first_code: str = "") -> None:
         self._sandbox = sandbox
+        self._first_code = first_code
         self._cwd: str | None = None
         self._init_code = ""
         self._interpreter: str | None = None
@@ -76,6 +79,11 @@ class Jupyter:
         if cwd != self._cwd:
             self._quiet(f"import os as _o; _o.chdir({json.dumps(cwd)}); del _o")
             self._cwd = cwd
+        if self._first_code:
+            said = self._quiet(self._first_code)
+            if said:
+                _log.warning("the kernel's start-up code said: %s", said)
+            self._first_code = ""
         if init_code and init_code != self._init_code:
             self._quiet(init_code)
             self._init_code = init_code

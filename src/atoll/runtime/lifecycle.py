@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from atoll.runtime.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, find_sandboxes
+from atoll.runtime import skills, vscode
+from atoll.runtime.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, connection_of, find_sandboxes
 from atoll.runtime.config import RuntimeConfig, SandboxConfig
 from atoll.runtime.embedded import connection
 from atoll.runtime.errors import (
@@ -37,12 +38,14 @@ from atoll.runtime.files import SandboxFiles
 from atoll.runtime.filestore import E2BFileStore
 from atoll.runtime.ipython import Jupyter
 from atoll.runtime.lease import LEASE_S
+from atoll.runtime.options import sandbox_options
 from atoll.runtime.plugins import plugin_names
 from atoll.runtime.shell import DEFAULT_SOFT_TIMEOUT_S, Shell
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.tasks import TaskList
 from atoll.runtime.terminal_link import SandboxTerminal
 from atoll.runtime.variables import checked_variables, variables_of_environ
+from atoll.runtime.vscode import listening, url_of
 
 StatusCallback = Callable[[str, RuntimeStatus, str], None]
 """(level, status, message)"""
@@ -81,6 +84,7 @@ class Lifecycle:
         soft_timeout_s: float | None = None,
     ) -> None:
         self.config = RuntimeConfig(sandbox=config) if isinstance(config, SandboxConfig) else config or RuntimeConfig()
+        self._settings = SandboxConfig.of(self.config.sandbox)
         self.event_stream = event_stream
         self.llm_registry = llm_registry
         self.sid = sid
@@ -93,10 +97,14 @@ class Lifecycle:
         self.sandbox = sandbox
         self.file_store: E2BFileStore | None = None
         self.runtime_status: RuntimeStatus | None = None
-        self.initial_env_vars = {**variables_of_environ(os.environ, self.config.sandbox), **(env_vars or {})}
-        self._plugin_names = plugin_names(plugins)
-        usual = JUPYTER_TEMPLATE if "jupyter" in self._plugin_names else DEFAULT_TEMPLATE
-        self._template: str = template or self.config.sandbox.runtime_container_image or usual
+        self.initial_env_vars = {**variables_of_environ(os.environ, self._settings), **(env_vars or {})}
+        self._plugin_names = plugin_names(plugins) if self._settings.initialize_plugins else frozenset()
+        needs_kernel = bool(self._plugin_names & {"jupyter", "agent_skills"})
+        self._chosen = (
+            template or self._settings.runtime_container_image or (JUPYTER_TEMPLATE if needs_kernel else None)
+        )
+        self._options = sandbox_options(self._settings, self._chosen)
+        self._template: str = self._options.template
         self._soft_timeout_s = soft_timeout_s if soft_timeout_s is not None else self._default_soft_timeout()
         self._env_vars: dict[str, str] = {}
         self._acting = threading.RLock()
@@ -106,6 +114,7 @@ class Lifecycle:
         self._shell: Shell | None = None
         self._jupyter: Jupyter | None = None
         self._files: FileActions | None = None
+        self._vscode: vscode.VSCode | None = None
         self._tasks = TaskList(f"sessions/{sid}/TASKS.md")
         if self.config.workspace_base is not None:
             _log.warning("workspace_base is ignored: the workspace is the sandbox's own, use copy_to to fill it")
@@ -142,13 +151,26 @@ class Lifecycle:
 
     @property
     def web_hosts(self) -> dict[str, int]:
-        return {}
+        """URL → port of everything that listens in the sandbox now."""
+        with self._on_sandbox():
+            return {url_of(self._box, port): port for port in listening(self._box)}
+
+    @property
+    def vscode_enabled(self) -> bool:
+        return "vscode" in self._plugin_names
 
     @property
     def vscode_url(self) -> str | None:
-        return None
+        """The editor for people, where the plugin `vscode` is asked for and the template has one."""
+        return self._vscode.url if self._vscode is not None else None
 
     def get_vscode_token(self) -> str:
+        """What the editor asks of its users; "" where there is none."""
+        return self._vscode.token if self._vscode is not None else ""
+
+    @property
+    def additional_agent_instructions(self) -> str:
+        """What an agent is told of this runtime beyond its tools: nothing."""
         return ""
 
     def get_host(self, port: int) -> str:
@@ -182,8 +204,8 @@ class Lifecycle:
 
     def _create(self) -> E2BBox:
         box = E2BBox(
-            self.config.sandbox,
-            template=self._template,
+            self._settings,
+            template=self._chosen,
             metadata={SID_KEY: self.sid},
             user=None if self.config.run_as_openhands else "root",
         )
@@ -192,14 +214,14 @@ class Lifecycle:
 
     def _attach(self) -> E2BBox:
         try:
-            found = find_sandboxes(self.sid, connection(self._template))
+            found = find_sandboxes(self.sid, connection_of(self._options))
         except LOST as error:
             raise AgentRuntimeDisconnectedError(f"the sandbox of session {self.sid!r} is gone: {error}") from error
         if not found:
             self._sandbox_id_cache.pop(self.sid, None)
             raise AgentRuntimeDisconnectedError(f"there is no sandbox for session {self.sid!r}")
         user = None if self.config.run_as_openhands else "root"
-        return E2BBox(self.config.sandbox, found[0], template=self._template, user=user)
+        return E2BBox(self._settings, found[0], template=self._chosen, user=user)
 
     def _begin(self, box: E2BBox) -> None:
         files = SandboxFiles(box.sandbox, box.user)
@@ -221,7 +243,9 @@ class Lifecycle:
             cwd=self.workspace,
             soft_timeout_s=self._soft_timeout_s,
         )
-        self._jupyter = Jupyter(box.sandbox)
+        self._jupyter = Jupyter(box.sandbox, skills.init_code() if "agent_skills" in self._plugin_names else "")
+        if self.vscode_enabled and not self.attach_to_existing:
+            self._vscode = vscode.start(box, self.workspace, self._settings.vscode_port)
         if not self.attach_to_existing:
             self._set_git_identity()
 
@@ -245,17 +269,20 @@ class Lifecycle:
             return
         self._runtime_closed = True
         atexit.unregister(self.close)
-        box, sandbox_config = self.sandbox, self.config.sandbox
+        box, settings = self.sandbox, self._settings
         if box is None:
             return
-        if self._owns_sandbox and not sandbox_config.keep_runtime_alive:
+        if settings.rm_all_containers:
+            box.close()
+            self._delete(self.sid)
+        elif self._owns_sandbox and not settings.keep_runtime_alive:
             box.close()
             self._sandbox_id_cache.pop(self.sid, None)
         else:
             if self._shell is not None:
                 self._shell.close()
-            pause = bool(self._owns_sandbox and sandbox_config.pause_closed_runtimes)
-            box.release(seconds=max(1, sandbox_config.close_delay), pause=pause)
+            pause = bool(self._owns_sandbox and settings.pause_closed_runtimes)
+            box.release(seconds=max(1, settings.close_delay), pause=pause)
         self.set_runtime_status(RuntimeStatus.STOPPED)
 
     @classmethod
@@ -309,7 +336,7 @@ class Lifecycle:
                 raise AgentRuntimeDisconnectedError(f"the sandbox {self.sandbox_id} is gone")
 
     def _startup_variables(self) -> dict[str, str]:
-        return checked_variables({**self.initial_env_vars, **self.config.sandbox.runtime_startup_env_vars})
+        return checked_variables({**self.initial_env_vars, **self._settings.runtime_startup_env_vars})
 
     def _persist_variables(self, variables: Mapping[str, str]) -> None:
         """For shells of other processes that attach later: ~/.bashrc, the last line for a name counts."""
@@ -346,7 +373,7 @@ class Lifecycle:
 
     @property
     def _has_jupyter(self) -> bool:
-        return "jupyter" in self._plugin_names or self._template.startswith("code-interpreter")
+        return bool({"jupyter", "agent_skills"} & self._plugin_names) or self._template.startswith("code-interpreter")
 
     @property
     def _box(self) -> E2BBox:
@@ -371,7 +398,7 @@ class Lifecycle:
 
     def _default_soft_timeout(self) -> float:
         name = "NO_CHANGE_TIMEOUT_SECONDS"
-        text = self.config.sandbox.runtime_startup_env_vars.get(name) or os.environ.get(name) or ""
+        text = self._settings.runtime_startup_env_vars.get(name) or os.environ.get(name) or ""
         try:
             return float(text) if text else DEFAULT_SOFT_TIMEOUT_S
         except ValueError:

@@ -7,6 +7,7 @@ and the transfers are modules of their own. Only the public SDK is used.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +36,9 @@ from atoll.runtime.errors import (
     AgentRuntimeError,
     AgentRuntimeUnavailableError,
 )
-from atoll.runtime.events import Action, ActionConfirmationStatus, Observation
+from atoll.runtime.events import Action, ActionConfirmationStatus, EventSource, Observation
 from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
+from atoll.runtime.microagents import Microagent
 from atoll.runtime.observations import (
     AgentThinkObservation,
     CmdOutputMetadata,
@@ -49,6 +51,7 @@ from atoll.runtime.observations import (
     NullObservation,
     UserRejectObservation,
 )
+from atoll.runtime.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url
 from atoll.runtime.shell import TIMEOUT_MESSAGE
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
@@ -110,7 +113,7 @@ class E2BRuntime(Lifecycle):
     def run(self, action: CmdRunAction) -> CmdOutputObservation | ErrorObservation:
         """A command in the persistent shell, or (`is_static`) in a process of its own."""
         if action.timeout is None:
-            action = action.with_hard_timeout(float(self.config.sandbox.timeout), blocking=False)
+            action = action.with_hard_timeout(float(self._settings.timeout), blocking=False)
         with self._on_sandbox():
             try:
                 return self._run_static(action) if action.is_static else self._need_shell().execute(action)
@@ -150,7 +153,7 @@ class E2BRuntime(Lifecycle):
                 f"The sandbox's template is {self._template!r}; ask for the plugin `jupyter`, or for the template "
                 f"{JUPYTER_TEMPLATE!r}."
             )
-        timeout_s = action.timeout if action.timeout is not None else float(self.config.sandbox.timeout)
+        timeout_s = action.timeout if action.timeout is not None else float(self._settings.timeout)
         with self._on_sandbox():
             jupyter, cwd = self._need_jupyter(), self._need_shell().cwd
             try:
@@ -237,6 +240,70 @@ class E2BRuntime(Lifecycle):
     def subscribe_to_shell_stream(self, callback: Callable[[str], None] | None = None) -> bool:
         """Not offered: False."""
         return False
+
+    # ------------------------------------------------------------------------------------------------ repository
+
+    @property
+    def _repository(self) -> Repository:
+        return Repository(self, self._tell, logging.getLogger("atoll.runtime"))
+
+    def _tell(self, action: Action, source: EventSource) -> None:
+        if self.event_stream is not None:
+            self.event_stream.add_event(action, source)
+
+    async def clone_or_init_repo(
+        self,
+        git_provider_tokens: Mapping[Any, Any] | None,
+        selected_repository: str | None,
+        selected_branch: str | None,
+    ) -> str:
+        """Clones a repository into the workspace, by default that of the configuration; its directory's name.
+
+        `selected_repository` is `owner/name` at GitHub, or any URL that git can clone. Without one an empty repository
+        is made if the configuration says so, and "" returned. Raises AgentRuntimeError, ValueError.
+        """
+        chosen = selected_repository or self._settings.selected_repo
+        if not chosen:
+            if self.config.init_git_in_empty_workspace:
+                await asyncio.to_thread(self._repository.initialise)
+            return ""
+        self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE, "Setting up workspace...")
+        url, name = clone_url(
+            chosen, git_provider_tokens if git_provider_tokens is not None else self.git_provider_tokens
+        )
+        await asyncio.to_thread(self._repository.clone, url, name, selected_branch)
+        return name
+
+    def maybe_run_setup_script(self) -> None:
+        """Sources `.openhands/setup.sh` in the agent's shell, where the shell is, if there is one."""
+        if self._has_file(SETUP_SCRIPT):
+            self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE, "Setting up workspace...")
+            self._repository.run_setup_script()
+
+    def maybe_setup_git_hooks(self) -> None:
+        """Makes git run `.openhands/pre-commit.sh` before each commit, if there is one."""
+        if self._has_file(PRE_COMMIT):
+            self.set_runtime_status(RuntimeStatus.SETTING_UP_GIT_HOOKS, "Setting up git hooks...")
+            self._repository.install_hook()
+
+    def _has_file(self, path: str) -> bool:
+        return isinstance(self.read(FileReadAction(path)), FileReadObservation)
+
+    def get_microagents_from_selected_repo(self, selected_repository: str | None) -> list[Microagent]:
+        """The micro-agents of a repository in the workspace, or of the workspace itself."""
+        return self._repository.microagents(selected_repository)
+
+    def get_git_changes(self, cwd: str) -> list[dict[str, str]] | None:
+        """See Repository.changes."""
+        return self._repository.changes(cwd)
+
+    def get_git_diff(self, file_path: str, cwd: str) -> dict[str, str]:
+        """See Repository.diff."""
+        return self._repository.diff(file_path, cwd)
+
+    def get_workspace_branch(self, primary_repo_path: str | None = None) -> str | None:
+        """The current branch of the workspace, or of a repository in it."""
+        return self._repository.branch(str(PurePosixPath(self.workspace) / (primary_repo_path or "")))
 
     # ------------------------------------------------------------------------------------------------ environment
 
