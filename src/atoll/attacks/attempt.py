@@ -1,0 +1,93 @@
+"""What an attack attempt is: what is tried inside, how the host tells that it worked, and the control without the wall.
+
+    Program   source that runs as a process in the sandbox; as a control the same on the host, as root, unwalled
+    Deed      a call to the server from outside, as a client of the sandbox makes it
+    Judge     looks at the host's own canaries after (and while) it runs: words about the breach, or None
+
+What a program says of its own success counts for nothing but one thing: a secret that it could only have from the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atoll.attacks.scene import Scene
+
+
+class Family(StrEnum):
+    """What an attempt goes for."""
+
+    POSTURE = "posture"
+    ESCAPE = "escape"
+    GUEST = "guest"
+    FILES = "files"
+    RESOURCES = "resources"
+
+
+Judge = Callable[["Scene"], str | None]
+"""Evidence of a breach in words, or None. Called on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Python source, after `inside.PRELUDE`. `user`: whose process it is in the sandbox (on the host always root)."""
+
+    source: str
+    user: str = "root"
+    timeout_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Something done from outside; what it says is the scene's output. `source` of it: this function."""
+
+    act: Callable[[Scene], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """There is no control run, because of `reason`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The attempt without the wall, which must succeed. Without an `act` of its own it is the attempt's.
+
+    `judge` where success looks different there; `needs` is a path of the host without which it cannot be made.
+    """
+
+    act: Program | Deed | None = None
+    judge: Judge | None = None
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt. `goal` says in a few words what its success would mean.
+
+    `not_in` names tiers where it means nothing, with the reason.
+    """
+
+    name: str
+    family: Family
+    goal: str
+    act: Program | Deed
+    judge: Judge
+    control: Control | Impossible
+    not_in: tuple[tuple[str, str], ...] = ()
+    alone: bool = False
+    """True: needs a sandbox of its own, with the small limits of `resources.LIMITS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `breach` is the evidence; None: it was blocked. `said` is the end of what it printed."""
+
+    breach: str | None
+    said: str

@@ -1,0 +1,192 @@
+"""Runs attempts against sandboxes of whatever platform the SDK's variables name, and their controls on the host.
+
+attack(attempt)   in the sandbox; says how the host saw it end
+control(attempt)  on the host, without the wall; must be a breach, or the attempt proves nothing
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from atoll.attacks.attempt import Attempt, Control, Deed, Impossible, Outcome, Program
+from atoll.attacks.inside import PRELUDE
+from atoll.attacks.scene import Scene, World, end, run_unwalled
+
+if TYPE_CHECKING:
+    from e2b import Sandbox
+
+_LOOK_EVERY_S = 0.05
+_SAID = 1500
+_SANDBOX_LIVES_S = 900
+
+
+class Range:
+    """Where attempts are run: the canaries, a sandbox that attacks, and a neighbour. A context manager."""
+
+    def __init__(
+        self, *, template: str = "base", data_dir: Path | None = None, small: Mapping[str, str] | None = None
+    ) -> None:
+        self.world = World()
+        self.world.data_dir = data_dir
+        self._template = template
+        self._small = dict(small or {})
+        self._sandbox: Sandbox | None = None
+        self._other: Sandbox | None = None
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise PermissionError("the canaries of an attack are what only root may make: run it as root")
+        self.world.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for sandbox in (self._sandbox, self._other):
+                if sandbox is not None:
+                    with contextlib.suppress(Exception):
+                        sandbox.kill()
+        finally:
+            self.world.__exit__(kind, error, trace)
+
+    # -- one attempt ---------------------------------------------------------------------------------------------------
+
+    def attack(self, attempt: Attempt) -> Outcome:
+        """Tries it in a sandbox. A sandbox that did not survive is replaced for the next one."""
+        own = self._make(self._small) if attempt.alone else None
+        sandbox = own or self._attacker()
+        scene = Scene(self.world, sandbox, before=self.world.snapshot(), other=self._neighbour())
+        try:
+            outcome = self._act(attempt, attempt.act, scene)
+        finally:
+            self.world.new_victim()
+            if own is not None:
+                with contextlib.suppress(Exception):
+                    own.kill()
+        if outcome.breach is not None and own is None:
+            self._sandbox = None
+            with contextlib.suppress(Exception):
+                sandbox.kill()
+        return outcome
+
+    def control(self, attempt: Attempt) -> Outcome | Impossible:
+        """The same without the wall. A file that this machine does not have makes it impossible."""
+        control = attempt.control
+        if isinstance(control, Impossible):
+            return control
+        if control.needs and not Path(control.needs).exists():
+            return Impossible(f"this machine has no {control.needs}")
+        scene = Scene(self.world, None, before=self.world.snapshot())
+        if isinstance(control.act, Deed):
+            # What is asked of the server stays so: the control differs in what is asked, not in who is there.
+            scene.sandbox, scene.other = self._attacker(), self._neighbour()
+        try:
+            return self._act(attempt, control.act or attempt.act, scene, control)
+        finally:
+            self.world.new_victim()
+
+    def _act(self, attempt: Attempt, act: Program | Deed, scene: Scene, control: Control | None = None) -> Outcome:
+        judge = (control.judge if control is not None else None) or attempt.judge
+        if isinstance(act, Deed):
+            scene.output = act.act(scene)
+            return Outcome(judge(scene), scene.output[-_SAID:])
+        breach = None
+        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox, attempt.name)
+        with running:
+            deadline = time.monotonic() + act.timeout_s
+            while not running.ended() and time.monotonic() < deadline:
+                scene.output = running.said
+                breach = judge(scene)
+                if breach is not None:
+                    break
+                time.sleep(_LOOK_EVERY_S)
+        scene.output = running.said
+        return Outcome(breach or judge(scene), scene.output[-_SAID:])
+
+    # -- sandboxes -----------------------------------------------------------------------------------------------------
+
+    def _attacker(self) -> Sandbox:
+        if self._sandbox is None:
+            self._sandbox = self._make({})
+        return self._sandbox
+
+    def _neighbour(self) -> Sandbox:
+        if self._other is None:
+            self._other = self._make({})
+        return self._other
+
+    def _make(self, metadata: dict[str, str]) -> Sandbox:
+        from e2b import Sandbox
+
+        return Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
+
+
+class _Walled:
+    """A program in a sandbox, watched from a thread."""
+
+    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox, name: str) -> None:
+        self.said = ""
+        self._sandbox = sandbox
+        path = f"/var/tmp/attempts/{name}.py"
+        sandbox.files.write(path, PRELUDE + program.source, user="root")
+        words = " ".join(shlex.quote(word) for word in scene.arguments)
+        self._command = f"exec python3 -I {path} {words} 2>&1"
+        self._program = program
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(self._program.timeout_s + 10)
+
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._sandbox.commands.run(
+                self._command, user=self._program.user, timeout=self._program.timeout_s, on_stdout=self._hear
+            )
+        except Exception as error:
+            self.said += f"\n[{type(error).__name__}]"
+
+    def _hear(self, text: str) -> None:
+        self.said += text
+
+
+class _Unwalled:
+    """A program on the host."""
+
+    def __init__(self, scene: Scene, program: Program) -> None:
+        self.said = ""
+        self._scene = scene
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+
+    def __enter__(self) -> Self:
+        self._process = run_unwalled(self._scene, PRELUDE + self._program.source, self._output.fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            end(self._process)
+        with self._output:
+            self._output.seek(0)
+            self.said = self._output.read().decode("utf-8", "replace")
+
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None

@@ -1,0 +1,76 @@
+"""Every attack is blocked on every tier, and every attack works without the wall.
+
+An attempt that is blocked proves something only if the same attempt would have been noticed: its control must be a
+breach. The host decides both, by its canaries (`atoll.attacks.judges`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.attacks import Attempt, Family, Impossible, Range, attempts
+from support.host import fault
+from support.server import ServerProcess
+
+TIERS = ("namespaces", "gvisor")
+ALL = attempts()
+
+
+@pytest.fixture(scope="module", params=TIERS)
+def field(
+    request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Range]]:
+    """(tier, the place where attacks are run): a server of that tier alone, with a secret of the host's about it."""
+    tier = request.param
+    for need in ("root", tier):
+        if reason := fault(need):
+            pytest.skip(reason)
+    data_dir = tmp_path_factory.mktemp(f"attacks-{tier}") / "data"
+    server = ServerProcess.start(
+        data_dir, templates_dir=templates_dir, options=["--end-sandboxes", "--isolation", tier]
+    )
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in server.environ.items():
+                patch.setenv(name, value)
+            with Range(data_dir=data_dir) as found:
+                yield tier, found
+    finally:
+        server.stop()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("attempt", ALL, ids=lambda attempt: f"{attempt.family}-{attempt.name}")
+def test_an_attack_is_blocked_and_works_without_the_wall(attempt: Attempt, field: tuple[str, Range]) -> None:
+    tier, place = field
+    if reason := dict(attempt.not_in).get(tier):
+        pytest.skip(f"not in {tier}: {reason}")
+    outcome = place.attack(attempt)
+    assert outcome.breach is None, f"{attempt.goal}: {outcome.breach}\n{outcome.said}"
+    control = place.control(attempt)
+    if not isinstance(control, Impossible):
+        assert control.breach is not None, f"the control of {attempt.name} was not noticed:\n{control.said}"
+
+
+def test_there_are_a_hundred_attempts_and_their_names_tell_them_apart() -> None:
+    names = [attempt.name for attempt in ALL]
+    assert len(set(names)) == len(names)
+    assert len(names) >= 100
+    assert {attempt.family for attempt in ALL} == set(Family)
+
+
+def test_a_control_is_left_out_only_with_a_reason() -> None:
+    without = [attempt for attempt in ALL if isinstance(attempt.control, Impossible)]
+    assert all(len(attempt.control.reason) > 20 for attempt in without if isinstance(attempt.control, Impossible))
+    assert len(without) <= len(ALL) // 3
+
+
+def test_the_range_asks_for_root(monkeypatch: Any) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(PermissionError, match="root"), Range():
+        pass
