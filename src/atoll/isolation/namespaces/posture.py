@@ -97,6 +97,16 @@ _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 # clone, unshare, personality, ioctl, socket, socketpair
 _ARGUMENT_NUMBERS = {"x86_64": (56, 272, 135, 16, 41, 53), "aarch64": (220, 97, 92, 29, 198, 199)}
 
+# Whoever is root inside has the guest's ids, and with these calls the kernel asks for nothing more: it could take the
+# guest's descriptors, its processor time or its turn away. (call: (x86_64, aarch64, argument that names the process))
+_ABOUT_A_PROCESS = {
+    "prlimit64": (302, 261, 0), "setpriority": (141, 140, 1), "ioprio_set": (251, 30, 1),
+    "sched_setparam": (142, 118, 0), "sched_setscheduler": (144, 119, 0), "sched_setattr": (314, 274, 0),
+    "sched_setaffinity": (203, 122, 0),
+}  # fmt: skip
+_GUEST = 1
+_PRIO_USER, _IOPRIO_WHO_USER = 2, 3
+
 # Allowed on purpose: ptrace and process_vm_* (debuggers are tools of the trade; the kernel lets them touch only
 # processes of the same user with no more capabilities, and pid 1 is not dumpable), seccomp and landlock (a process may
 # tighten its own belt), chroot, mknod for fifos (no capability for devices, and the root mount is nodev anyway).
@@ -124,6 +134,11 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
             when=(0, socket.AF_NETLINK),
         ),
         Rule(personality, argument=0, test=Test.NOT_IN, values=_PERSONALITIES),
+    ]
+    rules += [Rule(row[column], argument=row[2], values=(_GUEST,)) for row in _ABOUT_A_PROCESS.values()]
+    rules += [
+        Rule(_ABOUT_A_PROCESS["setpriority"][column], argument=0, values=(_PRIO_USER,)),
+        Rule(_ABOUT_A_PROCESS["ioprio_set"][column], argument=0, values=(_IOPRIO_WHO_USER,)),
     ]
     for table, error in ((_ABSENT, errno.ENOSYS), (_DENIED, errno.EPERM)):
         rules += [Rule(number, error) for numbers in table.values() if (number := numbers[column]) is not None]
