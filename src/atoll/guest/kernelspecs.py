@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from atoll.guest.handles import read_regular
+
 _MAX_FILE = 256 * 1024
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -55,8 +57,7 @@ def find(name: str, where: tuple[str, ...]) -> KernelSpec | None:
         return None
     for folder in where:
         try:
-            with open(os.path.join(folder, name, "kernel.json"), "rb") as file:
-                spec = json.loads(file.read(_MAX_FILE))
+            spec = json.loads(read_regular(os.path.join(folder, name, "kernel.json"), _MAX_FILE))
             argv = tuple(str(word) for word in spec["argv"])
             env = {str(key): str(value) for key, value in (spec.get("env") or {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

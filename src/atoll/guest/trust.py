@@ -6,10 +6,14 @@ variables name both to those who carry a store of their own (Python's requests a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from atoll.guest.handles import read_regular
+
+_MAX_BUNDLE = 16 << 20
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 CERTIFICATE = "/usr/local/share/ca-certificates/atoll-egress.crt"
 
@@ -32,8 +36,7 @@ def install(pem: str, env_vars: dict[str, str], root: str = "") -> None:
     """Writes the files and sets the variables that are not set already. Idempotent. Raises OSError."""
     _write(root + CERTIFICATE, pem.encode())
     try:
-        with open(root + BUNDLE, "rb") as file:
-            known = file.read()
+        known = read_regular(root + BUNDLE, _MAX_BUNDLE)
     except FileNotFoundError:
         known = b""
     if pem.encode() not in known:
@@ -46,6 +49,9 @@ def install(pem: str, env_vars: dict[str, str], root: str = "") -> None:
 def _write(path: str, content: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     draft = path + ".atoll"
-    with open(draft, "wb") as file:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     os.replace(draft, path)

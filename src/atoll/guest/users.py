@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.guest import paths
+from atoll.guest.handles import read_regular
 from atoll.wire.connect import Code, ConnectError
 from atoll.wire.http import Headers
 
@@ -107,8 +108,7 @@ def _stamp(path: str) -> object:
 
 def _rows(path: str, width: int) -> list[list[str]]:
     try:
-        with open(path, "rb") as file:
-            text = file.read(_MAX_FILE).decode("utf-8", "surrogateescape")
+        text = read_regular(path, _MAX_FILE).decode("utf-8", "surrogateescape")
     except OSError:
         return []
     rows = [line.split(":") for line in text.splitlines() if line and not line.startswith("#")]
