@@ -32,6 +32,10 @@ def _path(environ: Mapping[str, str], name: str) -> Path | None:
     return Path(environ[name]).absolute() if environ.get(name) else None
 
 
+def _most(environ: Mapping[str, str], name: str) -> int | None:
+    return _positive(environ, name, 1) if environ.get(name) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -48,6 +52,8 @@ class Settings:
     ATOLL_LOG_LEVEL, ATOLL_LOG_FORMAT   info; `console` or `json`
     ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
+    ATOLL_MAX_CPU, ATOLL_MAX_MEMORY_MIB, ATOLL_MAX_DISK_MIB, ATOLL_MAX_PIDS   the largest that a sandbox may be (as its
+                         template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, wants)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -68,6 +74,10 @@ class Settings:
     log_format: str = "console"
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
+    max_cpu: int | None = None
+    max_memory_mib: int | None = None
+    max_disk_mib: int | None = None
+    max_pids: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     keep_sandboxes: bool = True
@@ -96,6 +106,10 @@ class Settings:
             log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
             max_timeout_s=_positive(environ, "ATOLL_MAX_TIMEOUT_S", 86400),
             max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
+            max_cpu=_most(environ, "ATOLL_MAX_CPU"),
+            max_memory_mib=_most(environ, "ATOLL_MAX_MEMORY_MIB"),
+            max_disk_mib=_most(environ, "ATOLL_MAX_DISK_MIB"),
+            max_pids=_most(environ, "ATOLL_MAX_PIDS"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
         )

@@ -19,6 +19,7 @@ from atoll.control.clients import ClientCensus
 from atoll.control.orders import Policy
 from atoll.control.outbound import parse_networks
 from atoll.control.plane import ControlPlane
+from atoll.control.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
 from atoll.model.errors import InvalidRequest
@@ -40,7 +41,10 @@ async def platform(
     Raises BackendUnavailable (no isolation tier works here), PlatformError, OSError.
     """
     domain = tls.domain if tls else settings.domain or f"localhost:{sock.getsockname()[1]}"
-    policy = Policy(max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain)
+    maximum = Maximum(settings.max_cpu, settings.max_memory_mib, settings.max_disk_mib, settings.max_pids)
+    policy = Policy(
+        max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain, maximum=maximum
+    )
     egress_private, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
     if names:
         raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")

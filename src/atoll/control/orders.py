@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from atoll.control.sizing import Maximum
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import NetworkPolicy
 
@@ -20,6 +21,8 @@ class Policy:
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     domain: str | None = None
+    maximum: Maximum = field(default_factory=Maximum)
+    """How large a sandbox may be."""
 
 
 @dataclass(frozen=True, slots=True)

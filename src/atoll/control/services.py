@@ -31,6 +31,7 @@ from atoll.control.metering import Meter, Series
 from atoll.control.orders import CreateOrder, Policy, check_order, check_timeout
 from atoll.control.placement import NodeLoad, choose_node
 from atoll.control.recovery import decide
+from atoll.control.sizing import limits_for
 from atoll.control.store import Idempotency, Store
 from atoll.control.webhooks import EventService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError, SandboxGone, SandboxNotFound
@@ -203,7 +204,7 @@ class SandboxService:
             state=SandboxState.CREATING,
             started_at=now,
             end_at=now + timedelta(seconds=order.timeout_s),
-            limits=template.limits,
+            limits=limits_for(template.limits, order.metadata, self.policy.maximum),
             metadata=order.metadata,
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,

@@ -1,0 +1,60 @@
+"""How large a sandbox may be: the template's limits, what the create call asks for, and the operator's maximum. Pure.
+
+The protocol has no field for it, so a call asks by metadata: `atoll.cpu` (processors), `atoll.memory` (MiB),
+`atoll.disk` (MiB), `atoll.pids` (processes), as decimal numbers. Asking for more than the maximum is refused; a
+template that is larger than the maximum is made at the maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from atoll.model.errors import InvalidRequest
+from atoll.model.sandbox import Limits
+
+KEYS: Mapping[str, str] = {
+    "atoll.cpu": "cpu_count",
+    "atoll.memory": "memory_mib",
+    "atoll.disk": "disk_mib",
+    "atoll.pids": "pids",
+}
+_LEAST = Limits(cpu_count=1, memory_mib=64, disk_mib=16, pids=16)
+"""Below these a sandbox does not even start its guest and a shell."""
+_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The operator's upper bounds; None: as large as asked for."""
+
+    cpu_count: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
+    pids: int | None = None
+
+
+def limits_for(template: Limits, metadata: Mapping[str, str], maximum: Maximum) -> Limits:
+    """Raises InvalidRequest naming the key that is wrong."""
+    chosen = template
+    for name in KEYS.values():
+        most = getattr(maximum, name)
+        if most is not None and getattr(template, name) > most:
+            chosen = replace(chosen, **{name: most})
+    for key, name in KEYS.items():
+        if key in metadata:
+            chosen = replace(
+                chosen, **{name: _asked(key, metadata[key], getattr(_LEAST, name), getattr(maximum, name))}
+            )
+    return chosen
+
+
+def _asked(key: str, text: str, least: int, most: int | None) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        raise InvalidRequest(f"metadata {key}: a whole number is needed, not {text[:40]!r}")
+    number = int(text)
+    if number < least:
+        raise InvalidRequest(f"metadata {key}: {number} is less than the least possible, {least}")
+    if most is not None and number > most:
+        raise InvalidRequest(f"metadata {key}: {number} is more than this server allows, {most}")
+    return number
