@@ -20,8 +20,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import trust
-from atoll.guest import warmup
+from atoll.guest import quota, trust, warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -139,8 +138,11 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init"), ("GET", "/logs")))
+    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init"), ("GET", "/logs"), *quota.ROUTES))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/init", Init(guest.state).handle)
+    if quota.is_held():
+        router.add("GET", "/quota", quota.read)
+        router.add("POST", "/quota", quota.change)
     return router
