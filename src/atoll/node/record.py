@@ -29,8 +29,8 @@ class NodeRecord:
     envd_access_token: str | None = field(default=None, repr=False)
     traffic_access_token: str | None = field(default=None, repr=False)
     mask_request_host: str | None = None
-    network: NetworkPolicy = field(default_factory=NetworkPolicy)
     handle: Mapping[str, Any] = field(default_factory=dict)
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
 
 
 _FIELDS = ("sandbox_id", "tier", "template_id", "envd_access_token", "traffic_access_token", "mask_request_host")

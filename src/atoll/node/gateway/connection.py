@@ -183,10 +183,24 @@ class Connection:
         if beginning.speech is Speech.HTTP and (ruled or undecided):
             stream = self._requests(None)
         self._counted = inner, outer = self._pair(stream)
+        if stream is None and not self._spoken:
+            self._overhear(inner)
         await self._adopt(outer, remote)
         await self._adopt(inner, self._client)
         outer.join(inner)
         inner.join(outer, head)
+
+    def _overhear(self, inner: Pipe) -> None:
+        """Nothing hangs on the name here, but the record is to have the right one: many names share an address."""
+
+        def first(data: bytes) -> bytes:
+            inner.change = None
+            name = sniff(data).name
+            if name is not None and self.record is not None:
+                self.record.name = canonical_name(name)
+            return data
+
+        inner.change = first
 
     async def _join_tls(self, address: Address, port: int, head: bytes, name: str) -> None:
         """Terminates the client's TLS. The server's certificate is checked first, by the host, for the same name."""

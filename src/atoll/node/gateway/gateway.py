@@ -31,6 +31,7 @@ MAX_CONNECTIONS = 1024
 MAX_QUESTIONS = 256
 _AT_ONCE = 64
 _PAUSE_S = 0.05
+_CLOSE_S = 2.0
 _CONNECTIONS_PER_S, _QUESTIONS_PER_S = 500.0, 300.0
 
 log = structlog.get_logger("atoll.gateway")
@@ -99,8 +100,12 @@ class Exit:
         left = list(self._open)
         for connection in left:
             connection.settle()
-        for connection in left:
-            await connection.closed.wait()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                for connection in left:
+                    await connection.closed.wait()
+        except TimeoutError:
+            log.error("egress.not_closed", connections=len(self._open))
 
     # -- arrivals ------------------------------------------------------------------------------------------------------
 

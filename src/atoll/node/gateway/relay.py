@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 Filter = Callable[[bytes], bytes | None]
 """A chunk → what is passed on instead of it; None cuts the connection."""
@@ -22,15 +23,15 @@ class Pipe(asyncio.Protocol):
         self._early: list[bytes] = []
         self._ended = False
         self._on_closed = on_closed
-        self._change = change
+        self.change = change
+        """May be set anew at any time."""
         self._aborted = False
         self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         if self._aborted:
-            transport.abort()
+            self.transport.abort()
 
     def join(self, peer: Pipe, head: bytes = b"") -> None:
         """Passes `head`, then everything, on to `peer` from now on. Both ends have their transports."""
@@ -50,8 +51,8 @@ class Pipe(asyncio.Protocol):
         peer = self._peer.transport if self._peer else None
         if peer is None or peer.is_closing():
             return
-        if self._change is not None:
-            changed = self._change(data)
+        if self.change is not None:
+            changed = self.change(data)
             if changed is None:
                 self.abort()
                 return
