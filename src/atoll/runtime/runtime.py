@@ -30,6 +30,7 @@ from atoll.runtime.actions import (
     TaskTrackingAction,
 )
 from atoll.runtime.box import JUPYTER_TEMPLATE
+from atoll.runtime.browser import NO_BROWSER, Browser
 from atoll.runtime.errors import (
     LOST,
     AgentRuntimeDisconnectedError,
@@ -56,8 +57,6 @@ from atoll.runtime.shell import TIMEOUT_MESSAGE
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
 
-NO_BROWSER = "Browser functionality is not supported or disabled."
-
 
 @dataclass(frozen=True)
 class MCPConfig:
@@ -70,6 +69,8 @@ class MCPConfig:
 
 class E2BRuntime(Lifecycle):
     """See the module; its arguments are those of Lifecycle."""
+
+    _browser: Browser | None = None
 
     # ------------------------------------------------------------------------------------------------ actions
 
@@ -147,7 +148,7 @@ class E2BRuntime(Lifecycle):
 
     def run_ipython(self, action: IPythonRunCellAction) -> Observation:
         """A cell on the sandbox's kernel. A failing cell is an IPythonRunCellObservation like any other."""
-        if not self._has_jupyter:
+        if not self.has_jupyter:
             return ErrorObservation(
                 "JupyterRequirement not found. Unable to run IPython action. "
                 f"The sandbox's template is {self._template!r}; ask for the plugin `jupyter`, or for the template "
@@ -186,10 +187,20 @@ class E2BRuntime(Lifecycle):
             return self._need_files().edit(action, self._need_shell().cwd)
 
     def browse(self, action: BrowseURLAction) -> Observation:
-        return ErrorObservation(NO_BROWSER)
+        """Visits a URL; the page's text. Needs a template with a browser, such as `browser`."""
+        return self._browse(action)
 
     def browse_interactive(self, action: BrowseInteractiveAction) -> Observation:
-        return ErrorObservation(NO_BROWSER)
+        """BrowserGym's actions; the page's accessibility tree."""
+        return self._browse(action)
+
+    def _browse(self, action: BrowseURLAction | BrowseInteractiveAction) -> Observation:
+        if not getattr(self.config, "enable_browser", True):
+            return ErrorObservation(NO_BROWSER)
+        with self._on_sandbox():
+            if self._browser is None:
+                self._browser = Browser(self._box, self.workspace)
+            return self._browser.browse(action)
 
     async def call_tool_mcp(self, action: MCPAction) -> Observation:
         return ErrorObservation("No MCP servers are configured for this runtime.")
@@ -323,5 +334,5 @@ class E2BRuntime(Lifecycle):
                 raise RuntimeError(f"Failed to add env vars {sorted(chosen)} to environment: {reason.strip()}")
             self._env_vars.update(chosen)
             self._persist_variables(chosen)
-            if self._has_jupyter:
+            if self.has_jupyter:
                 self._need_jupyter().set_variables(chosen)
