@@ -42,8 +42,11 @@ class Settings:
 
     ATOLL_DATA_DIR       where state, sandboxes and templates live
     ATOLL_TEMPLATES_DIR  templates only (default DATA_DIR/templates): shared by several servers, read-only for them
+    ATOLL_TOOLS_DIR      programs that `atoll doctor --fix` has unpacked (default DATA_DIR/tools)
     ATOLL_HOST, ATOLL_PORT   where to listen (127.0.0.1:3000)
     ATOLL_ISOLATION      auto, or the name of a tier
+    ATOLL_RUNSC, ATOLL_RUNSC_PLATFORM, ATOLL_GVISOR_READY   the gvisor tier's own: which runsc, on which platform
+                         (systrap), and how many sandboxes it keeps started ahead of need (2)
     ATOLL_API_KEYS       comma list; without it one key is generated into DATA_DIR/api-key
     ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR)
     ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
@@ -57,10 +60,12 @@ class Settings:
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
+    ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
     data_dir: Path
     templates_dir: Path
+    tools_dir: Path | None = None
     host: str = "127.0.0.1"
     port: int = 3000
     isolation: str = "auto"
@@ -80,6 +85,7 @@ class Settings:
     max_pids: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
+    name_servers: tuple[str, ...] = ()
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -93,6 +99,7 @@ class Settings:
         return Settings(
             data_dir=data_dir,
             templates_dir=Path(environ.get("ATOLL_TEMPLATES_DIR") or data_dir / "templates").absolute(),
+            tools_dir=Path(environ.get("ATOLL_TOOLS_DIR") or data_dir / "tools").absolute(),
             host=environ.get("ATOLL_HOST", "127.0.0.1"),
             port=int(port_text),
             isolation=environ.get("ATOLL_ISOLATION", "auto"),
@@ -112,4 +119,5 @@ class Settings:
             max_pids=_most(environ, "ATOLL_MAX_PIDS"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
+            name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
         )

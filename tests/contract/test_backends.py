@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,7 +11,7 @@ import pytest
 from atoll.isolation.base import BackendConfig, IsolationBackend
 from atoll.isolation.registry import load
 from atoll.testing.backend_contract import BackendContract
-from support.host import skip_without
+from support.host import TOOLS, skip_without
 
 
 class TestNamespaces(BackendContract):
@@ -26,6 +27,24 @@ class TestNamespaces(BackendContract):
 
     def make_backend(self, run_dir: Path) -> IsolationBackend:
         return load("namespaces")(BackendConfig(run_dir))
+
+    def layers(self) -> tuple[Path, ...]:
+        return self._layers
+
+
+class TestGvisor(BackendContract):
+    _layers: tuple[Path, ...] = ()
+
+    @pytest.fixture(autouse=True)
+    def template(self, request: pytest.FixtureRequest) -> None:
+        skip_without("gvisor")
+        from atoll.node.images import TemplateStore
+
+        directory: Path = request.getfixturevalue("templates_dir")
+        type(self)._layers = TemplateStore(directory).find_template("base").layers
+
+    def make_backend(self, run_dir: Path) -> IsolationBackend:
+        return load("gvisor")(BackendConfig(run_dir, tools_dir=TOOLS, environ={**os.environ, "ATOLL_GVISOR_READY": "0"}))
 
     def layers(self) -> tuple[Path, ...]:
         return self._layers

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +31,31 @@ def _tier_fault(name: str) -> str | None:
     )
 
 
+TOOLS = Path(sys.prefix) / "atoll-tools"
+"""Where `make setup` unpacks runsc for the tests: apart from a user's data directory, whose `auto` it would change."""
+
+
+@cache
+def _gvisor_fault() -> str | None:
+    from atoll.isolation.base import BackendConfig, Verdict
+    from atoll.isolation.registry import load
+
+    with tempfile.TemporaryDirectory() as scratch:
+        backend = load("gvisor")(BackendConfig(Path(scratch), tools_dir=TOOLS, environ=os.environ))
+        found = asyncio.run(backend.doctor())
+    failed = [f"{one.subject}: {one.detail}" for one in found if one.verdict is Verdict.FAIL]
+    return f"the tier 'gvisor' does not work here: {'; '.join(failed)}" if failed else None
+
+
 def _root_fault() -> str | None:
     return None if os.geteuid() == 0 else "needs root"
 
 
-_NEEDS: dict[str, Callable[[], str | None]] = {"root": _root_fault, "namespaces": lambda: _tier_fault("namespaces")}
+_NEEDS: dict[str, Callable[[], str | None]] = {
+    "root": _root_fault,
+    "namespaces": lambda: _tier_fault("namespaces"),
+    "gvisor": _gvisor_fault,
+}
 
 
 def fault(need: str) -> str | None:

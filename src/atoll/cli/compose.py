@@ -7,6 +7,7 @@ Store ── ControlPlane ── NodeClient ── Supervisor ── isolation t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,8 +23,9 @@ from atoll.control.plane import ControlPlane
 from atoll.control.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
+from atoll.isolation.base import BackendConfig
 from atoll.model.errors import InvalidRequest
-from atoll.model.network import split_targets
+from atoll.model.network import is_address, split_targets
 from atoll.node.images import TemplateStore
 from atoll.node.supervisor import Supervisor
 
@@ -46,6 +48,9 @@ async def platform(
         max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain, maximum=maximum
     )
     egress_private, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
+    for server in settings.name_servers:
+        if not is_address(server):
+            raise InvalidRequest(f"ATOLL_NAME_SERVERS takes IP addresses, not {server!r}")
     if names:
         raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
     async with (
@@ -56,6 +61,8 @@ async def platform(
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=egress_private,
+            name_servers=settings.name_servers or None,
+            common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
         ) as node,
         ControlPlane(
             store=store,

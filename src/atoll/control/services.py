@@ -505,6 +505,10 @@ def _check_same_request(key: str, digest: str, order: CreateOrder) -> None:
         raise Conflict(f"the idempotency key {key!r} was used for a different request", hint="take a new key")
 
 
+TIER_KEY = "atoll.tier"
+"""Metadata by which a create call asks for an isolation tier."""
+
+
 def _node_create(record: SandboxRecord, order: CreateOrder, template: Template) -> NodeCreate:
     guest = GuestConfig(
         sandbox_id=record.sandbox_id,
@@ -523,6 +527,7 @@ def _node_create(record: SandboxRecord, order: CreateOrder, template: Template) 
         template_id=record.template_id,
         limits=record.limits,
         guest=guest,
+        tier=order.metadata.get(TIER_KEY) or None,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=record.network,

@@ -177,6 +177,13 @@ class IsolationBackend(ABC):
     async def doctor(self) -> list[Finding]:
         """Checks the machine, changes nothing. The tier works iff no finding is FAIL. Callable before `start`."""
 
+    async def fix(self) -> list[str]:
+        """Mends what `doctor` found, as far as files of our own can do it; the machine's configuration stays as it is.
+
+        Returns what was done, in words. Raises BackendUnavailable when a try failed.
+        """
+        return []
+
     @abstractmethod
     async def start(self) -> None:
         """Gets ready (zygote, pools). Raises BackendUnavailable."""

@@ -29,3 +29,5 @@ class Template:
     default_workdir: str | None = None
     start_cmd: str | None = None
     interpreter: bool = False
+    tier: str | None = None
+    """The isolation tier that its sandboxes need; None: the server's own."""

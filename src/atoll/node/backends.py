@@ -7,7 +7,7 @@ and whose `start` works.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -40,18 +40,28 @@ def automatic_order(installed: Sequence[str]) -> list[str]:
     return ours + sorted(name for name in installed if name not in PREFERENCE and name not in NEVER_AUTOMATIC)
 
 
+def may_be_asked_for(tier: str, chosen: str) -> bool:
+    """Whether a create call or a template may name `tier` on a server that runs `chosen`: no weaker wall than that."""
+    if tier == chosen:
+        return True
+    return tier in PREFERENCE and chosen in PREFERENCE and PREFERENCE.index(tier) < PREFERENCE.index(chosen)
+
+
 Load = Callable[[str], registry.BackendFactory]
 """How a tier's factory is found by name: the registry's `load`, or a test's own."""
 
 
-async def start_backend(name: str, run_dir: Path, load: Load = registry.load) -> IsolationBackend:
-    """Makes and starts the tier of that name with its own directory below `run_dir`.
+async def start_backend(
+    name: str, run_dir: Path, load: Load = registry.load, common: BackendConfig | None = None
+) -> IsolationBackend:
+    """Makes and starts the tier of that name with its own directory below `run_dir`; `common`: what all tiers get.
 
     Raises BackendUnavailable with the findings that failed.
     """
     directory = run_dir / name
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    backend = load(name)(BackendConfig(run_dir=directory))
+    config = replace(common, run_dir=directory) if common is not None else BackendConfig(run_dir=directory)
+    backend = load(name)(config)
     failed = [finding for finding in await backend.doctor() if finding.verdict is Verdict.FAIL]
     if failed:
         raise BackendUnavailable(
@@ -63,17 +73,19 @@ async def start_backend(name: str, run_dir: Path, load: Load = registry.load) ->
     return backend
 
 
-async def choose_backend(wanted: str, run_dir: Path, load: Load = registry.load) -> ChosenBackend:
+async def choose_backend(
+    wanted: str, run_dir: Path, load: Load = registry.load, common: BackendConfig | None = None
+) -> ChosenBackend:
     """The tier named `wanted`, or for `auto` the best that works on this machine. The caller closes the backend.
 
     Raises BackendUnavailable: the named tier does not work, or none does.
     """
     if wanted != AUTO:
-        return ChosenBackend(await start_backend(wanted, run_dir, load), "asked for by name")
+        return ChosenBackend(await start_backend(wanted, run_dir, load, common), "asked for by name")
     refused: list[str] = []
     for name in automatic_order(registry.names()):
         try:
-            backend = await start_backend(name, run_dir, load)
+            backend = await start_backend(name, run_dir, load, common)
         except AtollError as error:
             refused.append(f"{name}: {error}")
             continue

@@ -193,6 +193,7 @@ class TemplateStore:
                 default_workdir=record["default_workdir"],
                 start_cmd=record["start_cmd"],
                 interpreter=record["interpreter"],
+                tier=record.get("tier"),
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -22,7 +22,7 @@ from typing import Self
 import structlog
 
 from atoll.isolation import registry
-from atoll.isolation.base import IsolationBackend, SandboxHandle
+from atoll.isolation.base import BackendConfig, IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
@@ -30,7 +30,7 @@ from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, Sand
 from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
-from atoll.node.backends import ChosenBackend, Load, choose_backend, start_backend
+from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.gateway.budget import Budget
 from atoll.node.gateway.gates import Gates
@@ -85,7 +85,9 @@ class Supervisor:
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
         egress_allow_private: private networks that sandboxes may reach.
+        name_servers: whom sandboxes' DNS questions are put to; None: the host's own.
         load_backend: how a tier's factory is found by its name.
+        common: what every tier is told (its `run_dir` is set here).
 
     Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
     """
@@ -99,19 +101,22 @@ class Supervisor:
         node_id: str = "local",
         keep_sandboxes: bool = True,
         egress_allow_private: tuple[Network, ...] = (),
+        name_servers: tuple[str, ...] | None = None,
         load_backend: Load = registry.load,
+        common: BackendConfig | None = None,
     ) -> None:
         self._node_id = node_id
         self._templates = templates
         self._isolation = isolation
         self._keep = keep_sandboxes
         self._load = load_backend
+        self._common = common
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
         self._gates = Gates(
-            Surroundings(HostGround(egress_allow_private), Budget.of_this_process(), self._interception)
+            Surroundings(HostGround(egress_allow_private), Budget.of_this_process(), self._interception, name_servers)
         )
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -130,7 +135,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._sandboxes_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.chosen = await choose_backend(self._isolation, self._run_dir, self._load)
+            self.chosen = await choose_backend(self._isolation, self._run_dir, self._load, self._common)
             stack.push_async_callback(self._close_backends)
             self._backends[self.chosen.backend.name] = self.chosen.backend
             _log.info("node.tier", tier=self.chosen.backend.name, reason=self.chosen.reason)
@@ -248,9 +253,7 @@ class Supervisor:
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
             raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
         template = self._template(request.template_id)
-        backend = self._backends.get(request.tier or self.chosen.backend.name) or await self._backend(
-            request.tier or ""
-        )
+        backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
         spec = SandboxSpec(
             sandbox_id=request.sandbox_id,
@@ -446,14 +449,30 @@ class Supervisor:
         await asyncio.wait([driver.started])
         await driver.kill()
 
+    async def _backend_for(self, tier: str) -> IsolationBackend:
+        """The tier of a new sandbox, asked for or not. Raises NotOffered."""
+        chosen = self.chosen.backend.name
+        if not may_be_asked_for(tier, chosen):
+            raise _not_this_tier(tier, f"it runs {chosen!r}, and no weaker wall may be asked for")
+        if (backend := self._backends.get(tier)) is not None:
+            return backend
+        try:
+            return await self._backend(tier)
+        except BackendUnavailable as error:
+            raise _not_this_tier(tier, str(error)) from error
+
     async def _backend(self, name: str) -> IsolationBackend:
         """A tier besides the chosen one is started when it is first needed. Raises BackendUnavailable."""
         async with self._backend_start:
             if name not in self._backends:
                 if self._stopping:
                     raise BackendUnavailable("the server is stopping")
-                self._backends[name] = await start_backend(name, self._run_dir, self._load)
+                self._backends[name] = await start_backend(name, self._run_dir, self._load, self._common)
             return self._backends[name]
+
+
+def _not_this_tier(tier: str, why: str) -> NotOffered:
+    return NotOffered(f"this server offers no sandbox of the tier {tier[:64]!r}: {why}", hint="see `atoll doctor`")
 
 
 def _no_way_out(tier: str) -> NotOffered:

@@ -148,6 +148,8 @@ class Sandbox(_Out):
     envd_access_token: str | None = Field(default=None, serialization_alias="envdAccessToken")
     traffic_access_token: str | None = Field(default=None, serialization_alias="trafficAccessToken")
     domain: str | None = None
+    tier: str = ""
+    """Atoll's own: the isolation tier."""
 
 
 class ListedSandbox(_Out):
@@ -165,6 +167,8 @@ class ListedSandbox(_Out):
     metadata: dict[str, str]
     state: Literal["running", "paused"]
     envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
+    tier: str = ""
+    """Atoll's own: the isolation tier."""
 
 
 class Lifecycle(_Out):
@@ -352,6 +356,7 @@ def sandbox(record: SandboxRecord, domain: str | None) -> Sandbox:
         envd_access_token=record.envd_access_token,
         traffic_access_token=record.traffic_access_token,
         domain=domain,
+        tier=record.tier,
     )
 
 
@@ -432,6 +437,7 @@ def _common(record: SandboxRecord) -> dict[str, Any]:
         "memory_mb": record.limits.memory_mib,
         "disk_size_mb": record.limits.disk_mib,
         "metadata": dict(record.metadata),
+        "tier": record.tier,
         "state": "paused" if record.state is SandboxState.PAUSED else "running",
     }
 

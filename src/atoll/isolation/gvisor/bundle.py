@@ -24,6 +24,7 @@ import secrets
 import shutil
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,21 +43,47 @@ _COLLECT = (
 )
 _OURS = ("atoll.guest", "atoll.wire", "atoll.model", "atoll.isolation.linux", "atoll.isolation.gvisor")
 _PT_INTERP = 3
+_FACTS = "facts.json"
+_UNUSED_AFTER_S = 30 * 86400.0
 
 
 async def prepare(place: Path, entry: str) -> Path:
-    """The runtime directory for the guest `entry`, made below `place` if it is not there yet.
+    """The runtime directory for the guest `entry`, made below `place` if there is none that is up to date.
 
     Raises BackendUnavailable: the guest cannot be imported, or the disk says no.
     """
-    facts = await _collect(entry)
     try:
-        target = place / f"guest-{_digest(facts)}"
+        if (ready := await asyncio.to_thread(_find_current, place, entry)) is not None:
+            return ready
+        facts = await _collect(entry)
+        target = place / f"guest-{_digest(_stamps(facts))}"
         if not target.is_dir():
             await asyncio.to_thread(_make, facts, target)
+            await asyncio.to_thread(_remove_unused, place)
     except OSError as error:
         raise BackendUnavailable(f"the guest's runtime cannot be made: {error}") from error
     return target
+
+
+def _find_current(place: Path, entry: str) -> Path | None:
+    """A runtime made from files that are all still the same."""
+    for facts_file in place.glob(f"guest-*/{_FACTS}"):
+        try:
+            facts = json.loads(facts_file.read_bytes())
+            same = facts["entry"] == entry and facts["executable"] == os.path.realpath(sys.executable)
+            if same and f"guest-{_digest(_stamps(facts))}" == facts_file.parent.name:
+                os.utime(facts_file)
+                return facts_file.parent
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _remove_unused(place: Path) -> None:
+    """Runtimes that no server has asked for in weeks. (A sandbox needs its own for as long as it lives.)"""
+    for facts_file in place.glob(f"guest-*/{_FACTS}"):
+        if facts_file.stat().st_mtime < time.time() - _UNUSED_AFTER_S:
+            shutil.rmtree(facts_file.parent, ignore_errors=True)
 
 
 _INTERPRETER = (f"{AT}/so/ld.so", "--library-path", f"{AT}/so", f"{AT}/bin/python3", "-P", "-s", "-S", "-B")
@@ -100,18 +127,21 @@ async def _collect(entry: str) -> dict[str, Any]:
     return facts
 
 
-def _digest(facts: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(_FORMAT.encode())
+def _stamps(facts: Mapping[str, Any]) -> list[str]:
+    """Every file that a runtime is made from, as it is now. Raises OSError when one is missing."""
     texts = [
         str(path)
         for package in _OURS
         if package in facts["modules"]
         for path in Path(facts["modules"][package]).parent.glob("*.py")
     ]
-    for path in sorted({facts["executable"], *facts["modules"].values(), *facts["libraries"], *texts}):
-        found = os.stat(path)
-        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+    paths = sorted({facts["executable"], *facts["modules"].values(), *facts["libraries"], *texts})
+    found = [(path, os.stat(path)) for path in paths]
+    return [f"{path} {one.st_size} {one.st_mtime_ns}" for path, one in found]
+
+
+def _digest(stamps: list[str]) -> str:
+    return hashlib.sha256("\n".join([_FORMAT, *stamps]).encode()).hexdigest()[:16]
 
 
 def _make(facts: Mapping[str, Any], target: Path) -> None:
@@ -151,6 +181,7 @@ def _fill(facts: Mapping[str, Any], place: Path) -> None:
             for source in modules[package].parent.glob("*.py"):
                 _install(source, library / _relative(package, modules[package]).parent / source.name)
     (place / "bin" / "sudo").write_text(_SUDO)
+    (place / _FACTS).write_text(json.dumps(facts))
     for path in [place, *place.rglob("*")]:
         path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "so") else 0o644)
 

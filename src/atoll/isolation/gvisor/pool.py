@@ -62,10 +62,6 @@ class Pool:
         """How many wait now."""
         return len(self._ready)
 
-    def groups(self) -> set[str]:
-        """The groups of those that wait."""
-        return {waiting.group.name for _, waiting in self._ready}
-
     async def take(self, kind: Kind, limits: Limits) -> Waiting | None:
         """One that waits, if there is one of that kind; the pool then refills itself with such."""
         self._wanted = (kind, limits)

@@ -58,6 +58,8 @@ class Means:
     cgroups: Cgroups
     records: RunRecords
     ids: IdRanges
+    unfinished: set[str] = field(default_factory=set)
+    """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, 
     stages = {"launch": time.monotonic()}
     group = means.cgroups.group(f"g{secrets.token_hex(6)}")
     id_base = means.ids.take()
+    means.unfinished.add(group.name)
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(_make_group, group, limits)
@@ -136,6 +139,7 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
         raise
     finally:
         waiting.line.close()
+    means.unfinished.discard(waiting.group.name)
     waiting.stages["taken"] = time.monotonic()
     return record
 
@@ -274,6 +278,7 @@ async def _undo(means: Means, group: Group, id_base: int, place: Path) -> None:
     await end_group(group)
     means.records.forget(group.name)
     means.ids.give_back(id_base)
+    means.unfinished.discard(group.name)
     with contextlib.suppress(OSError):
         (place / GUEST_SOCKET).unlink()
 

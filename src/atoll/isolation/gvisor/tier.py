@@ -20,7 +20,7 @@ from atoll.isolation.base import (
     ReclaimReport,
     SandboxHandle,
 )
-from atoll.isolation.gvisor import bundle, doctor, runsc, start
+from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
 from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.linux.cgroups import Cgroups
@@ -33,6 +33,9 @@ from atoll.model.sandbox import SandboxSpec
 READY = 2
 """Sandboxes kept waiting. Each costs about 60 MB."""
 
+READY_SETTING = "ATOLL_GVISOR_READY"
+"""Another number of them; 0: none."""
+
 _COLD_AT_ONCE = 4
 """A cold start is work for a whole processor: more at once only make all of them late."""
 
@@ -44,9 +47,10 @@ class GvisorBackend(IsolationBackend):
 
     name = "gvisor"
 
-    def __init__(self, config: BackendConfig, *, ready: int = READY) -> None:
+    def __init__(self, config: BackendConfig, *, ready: int | None = None) -> None:
         self._config = config
-        self._ready = ready
+        wished = config.environ.get(READY_SETTING, "")
+        self._ready = ready if ready is not None else int(wished) if wished.isdecimal() else READY
         self._records = RunRecords(config.run_dir)
         self._cgroups = Cgroups.probe(self._records.cgroup_base)
         self._means: start.Means | None = None
@@ -68,6 +72,17 @@ class GvisorBackend(IsolationBackend):
         """See IsolationBackend."""
         return await doctor.examine(self._config, self._cgroups)
 
+    async def fix(self) -> list[str]:
+        """See IsolationBackend: fetches runsc where none works."""
+        try:
+            await runsc.find(self._config.environ, self._config.tools_dir)
+        except BackendUnavailable:
+            if self._config.tools_dir is None:
+                raise
+            program = await asyncio.to_thread(fetch.fetch, self._config.tools_dir)
+            return [f"runsc unpacked from Debian's package: {program}"]
+        return []
+
     async def start(self) -> None:
         """See IsolationBackend."""
         if self._means is not None:
@@ -75,10 +90,11 @@ class GvisorBackend(IsolationBackend):
         if os.geteuid() != 0:
             raise BackendUnavailable("the gvisor tier needs root", hint="start `atoll serve` as root")
         program = await runsc.find(self._config.environ, self._config.tools_dir)
-        runtimes = self._records.run_dir / "runtime"
+        # One for all servers that share a tools directory: making it takes a second, checking it a few milliseconds.
+        runtimes = self._config.tools_dir or self._records.run_dir / "runtime"
         try:
             self._records.prepare()
-            runtimes.mkdir(exist_ok=True)
+            runtimes.mkdir(parents=True, exist_ok=True)
             self._cgroups.prepare()
         except OSError as error:
             raise BackendUnavailable(f"the gvisor tier cannot be set up: {error}") from error
@@ -141,11 +157,11 @@ class GvisorBackend(IsolationBackend):
 
     async def reclaim(self, keep: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
-        waiting = self._pool.groups() if self._pool is not None else set()
+        unfinished = set(self._means.unfinished) if self._means is not None else set()
         kept: set[str] = set()
         processes = groups = directories = 0
         for group, record in list(self._records.records()):
-            if group in waiting:
+            if group in unfinished:
                 continue
             alive = False
             with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -162,11 +178,11 @@ class GvisorBackend(IsolationBackend):
                     (Path(str(place)) / GUEST_SOCKET).unlink()
             if group not in self._cgroups.names():
                 self._records.forget(group)
-        for group in sorted(self._cgroups.names() - kept - waiting):
+        for group in sorted(self._cgroups.names() - kept - unfinished):
             groups += 1
             await start.end_group(self._cgroups.group(group))
             self._records.forget(group)
-        if not waiting:
+        if not unfinished:
             await asyncio.to_thread(shutil.rmtree, self._records.run_dir / "waiting", ignore_errors=True)
         return ReclaimReport(processes=processes, cgroups=groups, directories=directories)
 
