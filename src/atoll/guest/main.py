@@ -41,7 +41,10 @@ from atoll.wire.connect import Service
 from atoll.wire.filesystem import SERVICE as FILESYSTEM
 from atoll.wire.http import Handler, Request, Response
 
-for _name in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "ascii", "idna", "cp437", "unicode_escape"):
+_JSON_CODECS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+"""`json.loads` guesses among these from the first bytes, which a client chooses."""
+
+for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escape"):
     codecs.lookup(_name)
 
 CONTROL_PORT = 0
