@@ -592,13 +592,14 @@ def test_killing_pid_one_from_inside_ends_nothing(sandbox: Sandbox) -> None:
     assert sandbox.commands.run("echo alive").stdout == "alive\n"
 
 
+@pytest.mark.timeout(300)
 def test_a_fork_bomb_is_held_and_ends_with_its_command(sandbox: Sandbox, create: Any) -> None:
     other = create()
     bomb = base64.b64encode(b"b() { b | b & }; b; read x").decode()
     script = f"echo {bomb} | base64 -d > bomb.sh; exec bash bomb.sh"
     handle = sandbox.commands.run(script, background=True, stdin=True, timeout=0)
     time.sleep(2)
-    assert other.commands.run("echo unharmed", timeout=60).stdout == "unharmed\n"
+    assert other.commands.run("echo unharmed", timeout=120).stdout == "unharmed\n"
     assert handle.kill() is True
 
     def recovered() -> bool:
@@ -606,4 +607,4 @@ def test_a_fork_bomb_is_held_and_ends_with_its_command(sandbox: Sandbox, create:
             return not any("bomb.sh" in line for line in command_lines(sandbox))
         return False
 
-    eventually(recovered, what="the sandbox takes commands again and the bomb is gone", within_s=60)
+    eventually(recovered, what="the sandbox takes commands again and the bomb is gone", within_s=150)
