@@ -23,6 +23,7 @@ import traceback
 from typing import Any, NoReturn
 
 from atoll.guest import quota
+from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.caps import Cap
 from atoll.model.sandbox import GuestConfig, Limits
@@ -149,8 +150,8 @@ def _last_cap() -> int:
 
 def _write_etc(hostname: str) -> None:
     hosts = f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    # No network here: look-ups fail at once instead of timing out.
-    resolver = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
+    # Without a way out there is nobody at that address, and look-ups fail at once.
+    resolver = f"nameserver {NAMESERVER}\noptions timeout:2 attempts:2\n"
     for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
         _write_file(f"/etc/{name}", text.encode())
     with contextlib.suppress(FileExistsError, FileNotFoundError):

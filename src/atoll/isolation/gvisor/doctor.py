@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from atoll.isolation.linux.cgroups import Cgroups
 from atoll.model.errors import BackendUnavailable
 
 _TRIAL_WITHIN_S = 20.0
+_TRY_NETWORK = (
+    "import json,sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from atoll.isolation.gvisor.launch import try_network; try_network()"
+)
 
 
 async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
@@ -28,7 +33,7 @@ async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
     if all(finding.verdict is not Verdict.FAIL for finding in findings):
         platform = config.environ.get(runsc.PLATFORM_SETTING) or runsc.DEFAULT_PLATFORM
         findings.append(await _trial(program, platform))
-    findings.append(Finding("network", Verdict.WARN, "loopback only: this tier has no way out to the internet yet"))
+    findings.append(await _network())
     if not program.honours_setuid:
         findings.append(
             Finding("sudo", Verdict.OK, "this release ignores set-uid programs: `sudo` is answered by the guest")
@@ -70,6 +75,33 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     else:
         findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
     return findings
+
+
+async def _network() -> Finding:
+    if not (reason := await why_no_network()):
+        return Finding("egress", Verdict.OK, "redirected to the gateway, by policy")
+    return Finding(
+        "egress",
+        Verdict.WARN,
+        f"sandboxes have loopback only, nothing gets out: {reason}",
+        "the kernel needs nftables with nat, redirect and fib (nft_redir, nft_fib_ipv4)",
+    )
+
+
+async def why_no_network() -> str:
+    """Tries the sandbox's network once, in a process of its own: "" where it works, else the reason."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-c", _TRY_NETWORK, json.dumps(sys.path),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    return "" if process.returncode == 0 else said.decode(errors="replace").strip()[-300:] or "it does not work"
 
 
 async def _trial(program: runsc.Runsc, platform: str) -> Finding:

@@ -18,10 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, ExitReport, SandboxHandle
+from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, EgressSockets, ExitReport, SandboxHandle
 from atoll.isolation.gvisor import control, start
+from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT
 from atoll.isolation.linux import disk_usage, guest_socket
 from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import has_ended
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.syscalls import pidfd_kill
@@ -33,6 +35,7 @@ _RELAY_WITHIN_S = 10.0
 _DIE_WITHIN_S = 7.0
 _FREEZE_WITHIN_S = 5.0
 _DISK_READING_LASTS_S = 10.0
+_EGRESS_BACKLOG = 4096
 
 
 class GvisorHandle(SandboxHandle):
@@ -46,6 +49,7 @@ class GvisorHandle(SandboxHandle):
         pidfd: int,
         records: RunRecords,
         cgroups: Cgroups,
+        network: NetworkThread | None,
         on_end: Callable[[GvisorHandle], None],
     ) -> None:
         self.sandbox_id = str(record["sandbox_id"])
@@ -58,6 +62,9 @@ class GvisorHandle(SandboxHandle):
         self._group: Group = cgroups.group(record["group"])
         self._limited = cgroups.limited
         self._can_freeze = cgroups.can_freeze
+        self._network = network
+        self.egress: EgressSockets | None = None
+        """The way out until it is fetched."""
         self._on_end = on_end
         self._limits = Limits(**record["limits"])
         self._state_dir = Path(record["state_dir"])
@@ -74,6 +81,23 @@ class GvisorHandle(SandboxHandle):
         self._loop.add_reader(pidfd, self._sentry_ended)
 
     # -- traffic -------------------------------------------------------------------------------------------------------
+
+    async def egress_sockets(self) -> EgressSockets | None:
+        """See SandboxHandle. Those made before any user code ran; for a later server new ones, if nobody has the ports."""
+        if self._network is None or not self._record.get("network"):
+            return None
+        self._check_alive()
+        ready, self.egress = self.egress, None
+        if ready is not None:
+            return ready
+        pidfd = os.dup(self._pidfd)  # the sandbox may end, and its number be used again, while a thread works
+        try:
+            return await open_egress(self._network, pidfd)
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be made: {error}") from error
+        finally:
+            os.close(pidfd)
 
     async def dial(self, port: int) -> socket.socket:
         """See SandboxHandle. Ports of the sandbox's programs are relayed by the guest."""
@@ -246,6 +270,10 @@ class GvisorHandle(SandboxHandle):
         self._releasing = self._loop.create_task(self._finish())
 
     async def _finish(self) -> None:
+        if self.egress is not None:
+            self.egress.connections.close()
+            self.egress.questions.close()
+            self.egress = None
         kills = self._group.usage().oom_kills
         await self._release()
         os.close(self._pidfd)
@@ -273,3 +301,20 @@ class GvisorHandle(SandboxHandle):
             self._failure = f"cgroup of sandbox {self.sandbox_id!r}: {error}"
             return
         self._records.forget(self._group.name)
+
+
+async def open_egress(network: NetworkThread, pidfd: int) -> EgressSockets:
+    """Both ends of the way out, in the network namespace of that process. Raises OSError."""
+    made: list[socket.socket] = []
+    try:
+        for kind, port in ((socket.SOCK_STREAM, EGRESS_TCP_PORT), (socket.SOCK_DGRAM, EGRESS_DNS_PORT)):
+            made.append(await network.socket_in(pidfd, socket.AF_INET, kind))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
+            # Bound to loopback: only then are answers translated back.
+            made[-1].bind(("127.0.0.1", port))
+        made[0].listen(_EGRESS_BACKLOG)
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return EgressSockets(made[0], made[1])

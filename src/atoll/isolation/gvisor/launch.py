@@ -17,7 +17,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from atoll.isolation.linux import mounts, syscalls
+from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, LOOPBACK_ADDRESS
+from atoll.isolation.linux import mounts, netlink, nft, syscalls
 from atoll.isolation.linux.fork import fork_into, map_ids
 
 UPPER = "upper"
@@ -41,6 +42,8 @@ class Order:
     groups: list[str]
     """cgroup.procs files to write ourselves into."""
     stage: str
+    network: bool
+    """Whether the sandbox gets a network namespace with a way out; otherwise runsc gives it one without."""
     command: list[str]
 
     def to_json(self) -> str:
@@ -63,6 +66,8 @@ def main() -> NoReturn:
         for path in order.groups:
             with open(path, "w") as procs:
                 procs.write("0")
+        if order.network:
+            prepare_network()
         _mount(order)
     except Exception as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -70,6 +75,27 @@ def main() -> NoReturn:
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.execv(order.command[0], order.command)
+
+
+def prepare_network() -> None:
+    """Moves into a network namespace in which everything that would leave arrives at the gateway's two sockets.
+
+    It belongs to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    netlink.loopback_up(LOOPBACK_ADDRESS)
+    nft.install(nft.redirect_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
+    netlink.default_over_loopback(LOOPBACK_ADDRESS)
+
+
+def try_network() -> NoReturn:
+    """For a process of its own: ends with 0 where `prepare_network` works, else says why not."""
+    try:
+        prepare_network()
+    except Exception as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
 
 
 def _mount(order: Order) -> None:

@@ -12,10 +12,16 @@ from atoll.model.sandbox import Limits
 
 HOST_IDS_PER_SANDBOX = 65536
 _PERIOD_US = 100_000
+_NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
-def config(*, root: str, shared: str, runtime: str, entry: str, id_base: int, limits: Limits) -> dict[str, Any]:
-    """The container: its own root, the guest as first process, a user namespace at `id_base`, no network."""
+def config(
+    *, root: str, shared: str, runtime: str, entry: str, id_base: int, limits: Limits, network: bool
+) -> dict[str, Any]:
+    """The container: its own root, the guest as first process, a user namespace at `id_base`.
+
+    `network`: it stays in the network namespace of whoever starts runsc; otherwise it gets an empty one.
+    """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
     ids = [{"containerID": 0, "hostID": id_base, "size": HOST_IDS_PER_SANDBOX}]
     return {
@@ -39,7 +45,7 @@ def config(*, root: str, shared: str, runtime: str, entry: str, id_base: int, li
             {"destination": bundle.AT, "type": "bind", "source": runtime, "options": ["ro"]},
         ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user")],
+            "namespaces": [{"type": kind} for kind in (*_NAMESPACES, *(() if network else ("network",)))],
             "uidMappings": ids,
             "gidMappings": ids,
             "resources": {
@@ -50,19 +56,21 @@ def config(*, root: str, shared: str, runtime: str, entry: str, id_base: int, li
     }
 
 
-def flags(state: str, *, platform: str, known: Sequence[str], log: Path | None = None) -> list[str]:
+def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log: Path | None = None) -> list[str]:
     """runsc's global flags. `known` are the flags of this release: what it does not know is left out."""
     wanted: Mapping[str, str] = {
         "root": state,
         "platform": platform,
-        "network": "none",
+        # "host" is the network namespace that the launcher has made, not the host's own. gVisor's own network stack
+        # would need a device to talk to, and this release's cannot be started on newer kernels.
+        "network": "host" if network else "none",
         # Limits are ours to set: runsc knows neither mixed hierarchies nor a group that is there already.
         "ignore-cgroups": "true",
         # The root is an overlay of the host's already, so that what is written can be kept and counted.
         "overlay2": "none",
         # The guest may bind its socket where the host sees it; nobody inside may connect to a socket of the host.
         "host-uds": "create",
-        # With it the sentry opens host files itself: faster, but the filter must let it, and (2024) symlinks have faults.
+        # With it the sentry opens host files itself: faster, but its filter must let it, and symlinks have faults.
         "directfs": "false",
         "host-fifo": "none",
         "cpu-num-from-quota": "true",

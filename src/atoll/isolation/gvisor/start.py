@@ -58,6 +58,8 @@ class Means:
     cgroups: Cgroups
     records: RunRecords
     ids: IdRanges
+    network: bool
+    """Whether sandboxes get a network namespace with a way out."""
     unfinished: set[str] = field(default_factory=set)
     """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
 
@@ -127,6 +129,7 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
             "group": waiting.group.name,
             "id_base": waiting.id_base,
             "limits": limits_to_json(spec.limits),
+            "network": means.network,
             **recorded.describe(waiting.pid),
         }
         means.records.write_record(waiting.group.name, record)
@@ -144,12 +147,13 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
     return record
 
 
-async def discard(means: Means, waiting: Waiting) -> None:
-    """Ends one that nobody wants."""
+async def discard(means: Means, waiting: Waiting, *, keep_place: bool = False) -> None:
+    """Ends one that nobody wants. `keep_place`: its directory is another's to remove."""
     waiting.line.close()
     os.close(waiting.pidfd)
     await _undo(means, waiting.group, waiting.id_base, waiting.place)
-    await asyncio.to_thread(shutil.rmtree, waiting.place, ignore_errors=True)
+    if not keep_place:
+        await asyncio.to_thread(shutil.rmtree, waiting.place, ignore_errors=True)
 
 
 async def end_group(group: Group) -> bool:
@@ -194,10 +198,11 @@ async def _run_launcher(
         entry=means.entry,
         id_base=id_base,
         limits=limits,
+        network=means.network,
     )
     (bundle_dir / "config.json").write_text(json.dumps(config))
     pid_file = bundle_dir / "pid"
-    flags = oci.flags(str(state), platform=means.platform, known=sorted(means.runsc.flags))
+    flags = oci.flags(str(state), platform=means.platform, network=means.network, known=sorted(means.runsc.flags))
     order = launch.Order(
         place=str(place),
         lowers=list(lowers),
@@ -206,6 +211,7 @@ async def _run_launcher(
         ids=oci.HOST_IDS_PER_SANDBOX,
         groups=[str(path / "cgroup.procs") for path in group.paths()],
         stage=stage,
+        network=means.network,
         command=[
             str(means.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
             group.name,

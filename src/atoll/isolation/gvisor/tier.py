@@ -15,16 +15,18 @@ from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
     Capability,
+    EgressSockets,
     Finding,
     IsolationBackend,
     ReclaimReport,
     SandboxHandle,
 )
 from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
-from atoll.isolation.gvisor.handle import GvisorHandle
+from atoll.isolation.gvisor.handle import GvisorHandle, open_egress
 from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
@@ -58,12 +60,15 @@ class GvisorBackend(IsolationBackend):
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
         self._handles: dict[int, GvisorHandle] = {}
         self._closed = False
+        self._network: NetworkThread | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """See IsolationBackend."""
         found = {known for name, known in _CAPABILITY_OF_CONTROLLER.items() if name in self._cgroups.limited}
         found.add(Capability.LIMITS_PIDS)  # the sentry's own pids controller
+        if self._means is not None and self._means.network:
+            found.add(Capability.EGRESS_POLICY)
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
         return frozenset(found)
@@ -106,7 +111,9 @@ class GvisorBackend(IsolationBackend):
             cgroups=self._cgroups,
             records=self._records,
             ids=IdRanges(read_delegated()),
+            network=not await doctor.why_no_network(),
         )
+        self._network = NetworkThread()
         self._pool = Pool(self._means, self._records.run_dir / "waiting", self._ready)
 
     async def aclose(self) -> None:
@@ -117,6 +124,9 @@ class GvisorBackend(IsolationBackend):
         for handle in list(self._handles.values()):
             handle.detach()
         self._handles.clear()
+        if self._network is not None:
+            self._network.close()
+            self._network = None
         self._cgroups.remove_base()
 
     async def create(self, spec: SandboxSpec) -> SandboxHandle:
@@ -134,8 +144,16 @@ class GvisorBackend(IsolationBackend):
         if waiting is None:
             async with self._cold:
                 waiting = await start.launch_waiting(self._means, kind.lowers, spec.limits, spec.state_dir.absolute())
-        record = await start.take_over(self._means, waiting, spec)
+        egress = await self._open_egress(waiting)
+        try:
+            record = await start.take_over(self._means, waiting, spec)
+        except BaseException:
+            if egress is not None:
+                egress.connections.close()
+                egress.questions.close()
+            raise
         handle = self._handle(record, waiting.pidfd)
+        handle.egress = egress
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
 
@@ -188,8 +206,20 @@ class GvisorBackend(IsolationBackend):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    async def _open_egress(self, waiting: start.Waiting) -> EgressSockets | None:
+        """Before any user code runs, which could take the ports. Raises CreateFailed; nothing is left then."""
+        if self._means is None or self._network is None or not self._means.network:
+            return None
+        try:
+            return await open_egress(self._network, waiting.pidfd)
+        except BaseException as error:
+            await asyncio.shield(start.discard(self._means, waiting, keep_place=True))
+            if isinstance(error, OSError):
+                raise CreateFailed(f"the sandbox's way out cannot be made: {error}") from error
+            raise
+
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
-        handle = GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget)
+        handle = GvisorHandle(record, pidfd, self._records, self._cgroups, self._network, self._forget)
         self._handles[handle.pid] = handle
         return handle
 
