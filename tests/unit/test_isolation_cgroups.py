@@ -99,7 +99,7 @@ def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) ->
     place = tmp_path / "unified/b/g"
     place.mkdir(parents=True)
     (place / "memory.current").write_text("1000\n")
-    (place / "memory.stat").write_text("file 700\ninactive_file 600\n")
+    (place / "memory.stat").write_text("file 700\nshmem 100\ninactive_file 200\n")
     (place / "memory.events").write_text("oom 1\noom_kill 2\n")
     (place / "cpu.stat").write_text("usage_usec 1500000\n")
     (place / "pids.current").write_text("3\n")

@@ -36,6 +36,11 @@ class Usage:
     oom_kills: int | None
 
 
+def _without_page_cache(memory: int | None, cache: int | None, shared: int) -> int | None:
+    """Pages of files go when somebody needs the room; those of tmpfs and shared memory, counted with them, do not."""
+    return None if memory is None else max(0, memory - max(0, (cache or 0) - shared))
+
+
 def _write(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -257,14 +262,14 @@ class Group:
             cpu = micro / 1e6
         if (path := self.v1.get("memory")) is not None:
             memory, table = _number(path / "memory.usage_in_bytes"), _table(path / "memory.stat")
-            cache, inactive = table.get("total_cache"), table.get("total_inactive_file", 0)
+            cache, shared = table.get("total_cache"), table.get("total_shmem", 0)
             kills = _table(path / "memory.oom_control").get("oom_kill")
-            memory = None if memory is None else max(0, memory - inactive)
+            memory = _without_page_cache(memory, cache, shared)
         elif self.v2 is not None and "memory" in self.v2_controllers:
             memory, table = _number(self.v2 / "memory.current"), _table(self.v2 / "memory.stat")
-            cache, inactive = table.get("file"), table.get("inactive_file", 0)
+            cache, shared = table.get("file"), table.get("shmem", 0)
             kills = _table(self.v2 / "memory.events").get("oom_kill")
-            memory = None if memory is None else max(0, memory - inactive)
+            memory = _without_page_cache(memory, cache, shared)
         if (path := self.v1.get("pids") or (self.v2 if "pids" in self.v2_controllers else None)) is not None:
             pids = _number(path / "pids.current")
         return Usage(cpu, memory, cache, pids, kills)
