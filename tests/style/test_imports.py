@@ -27,6 +27,8 @@ RULES: dict[str, set[str]] = {
     "atoll.control": MODEL | {"atoll.wire", "atoll.control"},
     "atoll.edge": MODEL | {"atoll.wire", "atoll.edge"},
     "atoll.runtime": MODEL | {"atoll.runtime"},
+    "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},
+    "atoll.stress": MODEL | {"atoll.runtime", "atoll.stress"},
     "atoll.attacks": MODEL | {"atoll.attacks"},
 }
 """Package → what of ours it may import. `atoll` itself (its version) is open to all."""

@@ -223,6 +223,63 @@ def replay(
 
 
 @app.command()
+def agent(
+    task: Annotated[str | None, typer.Argument(help="What is to be done, in words.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, as its endpoint calls it.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint. [default: OPENAI_BASE_URL]")
+    ] = None,
+    session: Annotated[Path | None, typer.Option(help="Log of events. [default: in the data directory]")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Go on with this session; a task is a new message.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Do a recorded run again and compare observations.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Template to use. [default: base]")] = None,
+    jupyter: Annotated[bool, typer.Option("--jupyter", help="Offer a Jupyter kernel.")] = False,
+    max_steps: Annotated[int, typer.Option(min=1, help="Actions over the whole session.")] = 100,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens over the whole session.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="Money over the whole session; needs prices.")] = None,
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million tokens sent.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0, help="Price of a million tokens got.")] = 0.0,
+    soft_timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Leave a command running after so many seconds without output.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="Replay: hard limit per action, in seconds.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the sandbox also when the work is finished.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model work in a sandbox, or compare a recorded run with what happens now."""
+    with _errors_told():
+        from atoll.agent import Budget
+        from atoll.cli import agent as agents
+
+        try:
+            limits = Budget(max_tokens, budget, price_in, price_out)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        options = agents.Options(
+            task=task,
+            model=model,
+            base_url=base_url,
+            session=session,
+            resume=resume,
+            replay=replay,
+            template=template,
+            jupyter=jupyter,
+            steps=max_steps,
+            budget=limits,
+            soft_timeout_s=soft_timeout,
+            timeout_s=timeout,
+            keep=keep,
+            as_json=as_json,
+        )
+        raise typer.Exit(agents.agent(_settings(data_dir), options))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from atoll import __version__

@@ -72,7 +72,7 @@ def replay_file(settings: Settings, file: Path, options: Options) -> int:
         try:
             asyncio.run(runtime.connect())
             console.print(f"[bold]{escape(file.name)}[/bold]: {len(events)} events, sandbox {runtime.sandbox_id}")
-            summary = replay(events, runtime, lambda step: _show(console, step), timeout_s=options.timeout_s)
+            summary = replay(events, runtime, lambda step: show(console, step), timeout_s=options.timeout_s)
             fetched = _fetch(runtime, options.fetch_port) if options.fetch_port is not None else None
         finally:
             runtime.close()
@@ -88,36 +88,36 @@ def replay_file(settings: Settings, file: Path, options: Options) -> int:
     return 0 if good else 1
 
 
-def _show(console: Console, step: Step) -> None:
+def show(console: Console, step: Step) -> None:
     event = step.event
     if step.outcome is Outcome.RUNNING:
-        console.print(f"\n[bold cyan]{escape(str(getattr(event, 'action', '')))}[/bold cyan] {escape(_subject(event))}")
+        console.print(f"\n[bold cyan]{escape(str(getattr(event, 'action', '')))}[/bold cyan] {escape(subject(event))}")
     elif step.outcome is Outcome.SHOWN:
         who = event.source.value if event.source is not None else "message"
         console.print(f"\n[bold magenta]{who}[/bold magenta]")
-        console.print(_indented(str(getattr(event, "content", ""))))
+        console.print(indented(str(getattr(event, "content", ""))))
     elif step.outcome is Outcome.EXECUTED and step.observation is not None:
         if step.observation.content.strip():
-            console.print(_indented(step.observation.content, style="dim"))
+            console.print(indented(step.observation.content, style="dim"))
         console.print(f"  [green]{step.observation.observation}[/green] after {step.seconds:.2f} s")
 
 
-def _indented(text: str, style: str = "") -> Padding:
-    return Padding(Text(_clipped(text), style=style), (0, 0, 0, 2), expand=False)
+def indented(text: str, style: str = "") -> Padding:
+    return Padding(Text(clipped(text), style=style), (0, 0, 0, 2), expand=False)
 
 
-def _subject(event: Event) -> str:
+def subject(event: Event) -> str:
     """What an action is about, in one line or a few."""
     path, command = str(getattr(event, "path", "")), str(getattr(event, "command", ""))
     if path:
         return f"{command} {path}".strip()
     for text in (command, getattr(event, "code", ""), getattr(event, "url", ""), getattr(event, "thought", "")):
         if text:
-            return _clipped(str(text))
+            return clipped(str(text))
     return ""
 
 
-def _clipped(text: str) -> str:
+def clipped(text: str) -> str:
     lines = text.rstrip().splitlines()
     if len(lines) > MAX_SHOWN_LINES:
         hidden = len(lines) - MAX_SHOWN_LINES

@@ -372,7 +372,8 @@ class Lifecycle:
                 raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
 
     @property
-    def _has_jupyter(self) -> bool:
+    def has_jupyter(self) -> bool:
+        """Whether cells can be run: by plugin, or by the template's name."""
         return bool({"jupyter", "agent_skills"} & self._plugin_names) or self._template.startswith("code-interpreter")
 
     @property

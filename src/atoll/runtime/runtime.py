@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,6 +39,8 @@ from atoll.runtime.errors import (
 )
 from atoll.runtime.events import Action, ActionConfirmationStatus, EventSource, Observation
 from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
+from atoll.runtime.mcp import MCPServers
+from atoll.runtime.mcp_config import MCPConfig
 from atoll.runtime.microagents import Microagent
 from atoll.runtime.observations import (
     AgentThinkObservation,
@@ -58,19 +60,11 @@ from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
 
 
-@dataclass(frozen=True)
-class MCPConfig:
-    """Servers whose tools an agent may call."""
-
-    sse_servers: Sequence[Any] = field(default_factory=list)
-    stdio_servers: Sequence[Any] = field(default_factory=list)
-    shttp_servers: Sequence[Any] = field(default_factory=list)
-
-
 class E2BRuntime(Lifecycle):
     """See the module; its arguments are those of Lifecycle."""
 
     _browser: Browser | None = None
+    _mcp: MCPServers | None = None
 
     # ------------------------------------------------------------------------------------------------ actions
 
@@ -203,18 +197,37 @@ class E2BRuntime(Lifecycle):
             return self._browser.browse(action)
 
     async def call_tool_mcp(self, action: MCPAction) -> Observation:
-        return ErrorObservation("No MCP servers are configured for this runtime.")
+        """A tool of a server inside the sandbox or elsewhere. What goes wrong there is an observation."""
+        return await asyncio.to_thread(self._call_tool, action)
+
+    def _call_tool(self, action: MCPAction) -> Observation:
+        with self._on_sandbox():
+            return self._need_mcp().call(action)
 
     def get_mcp_config(self, extra_stdio_servers: Sequence[Any] | None = None) -> Any:
-        """The configured servers; an object with `sse_servers`, `stdio_servers` and `shttp_servers`."""
-        configured = getattr(self.config, "mcp", None)
-        if configured is not None and not extra_stdio_servers:
-            return configured
-        return MCPConfig(
-            sse_servers=list(getattr(configured, "sse_servers", ())),
-            stdio_servers=[*getattr(configured, "stdio_servers", ()), *(extra_stdio_servers or ())],
-            shttp_servers=list(getattr(configured, "shttp_servers", ())),
+        """The configured servers and the given ones; an object with `sse_servers`, `stdio_servers`, `shttp_servers`."""
+        configured = getattr(self.config, "mcp", None) or MCPConfig()
+        config = MCPConfig(
+            sse_servers=list(configured.sse_servers),
+            stdio_servers=[*configured.stdio_servers, *(extra_stdio_servers or ())],
+            shttp_servers=list(configured.shttp_servers),
         )
+        if self.sandbox is not None:
+            self._need_mcp().use(config)
+        return config
+
+    def _need_mcp(self) -> MCPServers:
+        if self._mcp is None:
+            self._mcp = MCPServers(self._box, self.workspace, self.sid, lambda: self._env_vars)
+            self._mcp.use(getattr(self.config, "mcp", None) or MCPConfig())
+        return self._mcp
+
+    def close(self) -> None:
+        """See Lifecycle.close; MCP sessions end before."""
+        if self._mcp is not None:
+            self._mcp.close()
+            self._mcp = None
+        super().close()
 
     def _not_runnable(self, action: Action) -> Observation:
         if isinstance(action, AgentThinkAction):
