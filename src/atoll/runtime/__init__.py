@@ -39,6 +39,7 @@ from atoll.runtime.events import (
     Observation,
 )
 from atoll.runtime.filestore import E2BFileStore, SupportsFilesystemOperations
+from atoll.runtime.mcp_config import MCPConfig, MCPSHTTPServerConfig, MCPSSEServerConfig, MCPStdioServerConfig
 from atoll.runtime.observations import (
     CmdOutputMetadata,
     CmdOutputObservation,
@@ -51,7 +52,7 @@ from atoll.runtime.observations import (
 )
 from atoll.runtime.plugins import AgentSkillsRequirement, JupyterRequirement, PluginRequirement, VSCodeRequirement
 from atoll.runtime.replay import Step, Summary, load_run, replay
-from atoll.runtime.runtime import E2BRuntime, MCPConfig
+from atoll.runtime.runtime import E2BRuntime
 from atoll.runtime.status import RuntimeStatus
 
 __all__ = [
@@ -94,6 +95,9 @@ __all__ = [
     "JupyterRequirement",
     "MCPAction",
     "MCPConfig",
+    "MCPSHTTPServerConfig",
+    "MCPSSEServerConfig",
+    "MCPStdioServerConfig",
     "MalformedEvent",
     "MessageAction",
     "NullAction",

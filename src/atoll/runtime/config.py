@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atoll.runtime.mcp_config import MCPConfig
+
 DEFAULT_BASE_IMAGE = "nikolaik/python-nodejs:python3.12-nodejs22"
 
 
@@ -96,3 +98,4 @@ class RuntimeConfig(BaseModel):
     init_git_in_empty_workspace: bool = False
     git_user_name: str = "openhands"
     git_user_email: str = "openhands@all-hands.dev"
+    mcp: MCPConfig = Field(default_factory=MCPConfig)

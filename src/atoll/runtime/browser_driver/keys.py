@@ -69,8 +69,6 @@ def split_combination(text: str) -> list[str]:
         cut = rest.find("+", 1)
         name, rest = (rest, "") if cut < 0 else (rest[:cut], rest[cut + 1 :])
         names.append(name)
-    if text.endswith("++"):
-        names.append("+")
     for name in names:
         if name not in KEYS and len(name) != 1:
             raise ValueError(f'Unknown key: "{name}"')
