@@ -10,8 +10,6 @@ from pathlib import Path
 
 from measure import Row, Summary, summarise
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -37,15 +35,15 @@ TABLE = (
 )
 
 
-def write(directory: Path, facts: dict[str, object], rows: Sequence[Row]) -> None:
-    """`latest.csv` with every raw row, `latest.json` with the machine and the summary."""
+def write(directory: Path, facts: dict[str, object], rows: Sequence[Row], name: str = "latest") -> None:
+    """`{name}.csv` with every raw row, `{name}.json` with the machine and the summary."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "latest.csv").open("w", newline="") as file:
+    with (directory / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("benchmark", "subject", "n", "value", "unit"))
         writer.writerows((row.benchmark, row.subject, row.n, f"{row.value:.4f}", row.unit) for row in rows)
     summary = [asdict(line) for line in summarise(rows)]
-    (directory / "latest.json").write_text(
+    (directory / f"{name}.json").write_text(
         json.dumps({"machine": facts, "summary": summary}, indent=1, ensure_ascii=False) + "\n"
     )
 
@@ -88,12 +86,13 @@ def _told(line: Summary) -> str:
     return f"{line.p50:.{digits}f} / {line.p95:.{digits}f} {line.unit}"
 
 
-def into_readme(readme: Path, text: str) -> bool:
+def into_readme(readme: Path, text: str, mark: str = "benchmarks") -> bool:
     """Replaces what stands between the markers. False when the README has no markers."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     content = readme.read_text()
-    if BEGIN not in content or END not in content:
+    if begin not in content or end not in content:
         return False
-    head, _, rest = content.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    head, _, rest = content.partition(begin)
+    _, _, tail = rest.partition(end)
+    readme.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
     return True

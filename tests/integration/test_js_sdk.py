@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from integration_js import JS, install_node_modules
 
-JS = Path(__file__).parent / "js"
 FILES = sorted(JS.glob("*.test.mjs"))
 CASES = [(file.name, name) for file in FILES for name in re.findall(r"^test\('([^']+)'", file.read_text(), re.M)]
 NEEDS_INTERPRETER = {"interpreter.test.mjs"}
@@ -21,18 +20,7 @@ FILE_TIME_S = 240
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """The npm packages of the lock file, installed once into the git-ignored `node_modules`."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: the JavaScript SDKs cannot be driven")
-    lock, done = JS / "package-lock.json", JS / "node_modules" / ".installed"
-    if not done.exists() or done.read_text() != lock.read_text():
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        install = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=300, check=False)
-        if install.returncode != 0:
-            pytest.skip(f"npm could not install the published SDKs: {install.stderr.strip()[-300:]}")
-        done.write_text(lock.read_text())
-    return JS / "node_modules"
+    return install_node_modules()
 
 
 @pytest.fixture(scope="session")
