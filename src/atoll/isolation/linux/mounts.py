@@ -100,6 +100,11 @@ def _reason(context: int, filesystem: str) -> str:
             return f"{filesystem}: {'; '.join(lines)}" if lines else filesystem
 
 
+def shift_owners(mount: int, userns: int) -> None:
+    """Owners appear shifted by that namespace's map in this mount, which has no place yet. Raises OSError."""
+    _set_attributes(mount, "", AT_EMPTY_PATH, add=IDMAP, userns=userns)
+
+
 def attach(mount: int, directory: int, path: str = "") -> None:
     """Gives a detached mount its place at `path` below `directory` (a trailing symlink is not followed)."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if path else _MOVE_MOUNT_T_EMPTY_PATH)

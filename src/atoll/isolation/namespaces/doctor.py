@@ -9,7 +9,7 @@ import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
-from atoll.isolation.linux import syscalls
+from atoll.isolation.linux import disk_image, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 
@@ -26,7 +26,7 @@ async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     findings = [_machine(), _kernel(), _user()]
     if all(finding.verdict is Verdict.OK for finding in findings):
         findings += await _trial(layout)
-    return [*findings, *_cgroups(cgroups), _disk()]
+    return [*findings, *_cgroups(cgroups), await asyncio.to_thread(_disk, layout)]
 
 
 def _machine() -> Finding:
@@ -96,5 +96,14 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     return findings
 
 
-def _disk() -> Finding:
-    return Finding("limit disk", Verdict.WARN, "this tier does not enforce disk limits", "keep an eye on the data dir")
+def _disk(layout: RunLayout) -> Finding:
+    near = next(path for path in (layout.run_dir, *layout.run_dir.parents) if path.is_dir())
+    reason = disk_image.why_not(near)
+    if not reason:
+        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
+    return Finding(
+        "limit disk",
+        Verdict.WARN,
+        f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}",
+        "apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices",
+    )

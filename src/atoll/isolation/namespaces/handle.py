@@ -129,8 +129,7 @@ class NamespacesHandle(SandboxHandle):
             percent = 100.0 * (usage.cpu_s - used) / (now - then) if now > then else 0.0
             self._cpu = (now, usage.cpu_s)
         if self._disk is None or now - self._disk[0] > _DISK_READING_LASTS_S:
-            upper = self._state_dir / "upper"
-            self._disk = (now, await asyncio.to_thread(disk_usage.of_tree, upper))
+            self._disk = (now, await asyncio.to_thread(self._disk_used))
         return SandboxStats(
             cpu_used_pct=percent,
             memory_used=usage.memory_bytes,
@@ -141,9 +140,23 @@ class NamespacesHandle(SandboxHandle):
             pids=usage.pids,
         )
 
+    def _disk_used(self) -> int | None:
+        if not self._record.get("disk_mib"):
+            return disk_usage.of_tree(self._state_dir / "upper")
+        try:
+            found = os.statvfs(f"/proc/{self.pid}/root")
+        except OSError:
+            return None
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
     async def update(self, limits: Limits) -> None:
         """See SandboxHandle."""
         self._check_alive()
+        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
+            raise BackendUnavailable(
+                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
+                hint="choose its size when it is made",
+            )
         missing = {"memory", "pids", "cpu"} - self._limited
         if missing:
             raise BackendUnavailable(

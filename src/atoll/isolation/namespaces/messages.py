@@ -1,7 +1,8 @@
 """Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
 
     server → zygote   create{id, spec} +[listener]      cancel{id}
-    zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
+                      disk{image, size_mib} +[mount]
+    zygote → server   ready{pid, no_egress, no_disk}   created{id, record, stages} +[pidfd]   failed{id, error}
                       exited{pid, status}
     zygote → child    mapped{}   go{spec} +[root mount, listener, log]
     child  → zygote   parked{egress}   started{stages}   failed{error}

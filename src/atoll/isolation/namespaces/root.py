@@ -18,26 +18,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atoll.isolation.linux import mounts, syscalls
+from atoll.isolation.linux.disk_image import IMAGE, Disk
 
 UPPER = "upper"
 WORK = "work"
 
 
-def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path) -> int:
-    """A detached mount for the sandbox whose first process is `pid`. Raises OSError, ValueError (no layers)."""
-    if not lowers:
-        raise ValueError("the template has no layers")
-    descriptors = [os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)]
-    userns = descriptors[0]
+def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, disk: Disk | None = None) -> int:
+    """A detached mount for the sandbox whose first process is `pid`, its own layer on `disk` or else in `state_dir`.
+
+    `disk` is used up: its mount is closed in any case. Raises OSError, ValueError (no layers).
+    """
+    descriptors = [disk.mount] if disk is not None else []
     try:
-        (state_dir / UPPER).mkdir(0o755, exist_ok=True)
-        try:
-            (state_dir / WORK).mkdir(0o700)
-        except FileExistsError:  # of an attempt that failed: the kernel would not take it again
-            shutil.rmtree(state_dir / WORK)
-            (state_dir / WORK).mkdir(0o700)
-        own = mounts.clone(str(state_dir), userns=userns)
-        descriptors.append(own)
+        if not lowers:
+            raise ValueError("the template has no layers")
+        descriptors.append(userns := os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        if disk is not None:
+            own = disk.mount
+            os.mkdir(UPPER, 0o755, dir_fd=own)
+            os.mkdir(WORK, 0o700, dir_fd=own)
+            mounts.shift_owners(own, userns)
+        else:
+            _make_directories(state_dir)
+            own = mounts.clone(str(state_dir), userns=userns)
+            descriptors.append(own)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         for name in (UPPER, WORK):
             descriptors.append(os.open(name, flags, dir_fd=own))  # noqa: PERF401 (closed even if the second fails)
@@ -54,6 +59,15 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path) -
             os.close(descriptor)
 
 
+def _make_directories(state_dir: Path) -> None:
+    (state_dir / UPPER).mkdir(0o755, exist_ok=True)
+    try:
+        (state_dir / WORK).mkdir(0o700)
+    except FileExistsError:  # of an attempt that failed: the kernel would not take it again
+        shutil.rmtree(state_dir / WORK)
+        (state_dir / WORK).mkdir(0o700)
+
+
 class PreparedRoot:
     """A root made ahead of need, for the template that was asked for last, in a directory of the zygote's own.
 
@@ -61,26 +75,29 @@ class PreparedRoot:
     each. The overlay does not mind: it holds directories, not paths.
     """
 
-    def __init__(self, pid: int, id_base: int, lowers: Sequence[str], place: Path) -> None:
+    def __init__(self, pid: int, id_base: int, lowers: Sequence[str], place: Path, disk: Disk | None = None) -> None:
         """Raises OSError, ValueError; nothing is left then."""
         self.place = place
         self._lowers = tuple(lowers)
+        self._size_mib = disk.size_mib if disk is not None else None
         self._mount = -1
         try:
             self._identity = _identity(lowers)
             place.mkdir(0o700, parents=True)
-            self._mount = build_root(pid, id_base, lowers, place)
+            if disk is not None:
+                disk.move(place)
+            self._mount = build_root(pid, id_base, lowers, place, disk)
         except BaseException:
             self.discard()
             raise
 
-    def take(self, lowers: Sequence[str], state_dir: Path) -> int | None:
-        """The mount, its directories now in `state_dir`; None if this is not the root that is wanted (discard it)."""
-        if tuple(lowers) != self._lowers or _identity(lowers) != self._identity:
+    def take(self, lowers: Sequence[str], state_dir: Path, size_mib: int | None = None) -> int | None:
+        """The mount, its layer now in `state_dir`; None if this is not the root that is wanted (discard it)."""
+        if tuple(lowers) != self._lowers or size_mib != self._size_mib or _identity(lowers) != self._identity:
             return None
         try:
-            os.rename(self.place / UPPER, state_dir / UPPER)
-            os.rename(self.place / WORK, state_dir / WORK)
+            for name in (UPPER, WORK) if size_mib is None else (IMAGE,):
+                os.rename(self.place / name, state_dir / name)
         except OSError:  # another file system, or a directory that is used again: made on the spot then
             return None
         mount, self._mount = self._mount, -1

@@ -24,16 +24,20 @@ from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.namespaces import doctor, reclaim
 from atoll.isolation.namespaces.dial import NetworkThread, bind_guest_socket
+from atoll.isolation.namespaces.disk_stock import DiskStock
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError, SandboxGone
-from atoll.model.sandbox import SandboxSpec
+from atoll.model.sandbox import Limits, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
 """Children that wait ready: what a burst finds at once. Each costs about as much memory as an idle sandbox."""
+
+DISKS = 8
+"""Disks made ahead of need when the server starts; later one for each that was used."""
 
 _CAPABILITY_OF_CONTROLLER = {
     "memory": Capability.LIMITS_MEMORY,
@@ -58,6 +62,7 @@ class NamespacesBackend(IsolationBackend):
         self._handles: dict[int, NamespacesHandle] = {}
         self._closed = False
         self._egress = False
+        self._stock: DiskStock | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -65,6 +70,8 @@ class NamespacesBackend(IsolationBackend):
         found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
+        if self._stock is not None:
+            found.add(Capability.LIMITS_DISK)
         if self._egress:
             found.add(Capability.EGRESS_POLICY)
         return frozenset(found)
@@ -91,6 +98,9 @@ class NamespacesBackend(IsolationBackend):
             raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
         zygote = await self._living_zygote()
         self._egress = not zygote.no_egress
+        if not zygote.no_disk:
+            self._stock = DiskStock(self._layout.disks)
+            self._stock.fill(Limits().disk_mib, DISKS, zygote)
 
     def _prepare_cgroups(self) -> None:
         try:
@@ -102,6 +112,8 @@ class NamespacesBackend(IsolationBackend):
     async def aclose(self) -> None:
         """See IsolationBackend."""
         self._closed = True
+        if self._stock is not None:
+            await self._stock.aclose()
         if self._zygote is not None:
             await self._zygote.aclose()
             self._zygote = None
@@ -142,6 +154,8 @@ class NamespacesBackend(IsolationBackend):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise
+        if self._stock is not None:
+            self._stock.fill(spec.limits.disk_mib, 1, zygote)
         handle = self._handle(created.record, created.pidfd)
         handle.stages = created.stages
         return handle

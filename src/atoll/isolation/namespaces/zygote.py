@@ -27,8 +27,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, syscalls
+from atoll.isolation.linux import caps, disk_image, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.disk_image import Disk, Templates
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces import egress, messages, posture
@@ -43,6 +44,8 @@ _REFILL_SOON_S = 0.003
 """A fork right behind a create competes with the newborn guest for the processor and makes its first answer late, so
 the pool waits a little; a nearly empty one does not, because a create that finds it empty waits longest of all."""
 _GIVE_UP_PARKING_AFTER = 3
+_DISKS_OF_A_SIZE = 8
+_DISK_SIZES = 3
 # Modules that code may ask for by name at run time, when there is no file system to load them from.
 _PRELOAD = (
     "encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_16_le", "encodings.utf_16",
@@ -114,6 +117,12 @@ class Zygote:
         self._parking_failures = 0
         self._likely: list[str] = []
         """The layers that were asked for last: the next create will most likely want them again."""
+        self._likely_size: int | None = None
+        self._disks: dict[int, list[Disk]] = {}
+        """Disks that the server made ahead of need, by size."""
+        self._disk_templates = Templates()
+        layout.prepare()
+        self._no_disk = disk_image.why_not(layout.disks)
         self._quiet_since = time.monotonic()
 
     def run(self) -> None:
@@ -121,7 +130,7 @@ class Zygote:
         syscalls.keep_capabilities_on_id_change()
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
+        self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress, "no_disk": self._no_disk})
         try:
             while True:
                 for key, _ in self._selector.select(self._patience()):
@@ -157,7 +166,8 @@ class Zygote:
         if (child := self._rootless()) is not None:
             place = self._layout.prepared / child.group.name
             try:
-                child.root = PreparedRoot(child.pid, child.id_base, self._likely, place)
+                disk = self._disk(self._likely_size) if self._likely_size is not None else None
+                child.root = PreparedRoot(child.pid, child.id_base, self._likely, place, disk)
             except (OSError, ValueError):
                 self._likely = []  # whoever asks for it next is told why
         elif self._wants_parking():
@@ -171,6 +181,8 @@ class Zygote:
         """A child of the pool for which a root can be made ahead of need, while nobody waits."""
         if not self._likely or self._waiting or self._unfinished():
             return None
+        if self._likely_size is not None and not self._disks.get(self._likely_size):
+            return None  # the server is making one; here it would keep a caller waiting
         return next((child for child in self._parked if child.root is None), None)
 
     # -- the server ----------------------------------------------------------------------------------------------------
@@ -194,6 +206,8 @@ class Zygote:
             self._serve_waiting()
         elif body["op"] == "cancel":
             self._cancel(body["id"])
+        elif body["op"] == "disk":
+            self._store_disk(Disk(Path(body["image"]), descriptors[0], body["size_mib"]))
 
     def _cancel(self, number: int) -> None:
         for request in [request for request in self._waiting if request.number == number]:
@@ -271,7 +285,8 @@ class Zygote:
         try:
             state_dir = Path(request.spec["state_dir"])
             child.group.limit(limits_from_json(request.spec["limits"]))
-            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir))
+            size_mib = None if self._no_disk else request.spec["limits"]["disk_mib"]
+            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir, size_mib))
             descriptors.append(request.listener)
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
@@ -292,14 +307,35 @@ class Zygote:
                     os.close(descriptor)
             request.close()
 
-    def _root(self, child: _Child, lowers: list[str], state_dir: Path) -> int:
-        self._likely = lowers
+    def _root(self, child: _Child, lowers: list[str], state_dir: Path, size_mib: int | None) -> int:
+        self._likely, self._likely_size = lowers, size_mib
         prepared, child.root = child.root, None
         if prepared is not None:
-            if (mount := prepared.take(lowers, state_dir)) is not None:
+            if (mount := prepared.take(lowers, state_dir, size_mib)) is not None:
                 return mount
             prepared.discard()
-        return build_root(child.pid, child.id_base, lowers, state_dir)
+        disk = self._disk(size_mib) if size_mib is not None else None
+        if disk is not None:
+            disk.move(state_dir)
+        return build_root(child.pid, child.id_base, lowers, state_dir, disk)
+
+    def _store_disk(self, disk: Disk) -> None:
+        """Keeps it, unless there are enough: a burst must not leave its peak behind, nor a size that was used once."""
+        stock = self._disks.setdefault(disk.size_mib, [])
+        if len(stock) >= _DISKS_OF_A_SIZE:
+            disk.discard()
+            return
+        stock.append(disk)
+        for size in [size for size in self._disks if size != disk.size_mib][: -_DISK_SIZES + 1]:
+            for old in self._disks.pop(size):
+                old.discard()
+
+    def _disk(self, size_mib: int) -> Disk:
+        """One from the stock, else a new one. Raises OSError."""
+        if stock := self._disks.get(size_mib):
+            return stock.pop()
+        image = self._layout.disks / f"z{secrets.token_hex(6)}.img"
+        return disk_image.make_disk(image, size_mib, self._disk_templates)
 
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
@@ -313,6 +349,7 @@ class Zygote:
             "state_dir": request.spec["state_dir"],
             "limits": request.spec["limits"],
             "egress": child.egress,
+            "disk_mib": None if self._no_disk else request.spec["limits"]["disk_mib"],
         }
 
     # -- the children --------------------------------------------------------------------------------------------------
@@ -411,6 +448,8 @@ class Zygote:
                 child.root.discard()
         for group in self._unremoved:
             group.remove(1.0)
+        for disk in [disk for stock in self._disks.values() for disk in stock]:
+            disk.discard()
 
 
 class _ServerGone(Exception):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.isolation.linux.disk_image import Disk
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.model.errors import BackendUnavailable, CreateFailed
@@ -83,6 +84,8 @@ class ZygoteClient:
         self.lost = asyncio.Event()
         self.no_egress = ""
         """Why sandboxes of this zygote have no way out; "" where they have one."""
+        self.no_disk = ""
+        """Why sandboxes of this zygote have no disk of their own size; "" where they have one."""
         self._loop.add_reader(line.fileno(), self._readable)
 
     @staticmethod
@@ -154,6 +157,18 @@ class ZygoteClient:
         finally:
             self._pending.pop(number, None)
 
+    def stock(self, disk: Disk) -> None:
+        """Gives the zygote a disk ahead of need."""
+        message = {"op": "disk", "image": str(disk.image), "size_mib": disk.size_mib}
+        try:
+            if self.lost.is_set() or self._outgoing:
+                raise BrokenPipeError("the zygote has no ear for it")
+            messages.send(self._line, message, [disk.mount])
+        except OSError:
+            disk.discard()
+        else:
+            os.close(disk.mount)
+
     async def _abandon(self, number: int, pending: _Pending) -> None:
         """Undoes a create whose caller has gone; waits for it even if cancelled again, bounded by the zygote."""
         if not pending.future.done():
@@ -224,6 +239,7 @@ class ZygoteClient:
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():
             self.no_egress = body["no_egress"]
+            self.no_disk = body["no_disk"]
             self._ready.set_result(None)
         elif kind == "broken":
             self._lose(body["error"])
