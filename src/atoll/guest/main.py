@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import quota, trust, warmup
+from atoll.guest import elevate, quota, trust, warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -82,6 +82,8 @@ async def serve(listener: socket.socket, config: GuestConfig, users: Users | Non
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()
     await Transport(build_servers(guest), loop).start(listener)
+    if elevate.is_held():
+        elevate.Elevation(guest).start()
     run_start_cmd(state, guest.processes)
     await loop.create_future()
 

@@ -22,7 +22,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from atoll.guest import quota
+from atoll.guest import elevate, quota
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.caps import Cap
@@ -30,6 +30,7 @@ from atoll.model.sandbox import GuestConfig, Limits
 
 SHARED = "/.atoll/io"
 SOCKET = "guest.sock"
+_SUDO = "/.atoll/guest/bin/sudo"
 CGROUPS = "/sys/fs/cgroup"
 """The only place where runsc mounts its own controllers."""
 _MNT_DETACH = 2
@@ -77,7 +78,7 @@ def _take_over(listener: socket.socket) -> GuestConfig:
         try:
             told = _receive(connection)
             config = guest_from_json(told["guest"])
-            _finish(config)
+            _finish(config, elevation=bool(told["elevation"]))
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -102,11 +103,14 @@ def guest_from_json(value: dict[str, Any]) -> GuestConfig:
     return GuestConfig(**{**value, "limits": Limits(**value["limits"])})
 
 
-def _finish(config: GuestConfig) -> None:
+def _finish(config: GuestConfig, *, elevation: bool) -> None:
     os.environ.clear()
-    os.setsid() if os.getsid(0) != os.getpid() else None
     socket.sethostname(config.hostname)
     _write_etc(config.hostname)
+    if elevation:
+        elevate.adopt()
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.symlink(_SUDO, "/usr/local/bin/sudo")  # before /usr/bin in every usual PATH
     quota.adopt(f"{CGROUPS}/pids", config.limits.pids)
     for place in reversed(_mounts_below(CGROUPS)):
         syscalls.call("umount2", place.encode(), _MNT_DETACH, subject=place)
@@ -154,8 +158,6 @@ def _write_etc(hostname: str) -> None:
     resolver = f"nameserver {NAMESERVER}\noptions timeout:2 attempts:2\n"
     for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
         _write_file(f"/etc/{name}", text.encode())
-    with contextlib.suppress(FileExistsError, FileNotFoundError):
-        os.symlink("/.atoll/guest/bin/sudo", "/usr/local/bin/sudo")
 
 
 def _write_file(path: str, content: bytes) -> None:

@@ -91,7 +91,7 @@ _INTERPRETER = (f"{AT}/so/ld.so", "--library-path", f"{AT}/so", f"{AT}/bin/pytho
 
 _SUDO = f"""#!/bin/sh
 # runsc does not honour set-uid programs: this asks the guest instead. See atoll/isolation/gvisor/sudo.py.
-PYTHONHOME={AT} exec {" ".join(_INTERPRETER)} -c 'from atoll.isolation.gvisor.sudo import main; main()' "$@"
+PYTHONHOME={AT} PYTHONCOERCECLOCALE=0 exec {" ".join(_INTERPRETER)} -c 'from atoll.isolation.gvisor.sudo import main; main()' "$@"
 """
 
 

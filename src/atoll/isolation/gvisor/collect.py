@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 BOOT = "atoll.isolation.gvisor.boot"
+SUDO = "atoll.isolation.gvisor.sudo"
 _BY_NAME = (
     "unicodedata", "stringprep", "traceback", "linecache", "tokenize", "zipimport", "importlib.machinery",
     "importlib.util", "inspect", "warnings", "runpy", "pkgutil", "locale", "asyncio.unix_events", "ctypes.util",
@@ -42,7 +43,7 @@ def _libraries() -> list[str]:
 
 def main(entry: str) -> None:
     """`entry` is the import path of the guest (module:function)."""
-    for name in (BOOT, entry.partition(":")[0], *_BY_NAME):
+    for name in (BOOT, SUDO, entry.partition(":")[0], *_BY_NAME):
         importlib.import_module(name)
     for module in pkgutil.iter_modules(encodings.__path__):
         if module.name not in ("mbcs", "oem"):

@@ -108,19 +108,7 @@ async def _trial(program: runsc.Runsc, platform: str) -> Finding:
     """Runs one program in a root of nothing but runsc itself, which is statically linked."""
     with tempfile.TemporaryDirectory(prefix="atoll-runsc-") as scratch:
         place = Path(scratch)
-        place.chmod(0o755)
-        (place / "root").mkdir()
-        with (place / "root" / "program").open("wb") as copy:
-            copy.write(await asyncio.to_thread(program.path.read_bytes))
-        (place / "root" / "program").chmod(0o755)
-        namespaces = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]
-        config = {
-            "ociVersion": "1.0.2",
-            "process": {"user": {"uid": 65534, "gid": 65534}, "args": ["/program", "--version"], "cwd": "/"},
-            "root": {"path": str(place / "root"), "readonly": True},
-            "linux": {"namespaces": namespaces},
-        }
-        (place / "config.json").write_text(json.dumps(config))
+        await asyncio.to_thread(_make_trial, place, program)
         process = await asyncio.create_subprocess_exec(
             str(program.path), f"--root={place / 'state'}", f"--platform={platform}", "--network=none",
             "--ignore-cgroups", "run", f"--bundle={place}", f"trial-{os.getpid()}",
@@ -143,3 +131,19 @@ async def _trial(program: runsc.Runsc, platform: str) -> Finding:
         return Finding("sandbox", Verdict.OK, f"a trial ran to its end on platform {platform}")
     words = text.splitlines()[-1][:300] if text else "without a word"
     return Finding("sandbox", Verdict.FAIL, f"a trial failed: {words}")
+
+
+def _make_trial(place: Path, program: runsc.Runsc) -> None:
+    place.chmod(0o755)
+    (place / "root").mkdir()
+    copy = place / "root" / "program"
+    copy.write_bytes(program.path.read_bytes())
+    copy.chmod(0o755)
+    namespaces = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 65534, "gid": 65534}, "args": ["/program", "--version"], "cwd": "/"},
+        "root": {"path": str(place / "root"), "readonly": True},
+        "linux": {"namespaces": namespaces},
+    }
+    (place / "config.json").write_text(json.dumps(config))

@@ -83,7 +83,7 @@ class GvisorHandle(SandboxHandle):
     # -- traffic -------------------------------------------------------------------------------------------------------
 
     async def egress_sockets(self) -> EgressSockets | None:
-        """See SandboxHandle. Those made before any user code ran; for a later server new ones, if nobody has the ports."""
+        """See SandboxHandle. Those made before any user code ran; for a later server new ones."""
         if self._network is None or not self._record.get("network"):
             return None
         self._check_alive()

@@ -44,10 +44,10 @@ class Runsc:
 def candidates(environ: Mapping[str, str], tools_dir: Path | None) -> list[tuple[Path, str]]:
     """Where to look, best first, and in words why there. A setting is the only candidate."""
     if chosen := environ.get(SETTING):
-        return [(Path(chosen), f"{SETTING} says so")]
+        return [(Path(chosen).absolute(), f"{SETTING} says so")]
     found: list[tuple[Path, str]] = []
     if on_path := shutil.which("runsc", path=environ.get("PATH", os.defpath)):
-        found.append((Path(on_path), "found on the PATH"))
+        found.append((Path(on_path).absolute(), "found on the PATH"))
     if tools_dir is not None and os.access(tools_dir / UNPACKED, os.X_OK):
         found.append((tools_dir / UNPACKED, "unpacked by `atoll doctor --fix`"))
     return found
@@ -79,7 +79,7 @@ async def _ask(path: Path, how: str) -> Runsc:
         raise ValueError(f"release {version} is too old: it knows no --host-uds (2023 and newer do)")
     found = _RELEASE.search(version)
     release = int(next(filter(None, found.groups()))) if found else 0
-    return Runsc(path.absolute(), version, release, flags, how)
+    return Runsc(path, version, release, flags, how)
 
 
 async def _output(path: Path, *arguments: str) -> str:

@@ -90,8 +90,7 @@ async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, 
     id_base = means.ids.take()
     means.unfinished.add(group.name)
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(_make_group, group, limits)
+        await asyncio.to_thread(_make_place, place, group, limits)
         pid = await _run_launcher(means, group, id_base, lowers, limits, place)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
@@ -118,8 +117,8 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
             await asyncio.to_thread(_move, waiting.place, spec.state_dir)
             waiting.place = spec.state_dir
         await asyncio.to_thread(waiting.group.limit, host_limits(spec.limits))
-        word = json.dumps({"guest": _guest_to_json(spec.guest)}).encode() + b"\n"
-        answer = await asyncio.wait_for(_ask(waiting.line, word), _TAKE_OVER_WITHIN_S)
+        word = {"guest": _guest_to_json(spec.guest), "elevation": not means.runsc.honours_setuid}
+        answer = await asyncio.wait_for(_ask(waiting.line, json.dumps(word).encode() + b"\n"), _TAKE_OVER_WITHIN_S)
         if answer.get("error"):
             raise OSError(str(answer["error"])[:500])
         record = {
@@ -179,7 +178,8 @@ def limits_to_json(limits: Limits) -> dict[str, int]:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_group(group: Group, limits: Limits) -> None:
+def _make_place(place: Path, group: Group, limits: Limits) -> None:
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
     group.create()
     group.limit(host_limits(limits))
 

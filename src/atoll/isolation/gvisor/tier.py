@@ -24,6 +24,7 @@ from atoll.isolation.base import (
 from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
 from atoll.isolation.gvisor.handle import GvisorHandle, open_egress
 from atoll.isolation.gvisor.pool import Kind, Pool
+from atoll.isolation.gvisor.start import Waiting
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.linux.network_thread import NetworkThread
@@ -206,7 +207,7 @@ class GvisorBackend(IsolationBackend):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    async def _open_egress(self, waiting: start.Waiting) -> EgressSockets | None:
+    async def _open_egress(self, waiting: Waiting) -> EgressSockets | None:
         """Before any user code runs, which could take the ports. Raises CreateFailed; nothing is left then."""
         if self._means is None or self._network is None or not self._means.network:
             return None
