@@ -71,7 +71,8 @@ class Pipe(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
-        return self._end()
+        secure = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
+        return self._end() and not secure  # TLS closes whatever we say
 
     def _end(self) -> bool:
         """Passes the end on. When both sides have ended, both close once what they still hold is written."""
