@@ -40,15 +40,29 @@ class ServerProcess:
         options: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         port: int = 0,
+        wrap: Sequence[str] = (),
     ) -> ServerProcess:
-        """Starts a server on a free port and waits until it is ready. Raises ServerDied."""
+        """Starts a server on a free port and waits until it is ready. Raises ServerDied.
+
+        `wrap`: a command that runs the one behind it, as `nsenter` does.
+        """
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         log = data_dir.parent / f"{data_dir.name}.log"
         reading, writing = os.pipe()
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "E2B_"))}
         if templates_dir is not None:
             clean["ATOLL_TEMPLATES_DIR"] = str(templates_dir)
-        command = [sys.executable, "-m", "atoll.cli.main", "serve", "--port", str(port), "--data-dir", str(data_dir)]
+        command = [
+            *wrap,
+            sys.executable,
+            "-m",
+            "atoll.cli.main",
+            "serve",
+            "--port",
+            str(port),
+            "--data-dir",
+            str(data_dir),
+        ]
         command += ["--ready-fd", str(writing), *options]
         with log.open("ab") as out:
             process = subprocess.Popen(

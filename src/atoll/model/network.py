@@ -45,6 +45,15 @@ def is_domain(name: str) -> bool:
     return bool(_DOMAIN.fullmatch(name)) and len(name) <= 253 and not name.replace(".", "").isdigit()
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address of either version."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def split_targets(entries: Iterable[str], field_name: str) -> tuple[tuple[Network, ...], tuple[str, ...]]:
     """Ranges and canonical names among entries of `allowOut` or `denyOut`. Raises InvalidRequest naming the entry."""
     networks: list[Network] = []
