@@ -216,6 +216,11 @@ class E2BRuntime(Lifecycle):
             self._need_mcp().use(config)
         return config
 
+    @property
+    def mcp_servers(self) -> MCPServers:
+        """The servers behind `call_tool_mcp`. Raises AgentRuntimeNotReadyError before `connect`."""
+        return self._need_mcp()
+
     def _need_mcp(self) -> MCPServers:
         if self._mcp is None:
             self._mcp = MCPServers(self._box, self.workspace, self.sid, lambda: self._env_vars)
