@@ -280,6 +280,61 @@ def agent(
 
 
 @app.command()
+def stress(
+    scenarios: Annotated[
+        list[str] | None, typer.Argument(help="Which ones. [default: all]", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes: under three minutes.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, max=1000, help="Runtimes at once. [default: 64]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs of all runtimes together. [default: 300]")] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="scenario.figure>=number or <=number; may be given more than once.")
+    ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file with one threshold a line.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML to write. [default: atoll-stress.html]")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", help="JSON to write.")] = None,
+    embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the agent runtime under stress and compare with thresholds."""
+    with _errors_told():
+        from atoll.cli import stress as stresses
+
+        options = stresses.Options(
+            scenarios=scenarios or (),
+            quick=quick,
+            at_once=at_once,
+            jobs=jobs,
+            thresholds=threshold or (),
+            thresholds_file=thresholds,
+            report=report,
+            json_file=json_file,
+            embedded=embedded,
+            as_json=as_json,
+        )
+        raise typer.Exit(stresses.stress(_settings(data_dir), options))
+
+
+@app.command()
+def connections(
+    sandbox_id: Annotated[str, typer.Argument(help="The sandbox.")],
+    denied: Annotated[bool, typer.Option("--denied", help="Only what was not let through.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=2000, help="The newest so many.")] = 100,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a sandbox reached or tried to: connections and DNS questions."""
+    with _errors_told():
+        from atoll.cli import connections as records
+
+        rows = records.fetch(_settings(data_dir), sandbox_id, denied=denied, limit=limit)
+        _print_json(rows) if as_json else records.print_table(rows)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from atoll import __version__
