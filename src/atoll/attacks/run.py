@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from atoll.attacks.attempt import Attempt, Control, Deed, Impossible, Outcome, Program
 from atoll.attacks.inside import PRELUDE
+from atoll.attacks.resources import LIMITS
 from atoll.attacks.scene import Scene, World, end, run_unwalled
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ class Range:
     """Where attempts are run: the canaries, a sandbox that attacks, and a neighbour. A context manager."""
 
     def __init__(
-        self, *, template: str = "base", data_dir: Path | None = None, small: Mapping[str, str] | None = None
+        self, *, template: str = "base", data_dir: Path | None = None, small: Mapping[str, str] = LIMITS
     ) -> None:
         self.world = World()
         self.world.data_dir = data_dir
         self._template = template
-        self._small = dict(small or {})
+        self._small = dict(small)
         self._sandbox: Sandbox | None = None
         self._other: Sandbox | None = None
 

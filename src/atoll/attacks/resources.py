@@ -1,0 +1,344 @@
+"""Attempts to use more than one's share, until the guest is deaf, a neighbour starves or the host is full.
+
+Each runs in a sandbox of its own with `LIMITS`. A breach is: a neighbour that no longer answers, the host's numbers for
+this sandbox above its limits, or a sandbox that is of no use afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+
+from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
+from atoll.attacks.scene import Scene, _text
+
+LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "64", "atoll.pids": "96"}
+_MIB = 1 << 20
+_SLACK = 1.1
+
+
+def _harmed(*watched: Callable[[Scene], str | None]) -> Judge:
+    """While it runs the host's numbers are watched; at the end neighbour and sandbox must answer."""
+
+    def judge(scene: Scene) -> str | None:
+        scene.facts["looks"] = scene.facts.get("looks", 0) + 1
+        for watch in watched:
+            with contextlib.suppress(OSError, ValueError):
+                if found := watch(scene):
+                    return found
+        if scene.facts["looks"] % 20 == 10 or "DONE" in scene.output:
+            return _neighbour_lost(scene)
+        return None
+
+    return judge
+
+
+def _and_usable(judge: Judge) -> Judge:
+    def late(scene: Scene) -> str | None:
+        if found := judge(scene):
+            return found
+        if "DONE" in scene.output or "[" in scene.output[-60:]:
+            return _neighbour_lost(scene) or (None if scene.facts.get("killed") else _unusable(scene))
+        return None
+
+    return late
+
+
+def _neighbour_lost(scene: Scene) -> str | None:
+    if scene.other is None:
+        return None
+    try:
+        scene.other.commands.run("echo here", timeout=20, request_timeout=25)
+    except Exception as error:
+        return f"a neighbour answers no more: {type(error).__name__}"
+    return None
+
+
+def _unusable(scene: Scene) -> str | None:
+    """After the attack has been killed, the sandbox must take commands again."""
+    assert scene.sandbox is not None
+    until = time.monotonic() + 30
+    failure = ""
+    while time.monotonic() < until:
+        try:
+            for process in scene.sandbox.commands.list():
+                scene.sandbox.commands.kill(process.pid)
+            if scene.sandbox.commands.run("echo here", user="root", timeout=10).stdout == "here\n":
+                return None
+        except Exception as error:
+            failure = f"{type(error).__name__} {error}"[:200]
+        time.sleep(0.5)
+    return f"the sandbox is of no use any more: {failure}"
+
+
+def _group(scene: Scene, controller: str) -> str:
+    """The directory of the attempt's control group."""
+    for pid in scene.pids():
+        for line in _text(f"/proc/{pid}/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                return f"/sys/fs/cgroup/{controller}{path}"
+            if not controllers and path != "/" and os.path.exists(f"/sys/fs/cgroup{path}/{controller}.max"):
+                return f"/sys/fs/cgroup{path}"
+    return ""
+
+
+def _processes(scene: Scene) -> str | None:
+    group = scene.facts.get("pids") or scene.facts.setdefault("pids", _group(scene, "pids") or None)
+    count = int(_text(f"{group}/pids.current") or 0) if group else 0
+    return f"{count} processes" if count > int(LIMITS["atoll.pids"]) else None
+
+
+def _memory(scene: Scene) -> str | None:
+    resident = 0
+    for pid in scene.pids():
+        found = re.search(r"^RssAnon:\s+(\d+)", _text(f"/proc/{pid}/status"), re.M)
+        resident += int(found.group(1)) * 1024 if found else 0
+    most = int(LIMITS["atoll.memory"]) * _MIB * _SLACK
+    return f"{resident // _MIB} MiB of memory" if resident > most else None
+
+
+def _disk(scene: Scene) -> str | None:
+    free = os.statvfs(scene.world.data_dir or "/var/tmp")
+    now = free.f_bavail * free.f_frsize
+    before = scene.facts.setdefault("free", now)
+    wrote = re.search(r"WROTE (\d+)", scene.output)
+    much = int(wrote.group(1)) if wrote else 0
+    most = int(LIMITS["atoll.disk"]) * _MIB * _SLACK
+    return f"wrote {much // _MIB} MiB ({(before - now) // _MIB} MiB of the host)" if much > most else None
+
+
+def _inodes(scene: Scene) -> str | None:
+    made = re.search(r"MADE (\d+)", scene.output)
+    return f"made {made.group(1)} files" if made and int(made.group(1)) > 30000 else None
+
+
+def _server_memory(scene: Scene) -> str | None:
+    """The server's own memory stays flat."""
+    pid = scene.facts.get("server") or scene.facts.setdefault("server", _server_pid(scene))
+    if not pid:
+        return None
+    found = re.search(r"^RssAnon:\s+(\d+)", _text(f"/proc/{pid}/status"), re.M)
+    now = int(found.group(1)) // 1024 if found else 0
+    before = scene.facts.setdefault("server memory", now)
+    return f"the server grew from {before} to {now} MiB" if now > before + 60 else None
+
+
+def _server_pid(scene: Scene) -> int:
+    import json
+
+    if scene.world.data_dir is None:
+        return 0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(json.loads((scene.world.data_dir / "server.json").read_text())["pid"])
+    return 0
+
+
+def _count(pattern: str, most: int, what: str) -> Judge:
+    def judge(scene: Scene) -> str | None:
+        found = re.search(pattern, scene.output)
+        return f"{what}: {found.group(1)}" if found and int(found.group(1)) > most else None
+
+    return judge
+
+
+def _resource(
+    name: str, goal: str, source: str, judge: Judge, control: Control | Impossible, *, seconds: float = 6.0
+) -> Attempt:
+    program = Program(source, "user", timeout_s=seconds + 14)
+    away = (("gvisor", "its memory and processes are counted as the Sentry's; its own tests try them"),)
+    return Attempt(name, Family.RESOURCES, goal, program, _and_usable(judge), control, away, alone=True)
+
+
+_DOWN = Impossible("it would take this machine down")
+
+ATTEMPTS: tuple[Attempt, ...] = (
+    _resource("fork-bomb", "start processes without end", """
+def bomb():
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            time.sleep(0.01)
+for _ in range(2):
+    if os.fork() == 0:
+        bomb()
+time.sleep(4)
+print("DONE", flush=True)
+""", _harmed(_processes), _DOWN),
+    _resource("thread-bomb", "start threads without end", """
+import threading
+made = 0
+try:
+    while made < 5000:
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+        made += 1
+except RuntimeError as error:
+    print(error)
+print("THREADS", made, "DONE", flush=True)
+os._exit(0)
+""", _harmed(_processes, _count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads")),
+              Control(judge=_count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads"))),
+    _resource("memory", "take all memory", """
+kept = []
+print("begin", flush=True)
+for _ in range(40):
+    kept.append(b"x" * (10 << 20))
+print("DONE", flush=True)
+time.sleep(1)
+""", _harmed(_memory), Control(judge=_memory)),
+    _resource("memory-in-small-pieces", "take all memory by many processes", """
+for _ in range(40):
+    if os.fork() == 0:
+        try:
+            open("/proc/self/oom_score_adj", "w").write("0")
+        except OSError:
+            pass
+        kept = [b"x" * (1 << 20) for _ in range(10)]
+        time.sleep(4)
+        os._exit(0)
+time.sleep(5)
+print("DONE", flush=True)
+""", _harmed(_memory), Control(judge=_memory)),
+    _resource("memory-by-shared", "take all memory by shared memory", """
+total = 0
+try:
+    with open("/dev/shm/big-" + TAG, "wb", buffering=0) as f:
+        for _ in range(300):
+            total += f.write(b"x" * (1 << 20))
+except OSError as error:
+    print(error)
+finally:
+    os.unlink("/dev/shm/big-" + TAG)
+print("SHARED", total >> 20, "DONE", flush=True)
+""", _harmed(_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory")),
+              Control(judge=_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory"))),
+    _resource("memory-by-mlock", "keep memory from being taken back", """
+size = 64 << 20
+area = mmap.mmap(-1, size)
+place = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area)))
+locked = libc.mlock(place, ctypes.c_size_t(size)) == 0
+print("LOCKED", size >> 20 if locked else 0, "DONE", flush=True)
+""", _harmed(_count(r"LOCKED (\d+)", 32, "MiB locked")), Control(judge=_count(r"LOCKED (\d+)", 32, "MiB locked"))),
+    _resource("disk", "fill the host's disk", """
+total = 0
+try:
+    with open("/var/tmp/big-" + TAG, "wb", buffering=0) as f:
+        for _ in range(200):
+            total += f.write(os.urandom(1 << 20))
+except OSError as error:
+    print(error)
+finally:
+    os.unlink("/var/tmp/big-" + TAG)
+print("WROTE", total, "DONE", flush=True)
+""", _harmed(_disk), Control(judge=_disk)),
+    _resource("disk-sparse", "fill the host's disk with holes that are filled later", """
+total = 0
+path = "/var/tmp/sparse-" + TAG
+try:
+    with open(path, "wb", buffering=0) as f:
+        f.truncate(100 << 30)
+        for n in range(200):
+            f.seek(n << 28)
+            total += f.write(os.urandom(1 << 20))
+except OSError as error:
+    print(error)
+finally:
+    os.unlink(path)
+print("WROTE", total, "DONE", flush=True)
+""", _harmed(_disk), Control(judge=_disk)),
+    _resource("disk-unlinked", "fill the host's disk with files that have no name", """
+total, kept = 0, []
+try:
+    for n in range(20):
+        path = f"/var/tmp/gone-{TAG}-{n}"
+        f = open(path, "wb", buffering=0)
+        os.unlink(path)
+        kept.append(f)
+        for _ in range(10):
+            total += f.write(os.urandom(1 << 20))
+except OSError as error:
+    print(error)
+print("WROTE", total, "DONE", flush=True)
+""", _harmed(_disk), Control(judge=_disk)),
+    _resource("inodes", "use up the host's files", """
+made = 0
+place = "/var/tmp/many-" + TAG
+os.mkdir(place)
+try:
+    while made < 31000:
+        os.close(os.open(f"{place}/{made}", os.O_CREAT | os.O_WRONLY))
+        made += 1
+except OSError as error:
+    print(error)
+subprocess.run(["rm", "-rf", place])
+print("MADE", made, "DONE", flush=True)
+""", _harmed(_inodes), Control(judge=_inodes), seconds=20),
+    _resource("descriptors", "use up the host's descriptors", """
+kept = []
+try:
+    while len(kept) < 1200000:
+        kept.append(os.dup(0))
+except OSError as error:
+    print(error)
+print("OPEN", len(kept), "DONE", flush=True)
+""", _harmed(_count(r"OPEN (\d+)", 1048576, "descriptors")),
+              Impossible("the limit is the same in kind on the host: its descriptors are counted per process")),
+    _resource("processor", "keep every processor", """
+for _ in range(20):
+    if os.fork() == 0:
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            pass
+        os._exit(0)
+time.sleep(4.2)
+print("DONE", flush=True)
+""", _harmed(_processes), Impossible("it would keep this machine's processors for nothing: the limit itself is read")),
+    _resource("output", "drown the server in output", """
+block = b"x" * 65535 + b"\\n"
+for _ in range(300):
+    os.write(1, block)
+print("DONE", flush=True)
+""", _harmed(_server_memory), Impossible("the server's own memory is what is watched; without it there is none")),
+    _resource("survivors", "leave processes behind that outlive their command", """
+for _ in range(10):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+        os._exit(0)
+print("DONE", flush=True)
+""", lambda scene: _survivors(scene), Impossible("on a host they survive by right")),
+    _resource("zombie-storm", "leave dead children without end", """
+until = time.monotonic() + 3
+while time.monotonic() < until:
+    try:
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+    except OSError:
+        time.sleep(0.01)
+print("DONE", flush=True)
+""", _harmed(_processes), Impossible("it would leave this machine full of dead processes")),
+)  # fmt: skip
+
+
+def _survivors(scene: Scene) -> str | None:
+    """What a killed sandbox started must be gone with it."""
+    if "DONE" not in scene.output or scene.facts.get("asked"):
+        return None
+    scene.facts["asked"] = True
+    assert scene.sandbox is not None
+    scene.sandbox.kill()
+    until = time.monotonic() + 10
+    while scene.pids():
+        if time.monotonic() > until:
+            return f"{len(scene.pids())} processes outlive their sandbox"
+        time.sleep(0.1)
+    scene.facts["killed"] = True
+    return None
