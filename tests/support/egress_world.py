@@ -15,6 +15,7 @@ import ctypes
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -157,9 +158,12 @@ class World:
     holder: subprocess.Popen[bytes]
     internet: Canary
     host: Canary
-    server: ServerProcess
     directory: Path
-    api_url: str
+    templates_dir: Path
+    settings: dict[str, str]
+    api_url: str = ""
+    forward: Forward | None = None
+    server: ServerProcess = field(init=False)
 
     def enter(self) -> list[str]:
         return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "--"]
@@ -168,6 +172,38 @@ class World:
         command = [*self.enter(), sys.executable, "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         return done.stdout + done.stderr
+
+    def restart_server(self, how: signal.Signals) -> None:
+        """Ends the server and starts another on the same data directory."""
+        self.server.stop(how)
+        self.start_server()
+
+    def start_server(self) -> None:
+        """In the namespace, reached by a port of this machine's loopback."""
+        self.server = ServerProcess.start(
+            self.directory / "data",
+            templates_dir=self.templates_dir,
+            options=["--isolation", "namespaces"],
+            environ=self.settings,
+            wrap=self.enter(),
+        )
+        if self.forward is not None:
+            self.forward.close()
+        self.forward = Forward(self.holder.pid, int(self.server.url.rsplit(":", 1)[1]))
+        self.api_url = f"http://127.0.0.1:{self.forward.port}"
+
+    def close(self) -> None:
+        """Ends the server and every sandbox."""
+        self.server.stop()
+        ServerProcess.start(
+            self.directory / "data",
+            templates_dir=self.templates_dir,
+            options=["--isolation", "namespaces", "--end-sandboxes"],
+            environ=self.settings,
+            wrap=self.enter(),
+        ).stop()
+        if self.forward is not None:
+            self.forward.close()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -188,17 +224,10 @@ def world(directory: Path, templates_dir: Path, environ: dict[str, str] | None =
         host = Canary.start([*inside, sys.executable, "-c", HOST_SERVICE])
         stack.callback(host.stop)
         settings = {"ATOLL_NAME_SERVERS": internet.DNS, "SSL_CERT_FILE": str(directory / "ca.pem"), **(environ or {})}
-        server = ServerProcess.start(
-            directory / "data",
-            templates_dir=templates_dir,
-            options=["--end-sandboxes", "--isolation", "namespaces"],
-            environ=settings,
-            wrap=inside,
-        )
-        stack.callback(server.stop)
-        forward = Forward(holder.pid, int(server.url.rsplit(":", 1)[1]))
-        stack.callback(forward.close)
-        yield World(holder, net, host, server, directory, f"http://127.0.0.1:{forward.port}")
+        made = World(holder, net, host, directory, templates_dir, settings)
+        made.start_server()
+        stack.callback(made.close)
+        yield made
 
 
 def _namespace(stack: contextlib.ExitStack) -> subprocess.Popen[bytes]:

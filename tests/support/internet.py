@@ -34,6 +34,7 @@ ZONE = {
     "metadata.test": METADATA,
     "inward.test": PRIVATE[0],
     "host.test": SERVER,
+    "untrusted.test": GOOD,
     "loop.test": "127.0.0.1",
 }
 NAMES = ["good.test", "sub.good.test", "shared.test", "evil.test", "api.test"]

@@ -61,8 +61,8 @@ class Pipe(asyncio.Protocol):
             peer.write(data)
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         if self._peer is not None:
-            self.received += len(data)
             self._pass(data)
             return
         self._early.append(data)

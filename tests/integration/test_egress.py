@@ -1,0 +1,265 @@
+"""What a sandbox reaches, by the published SDK against a real server: policies, live updates, header rules, records.
+
+The outside is a small internet in network namespaces of the test's own (`support.egress_world`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
+
+from support import internet
+from support.egress_world import World, no_world, world
+from support.host import requires
+
+FAULT = no_world()
+pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
+
+Make = Callable[..., Sandbox]
+
+
+@pytest.fixture(scope="module")
+def outside(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("egress"), templates_dir) as made:
+        yield made
+
+
+@pytest.fixture
+def make(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    for name, value in outside.environ.items():
+        monkeypatch.setenv(name, value)
+    made: list[Sandbox] = []
+
+    def create(**more: Any) -> Sandbox:
+        made.append(Sandbox.create(timeout=300, **more))
+        return made[-1]
+
+    yield create
+    for sandbox in made:
+        Sandbox.kill(sandbox.sandbox_id)
+
+
+def fetch(sandbox: Sandbox, url: str) -> str:
+    """The body, or "" when it could not be had."""
+    try:
+        return sandbox.commands.run(f"curl -sS -m 10 '{url}'", timeout=30).stdout
+    except CommandExitException:
+        return ""
+
+
+def records(outside: World, sandbox: Sandbox) -> list[dict[str, Any]]:
+    url = f"{outside.api_url}/sandboxes/{sandbox.sandbox_id}/network/connections"
+    request = urllib.request.Request(url, headers={"X-API-Key": outside.server.api_key})
+    found: list[dict[str, Any]] = json.load(urllib.request.urlopen(request, timeout=10))
+    return found
+
+
+def sent(outside: World, path: str) -> dict[str, Any]:
+    line = outside.internet.wait(lambda line: line.get("path") == path, 5)
+    assert line is not None, path
+    return line
+
+
+def test_the_internet_is_on_unless_asked_otherwise(make: Make) -> None:
+    sandbox = make()
+    assert sandbox.get_info().allow_internet_access is True
+    assert "good.test" in fetch(sandbox, "http://good.test/")
+    assert "good.test" in fetch(sandbox, "https://good.test/ -k")[:200] or fetch(sandbox, "http://evil.test/")
+
+
+def test_no_internet_access(make: Make) -> None:
+    sandbox = make(allow_internet_access=False)
+    assert sandbox.get_info().allow_internet_access is False
+    began = time.monotonic()
+    assert fetch(sandbox, "http://good.test/") == ""
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+    assert time.monotonic() - began < 10, "refused, not left to time out"
+
+
+def test_allow_out_by_address_range_and_name(make: Make) -> None:
+    by_address = make(network={"allow_out": [internet.GOOD], "deny_out": [ALL_TRAFFIC]})
+    assert fetch(by_address, f"http://{internet.GOOD}/")
+    assert fetch(by_address, f"http://{internet.EVIL}/") == ""
+    by_range = make(network={"allow_out": ["203.0.113.0/28"], "deny_out": lambda ctx: [ctx.all_traffic]})
+    assert fetch(by_range, f"http://{internet.GOOD}/")
+    assert fetch(by_range, f"http://{internet.EVIL}/") == ""
+    by_name = make(network={"allow_out": ["*.good.test"], "deny_out": lambda ctx: [ctx.all_traffic]})
+    assert fetch(by_name, "http://sub.good.test/")
+    assert fetch(by_name, "http://good.test/") == "", "a wildcard is what lies below"
+    network = by_name.get_info().network
+    assert network is not None
+    assert network["allow_out"] == ["*.good.test"]
+    assert network["deny_out"] == ["0.0.0.0/0"]
+
+
+def test_deny_out_denies_and_allow_out_wins(make: Make) -> None:
+    sandbox = make(network={"deny_out": ["203.0.113.0/24"], "allow_out": [internet.API]})
+    assert fetch(sandbox, f"http://{internet.API}/")
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+
+
+def test_an_update_replaces_all_of_it_at_once(make: Make) -> None:
+    sandbox = make(network={"deny_out": [internet.EVIL]})
+    assert fetch(sandbox, "http://evil.test/") == ""
+    sandbox.update_network({"deny_out": [internet.GOOD]})
+    assert fetch(sandbox, "http://evil.test/")
+    assert fetch(sandbox, "http://good.test/") == ""
+    sandbox.update_network({"allow_internet_access": False})
+    assert fetch(sandbox, "http://evil.test/") == ""
+    assert sandbox.get_info().allow_internet_access is False
+    sandbox.update_network({})
+    assert fetch(sandbox, "http://good.test/")
+    assert sandbox.get_info().allow_internet_access is True
+
+
+def test_name_servers_of_the_sandboxs_own(make: Make) -> None:
+    assert fetch(make(network={"dns_servers": [internet.DNS]}), "http://good.test/")
+    assert fetch(make(network={"dns_servers": []}), "http://good.test/") == ""
+    assert fetch(make(network={"dns_servers": ["10.9.9.9"]}), "http://good.test/") == "", "a private one is not asked"
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"allow_out": ["good.test"]},
+        {"allow_out": ["1.2.3.4/40"]},
+        {"allow_out": ["http://good.test"]},
+        {"deny_out": ["good.test"]},
+        {"dns_servers": ["good.test"]},
+        {"rules": {"*": [{"transform": {"headers": {"A": "b"}}}]}},
+        {"rules": {"good.test": [{"transform": {"headers": {"A": "b\r\nC: d"}}}]}},
+        {"rules": {"good.test": [{"transform": {"headers": {"Host": "evil.test"}}}]}},
+        {"egress_proxy": {"address": "203.0.113.10:1080"}},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_on_create_and_update(make: Make, network: dict[str, Any]) -> None:
+    with pytest.raises(
+        (InvalidArgumentException, SandboxException), match=r"400|allowOut|denyOut|dns|rules|egressProxy"
+    ):
+        make(network=network)
+
+
+def rule(name: str, value: str) -> list[dict[str, Any]]:
+    return [{"transform": {"headers": {name: value}}}]
+
+
+def test_a_rules_secret_is_added_outside_and_never_enters_the_sandbox(outside: World, make: Make) -> None:
+    secret = f"s3cret-{secrets.token_hex(8)}"
+    sandbox = make(network={"rules": {"api.test": rule("Authorization", f"Bearer {secret}")}})
+    for scheme in ("http", "https"):
+        path = f"/{secrets.token_hex(4)}"
+        sandbox.commands.run(f"curl -fsS -m 10 -H 'authorization: mine' {scheme}://api.test{path}")
+        assert sent(outside, path)["headers"]["authorization"] == f"Bearer {secret}"
+        other = f"/{secrets.token_hex(4)}"
+        sandbox.commands.run(f"curl -fksS -m 10 {scheme}://good.test{other}")
+        assert "authorization" not in sent(outside, other)["headers"]
+    path = f"/{secrets.token_hex(4)}"
+    sandbox.commands.run(f"python3 -c \"import urllib.request as u; u.urlopen('https://api.test{path}')\"")
+    assert sent(outside, path)["headers"]["authorization"] == f"Bearer {secret}"
+    script = f"env; cat /proc/[0-9]*/environ; grep -rsl {secret} / --exclude-dir=proc --exclude-dir=sys; true"
+    assert secret not in sandbox.commands.run(script, user="root", timeout=100).stdout
+    assert any(one["rewritten"] and one["name"] == "api.test" for one in records(outside, sandbox))
+
+
+def test_a_rules_secret_goes_to_nobody_else(outside: World, make: Make) -> None:
+    secret = f"s3cret-{secrets.token_hex(8)}"
+    rules = {"api.test": rule("X-Key", secret), "untrusted.test": rule("X-Key", secret)}
+    sandbox = make(network={"rules": rules})
+    for command in (
+        f"curl -sS -m 5 --resolve api.test:80:{internet.EVIL} http://api.test/",
+        f"curl -ksS -m 5 --resolve api.test:443:{internet.EVIL} https://api.test/",
+        "curl -sS -m 5 -H 'Host: api.test' http://evil.test/",
+        "curl -ksS -m 5 -H 'Host: evil.test' https://api.test/",
+        "curl -ksS -m 5 https://untrusted.test/",
+    ):
+        sandbox.commands.run(f"{command}; true")
+    assert sent(outside, "/")
+    assert not outside.internet.heard(secret, 0.5)
+    assert fetch(sandbox, "https://api.test/now")
+    assert sent(outside, "/now")["headers"]["x-key"] == secret, "the control did not arrive"
+
+
+def test_rules_may_come_and_go_while_it_runs(outside: World, make: Make) -> None:
+    sandbox = make(network={"allow_out": ["api.test"], "deny_out": [ALL_TRAFFIC]})
+    for value in ("one", "two"):
+        sandbox.update_network(
+            {
+                "allow_out": lambda ctx: list(ctx.rules),
+                "deny_out": [ALL_TRAFFIC],
+                "rules": {"*.test": rule("X-Key", value)},
+            }
+            if value == "two"
+            else {"allow_out": ["api.test"], "deny_out": [ALL_TRAFFIC], "rules": {"api.test": rule("X-Key", value)}}
+        )
+        path = f"/{secrets.token_hex(4)}"
+        assert fetch(sandbox, f"https://api.test{path}"), "not trusted"
+        assert sent(outside, path)["headers"]["x-key"] == value
+    sandbox.update_network({})
+    path = f"/{secrets.token_hex(4)}"
+    sandbox.commands.run(f"curl -ksS -m 10 https://api.test{path}")
+    assert "x-key" not in sent(outside, path)["headers"]
+
+
+def test_every_connection_is_recorded_and_readable_by_api_and_command_line(outside: World, make: Make) -> None:
+    sandbox = make(network={"deny_out": [internet.EVIL]})
+    fetch(sandbox, "http://good.test/")
+    fetch(sandbox, f"http://{internet.EVIL}/")
+    fetch(sandbox, f"http://{internet.METADATA}/")
+    found = records(outside, sandbox)
+    assert [one["name"] for one in found if one["protocol"] == "dns"] == ["good.test"]
+    good, evil, metadata = (one for one in found if one["protocol"] == "tcp")
+    assert (good["destinationAddress"], good["destinationPort"], good["name"]) == (internet.GOOD, 80, "good.test")
+    assert good["sourceAddress"] == "10.0.2.15"
+    assert good["allowed"]
+    assert good["bytesOut"] > 50
+    assert good["bytesIn"] > 50
+    assert good["closedAt"]
+    assert (evil["verdict"], evil["allowed"]) == ("denied: by denyOut", False)
+    assert "private" in metadata["verdict"]
+    command = [*outside.enter(), sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
+    told = subprocess.run(
+        [*command, "--denied", "--data-dir", str(outside.directory / "data")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert internet.EVIL in told.stdout
+    assert internet.GOOD not in told.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_policy_outlives_the_server_and_what_connects_meanwhile_waits(
+    outside: World, make: Make, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    sandbox = make(network={"deny_out": [internet.EVIL]})
+    sandbox.update_network({"deny_out": [internet.GOOD]})
+    sandbox.commands.run(
+        f"(sleep 1; curl -sS -m 60 http://{internet.EVIL}/ > /tmp/waited) > /dev/null 2>&1 &", timeout=10
+    )
+    outside.server.stop(how)
+    time.sleep(1.5)
+    outside.start_server()
+    for name, value in outside.environ.items():
+        monkeypatch.setenv(name, value)
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert fetch(again, f"http://{internet.GOOD}/") == ""
+    assert fetch(again, "http://evil.test/")
+    assert "evil" in fetch(again, "http://evil.test/")
+    for _ in range(100):
+        if again.files.read("/tmp/waited"):
+            break
+        time.sleep(0.1)
+    assert internet.EVIL in again.files.read("/tmp/waited")
+    network = again.get_info().network
+    assert network is not None
+    assert network["deny_out"] == [internet.GOOD]
