@@ -23,6 +23,8 @@ RULES: dict[str, set[str]] = {
     "atoll.isolation.registry": MODEL | {"atoll.isolation.base"},
     "atoll.isolation.linux": MODEL | {"atoll.isolation.linux"},
     "atoll.tls": MODEL | {"atoll.tls"},
+    # The sandbox's first process in the gVisor tier, which becomes the guest.
+    "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},
     "atoll.node": MODEL | {"atoll.wire", "atoll.node", "atoll.isolation.base", "atoll.isolation.registry", "atoll.tls"},
     "atoll.control": MODEL | {"atoll.wire", "atoll.control"},
     "atoll.edge": MODEL | {"atoll.wire", "atoll.edge"},

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +29,7 @@ from atoll.isolation.base import CONTROL_PORT, Capability, IsolationBackend, San
 from atoll.model.errors import BackendUnavailable, CreateFailed, PortClosed, SandboxGone
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig, Limits, SandboxSpec
 from atoll.testing import inside
+from atoll.testing.contract_inside import InsideContract
 
 _numbers = itertools.count(1)
 _SERVE = (
@@ -51,7 +52,7 @@ async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: floa
         await asyncio.sleep(0.02)
 
 
-class BackendContract(ABC):
+class BackendContract(InsideContract):
     """Subclass it as `Test…`."""
 
     gaps: Mapping[str, str] = MappingProxyType({})

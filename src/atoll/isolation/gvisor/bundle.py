@@ -89,9 +89,10 @@ def _remove_unused(place: Path) -> None:
 _INTERPRETER = (f"{AT}/so/ld.so", "--library-path", f"{AT}/so", f"{AT}/bin/python3", "-P", "-s", "-S", "-B")
 """-P -s -S: nothing of the sandbox's own files gets into the module path."""
 
+_RUN_SUDO = "from atoll.isolation.gvisor.sudo import main; main()"
 _SUDO = f"""#!/bin/sh
 # runsc does not honour set-uid programs: this asks the guest instead. See atoll/isolation/gvisor/sudo.py.
-PYTHONHOME={AT} PYTHONCOERCECLOCALE=0 exec {" ".join(_INTERPRETER)} -c 'from atoll.isolation.gvisor.sudo import main; main()' "$@"
+PYTHONHOME={AT} PYTHONCOERCECLOCALE=0 exec {" ".join(_INTERPRETER)} -c '{_RUN_SUDO}' "$@"
 """
 
 
