@@ -170,16 +170,17 @@ def test_a_download_becomes_a_file_of_the_workspace(runtime: E2BRuntime, shop: B
 
 
 def test_pdf_and_images_are_looked_at(runtime: E2BRuntime, tmp_path: Path) -> None:
-    blank = do(runtime, "goto('about:blank')")
-    (tmp_path / "a.pdf").write_bytes(PDF)
-    (tmp_path / "a.png").write_bytes(png_of(blank.screenshot))
+    shown = do(runtime, "goto('about:blank')").screenshot
     for name in ("a.pdf", "a.png"):
+        # The image is the picture of the document before it: neither looks like the page before.
+        (tmp_path / name).write_bytes(PDF if name == "a.pdf" else png_of(shown))
         runtime.copy_to(str(tmp_path / name), "/workspace")
         found = runtime.run_action(BrowseURLAction(f"/workspace/{name}"))
         assert isinstance(found, BrowserOutputObservation), found
         assert not found.error
         assert found.url == f"file:///workspace/{name}"
-        assert found.screenshot != blank.screenshot
+        assert found.screenshot != shown
+        shown = found.screenshot
 
 
 def test_the_tree_comes_along_when_asked_for_and_the_screenshot_lies_in_the_workspace(runtime: E2BRuntime) -> None:
