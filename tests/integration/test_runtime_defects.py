@@ -335,6 +335,30 @@ def test_08_a_second_copy_adds_to_the_tree_that_is_there(runtime: E2BRuntime, tr
     )
 
 
+def test_08_a_tree_of_many_files_arrives_whole_with_progress(server: Any, tmp_path: Path) -> None:
+    root = tmp_path / "many"
+    for number in range(2000):
+        (root / str(number % 40)).mkdir(parents=True, exist_ok=True)
+        (root / str(number % 40) / f"{number}").write_bytes(b"x" * number)
+    told: list[tuple[int, int]] = []
+    with E2BBox() as box:
+        box.copy_to(str(root), "/data", recursive=True, progress=lambda done, total: told.append((done, total)))
+        count = "find /data/many -type f | wc -l; find /data/many -type f -printf '%s\\n' | awk '{s+=$1} END {print s}'"
+        assert box.execute(count).output.split() == ["2000", str(sum(range(2000)))]
+        assert told == sorted(told)
+        assert len(told) > 2
+        assert told[-1][0] == told[-1][1]
+        # Replacing is by file: a program that reads one never sees half of it.
+        watch = (
+            "cd /data/many/39 && for i in $(seq 400); do stat -c %s 1999; sleep 0.002; done | sort -u | tr '\\n' ' '"
+        )
+        (root / "39" / "1999").write_bytes(b"y" * 5_000_000)
+        watching = box.sandbox.commands.run(watch, background=True)
+        box.copy_to(str(root), "/data", recursive=True)
+        assert set(watching.wait().stdout.split()) <= {"1999", "5000000"}
+        assert box.execute("ls -A /data /tmp").output.split() == ["/data:", "many", "/tmp:"]
+
+
 def test_08_wrong_copies_raise_and_leave_nothing(runtime: E2BRuntime, tree: Path) -> None:
     with pytest.raises(FileNotFoundError):
         runtime.copy_to("/no/such/file", "/workspace")

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -40,7 +40,7 @@ from atoll.runtime.options import (
     missing_template_hint,
     sandbox_options,
 )
-from atoll.runtime.tree import PACK, UNPACK, tar_stream, zip_of_tar
+from atoll.runtime.tree import PACK, UNPACK, tar_size, tar_stream, told, zip_of_tar
 
 SID_KEY = "atoll.sid"
 """Metadata under which a session's sandbox is found again, from any process."""
@@ -52,6 +52,10 @@ PREPARE_TIMEOUT_S = 1800.0
 __all__ = ["DEFAULT_TEMPLATE", "JUPYTER_TEMPLATE", "SID_KEY", "E2BBox", "E2BSandbox", "Executed", "find_sandboxes"]
 
 _log = logging.getLogger("atoll.runtime")
+
+
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
 
 
 class Executed(NamedTuple):
@@ -207,11 +211,15 @@ class E2BBox:
                 code = -1
         return Executed(code, "".join(pieces))
 
-    def copy_to(self, host_src: str, sandbox_dest: str, recursive: bool = False) -> None:
+    def copy_to(
+        self, host_src: str, sandbox_dest: str, recursive: bool = False, progress: Progress | None = None
+    ) -> None:
         """Copies a file, or with `recursive` a tree under its own name, into the directory `sandbox_dest`.
 
-        The directory is made if it is missing; dot-files, links and modes are kept. Raises FileNotFoundError,
-        IsADirectoryError (a directory without `recursive`), NotADirectoryError, AgentRuntimeError.
+        The directory is made if it is missing; dot-files, links and modes are kept. What is new appears at once; in a
+        tree that is there, each file is replaced at once. `progress` is called with (bytes done, bytes in all).
+        Raises FileNotFoundError, IsADirectoryError (a directory without `recursive`), NotADirectoryError,
+        AgentRuntimeError.
         """
         source = Path(os.path.abspath(host_src))
         if not source.exists() and not source.is_symlink():
@@ -221,8 +229,11 @@ class E2BBox:
         if not PurePosixPath(sandbox_dest).is_absolute():
             raise ValueError(f"the destination is an absolute path in the sandbox, not {sandbox_dest!r}")
         archive = f"/tmp/.atoll-{uuid4().hex}.tar"
+        stream = tar_stream(source)
+        if progress is not None:
+            stream = told(stream, tar_size(source), progress)
         with lost_sandbox_raises():
-            self.sandbox.files.write(archive, tar_stream(source), user="root", request_timeout=TRANSFER_TIMEOUT_S)
+            self.sandbox.files.write(archive, stream, user="root", request_timeout=TRANSFER_TIMEOUT_S)
         done = self._script(UNPACK, sandbox_dest.rstrip("/") or "/", archive, self.user or "user", source.name)
         if done.exit_code == 20:
             raise NotADirectoryError(20, "Not a directory", sandbox_dest)

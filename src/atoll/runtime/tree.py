@@ -12,12 +12,13 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 CHUNK = 256 * 1024
+PROGRESS_STEP = 1024 * 1024
 
 UNPACK = r"""
 set -e
@@ -33,7 +34,8 @@ draft=$(mktemp -d -- "$dest/.atoll-copy-XXXXXXXX")
 tar -x -p --no-same-owner -f "$archive" -C "$draft"
 chown -R -h -- "$owner:" "$draft"
 if [ -d "$draft/$name" ] && [ -d "$dest/$name" ] && [ ! -L "$draft/$name" ]; then
-  cp -a -f -- "$draft/$name/." "$dest/$name/"
+  # Links, not copies: each file is replaced at once, and its data is not moved again.
+  cp -a -l -f -T -- "$draft/$name" "$dest/$name" 2>/dev/null || cp -a -f -T -- "$draft/$name" "$dest/$name"
 else
   mv -f -T -- "$draft/$name" "$dest/$name"
 fi
@@ -65,6 +67,30 @@ def tar_stream(source: Path) -> Iterator[bytes]:
                 path = Path(directory) / entry
                 yield from _member(path, f"{name}/{path.relative_to(source).as_posix()}")
     yield bytes(tarfile.BLOCKSIZE * 2)
+
+
+def tar_size(source: Path) -> int:
+    """Bytes that `tar_stream` yields, but for long names and what changes meanwhile. Raises OSError."""
+    block = tarfile.BLOCKSIZE
+    sizes = [source.lstat()]
+    if source.is_dir() and not source.is_symlink():
+        for directory, dirs, files in os.walk(source):
+            sizes += [os.lstat(os.path.join(directory, name)) for name in dirs + files]
+    return 2 * block + sum(
+        block + (-(-facts.st_size // block) * block if stat.S_ISREG(facts.st_mode) else 0) for facts in sizes
+    )
+
+
+def told(chunks: Iterator[bytes], total: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
+    """The chunks; `progress(done, total)` is called after every MiB, and at the end with both the same."""
+    done = shown = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        if done - shown >= PROGRESS_STEP and done < total:
+            shown = done
+            progress(done, total)
+    progress(total, total)
 
 
 def _member(path: Path, name: str) -> Iterator[bytes]:
