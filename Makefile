@@ -1,7 +1,7 @@
 # Atoll's commands. `make help` lists them; each prepares by itself what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench clean
+.PHONY: help setup demo check test matrix bench clean
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
@@ -33,10 +33,16 @@ test: ## Run the whole test-suite
 	@$(ATOLL) template build code-interpreter-v1
 	$(PY) -m pytest $(ARGS)
 
+matrix: ## Run old and new versions of the published clients; writes docs/compatibility.md
+	@scripts/setup.sh test
+	@$(ATOLL) template build code-interpreter-v1
+	$(PY) tests/matrix/run.py $(ARGS)
+
 bench: ## Measure, each figure beside its floor; results in benchmarks/
 	@scripts/setup.sh bench
 	@$(ATOLL) template build code-interpreter-v1
 	$(PY) benchmarks/run.py $(ARGS)
+	$(PY) benchmarks/load.py
 
 clean: ## Remove .venv and caches (templates and data directories stay)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

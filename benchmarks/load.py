@@ -2,7 +2,7 @@
 
 One server, four sandboxes: a thousand process streams open (each attached to a running command), 200 commands at once
 again and again, one reader that never reads, and beside all that small requests (GET /health of the guest of a fifth
-sandbox, GET of that sandbox at the control plane) timed one after the other. The same small requests on the idle server are the floor.
+sandbox, GET of that sandbox at the control plane) timed one after the other. The same requests, idle, are the floor.
 Clients run in a process of their own, but on the same machine: the figures include them.
 """
 

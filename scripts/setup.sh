@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv
 PACKAGES_RUN=(mmdebstrap ca-certificates)
-PACKAGES_TEST=(nodejs npm)
+PACKAGES_TEST=(nodejs npm libnss-myhostname)
 PACKAGES_BENCH=(bubblewrap)
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
@@ -26,6 +26,7 @@ provided() {
     nodejs) command -v node >/dev/null ;;
     npm) command -v npm >/dev/null ;;
     bubblewrap) command -v bwrap >/dev/null ;;
+    libnss-myhostname) getent ahosts atoll.localhost >/dev/null ;; # *.localhost, for the tests of domain mode
     mmdebstrap) command -v mmdebstrap >/dev/null ;;
     *) installed "$1" ;;
   esac
@@ -82,7 +83,11 @@ need_venv
 for group in "$@"; do
   case $group in
     run) ;;
-    test) need_packages "${PACKAGES_TEST[@]}" ;;
+    test)
+      need_packages "${PACKAGES_TEST[@]}"
+      # For the tests of the gVisor tier; apart from the data directory, where it would change what `auto` chooses.
+      ATOLL_TOOLS_DIR="$VENV/atoll-tools" "$VENV/bin/atoll" doctor --fix >/dev/null || true
+      ;;
     bench) need_packages "${PACKAGES_BENCH[@]}" ;;
     *) die "unknown group: $group" ;;
   esac

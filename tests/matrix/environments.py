@@ -16,6 +16,8 @@ from matrix.versions import js_interpreter
 HERE = Path(__file__).parent
 UV = "uv==0.13.9"
 INSTALL_S = 300
+INTERPRETERS = {"2.55.0": "2.10.3"}
+"""Where the resolver's choice does not fit: 2.10.4 allows e2b 2.55.0 and calls what came in 2.55.1 only."""
 _installing = threading.Lock()
 
 
@@ -52,6 +54,7 @@ def _python(version: str) -> Environment:
     if not done.exists():
         shutil.rmtree(place, ignore_errors=True)
         venv.create(place, with_pip=False)
+        companion = "e2b-code-interpreter" + (f"=={INTERPRETERS[version]}" if version in INTERPRETERS else "")
         _run(
             [
                 str(_uv()),
@@ -61,7 +64,7 @@ def _python(version: str) -> Environment:
                 "--python",
                 str(python),
                 f"e2b=={version}",
-                "e2b-code-interpreter",
+                companion,
             ],
             {"UV_CACHE_DIR": str(cache_dir() / "uv-cache")},
         )
