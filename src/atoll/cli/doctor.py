@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from atoll.config import Settings
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.model.errors import AtollError
+from atoll.node.backends import automatic_order
 from atoll.node.images import TemplateStore
 
 _MARKS = {Verdict.OK: "[green]ok  [/green]", Verdict.WARN: "[yellow]warn[/yellow]", Verdict.FAIL: "[red]FAIL[/red]"}
@@ -49,7 +50,7 @@ def examine(settings: Settings) -> Report:
     tiers: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as scratch:
         for name in registry.names():
-            found = asyncio.run(_tier(name, Path(scratch)))
+            found = asyncio.run(_tier(name, _config(settings, Path(scratch))))
             sections[name] = found
             tiers[name] = all(finding.verdict is not Verdict.FAIL for finding in found)
     return Report(sections, tiers)
@@ -67,12 +68,34 @@ def print_report(report: Report) -> None:
             if finding.fix:
                 console.print(f"       → {finding.fix}", highlight=False)
     verdict = "[green]Sandboxes can run here.[/green]" if report.usable else "[red]No sandbox can run here yet.[/red]"
-    console.print(f"\n{verdict}")
+    console.print(f"\n{verdict}{_tier_used(report)}")
 
 
-async def _tier(name: str, scratch: Path) -> list[Finding]:
+def _tier_used(report: Report) -> str:
+    chosen = next((name for name in automatic_order(list(report.tiers)) if report.tiers[name]), None)
+    return f" `--isolation auto` uses the tier {chosen}." if chosen else ""
+
+
+def mend(settings: Settings) -> list[str]:
+    """Lets every tier fetch what it lacks into the tools directory; what was done, or why not, in words."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as scratch:
+        for name in registry.names():
+            try:
+                backend = registry.load(name)(_config(settings, Path(scratch)))
+                lines += [f"{name}: {done}" for done in asyncio.run(backend.fix())]
+            except (AtollError, ImportError, AttributeError, OSError) as error:
+                lines.append(f"{name}: not mended: {error}")
+    return lines
+
+
+def _config(settings: Settings, scratch: Path) -> BackendConfig:
+    return BackendConfig(run_dir=scratch, tools_dir=settings.tools_dir, environ=dict(os.environ))
+
+
+async def _tier(name: str, config: BackendConfig) -> list[Finding]:
     try:
-        return await registry.load(name)(BackendConfig(run_dir=scratch / name)).doctor()
+        return await registry.load(name)(replace(config, run_dir=config.run_dir / name)).doctor()
     except (AtollError, ImportError, AttributeError, OSError) as error:
         return [Finding("load", Verdict.FAIL, str(error), "reinstall the package that brings this tier")]
 

@@ -173,11 +173,18 @@ def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def doctor(
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Fetch what is missing into the data directory first.")] = False,
+) -> None:
     """Check what this machine can do and say what to do about the rest."""
     with _errors_told():
         from atoll.cli import doctor as checks
 
+        if fix:
+            for line in checks.mend(_settings(data_dir)):
+                typer.echo(line, err=True)
         report = checks.examine(_settings(data_dir))
         _print_json(report.as_json()) if as_json else checks.print_report(report)
         raise typer.Exit(0 if report.usable else 1)

@@ -65,7 +65,8 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     for controller in ("memory", "cpu"):
         if controller in cgroups.limited:
             where = "version 1" if controller in cgroups.v1 else "version 2"
-            findings.append(Finding(f"limit {controller}", Verdict.OK, f"cgroup {where}"))
+            beyond = "; beyond it the whole sandbox ends, not one process" if controller == "memory" else ""
+            findings.append(Finding(f"limit {controller}", Verdict.OK, f"cgroup {where}{beyond}"))
         else:
             detail = "no writable cgroup controller: this limit is NOT enforced"
             findings.append(Finding(f"limit {controller}", Verdict.WARN, detail))

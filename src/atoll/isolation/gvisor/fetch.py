@@ -42,7 +42,10 @@ def fetch(tools_dir: Path, etc: Path = Path("/etc")) -> Path:
                 f"runsc cannot be fetched: this machine has no {program}",
                 hint="install runsc by other means; see https://gvisor.dev/docs/user_guide/install/",
             )
-    release = parse_os_release((etc / "os-release").read_text())
+    try:
+        release = parse_os_release((etc / "os-release").read_text())
+    except OSError as error:
+        raise BackendUnavailable(f"runsc cannot be fetched: the system does not say what it is: {error}") from error
     suite = wanted_suite(release)
     source = choose_source(read_sources(etc / "apt"), release.get("VERSION_CODENAME", ""))
     try:

@@ -1,0 +1,82 @@
+"""The published SDK against a server whose sandboxes run in gVisor: one sandbox, everything a user does first."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2b import Sandbox
+from e2b.exceptions import SandboxException
+from e2b.sandbox.commands.command_handle import PtySize
+from e2b_code_interpreter import Sandbox as CodeSandbox
+
+from support.host import TOOLS, skip_without
+from support.server import ServerProcess
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def gvisor(
+    templates_dir: Path, interpreter_template: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server of its own; the SDK's settings are given with each call, so that no other test sees it."""
+    skip_without("gvisor")
+    running = ServerProcess.start(
+        tmp_path_factory.mktemp("gvisor") / "data",
+        templates_dir=templates_dir,
+        options=["--end-sandboxes", "--isolation", "gvisor"],
+        environ={"ATOLL_TOOLS_DIR": str(TOOLS), "ATOLL_GVISOR_READY": "1"},
+    )
+    yield running
+    assert running.stop() == 0, running.log_tail()
+
+
+def _options(server: ServerProcess) -> dict[str, str]:
+    return {"api_key": server.api_key, "api_url": server.url, "sandbox_url": server.url}
+
+
+def test_commands_files_and_terminals_work(gvisor: ServerProcess) -> None:
+    sandbox = Sandbox.create(timeout=300, **_options(gvisor))
+    try:
+        assert sandbox.commands.run("uname -r").stdout.strip() == "4.4.0", "not the host's kernel"
+        assert sandbox.commands.run("sudo id -u").stdout.strip() == "0"
+        sandbox.files.write("/home/user/note.txt", "hällo")
+        assert sandbox.files.read("/home/user/note.txt") == "hällo"
+        assert [entry.name for entry in sandbox.files.list("/home/user")].count("note.txt") == 1
+        heard: list[bytes] = []
+        terminal = sandbox.pty.create(PtySize(rows=24, cols=80), timeout=60)
+        sandbox.pty.send_stdin(terminal.pid, b"echo $((6*7)); exit\n")
+        terminal.wait(on_pty=heard.append)
+        assert b"42" in b"".join(heard)
+    finally:
+        sandbox.kill()
+
+
+def test_the_interpreter_keeps_state(gvisor: ServerProcess) -> None:
+    sandbox = CodeSandbox.create(timeout=300, **_options(gvisor))
+    try:
+        sandbox.run_code("x = 20")
+        assert sandbox.run_code("x + 1").text == "21"
+    finally:
+        sandbox.kill()
+
+
+def test_every_answer_names_the_tier(gvisor: ServerProcess) -> None:
+    sandbox = Sandbox.create(timeout=120, metadata={"atoll.tier": "gvisor"}, **_options(gvisor))
+    try:
+        request = urllib.request.Request(
+            f"{gvisor.url}/sandboxes/{sandbox.sandbox_id}", headers={"X-API-Key": gvisor.api_key}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["tier"] == "gvisor"
+    finally:
+        sandbox.kill()
+
+
+def test_no_weaker_wall_can_be_asked_for(gvisor: ServerProcess) -> None:
+    with pytest.raises(SandboxException, match="no weaker wall"):
+        Sandbox.create(timeout=120, metadata={"atoll.tier": "namespaces"}, **_options(gvisor))
