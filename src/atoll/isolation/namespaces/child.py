@@ -25,7 +25,7 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
@@ -78,7 +78,7 @@ class Birth:
             mount, listener, log = descriptors
             self._reach("go")
             config = guest_from_json(body["guest"])
-            self._finish(config, body["limits"]["memory_mib"], mount, log)
+            self._finish(config, body["limits"], mount, log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
@@ -182,14 +182,14 @@ class Birth:
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, config: GuestConfig, memory_mib: int, mount: int, log: int) -> None:
+    def _finish(self, config: GuestConfig, limits: Mapping[str, int], mount: int, log: int) -> None:
         self._step = "host name"
         socket.sethostname(config.hostname)
         self._step = "root file system"
         stage = self._stage
         mounts.attach_and_close(mount, stage, "root")
         root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
-        self._mount_shared_memory(stage, memory_mib)
+        self._mount_shared_memory(stage, limits["memory_mib"])
         for name in ("dev", "proc", "sys"):
             self._step = f"/{name} of the template"
             _ensure_directory(root, name, 0o755)
@@ -205,7 +205,7 @@ class Birth:
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target, inheritable=True)
         self._step = "limits"
-        set_resource_limits()
+        set_resource_limits(limits["pids"])
         self._step = "capabilities and filter"
         caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
         seccomp.install(self._program)  # while the capability for it is still held
@@ -246,8 +246,10 @@ def close_all_but(keep: set[int]) -> None:
         start = descriptor + 1
 
 
-def set_resource_limits() -> None:
-    """Core dumps off, a sensible number of files."""
+def set_resource_limits(pids: int) -> None:
+    """Core dumps off, a sensible number of files, and for each user fewer processes than the sandbox may have."""
+    most_each = posture.processes_of_a_user(pids)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most_each, most_each))
     resource.setrlimit(resource.RLIMIT_CORE, (posture.CORE_LIMIT, posture.CORE_LIMIT))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = posture.OPEN_FILES

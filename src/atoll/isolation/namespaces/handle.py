@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from atoll.isolation.linux.syscalls import pidfd_kill
 from atoll.isolation.namespaces import egress
 from atoll.isolation.namespaces.dial import GUEST_PORTS, NetworkThread, connect_guest, connect_port
 from atoll.isolation.namespaces.layout import RunLayout
+from atoll.isolation.namespaces.posture import processes_of_a_user
 from atoll.isolation.namespaces.spec_codec import limits_from_json, limits_to_json
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import Limits, SandboxStats
@@ -171,6 +173,9 @@ class NamespacesHandle(SandboxHandle):
                 f"the limits of sandbox {self.sandbox_id!r} cannot be changed: {error}",
                 hint="it may use more memory now than the new limit allows",
             ) from error
+        most_each = processes_of_a_user(limits.pids)
+        with contextlib.suppress(OSError):  # it may have ended
+            resource.prlimit(self.pid, resource.RLIMIT_NPROC, (most_each, most_each))
         self._limits = limits
         self._record["limits"] = limits_to_json(limits)
         self._layout.write_record(self._group.name, self._record)

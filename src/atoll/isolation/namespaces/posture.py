@@ -193,6 +193,13 @@ OOM_SCORE_ADJ = -250
 may be killed would hang at its memory limit. With this value the largest process goes, which the guest never is."""
 
 HOST_IDS_PER_SANDBOX = id_ranges.HOST_IDS_PER_SANDBOX
+
+
+def processes_of_a_user(pids: int) -> int:
+    """How many of a sandbox's processes one of its users may have: after a user's fork bomb root can still act."""
+    return pids - max(4, min(32, pids // 8))
+
+
 LOOPBACK_ADDRESS = "10.0.2.15"
 """Beside 127.0.0.1 on `lo`: the source address of all egress."""
 
