@@ -448,7 +448,7 @@ def metric(stats: SandboxStats, cpu_count: int, at: datetime) -> SandboxMetric:
         timestamp=at,
         timestamp_unix=int(at.timestamp()),
         cpu_count=cpu_count,
-        cpu_used_pct=stats.cpu_used_pct or 0.0,
+        cpu_used_pct=round(stats.cpu_used_pct or 0.0, 2),
         mem_used=stats.memory_used or 0,
         mem_total=stats.memory_total,
         mem_cache=stats.memory_cache or 0,
