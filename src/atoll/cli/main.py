@@ -177,10 +177,17 @@ def doctor(
     data_dir: DataDir = None,
     as_json: AsJson = False,
     fix: Annotated[bool, typer.Option("--fix", help="Fetch what is missing into the data directory first.")] = False,
+    attack: Annotated[
+        bool, typer.Option("--attack", help="Attack sandboxes of this machine and show how it ended.")
+    ] = False,
+    family: Annotated[str, typer.Option(help="With --attack: only this family of attempts.")] = "",
 ) -> None:
     """Check what this machine can do and say what to do about the rest."""
     with _errors_told():
         from atoll.cli import doctor as checks
+
+        if attack:
+            raise typer.Exit(_attack(_settings(data_dir), family, as_json))
 
         if fix:
             for line in checks.mend(_settings(data_dir)):
@@ -347,6 +354,14 @@ def version() -> None:
     from atoll import __version__
 
     typer.echo(__version__)
+
+
+def _attack(settings: Settings, family: str, as_json: bool) -> int:
+    from atoll.cli import attack
+
+    results = attack.attack(settings, family)
+    _print_json(attack.as_json(results)) if as_json else attack.print_table(results)
+    return 1 if any(result.breach for result in results) else 0
 
 
 def _settings(data_dir: Path | None) -> Settings:
