@@ -211,8 +211,10 @@ class World:
 
 
 @contextlib.contextmanager
-def world(directory: Path, templates_dir: Path, environ: dict[str, str] | None = None) -> Iterator[World]:
-    """All of it, running."""
+def world(
+    directory: Path, templates_dir: Path, environ: dict[str, str] | None = None, source: str | None = None
+) -> Iterator[World]:
+    """All of it, running. `source`: a Python program that serves in the internet too, and says when it is ready."""
     with contextlib.ExitStack() as stack:
         _make_certificates(directory)
         holder, outside = (_namespace(stack) for _ in range(2))
@@ -220,6 +222,8 @@ def world(directory: Path, templates_dir: Path, environ: dict[str, str] | None =
         enter = ["nsenter", f"--net=/proc/{outside.pid}/ns/net", "--"]
         net = Canary.start([*enter, sys.executable, "-m", "support.internet", str(directory)])
         stack.callback(net.stop)
+        if source is not None:
+            stack.callback(Canary.start([*enter, sys.executable, "-c", source]).process.kill)
         inside = ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "--"]
         host = Canary.start([*inside, sys.executable, "-c", HOST_SERVICE])
         stack.callback(host.stop)

@@ -86,6 +86,7 @@ class SandboxService:
         self._meter = Meter(clock, self._holdings.all, self._read_stats)
         self._unfinished: dict[str, EndReason] = {}
         self._something_unfinished = asyncio.Event()
+        self._network_turn = asyncio.Lock()
         self._ending: dict[str, asyncio.Future[bool]] = {}
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
 
@@ -262,17 +263,18 @@ class SandboxService:
 
     async def set_network(self, caller: Caller, sandbox_id: str, network: NetworkPolicy) -> None:
         """Replaces what it may reach, at once. Raises SandboxNotFound, NotOffered."""
-        record = await self.get(caller, sandbox_id)
-        # Written first: a restart in between must not bring the older, perhaps wider, policy back.
-        if not await self._store.set_network(record.sandbox_id, network):
-            raise SandboxNotFound(record.sandbox_id)
-        try:
-            await self._nodes[record.node_id].update_network(record.sandbox_id, network)
-        except SandboxGone as error:
-            raise SandboxNotFound(record.sandbox_id) from error
-        except AtollError:
-            await self._store.set_network(record.sandbox_id, record.network)
-            raise
+        async with self._network_turn:  # two at once must not leave one in the store and the other in force
+            record = await self.get(caller, sandbox_id)
+            # Written first: a restart in between must not bring the older, perhaps wider, policy back.
+            if not await self._store.set_network(record.sandbox_id, network):
+                raise SandboxNotFound(record.sandbox_id)
+            try:
+                await self._nodes[record.node_id].update_network(record.sandbox_id, network)
+            except SandboxGone as error:
+                raise SandboxNotFound(record.sandbox_id) from error
+            except AtollError:
+                await self._store.set_network(record.sandbox_id, record.network)
+                raise
 
     async def connections(self, caller: Caller, sandbox_id: str) -> Sequence[NetworkConnection]:
         """What left it or tried to, oldest first. Raises SandboxNotFound."""

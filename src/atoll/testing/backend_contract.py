@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -320,6 +321,33 @@ class BackendContract(InsideContract):
                 return
             await handle.freeze()
             await asyncio.wait_for(handle.kill(), 10)
+
+    async def test_the_way_out_is_two_sockets_or_honestly_none(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            sockets = await handle.egress_sockets()
+            assert (sockets is not None) == (Capability.EGRESS_POLICY in backend.capabilities)
+            if sockets is None:
+                return
+            with sockets.connections as connections, sockets.questions as questions:
+                connections.setblocking(False)
+                questions.settimeout(5)
+                script = (
+                    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+                    "s.sendto(b'question', ('192.0.2.53', 53)); s.settimeout(5); print(s.recv(99)); "
+                    "t = socket.create_connection(('192.0.2.1', 80), 5); print(t.recv(99))"
+                )
+                running = asyncio.create_task(inside.run(handle, f'python3 -c "{script}"'))
+                loop = asyncio.get_running_loop()
+                question, sender = await loop.run_in_executor(None, questions.recvfrom, 99)
+                assert question == b"question"
+                questions.sendto(b"answer", sender)
+                accepted, _ = await asyncio.wait_for(loop.sock_accept(connections), 5)
+                with accepted:
+                    # Linux's SO_ORIGINAL_DST: port and address as the program meant them.
+                    assert accepted.getsockopt(socket.SOL_IP, 80, 16)[2:8] == b"\x00\x50\xc0\x00\x02\x01"
+                    accepted.sendall(b"hello")
+                done = await running
+                assert done.out.splitlines() == ["b'answer'", "b'hello'"], done
 
     async def test_checkpoint_without_the_ability_is_refused_with_a_hint(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):
