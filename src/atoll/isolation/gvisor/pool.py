@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,14 @@ class Pool:
             for entry in others:
                 self._ready.remove(entry)
                 await discard(self._means, entry[1])
+            place = self._place / secrets.token_hex(6)
             try:
-                place = self._place / secrets.token_hex(6)
                 self._ready.append((kind, await launch_waiting(self._means, kind.lowers, limits, place)))
+            except asyncio.CancelledError:
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+                raise
             except AtollError as error:
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 _log.warning("gvisor.not_kept_ready", error=str(error))
                 await asyncio.sleep(_AFTER_FAILURE_S)
                 return

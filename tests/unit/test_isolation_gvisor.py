@@ -1,0 +1,163 @@
+"""The pure parts of the gVisor tier: what runsc is told, where it comes from, and its sudo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atoll.guest import elevate
+from atoll.guest.users import User
+from atoll.isolation.gvisor import fetch, launch, oci, runsc, sudo
+from atoll.isolation.gvisor.fetch import Source
+from atoll.model.errors import BackendUnavailable
+from atoll.model.sandbox import Limits
+from atoll.node.backends import may_be_asked_for
+
+DEB822 = """\
+Types: deb
+# a comment
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://mirror.example/debian-security
+Suites: bookworm-security
+Components: main
+
+Types: deb
+Enabled: no
+URIs: http://off.example/debian
+Suites: bookworm
+"""
+
+USER = User("user", 1000, 1000, (1000,), "/home/user", "/bin/bash")
+ROOT = User("root", 0, 0, (0,), "/root", "/bin/bash")
+
+
+def test_a_container_has_its_own_of_everything_and_the_network_only_when_it_leads_out() -> None:
+    def kinds(*, network: bool) -> set[str]:
+        made = oci.config(
+            root="/r", shared="/s", runtime="/g", entry="m:f", id_base=700000, limits=Limits(), network=network
+        )
+        json.dumps(made)
+        assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 700000, "size": 65536}]
+        return {one["type"] for one in made["linux"]["namespaces"]}
+
+    assert kinds(network=False) == {"pid", "ipc", "uts", "mount", "user", "network"}
+    assert kinds(network=True) == {"pid", "ipc", "uts", "mount", "user"}
+
+
+def test_runsc_gets_only_flags_that_it_knows() -> None:
+    chosen = oci.flags("/state", platform="systrap", network=False, known=["root", "network", "host-uds", "platform"])
+    assert chosen == ["--root=/state", "--platform=systrap", "--network=none", "--host-uds=create"]
+
+
+def test_nothing_inside_may_open_a_socket_of_the_host() -> None:
+    assert "--host-uds=create" in oci.flags("/s", platform="systrap", network=True, known=["host-uds"])
+
+
+def test_a_setting_is_the_only_candidate_for_runsc(tmp_path: Path) -> None:
+    unpacked = tmp_path / runsc.UNPACKED
+    unpacked.parent.mkdir(parents=True)
+    unpacked.touch(0o755)
+    assert [path for path, _ in runsc.candidates({"ATOLL_RUNSC": "/x/runsc", "PATH": "/"}, tmp_path)] == [
+        Path("/x/runsc")
+    ]
+    assert [path for path, _ in runsc.candidates({"PATH": "/nowhere"}, tmp_path)] == [unpacked]
+    assert runsc.candidates({"PATH": "/nowhere"}, None) == []
+
+
+async def test_without_runsc_the_way_to_it_is_told() -> None:
+    with pytest.raises(BackendUnavailable, match="doctor --fix"):
+        await runsc.find({"PATH": "/nowhere"}, None)
+
+
+def test_the_machines_own_mirror_is_used_not_its_security_archive() -> None:
+    source = fetch.choose_source(fetch.parse_deb822(DEB822), "bookworm")
+    assert source.uri == "http://mirror.example/debian"
+    assert source.signed_by == "/usr/share/keyrings/debian-archive-keyring.gpg"
+    with pytest.raises(BackendUnavailable, match="trixie"):
+        fetch.choose_source(fetch.parse_deb822(DEB822), "trixie")
+
+
+def test_sources_of_one_line_are_read() -> None:
+    lines = [
+        "# deb http://no/ x main",
+        "deb [arch=amd64 signed-by=/k.gpg] http://m/debian trixie main",
+        "deb-src http://m x",
+    ]
+    assert fetch.parse_one_line(lines) == [Source("http://m/debian", ("trixie",), "/k.gpg")]
+
+
+def test_only_the_oldest_debian_needs_backports_and_others_are_refused() -> None:
+    assert fetch.wanted_suite({"ID": "debian", "VERSION_CODENAME": "bookworm"}) == "bookworm-backports"
+    assert fetch.wanted_suite({"ID": "debian", "VERSION_CODENAME": "trixie"}) == "trixie"
+    with pytest.raises(BackendUnavailable):
+        fetch.wanted_suite({"ID": "fedora", "PRETTY_NAME": "Fedora"})
+
+
+def test_the_stage_hides_nothing_that_is_needed() -> None:
+    assert launch.choose_stage(["/usr/bin/runsc"]) != "/usr"
+    assert launch.choose_stage(["/mnt/data/state"]) != "/mnt"
+
+
+def test_sudo_takes_the_options_that_programs_use() -> None:
+    order = sudo.parse(["-n", "-u", "user", "-E", "A=1", "env", "-i", "x"])
+    assert (order.user, order.keep_env, order.set, order.argv) == ("user", True, {"A": "1"}, ["env", "-i", "x"])
+    assert sudo.parse(["-nuuser", "id"]).user == "user"
+    assert sudo.parse(["--user=user", "--", "-x"]).argv == ["-x"]
+    assert sudo.parse(["-i"]).login
+    assert sudo.parse(["-v"]).nothing
+
+
+@pytest.mark.parametrize("arguments", [[], ["-u"], ["--frobnicate", "id"], ["-Z", "id"]])
+def test_sudo_refuses_what_it_cannot_understand(arguments: list[str]) -> None:
+    with pytest.raises(sudo.Usage):
+        sudo.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("user ALL=(ALL:ALL) NOPASSWD: ALL", True),
+        ("%staff ALL=(ALL) NOPASSWD: ALL", True),
+        ("%sudo ALL=(ALL:ALL) NOPASSWD: ALL", False),
+        ("user ALL=(ALL:ALL) ALL", False),
+        ("# user ALL=(ALL:ALL) NOPASSWD: ALL", False),
+        ("user ALL=(ALL) NOPASSWD: /bin/ls", False),
+        ("other ALL=(ALL) NOPASSWD: ALL", False),
+    ],
+)
+def test_only_a_rule_for_everything_without_a_password_lets_somebody(rule: str, expected: bool) -> None:
+    assert elevate.allowed(USER, ["staff"], [rule]) is expected
+
+
+def test_root_needs_no_rule() -> None:
+    assert elevate.allowed(ROOT, [], [])
+
+
+def test_the_callers_environment_stays_behind_unless_asked_for() -> None:
+    asked = {"LD_PRELOAD": "/tmp/x.so", "TERM": "xterm", "MINE": "1", "PATH": "/tmp"}
+    plain = elevate.environment(asked, False, USER, ROOT, "id")
+    assert "LD_PRELOAD" not in plain
+    assert (plain["TERM"], plain["HOME"], plain["SUDO_USER"]) == ("xterm", "/root", "user")
+    assert plain["PATH"].startswith("/usr/local/sbin")
+    assert elevate.environment(asked, True, USER, ROOT, "id")["MINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen", "expected"),
+    [
+        ("gvisor", "namespaces", True),
+        ("namespaces", "gvisor", False),
+        ("fake", "namespaces", False),
+        ("fake", "fake", True),
+        ("", "namespaces", False),
+    ],
+)
+def test_a_call_may_ask_for_a_stronger_wall_only(wanted: str, chosen: str, expected: bool) -> None:
+    assert may_be_asked_for(wanted, chosen) is expected
