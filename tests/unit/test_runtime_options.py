@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from e2b import AuthenticationException, RateLimitException, SandboxException
 
 from atoll.runtime import SandboxConfig
-from atoll.runtime.box import connection_of
+from atoll.runtime.box import connection_of, is_passing
 from atoll.runtime.options import (
     REFUSED,
     TOLD,
@@ -112,6 +114,23 @@ def test_a_configured_key_counts_only_without_one_in_the_environment() -> None:
     assert connection_of(found, {})["api_key"] == "e2b_configured"
     assert "api_key" not in connection_of(found, {"E2B_API_KEY": "e2b_other"})
     assert "e2b_configured" not in repr(found) + repr(SandboxConfig(api_key="e2b_configured"))
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (SandboxException("500: the sandbox was not ready within 20 s"), True),
+        (SandboxException("503: full"), True),
+        (RateLimitException("429"), True),
+        (httpx.ConnectError("refused"), True),
+        (SandboxException("404: template 'x' not found"), False),
+        (SandboxException("400: 500: no"), False),
+        (AuthenticationException("401: no key"), False),
+        (httpx.ReadTimeout("perhaps it was made"), False),
+    ],
+)
+def test_a_create_is_tried_again_where_it_may_work_a_little_later(error: Exception, passing: bool) -> None:
+    assert is_passing(error) is passing
 
 
 def test_openhands_own_objects_are_read_by_their_names() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -114,12 +115,11 @@ class E2BBox:
                 )
                 made.connection_config.request_timeout = self._connection["request_timeout"]
                 return made
-            except (RateLimitException, httpx.ConnectError) as error:
-                if attempt == tries:
-                    raise
-                _log.info("the sandbox could not be made (%s), trying again", error)
-                time.sleep(2.0 ** (attempt - 1))
-            except SandboxException as error:
+            except (SandboxException, httpx.ConnectError) as error:
+                if is_passing(error) and attempt < tries:
+                    _log.info("the sandbox could not be made (%s), trying again", error)
+                    time.sleep(2.0 ** (attempt - 1))
+                    continue
                 hint = missing_template_hint(self.config, options.template)
                 if hint is None or "404" not in str(error):  # the SDK has no class of its own for a missing template
                     raise
@@ -303,6 +303,13 @@ class E2BBox:
 
 
 E2BSandbox = E2BBox
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a create that failed so may work a little later: the platform is busy, or was not reached at all."""
+    if isinstance(error, (RateLimitException, httpx.ConnectError)):
+        return True
+    return isinstance(error, SandboxException) and re.match(r"5\d\d:", str(error)) is not None
 
 
 def connection_of(options: SandboxOptions, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
