@@ -1,0 +1,105 @@
+"""The real OpenHands loads our classes, in an environment of its own (see support/openhands_environment.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atoll.config import Settings
+from support.openhands_environment import REPOSITORY, environment, run_in
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def tree() -> Path:
+    return environment(Settings.from_environ(os.environ).data_dir)
+
+
+@pytest.fixture(scope="module")
+def connection(server: Any) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("E2B_")}
+
+
+@pytest.fixture(scope="module")
+def seen(tree: Path, connection: dict[str, str]) -> dict[str, Any]:
+    program = REPOSITORY / "tests" / "support" / "openhands_program.py"
+    given = {**connection, "TRAJECTORY": "/run/atoll/examples/create-and-serve.json", "LOG_LEVEL": "ERROR"}
+    out = run_in(tree, "openhands", program, given, timeout_s=900)
+    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return found
+
+
+def test_openhands_resolves_the_class_by_its_path_and_its_actions_get_its_observations(seen: dict[str, Any]) -> None:
+    found = seen["actions"]
+    assert found["is_runtime"]
+    assert found["run"]["observation"] == "run"
+    assert found["run"]["content"].split() == ["out", "err"]
+    assert found["run"]["extras"]["metadata"]["exit_code"] == 3
+    assert found["cd2"]["content"] == "/tmp 1"
+    assert found["cell"]["content"].startswith(
+        "2\n[Jupyter current working directory: /tmp]\n[Jupyter Python interpreter:"
+    )
+    assert found["read"]["content"] == "one\ntwo\n"
+    assert found["edit"]["content"].startswith("The file /workspace/a.txt has been edited. ")
+    assert found["edit"]["extras"]["impl_source"] == "oh_aci"
+    assert found["browse"]["observation"] == "error"
+
+
+def test_files_go_in_and_out_and_git_is_asked(seen: dict[str, Any]) -> None:
+    found = seen["actions"]
+    assert found["files"] == ["tree/", "a.txt"]
+    assert found["zip"]
+    assert {(one["status"], one["path"]) for one in found["changes"]} >= {("A", "a.txt")}
+
+
+def test_attaching_finds_the_sandbox_and_an_unknown_session_raises_openhands_own_error(seen: dict[str, Any]) -> None:
+    found = seen["actions"]
+    assert found["attached"] == "1\ntwo"
+    assert found["lost"] == "AgentRuntimeDisconnectedError ERROR_RUNTIME_DISCONNECTED"
+    assert found["status"][0] == "STARTING_RUNTIME"
+    assert "READY" in found["status"]
+
+
+def test_openhands_finds_and_calls_a_tool_of_a_program_inside_the_sandbox(seen: dict[str, Any]) -> None:
+    assert seen["tools"]["tools"] == ["greet"]
+    answer = seen["tools"]["answer"]
+    assert (answer["observation"], answer["extras"]["name"]) == ("mcp", "greet")
+    assert json.loads(answer["content"])["content"][0]["text"] == "hello you"
+
+
+def test_a_recorded_run_goes_through_openhands_own_controller(seen: dict[str, Any]) -> None:
+    recorded = json.loads((REPOSITORY / "examples" / "create-and-serve.json").read_text())
+    runnable = ("run", "run_ipython", "read", "write", "edit")
+    wanted = [event["action"] for event in recorded if event.get("action") in runnable]
+    found = seen["replay"]
+    done = [event for event in found["events"] if event.get("action") in runnable]
+    assert [event["action"] for event in done] == wanted
+    answered = {event.get("cause"): event["observation"] for event in found["events"] if "observation" in event}
+    assert all(answered.get(event["id"]) not in (None, "error") for event in done), found["events"]
+
+
+def test_workspaces_of_the_newer_sdk(tree: Path, connection: dict[str, str]) -> None:
+    program = REPOSITORY / "tests" / "support" / "openhands_sdk_program.py"
+    found = json.loads(run_in(tree, "sdk", program, connection, timeout_s=600).strip().splitlines()[-1])
+    light = found["light"]
+    assert light["is_workspace"]
+    failing = light["failing"]
+    assert (failing["exit_code"], failing["stdout"], failing["stderr"]) == (3, "out\n", "err\n")
+    assert (light["slow"]["exit_code"], light["slow"]["stdout"], light["slow"]["timeout_occurred"]) == (
+        -1,
+        "begun\n",
+        True,
+    )
+    assert light["cwd"] == "/tmp\n"
+    assert (light["up"], light["down"], light["same"], light["none"]) == (True, 25600, True, False)
+    assert light["changes"] == [["DELETED", "gone"], ["UPDATED", "kept"], ["ADDED", "new file"]]
+    assert light["diff"] == {"modified": "2\n", "original": "1\n"}
+    assert light["new"] == {"modified": "n\n", "original": None}
+    assert light["no_repository"] == "AgentRuntimeError"
+    remote = found["remote"]
+    assert remote == {"is_remote": True, "path": "/api/x", "known": True, "cwd": "/workspace"}
