@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 UV = "uv==0.13.9"
 INSTALL_S = 300
 INTERPRETERS = {"2.55.0": "2.10.3"}
-"""Where the resolver's choice does not fit: 2.10.4 allows e2b 2.55.0 and calls what came in 2.55.1 only."""
+"""Where the resolver's choice does not fit: it passes arguments to `e2b` that this version does not have."""
 _installing = threading.Lock()
 
 

@@ -34,6 +34,9 @@ BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 SCENARIO_S = 180
 AT_ONCE = 3
 NAMES = {"python": "Python `e2b`", "js": "JavaScript `e2b`"}
+NO_INTERPRETER = frozenset({("python", "2.38.0"), ("python", "2.39.0")})
+"""No release of the code interpreter fits these: 2.6.2 misses an attribute of theirs, 2.7.0 to 2.9.0 pass an argument
+that they lack, later ones ask for a newer `e2b`. Their `code` step fails inside the client, before any request."""
 STEPS = ("create", "run", "files", "pty", "list", "kill", "code", "async")
 
 
@@ -50,6 +53,8 @@ class Result:
     @property
     def failures(self) -> dict[str, str]:
         failed = {name: outcome for name, outcome in self.steps.items() if outcome != "ok"}
+        if (self.language, self.version) in NO_INTERPRETER:
+            failed.pop("code", None)
         return failed if self.steps else {"start": self.trouble or "told nothing"}
 
 
@@ -109,9 +114,15 @@ def table(results: list[Result]) -> str:
         steps = [name for name in STEPS if any(name in result.steps for result in rows)]
         lines += ["", f"| {title} | code interpreter | {' | '.join(steps)} |", "|---" * (len(steps) + 2) + "|"]
         for result in rows:
-            told = " | ".join("works" if result.steps.get(name) == "ok" else "fails" for name in steps)
+            told = " | ".join(_cell(result, name) for name in steps)
             lines.append(f"| {result.version} | {result.interpreter} | {told} |")
     return "\n".join(lines)
+
+
+def _cell(result: Result, step: str) -> str:
+    if result.steps.get(step) == "ok":
+        return "works"
+    return "fails" if step in result.failures or not result.steps else "no code interpreter release fits"
 
 
 def write_table(text: str) -> None:
