@@ -24,7 +24,7 @@ def prepare_process() -> None:
     os.umask(0o022)
     os.chdir("/")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # A server started in the background of a script ignores INT and QUIT, one under nohup HUP; programs would inherit it.
+    # A server that a script starts in the background ignores INT and QUIT, one under nohup HUP; programs would too.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, signal.SIG_DFL)
     for entry in os.listdir("/proc/self/fd"):
