@@ -59,7 +59,8 @@ class Impossible:
 class Control:
     """The attempt without the wall, which must succeed. Without an `act` of its own it is the attempt's.
 
-    `judge` where success looks different there; `needs` is a path of the host without which it cannot be made.
+    `judge` where success looks different there. `needs` is what it cannot be made without: a path of the host, or
+    `canary:` and the name of one.
     """
 
     act: Program | Deed | None = None

@@ -93,7 +93,7 @@ for place in ("/tmp/d1", "/dev/shm/d1", "/root/d1", "/var/tmp/d1"):
         os.unlink(place)
 """,
         judges.leaked,
-        Control(needs="/dev/loop-control"),
+        Control(needs="canary:block"),
     ),
 ]
 

@@ -91,11 +91,10 @@ hold(seconds=0.5)
     Attempt("passwd-is-a-pipe", Family.GUEST, "make the guest wait for a writer that never comes", Program("""
 os.rename("/etc/passwd", "/etc/passwd.kept")
 os.mkfifo("/etc/passwd")
-if os.fork() == 0:
-    time.sleep(3)
+try:
+    time.sleep(1)
+finally:
     os.rename("/etc/passwd.kept", "/etc/passwd")
-    os._exit(0)
-time.sleep(1)
 """), lambda scene: _deaf(scene), Control(Program("""
 os.mkfifo(W["drop"] + "/fifo")
 if os.fork() == 0:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 0.05
 _SAID = 1500
+_HEARD = 2 << 20
 _SANDBOX_LIVES_S = 900
 
 
@@ -86,7 +87,10 @@ class Range:
         control = attempt.control
         if isinstance(control, Impossible):
             return control
-        if control.needs and not Path(control.needs).exists():
+        canary = control.needs.partition("canary:")[2]
+        if canary and canary not in self.world.places:
+            return Impossible(f"this machine offers no canary for it: {canary}")
+        if control.needs and not canary and not Path(control.needs).exists():
             return Impossible(f"this machine has no {control.needs}")
         scene = Scene(self.world, None, before=self.world.snapshot())
         if isinstance(control.act, Deed):
@@ -165,7 +169,7 @@ class _Walled:
             self.said += f"\n[{type(error).__name__}]"
 
     def _hear(self, text: str) -> None:
-        self.said += text
+        self.said = (self.said + text)[-_HEARD:]
 
 
 class _Unwalled:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from e2b import Sandbox
 
 _LOOP_GET_FREE, _LOOP_SET_FD, _LOOP_CLEAR = 0x4C82, 0x4C00, 0x4C01
+_LOOP_ATTEMPTS = 64
 _IPC_CREAT, _IPC_RMID = 0o1000, 0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -150,15 +151,8 @@ class World:
     def _loop_device(self, stack: contextlib.ExitStack) -> None:
         image = self.directory / "disk"
         image.write_bytes(self.token.encode().ljust(65536, b"\0"))
-        with open("/dev/loop-control") as control:
-            number = fcntl.ioctl(control, _LOOP_GET_FREE)
-        device = os.open(f"/dev/loop{number}", os.O_RDWR)
+        number, device = _attached_loop(image)
         stack.callback(os.close, device)
-        backing = os.open(image, os.O_RDWR)
-        try:
-            fcntl.ioctl(device, _LOOP_SET_FD, backing)
-        finally:
-            os.close(backing)
         stack.callback(fcntl.ioctl, device, _LOOP_CLEAR)
         found = os.fstat(device)
         self.places |= {"block": [os.major(found.st_rdev), os.minor(found.st_rdev)], "block_path": f"/dev/loop{number}"}
@@ -188,6 +182,25 @@ class World:
             "core pattern": _text("/proc/sys/kernel/core_pattern"),
             "swaps": _text("/proc/swaps").count("\n"),
         }
+
+
+def _attached_loop(image: Path) -> tuple[int, int]:
+    """(number, descriptor) of a loop device with `image`; other programs take free ones meanwhile. Raises OSError."""
+    backing = os.open(image, os.O_RDWR)
+    try:
+        with open("/dev/loop-control") as control:
+            for _ in range(_LOOP_ATTEMPTS):
+                number = fcntl.ioctl(control, _LOOP_GET_FREE)
+                device = os.open(f"/dev/loop{number}", os.O_RDWR)
+                try:
+                    fcntl.ioctl(device, _LOOP_SET_FD, backing)
+                except OSError:
+                    os.close(device)
+                    continue
+                return number, device
+    finally:
+        os.close(backing)
+    raise OSError("no loop device is free")
 
 
 def kernel_log() -> str:
