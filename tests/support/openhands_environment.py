@@ -18,7 +18,7 @@ from atoll.node.recipes import debian, pip_settings
 
 REPOSITORY = Path(__file__).parents[2]
 OPENHANDS = "openhands-ai==0.62.0"
-SDK = ("openhands-sdk==1.58.2", "openhands-workspace==1.58.2")
+SDK = ("openhands-sdk==1.58.2", "openhands-workspace==1.58.2", "openhands-agent-server==1.58.2")
 CLIENTS = ("e2b>=2.63", "e2b-code-interpreter>=2.11.5")
 BUILD_S = 1800
 REVISION = "1"
@@ -43,26 +43,17 @@ exec chroot "$1" sh /run/build/install.sh
 """
 )
 _RUN = _TREE + 'mkdir -p "$1/run/atoll" && mount --bind "$2" "$1/run/atoll" && shift 2 && exec chroot "$@"'
-# The SDK asks for a newer certificate bundle than some indexes have; any does.
-_LOOSE = r"""
-from importlib.metadata import requires
-import re
-for name in ("openhands-sdk", "openhands-workspace"):
-    for line in requires(name) or ():
-        found = re.match(r"[\w.-]+", line)[0]
-        if "extra ==" not in line and not found.startswith("openhands-"):
-            print(found if found == "certifi" else line)
-"""
 _SCRIPT = f"""
 set -eux
 python3 -m venv /opt/openhands
 /opt/openhands/bin/pip install --no-cache-dir --progress-bar off --prefer-binary --ignore-requires-python {OPENHANDS}
 /opt/openhands/bin/pip install --no-cache-dir --progress-bar off {" ".join(f"'{name}'" for name in CLIENTS)}
 python3 -m venv /opt/sdk
-/opt/sdk/bin/pip install --no-cache-dir --progress-bar off --no-deps {" ".join(SDK)} openhands-agent-server==1.58.2
-/opt/sdk/bin/python /run/build/loose.py >/run/build/requirements.txt
-/opt/sdk/bin/pip install --no-cache-dir --progress-bar off --prefer-binary -r /run/build/requirements.txt \\
-  {" ".join(f"'{name}'" for name in CLIENTS)}
+/opt/sdk/bin/pip install --no-cache-dir --progress-bar off uv
+# The SDK asks for a newer certificate bundle than some indexes have, and pip's resolver does not come to an end.
+echo certifi >/run/build/override.txt
+/opt/sdk/bin/uv pip install --no-cache --python /opt/sdk/bin/python --override /run/build/override.txt \\
+  {" ".join(f"'{name}'" for name in (*SDK, *CLIENTS))}
 """
 
 
@@ -108,11 +99,13 @@ def _build(root: Path, tree: Path, script: str) -> None:
     pip = pip_settings.host_settings()
     for name, source in pip.copies.items():
         shutil.copy(source, inputs / name)
-    texts = {"pip.conf": pip.config, "install.sh": script, "loose.py": _LOOSE}
+    texts = {"pip.conf": pip.config, "install.sh": script}
     texts["binds"] = "".join(f"{name}\t{source}\n" for name, source in pip.binds.items())
     for name, text in texts.items():
         (inputs / name).write_text(text)
     environ = {"PATH": os.environ["PATH"], **pip.environ, "PIP_CONFIG_FILE": "/run/build/pip.conf"}
+    if cert := next((name for name in pip.copies if f"cert = {pip_settings.INSIDE / name}" in pip.config), None):
+        environ["SSL_CERT_FILE"] = str(pip_settings.INSIDE / cert)
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
     install = [*private, _INSTALL, "sh", str(tree), str(inputs)]
     with (root / "log").open("w") as log:
