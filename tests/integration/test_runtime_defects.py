@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,7 +238,7 @@ def test_05_a_ranged_write_changes_only_the_range(runtime: E2BRuntime) -> None:
 def test_06_browsing_without_a_browser_is_an_observation_and_runs_nothing(runtime: E2BRuntime, action: Any) -> None:
     found = runtime.run_action(action)
     assert isinstance(found, ErrorObservation)
-    assert found.content == "Browser functionality is not supported or disabled."
+    assert found.content.startswith("Browser functionality is not supported or disabled.")
     assert runtime.list_files() == []
 
 
@@ -561,8 +562,9 @@ def test_15_statuses_are_told_in_order(server: Any) -> None:
 
 
 def test_16_mcp_configuration_has_attributes_and_a_call_is_observed(runtime: E2BRuntime) -> None:
-    config = runtime.get_mcp_config(["server"])
-    assert (config.sse_servers, config.stdio_servers, config.shttp_servers) == ([], ["server"], [])
+    server = SimpleNamespace(name="broken", command="false", args=[], env={})
+    config = runtime.get_mcp_config([server])
+    assert (config.sse_servers, config.stdio_servers, config.shttp_servers) == ([], [server], [])
     assert isinstance(runtime.run_action(MCPAction("tool")), ErrorObservation)
 
 
