@@ -175,6 +175,8 @@ class Browser:
         if not error:
             error = await self._act(request["calls"])
         await asyncio.sleep(SETTLE_S)
+        if self._opening:  # a tab that an action opened is the one to be looked at
+            await asyncio.wait(set(self._opening), timeout=DOCUMENT_S)
         await self._downloaded()
         seen = await self._observe()
         properties = element_properties(seen["dom_object"])

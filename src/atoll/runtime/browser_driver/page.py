@@ -14,6 +14,7 @@ from .keys import KEYS, MODIFIERS, split_combination
 
 ACT_S = 0.5
 """How long an element may take to become ready for an action: BrowserGym's limit."""
+PDF_S = 6.0
 WORLD = "atoll"
 VIEWPORT = (1280, 720)
 
@@ -79,12 +80,13 @@ class Page:
         index = found["currentIndex"] + step
         if not 0 <= index < len(found["entries"]):
             return
-        self.loaded.clear()
         await self.send("Page.navigateToHistoryEntry", entryId=found["entries"][index]["id"])
-        try:
-            await asyncio.wait_for(self.loaded.wait(), min(timeout_s, 10.0))
-        except TimeoutError:
-            return  # a page kept alive in the history does not load again
+        # A page kept alive in the history does not load again: what counts is where the history stands.
+        end = time.monotonic() + min(timeout_s, 30.0)
+        while time.monotonic() < end:
+            if (await self.send("Page.getNavigationHistory"))["currentIndex"] == index:
+                return
+            await asyncio.sleep(0.05)
 
     async def _loaded(self, timeout_s: float, what: str) -> None:
         try:
@@ -323,7 +325,7 @@ class Page:
         finally:
             for world in worlds.values():
                 await self._evaluate(world, f"({scripts.UNMARK})()")
-        shot = await self.send("Page.captureScreenshot", format="png")
+        shot = await self._picture()
         found = await self.send("Runtime.evaluate", expression="[location.href, document.title]", returnByValue=True)
         self.url, title = found["result"].get("value") or (self.url, "")
         return {
@@ -331,9 +333,23 @@ class Page:
             "title": title,
             "dom_object": dom,
             "axtree_object": tree,
-            "screenshot": shot["data"],
+            "screenshot": shot,
             "focused_element_bid": await self._focused(frames, worlds),
         }
+
+    async def _picture(self) -> str:
+        """A screenshot (base64). A PDF is drawn some time after its document is there, and nothing tells when."""
+        shot = str((await self.send("Page.captureScreenshot", format="png"))["data"])
+        kind = await self.send("Runtime.evaluate", expression="document.contentType", returnByValue=True)
+        if kind["result"].get("value") != "application/pdf":
+            return shot
+        first, end = shot, time.monotonic() + PDF_S
+        while time.monotonic() < end:
+            await asyncio.sleep(0.3)
+            before, shot = shot, str((await self.send("Page.captureScreenshot", format="png"))["data"])
+            if shot == before != first:
+                break
+        return shot
 
     async def _mark(self, frames: dict[str, Any]) -> dict[str, int]:
         """Gives every element its identifier; returns the worlds of the frames that could be marked."""
