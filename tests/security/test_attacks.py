@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from atoll.attacks import Attempt, Family, Impossible, Range, attempts
-from support.host import fault
+from support.host import TOOLS, fault
 from support.server import ServerProcess
 
 TIERS = ("namespaces", "gvisor")
@@ -31,8 +31,12 @@ def field(
         if reason := fault(need):
             pytest.skip(reason)
     data_dir = tmp_path_factory.mktemp(f"attacks-{tier}") / "data"
+    runsc = next((path for path in TOOLS.rglob("runsc") if path.is_file()), None)
     server = ServerProcess.start(
-        data_dir, templates_dir=templates_dir, options=["--end-sandboxes", "--isolation", tier]
+        data_dir,
+        templates_dir=templates_dir,
+        options=["--end-sandboxes", "--isolation", tier],
+        environ={"ATOLL_RUNSC": str(runsc)} if tier == "gvisor" and runsc is not None else {},
     )
     try:
         with pytest.MonkeyPatch.context() as patch:
