@@ -122,12 +122,12 @@ class Range:
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 
     def _attacker(self) -> Sandbox:
-        if self._sandbox is None:
+        if self._sandbox is None or not _lives(self._sandbox):
             self._sandbox = self._make({})
         return self._sandbox
 
     def _neighbour(self) -> Sandbox:
-        if self._other is None:
+        if self._other is None or not _lives(self._other):
             self._other = self._make({})
         return self._other
 
@@ -135,6 +135,14 @@ class Range:
         from e2b import Sandbox
 
         return Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
+
+
+def _lives(sandbox: Sandbox) -> bool:
+    """False too where the guest does not answer: no attempt begins with what an earlier one left."""
+    try:
+        return sandbox.is_running(request_timeout=5)
+    except Exception:
+        return False
 
 
 class _Walled:

@@ -154,8 +154,10 @@ class NamespacesBackend(IsolationBackend):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise
-        if self._stock is not None:
-            self._stock.fill(spec.limits.disk_mib, 1, zygote)
+        finally:
+            # Also after a create that failed: it may have used a disk up. What is too many the zygote gives back.
+            if self._stock is not None:
+                self._stock.fill(spec.limits.disk_mib, 1, zygote)
         handle = self._handle(created.record, created.pidfd)
         handle.stages = created.stages
         return handle
