@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from atoll.attacks.attempt import Attempt, Control, Deed, Impossible, Outcome, Program
+from atoll.attacks.attempt import Attempt, Control, Deed, Family, Impossible, Outcome, Program
 from atoll.attacks.inside import PRELUDE
 from atoll.attacks.resources import LIMITS
 from atoll.attacks.scene import Scene, World, end, run_unwalled
@@ -76,7 +76,8 @@ class Range:
             if own is not None:
                 with contextlib.suppress(Exception):
                     own.kill()
-        if outcome.breach is not None and own is None:
+        # What was tried on the guest may show only later; its sandbox is nobody else's start.
+        if (outcome.breach is not None or attempt.family is Family.GUEST) and own is None:
             self._sandbox = None
             with contextlib.suppress(Exception):
                 sandbox.kill()

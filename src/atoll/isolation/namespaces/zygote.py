@@ -322,7 +322,8 @@ class Zygote:
     def _store_disk(self, disk: Disk) -> None:
         """Keeps it, unless there are enough: a burst must not leave its peak behind, nor a size that was used once."""
         stock = self._disks.setdefault(disk.size_mib, [])
-        if len(stock) >= _DISKS_OF_A_SIZE:
+        in_roots = sum(child.root is not None for child in self._parked)
+        if len(stock) + in_roots >= _DISKS_OF_A_SIZE:
             disk.discard()
             return
         stock.append(disk)
