@@ -279,7 +279,8 @@ def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observ
     host = os.stat("/proc/self/ns/pid").st_ino
     for pid, namespace in footprint.processes_of(observed.mark).items():
         if namespace != host:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
     observed.server.start()
     assert Sandbox.kill(sandbox.sandbox_id, **observed.options) is False
     observed.settles_at(before)
@@ -292,7 +293,8 @@ def test_a_guest_that_dies_takes_its_sandbox_with_it(observed: Observed) -> None
     host = os.stat("/proc/self/ns/pid").st_ino
     for pid, namespace in footprint.processes_of(observed.mark).items():
         if namespace != host and _is_init(pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
     eventually(lambda: not sandbox.is_running(), what="the sandbox is told as gone")
     observed.settles_at(before)
     _use_and_kill(observed)
