@@ -76,3 +76,9 @@ def test_no_secret_shows_in_the_settings_repr() -> None:
     shown = repr(Settings.from_environ({"ATOLL_API_KEYS": "k3y-one", "ATOLL_DATABASE_URL": "postgresql://u:pw@h/d"}))
     assert "k3y-one" not in shown
     assert "pw" not in shown
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """pytest imports test modules by their bare names: two alike stop the collection of a complete run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
