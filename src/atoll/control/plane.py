@@ -16,8 +16,9 @@ from atoll.control.journal import Journal
 from atoll.control.keys import KeyService
 from atoll.control.logbook import Logbook
 from atoll.control.outbound import Network, Outbound
-from atoll.control.services import Policy, SandboxService, Services, TeamService, TemplateService
+from atoll.control.services import Policy, SandboxService, Services, TemplateService
 from atoll.control.store import Store
+from atoll.control.teams import TeamService
 from atoll.control.webhooks import EventService
 from atoll.model.seams import NodeClient
 
@@ -72,7 +73,7 @@ class ControlPlane:
         self.services = Services(
             sandboxes=sandboxes,
             templates=templates,
-            teams=TeamService(store),
+            teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
             events=EventService(store.events, clock, outbound),
         )

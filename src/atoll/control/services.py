@@ -33,6 +33,7 @@ from atoll.control.placement import NodeLoad, choose_node
 from atoll.control.recovery import decide
 from atoll.control.sizing import limits_for
 from atoll.control.store import Idempotency, Store
+from atoll.control.teams import ENDED_ROWS_KEPT, TeamService
 from atoll.control.webhooks import EventService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError, SandboxGone, SandboxNotFound
 from atoll.model.events import EventType
@@ -42,7 +43,7 @@ from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, SandboxRecor
 from atoll.model.seams import NodeClient, NodeCreate
 from atoll.model.template import Template
 
-__all__ = ["Policy", "SandboxService", "Services", "TeamService", "TemplateService"]
+__all__ = ["Policy", "SandboxService", "Services", "TemplateService"]
 
 VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
 """The states in which the API shows a sandbox. One that is being made or ended is not there for a caller."""
@@ -51,7 +52,6 @@ KILL_ATTEMPTS = 3
 KILL_PAUSE_S = 1.0
 RETRY_S = 30.0
 """Between attempts at an end that the machine, not the caller, stands in the way of."""
-ENDED_ROWS_KEPT = timedelta(days=7)
 EVENTS_KEPT = 100_000
 _SWEEP_EVERY_S = 3600.0
 
@@ -467,17 +467,6 @@ class SandboxService:
                 await self._logbook.forget(before)
             except Exception:
                 _log.exception("control.sweep_failed")
-
-
-class TeamService:
-    """Teams, as far as a caller sees them."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def name(self, caller: Caller) -> str:
-        """The caller's own team's."""
-        return await self._store.keys.team_name(caller.team_id) or caller.team_id
 
 
 @dataclass(frozen=True, slots=True)

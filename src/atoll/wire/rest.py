@@ -304,6 +304,23 @@ class Team(_Out):
     is_default: bool = Field(default=True, serialization_alias="isDefault")
 
 
+class TeamMetric(_Out):
+    """A stretch of time of GET /teams/{id}/metrics; sandboxes started per second."""
+
+    timestamp: datetime
+    timestamp_unix: int = Field(serialization_alias="timestampUnix")
+    concurrent_sandboxes: int = Field(serialization_alias="concurrentSandboxes")
+    sandbox_start_rate: float = Field(serialization_alias="sandboxStartRate")
+
+
+class MaxTeamMetric(_Out):
+    """GET /teams/{id}/metrics/max."""
+
+    timestamp: datetime
+    timestamp_unix: int = Field(serialization_alias="timestampUnix")
+    value: float
+
+
 class NewKey(_In):
     """POST /api-keys, PATCH /api-keys/{id}."""
 

@@ -52,8 +52,6 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (T, "template tags", "GET", "/templates/{template_id}/tags/exists"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/groups"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/{tag}/assignments"),
-    (N, "team metrics", "GET", "/teams/{team_id}/metrics"),
-    (N, "team metrics", "GET", "/teams/{team_id}/metrics/max"),
     (N, "access tokens", "POST", "/access-tokens"),
     (N, "access tokens", "DELETE", "/access-tokens/{token_id}"),
     (N, "listing nodes", "GET", "/nodes"),

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, RowMapping, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -44,6 +44,14 @@ class Database(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Idempotent."""
+
+    async def write(self, statement: Executable, values: Mapping[str, Any] | None = None) -> int:
+        """How many rows it changed. Raises IntegrityError."""
+        return await self.run(lambda connection: connection.execute(statement, values).rowcount)
+
+    async def read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[RowMapping]:
+        """All its rows."""
+        return await self.run(lambda connection: connection.execute(statement, values).mappings().all())
 
 
 async def open_database(url: str) -> Database:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, RowMapping, delete, func, insert, select, update
+from sqlalchemy import RowMapping, delete, func, insert, select, update
 
 from atoll.control.store.database import Database
 from atoll.control.store.schema import deliveries, events, webhooks
@@ -36,7 +36,7 @@ class EventTables:
             }
             for event, body in happened
         ]
-        await self._write(insert(events).values(rows))
+        await self._database.write(insert(events).values(rows))
 
     async def listed(
         self,
@@ -55,15 +55,15 @@ class EventTables:
         if types:
             statement = statement.where(events.c.type.in_([one.value for one in types]))
         order = events.c.number.asc() if ascending else events.c.number.desc()
-        rows = await self._read(statement.order_by(order).offset(offset).limit(limit))
+        rows = await self._database.read(statement.order_by(order).offset(offset).limit(limit))
         return [row["body"] for row in rows]
 
     async def forget(self, before: datetime, keep: int) -> None:
         """Deletes events and finished deliveries older than that, and all events but the newest `keep`."""
-        await self._write(delete(events).where(events.c.at < before))
+        await self._database.write(delete(events).where(events.c.at < before))
         newest = select(func.max(events.c.number)).scalar_subquery()
-        await self._write(delete(events).where(events.c.number <= newest - keep))
-        await self._write(
+        await self._database.write(delete(events).where(events.c.number <= newest - keep))
+        await self._database.write(
             delete(deliveries).where(
                 deliveries.c.state != DeliveryState.PENDING.value, deliveries.c.created_at < before
             )
@@ -73,34 +73,34 @@ class EventTables:
 
     async def add_webhook(self, webhook: Webhook) -> None:
         """A new one."""
-        await self._write(insert(webhooks).values(webhook_id=webhook.webhook_id, **_webhook_row(webhook)))
+        await self._database.write(insert(webhooks).values(webhook_id=webhook.webhook_id, **_webhook_row(webhook)))
 
     async def change_webhook(self, webhook: Webhook) -> bool:
         """All but its id. False: it is gone."""
         statement = update(webhooks).where(webhooks.c.webhook_id == webhook.webhook_id)
-        return bool(await self._write(statement.values(**_webhook_row(webhook))))
+        return bool(await self._database.write(statement.values(**_webhook_row(webhook))))
 
     async def remove_webhook(self, webhook_id: str) -> bool:
         """With its deliveries. False: it is gone already."""
-        return bool(await self._write(delete(webhooks).where(webhooks.c.webhook_id == webhook_id)))
+        return bool(await self._database.write(delete(webhooks).where(webhooks.c.webhook_id == webhook_id)))
 
     async def webhooks(self, team_id: str | None = None) -> list[Webhook]:
         """A team's, or everybody's, oldest first."""
         statement = select(webhooks).order_by(webhooks.c.created_at, webhooks.c.webhook_id)
         if team_id is not None:
             statement = statement.where(webhooks.c.team_id == team_id)
-        return [_to_webhook(row) for row in await self._read(statement)]
+        return [_to_webhook(row) for row in await self._database.read(statement)]
 
     async def webhook(self, webhook_id: str) -> Webhook | None:
         """None: there is none."""
-        rows = await self._read(select(webhooks).where(webhooks.c.webhook_id == webhook_id))
+        rows = await self._database.read(select(webhooks).where(webhooks.c.webhook_id == webhook_id))
         return _to_webhook(rows[0]) if rows else None
 
     # Deliveries
 
     async def add_deliveries(self, new: Sequence[Delivery]) -> None:
         """In one statement. Raises IntegrityError if a webhook is gone."""
-        await self._write(insert(deliveries).values([_delivery_row(one) for one in new]))
+        await self._database.write(insert(deliveries).values([_delivery_row(one) for one in new]))
 
     async def due(self, now: datetime, limit: int) -> list[Delivery]:
         """Those whose time has come, the longest waiting first."""
@@ -110,7 +110,7 @@ class EventTables:
             .order_by(deliveries.c.next_at)
             .limit(limit)
         )
-        return [_to_delivery(row) for row in await self._read(statement)]
+        return [_to_delivery(row) for row in await self._database.read(statement)]
 
     async def next_due(self) -> datetime | None:
         """When the next attempt is wanted; None: nothing waits."""
@@ -120,13 +120,13 @@ class EventTables:
             .order_by(deliveries.c.next_at)
             .limit(1)
         )
-        rows = await self._read(statement)
+        rows = await self._database.read(statement)
         return rows[0]["next_at"] if rows else None
 
     async def change_delivery(self, delivery: Delivery) -> bool:
         """How it went. False: its webhook is gone, and so is it."""
         statement = update(deliveries).where(deliveries.c.delivery_id == delivery.delivery_id)
-        return bool(await self._write(statement.values(**_delivery_row(delivery))))
+        return bool(await self._database.write(statement.values(**_delivery_row(delivery))))
 
     async def deliveries_of(self, webhook_id: str, limit: int, offset: int) -> list[Delivery]:
         """The log of one webhook, newest first."""
@@ -137,13 +137,7 @@ class EventTables:
             .offset(offset)
             .limit(limit)
         )
-        return [_to_delivery(row) for row in await self._read(statement)]
-
-    async def _write(self, statement: Executable) -> int:
-        return await self._database.run(lambda connection: connection.execute(statement).rowcount)
-
-    async def _read(self, statement: Executable) -> Sequence[RowMapping]:
-        return await self._database.run(lambda connection: connection.execute(statement).mappings().all())
+        return [_to_delivery(row) for row in await self._database.read(statement)]
 
 
 def _webhook_row(webhook: Webhook) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Executable, RowMapping, delete, insert, select, update
+from sqlalchemy import RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from atoll.control.store.database import Database
@@ -56,57 +55,54 @@ class KeyTables:
             "mask_suffix": key.mask_suffix,
         }
         try:
-            await self._write(insert(api_keys).values(row))
+            await self._database.write(insert(api_keys).values(row))
         except IntegrityError as error:
             raise Conflict(f"API key {key.key_id!r} cannot be added to team {key.team_id!r}") from error
 
     async def of_team(self, team_id: str) -> list[ApiKey]:
         """Oldest first."""
         statement = select(api_keys).where(api_keys.c.team_id == team_id)
-        return [_to_key(row) for row in await self._read(statement.order_by(api_keys.c.created_at, api_keys.c.key_id))]
+        return [
+            _to_key(row)
+            for row in await self._database.read(statement.order_by(api_keys.c.created_at, api_keys.c.key_id))
+        ]
 
     async def rename(self, team_id: str, key_id: str, name: str) -> bool:
         """False: the team has no such key."""
         statement = update(api_keys).where(api_keys.c.team_id == team_id, api_keys.c.key_id == key_id)
-        return bool(await self._write(statement.values(name=name)))
+        return bool(await self._database.write(statement.values(name=name)))
 
     async def remove(self, team_id: str, key_id: str) -> bool:
         """False: the team has no such key."""
         statement = delete(api_keys).where(api_keys.c.team_id == team_id, api_keys.c.key_id == key_id)
-        return bool(await self._write(statement))
+        return bool(await self._database.write(statement))
 
     async def team_of(self, digest: str) -> str | None:
         """The team of the key with this SHA-256 hex digest."""
-        rows = await self._read(select(api_keys.c.team_id).where(api_keys.c.digest == digest))
+        rows = await self._database.read(select(api_keys.c.team_id).where(api_keys.c.digest == digest))
         return rows[0]["team_id"] if rows else None
 
     async def used(self, digest: str, at: datetime) -> None:
         """Notes when a key was last used."""
-        await self._write(update(api_keys).where(api_keys.c.digest == digest).values(last_used_at=at))
+        await self._database.write(update(api_keys).where(api_keys.c.digest == digest).values(last_used_at=at))
 
     async def add_team(self, team: Team) -> None:
         """Raises Conflict if there is one of that id."""
         row = {"team_id": team.team_id, "name": team.name, "created_at": team.created_at}
         try:
-            await self._write(insert(teams).values(row))
+            await self._database.write(insert(teams).values(row))
         except IntegrityError as error:
             raise Conflict(f"team {team.team_id!r} exists already") from error
 
     async def teams(self) -> list[Team]:
         """All, oldest first."""
-        rows = await self._read(select(teams).order_by(teams.c.created_at, teams.c.team_id))
+        rows = await self._database.read(select(teams).order_by(teams.c.created_at, teams.c.team_id))
         return [Team(row["team_id"], row["name"], row["created_at"]) for row in rows]
 
     async def team_name(self, team_id: str) -> str | None:
         """None: there is no such team."""
-        rows = await self._read(select(teams.c.name).where(teams.c.team_id == team_id))
+        rows = await self._database.read(select(teams.c.name).where(teams.c.team_id == team_id))
         return rows[0]["name"] if rows else None
-
-    async def _write(self, statement: Executable) -> int:
-        return await self._database.run(lambda connection: connection.execute(statement).rowcount)
-
-    async def _read(self, statement: Executable) -> Sequence[RowMapping]:
-        return await self._database.run(lambda connection: connection.execute(statement).mappings().all())
 
 
 def _to_key(row: RowMapping) -> ApiKey:

@@ -1,4 +1,4 @@
-"""The store: one row per sandbox; `keys` and `events` are further tables. Every write is one statement and one commit.
+"""The store: one row per sandbox; `keys` and `events` are further tables, `usage` counts. Every write is one statement.
 
 Reads and writes are typed in the model's words. Decides nothing, but does enforce the lifecycle table: a transition is
 an UPDATE that only matches a row whose state allows it, so two that race cannot both win.
@@ -12,13 +12,14 @@ from datetime import datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Executable, RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy import RowMapping, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.schema import sandboxes
+from atoll.control.store.usage import UsageTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
@@ -58,11 +59,13 @@ class Store:
         self._database: Database
         self.keys: KeyTables
         self.events: EventTables
+        self.usage: UsageTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url)
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database)
+        self.usage = UsageTables(self._database)
         return self
 
     async def __aexit__(
@@ -78,14 +81,14 @@ class Store:
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
-            await self._database.run(lambda connection: _write(connection, _INSERT, row))
+            await self._database.write(_INSERT, row)
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
 
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
         values = {"wanted_id": sandbox_id, "new_tier": tier}
-        return bool(await self._database.run(lambda connection: _write(connection, _RUNNING, values)))
+        return bool(await self._database.write(_RUNNING, values))
 
     async def transition(self, sandbox_id: str, wanted: SandboxState, **changes: Any) -> bool:
         """Moves a sandbox to `wanted` and sets the columns in `changes`. False: unknown, or its state forbids it."""
@@ -94,7 +97,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[wanted]))
             .values(state=wanted.value, **changes)
         )
-        return bool(await self._database.run(lambda connection: _write(connection, statement)))
+        return bool(await self._database.write(statement))
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
@@ -105,7 +108,7 @@ class Store:
         )
         if due_by is not None:
             statement = statement.where(sandboxes.c.end_at <= due_by)
-        return bool(await self._database.run(lambda connection: _write(connection, statement)))
+        return bool(await self._database.write(statement))
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
@@ -121,7 +124,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(end_at=end_at)
         )
-        return bool(await self._database.run(lambda connection: _write(connection, statement)))
+        return bool(await self._database.write(statement))
 
     async def set_network(self, sandbox_id: str, network: NetworkPolicy) -> bool:
         """False: unknown or not running."""
@@ -130,17 +133,17 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(network=network.as_json(), allow_internet_access=network.allow_internet)
         )
-        return bool(await self._database.run(lambda connection: _write(connection, statement)))
+        return bool(await self._database.write(statement))
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
-        rows = await self._database.run(lambda connection: _read(connection, _FIND, {"wanted_id": sandbox_id}))
+        rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
         return _to_record(rows[0]) if rows else None
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
         """The sandbox that this key made, and the digest of the request that did it."""
         statement = select(sandboxes).where(sandboxes.c.team_id == team_id, sandboxes.c.idempotency_key == key)
-        rows = await self._database.run(lambda connection: _read(connection, statement))
+        rows = await self._database.read(statement)
         return (_to_record(rows[0]), rows[0]["request_digest"]) if rows else None
 
     async def in_states(self, states: Sequence[SandboxState], team_id: str | None = None) -> list[SandboxRecord]:
@@ -148,7 +151,7 @@ class Store:
         statement = select(sandboxes).where(sandboxes.c.state.in_([state.value for state in states]))
         if team_id is not None:
             statement = statement.where(sandboxes.c.team_id == team_id)
-        rows = await self._database.run(lambda connection: _read(connection, statement))
+        rows = await self._database.read(statement)
         return [_to_record(row) for row in rows]
 
     async def forget_ended(self, before: datetime) -> int:
@@ -156,18 +159,7 @@ class Store:
         statement = delete(sandboxes).where(
             sandboxes.c.state == SandboxState.ENDED.value, sandboxes.c.ended_at < before
         )
-        return await self._database.run(lambda connection: _write(connection, statement))
-
-
-def _write(connection: Connection, statement: Executable, values: Mapping[str, Any] | None = None) -> int:
-    """How many rows it changed."""
-    return connection.execute(statement, values).rowcount
-
-
-def _read(
-    connection: Connection, statement: Executable, values: Mapping[str, Any] | None = None
-) -> Sequence[RowMapping]:
-    return connection.execute(statement, values).mappings().all()
+        return await self._database.write(statement)
 
 
 def _to_row(record: SandboxRecord) -> dict[str, Any]:
