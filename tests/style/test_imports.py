@@ -21,7 +21,7 @@ RULES: dict[str, set[str]] = {
     "atoll.guest": MODEL | {"atoll.wire", "atoll.guest"},
     "atoll.isolation.base": MODEL,
     "atoll.isolation.registry": MODEL | {"atoll.isolation.base"},
-    "atoll.isolation.linux": MODEL | {"atoll.isolation.linux"},
+    "atoll.isolation.linux": MODEL | {"atoll.isolation.linux", "atoll.isolation.base"},
     "atoll.tls": MODEL | {"atoll.tls"},
     # The sandbox's first process in the gVisor tier, which becomes the guest.
     "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import encodings.idna  # noqa: F401  (looked up by name when a host name is resolved)
 import gc
 import os
@@ -62,7 +63,8 @@ def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(BaseException):
+            sys.stderr.flush()
         os._exit(status)
 
 

@@ -19,7 +19,7 @@ import os
 import resource
 import socket
 import sys
-import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest import elevate, quota
@@ -27,6 +27,8 @@ from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.caps import Cap
 from atoll.model.sandbox import GuestConfig, Limits
+
+Guest = Callable[[socket.socket, GuestConfig], NoReturn]
 
 SHARED = "/.atoll/io"
 SOCKET = "guest.sock"
@@ -53,22 +55,12 @@ BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 def main() -> NoReturn:
     """argv[1]: the import path of the guest (module:function)."""
     module, _, function = sys.argv[1].partition(":")
-    guest = getattr(importlib.import_module(module), function)
+    guest: Guest = getattr(importlib.import_module(module), function)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
     config = _take_over(listener)
-    status = 1
-    try:
-        guest(listener, config)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stderr.flush()
-        os._exit(status)
+    guest(listener, config)
 
 
 def _take_over(listener: socket.socket) -> GuestConfig:

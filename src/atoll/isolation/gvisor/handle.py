@@ -1,6 +1,4 @@
-"""One live gVisor sandbox as the server sees it: the sentry (by pidfd), its cgroup, the guest's socket.
-
-    LIVE ── kill() or the sentry ends ──► releasing (helpers, cgroup, socket file, record) ──► ended
+"""One live gVisor sandbox: the sentry (by pidfd), its cgroup, the guest's socket; its life is that of LinuxSandbox.
 
 The sentry is the sandbox: whatever runs inside is its memory and its threads. The gofer and the stubs beside it hold
 nothing that outlives it but themselves, and are found by the cgroup.
@@ -9,39 +7,34 @@ nothing that outlives it but themselves, and are found by the cgroup.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, EgressSockets, ExitReport, SandboxHandle
+from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, EgressSockets
 from atoll.isolation.gvisor import control, start
 from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT
-from atoll.isolation.linux import disk_usage, guest_socket
-from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux import guest_socket
+from atoll.isolation.linux.cgroups import Cgroups, Usage
 from atoll.isolation.linux.network_thread import NetworkThread
-from atoll.isolation.linux.recorded import has_ended
 from atoll.isolation.linux.run_records import RunRecords
-from atoll.isolation.linux.syscalls import pidfd_kill
+from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxStats
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits
 
 _GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _RELAY_WITHIN_S = 10.0
-_DIE_WITHIN_S = 7.0
-_FREEZE_WITHIN_S = 5.0
-_DISK_READING_LASTS_S = 10.0
 _EGRESS_BACKLOG = 4096
 
 
-class GvisorHandle(SandboxHandle):
+class GvisorHandle(LinuxSandbox):
     """See SandboxHandle. Made by the backend only; owns `pidfd`."""
 
     tier = "gvisor"
+    enforced = frozenset({"memory", "cpu"})
+    heart = "its kernel (the sentry)"
 
     def __init__(
         self,
@@ -49,36 +42,14 @@ class GvisorHandle(SandboxHandle):
         pidfd: int,
         records: RunRecords,
         cgroups: Cgroups,
-        network: NetworkThread | None,
         on_end: Callable[[GvisorHandle], None],
+        network: NetworkThread | None,
     ) -> None:
-        self.sandbox_id = str(record["sandbox_id"])
-        self.pid = int(record["pid"])
+        super().__init__(record, pidfd, records, cgroups, on_end)
         self.id_base = int(record["id_base"])
-        self.stages: Mapping[str, float] = {}
-        self._record = dict(record)
-        self._pidfd = pidfd
-        self._records = records
-        self._group: Group = cgroups.group(record["group"])
-        self._limited = cgroups.limited
-        self._can_freeze = cgroups.can_freeze
-        self._network = network
         self.egress: EgressSockets | None = None
         """The way out until it is fetched."""
-        self._on_end = on_end
-        self._limits = Limits(**record["limits"])
-        self._state_dir = Path(record["state_dir"])
-        self._killed = False
-        self._frozen = False
-        self._detached = False
-        self._failure: str | None = None
-        self._loop = asyncio.get_running_loop()
-        self._dead = asyncio.Event()
-        self._ended: asyncio.Future[ExitReport] = self._loop.create_future()
-        self._releasing: asyncio.Task[None] | None = None
-        self._cpu: tuple[float, float] | None = None
-        self._disk: tuple[float, int | None] | None = None
-        self._loop.add_reader(pidfd, self._sentry_ended)
+        self._network = network
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
@@ -123,35 +94,12 @@ class GvisorHandle(SandboxHandle):
             raise PortClosed(self.sandbox_id, port)
         return connection
 
-    def _check_alive(self) -> None:
-        if self._dead.is_set() or has_ended(self._pidfd):
-            raise SandboxGone(self.sandbox_id, "killed" if self._killed else "its kernel (the sentry) ended")
-
     # -- limits --------------------------------------------------------------------------------------------------------
 
-    async def stats(self) -> SandboxStats:
-        """See SandboxHandle. The disk figure may be some seconds old; processes are counted by the sandbox's kernel."""
-        self._check_alive()
-        usage = self._group.usage()
-        now = time.monotonic()
-        percent = None
-        if usage.cpu_s is not None:
-            then, used = self._cpu or (now, usage.cpu_s)
-            percent = 100.0 * (usage.cpu_s - used) / (now - then) if now > then else 0.0
-            self._cpu = (now, usage.cpu_s)
-        if self._disk is None or now - self._disk[0] > _DISK_READING_LASTS_S:
-            self._disk = (now, await asyncio.to_thread(disk_usage.of_tree, self._state_dir / "upper"))
-        return SandboxStats(
-            cpu_used_pct=percent,
-            memory_used=usage.memory_bytes,
-            memory_cache=usage.cache_bytes,
-            memory_total=self._limits.memory_mib << 20,
-            disk_used=self._disk[1],
-            disk_total=self._limits.disk_mib << 20,
-            pids=None if self._frozen else await self._processes(),
-        )
-
-    async def _processes(self) -> int | None:
+    async def _processes(self, usage: Usage) -> int | None:
+        """Counted by the sandbox's own kernel: the host sees the sentry's threads only."""
+        if self._frozen:
+            return None
         try:
             told = await control.request(self._state_dir / GUEST_SOCKET, "GET", "/quota")
         except (OSError, ValueError, TimeoutError):
@@ -160,62 +108,10 @@ class GvisorHandle(SandboxHandle):
         pids = told.get("pids")
         return pids if isinstance(pids, int) else None
 
-    async def update(self, limits: Limits) -> None:
-        """See SandboxHandle."""
-        self._check_alive()
-        if missing := {"memory", "cpu"} - self._limited:
-            raise BackendUnavailable(
-                f"limits of {', '.join(sorted(missing))} cannot be enforced on this machine",
-                hint="no writable cgroup controller; see `atoll doctor`",
-            )
-        try:
-            if limits.pids != self._limits.pids:
-                await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
-            await asyncio.to_thread(self._group.limit, start.host_limits(limits))
-        except (OSError, ValueError, TimeoutError) as error:
-            self._check_alive()
-            raise BackendUnavailable(
-                f"the limits of sandbox {self.sandbox_id!r} cannot be changed: {error}",
-                hint="it may use more memory now than the new limit allows, or be frozen",
-            ) from error
-        self._limits = limits
-        self._record["limits"] = start.limits_to_json(limits)
-        self._records.write_record(self._group.name, self._record)
-
-    # -- stop and go ---------------------------------------------------------------------------------------------------
-
-    async def freeze(self) -> None:
-        """See SandboxHandle: the sentry stands still, and everything inside with it."""
-        self._check_alive()
-        if not self._can_freeze:
-            raise BackendUnavailable("this machine has no usable freezer", hint="see `atoll doctor`")
-        deadline = self._loop.time() + _FREEZE_WITHIN_S
-        try:
-            self._group.begin_freeze()
-            while not self._group.is_frozen():
-                self._check_alive()
-                if self._loop.time() > deadline:
-                    raise PlatformError(f"sandbox {self.sandbox_id!r} did not freeze within {_FREEZE_WITHIN_S:.0f} s")
-                await asyncio.sleep(0.001)
-                self._group.begin_freeze()
-        except OSError as error:
-            self._check_alive()
-            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be frozen: {error}") from error
-        except BaseException:
-            if not self._dead.is_set():
-                await self.thaw()
-            raise
-        self._frozen = True
-
-    async def thaw(self) -> None:
-        """See SandboxHandle."""
-        self._check_alive()
-        try:
-            self._group.thaw()
-        except OSError as error:
-            self._check_alive()
-            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
-        self._frozen = False
+    async def _apply(self, limits: Limits) -> None:
+        if limits.pids != self._limits.pids:
+            await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
+        await asyncio.to_thread(self._group.limit, start.host_limits(limits))
 
     async def checkpoint(self, directory: Path) -> None:
         """See SandboxHandle: not offered yet."""
@@ -225,82 +121,19 @@ class GvisorHandle(SandboxHandle):
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    async def wait(self) -> ExitReport:
-        """See SandboxHandle."""
-        return await asyncio.shield(self._ended)
-
-    async def kill(self) -> None:
-        """See SandboxHandle."""
-        if self._detached:
-            raise PlatformError(f"sandbox {self.sandbox_id!r} was left alone by this server; adopt it to end it")
-        if not self._ended.done():
-            if not self._dead.is_set():
-                self._killed = True
-                pidfd_kill(self._pidfd, signal.SIGKILL)
-                # A frozen process dies only when it may run again; the signal is there first, so it runs nothing else.
-                with contextlib.suppress(OSError):
-                    self._group.thaw()
-                try:
-                    await asyncio.wait_for(self._dead.wait(), _DIE_WITHIN_S)
-                except TimeoutError:
-                    raise PlatformError(
-                        f"sandbox {self.sandbox_id!r} does not die: process {self.pid} hangs in the kernel"
-                    ) from None
-            await asyncio.shield(self._ended)
-        if self._failure is not None:
-            await self._release()
-        if self._failure is not None:
-            raise PlatformError(self._failure)
-
-    def record(self) -> Mapping[str, Any]:
-        """See SandboxHandle."""
-        return dict(self._record)
-
-    def detach(self) -> None:
-        """The server stops: the sandbox goes on without this handle, whose `wait` will tell nothing any more."""
-        if not self._dead.is_set():
-            self._dead.set()
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._detached = True
-
-    def _sentry_ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        self._dead.set()
-        self._releasing = self._loop.create_task(self._finish())
-
-    async def _finish(self) -> None:
+    def _close(self) -> None:
         if self.egress is not None:
             self.egress.connections.close()
             self.egress.questions.close()
             self.egress = None
-        kills = self._group.usage().oom_kills
-        await self._release()
-        os.close(self._pidfd)
-        self._on_end(self)
-        if not self._ended.done():
-            self._ended.set_result(ExitReport(self._killed, self._detail(kills)))
 
-    def _detail(self, oom_kills: int | None) -> str:
-        if self._killed:
-            return "killed"
+    async def _how_it_ended(self, oom_kills: int | None) -> str:
         if oom_kills:
             return f"it used more memory than its limit of {self._limits.memory_mib} MiB and was ended by the kernel"
-        return "its first process or its kernel (the sentry) ended"
+        return f"its first process or {self.heart} ended"
 
-    async def _release(self) -> None:
-        """Frees what does not end by itself."""
-        self._failure = None
-        with contextlib.suppress(OSError):
-            (self._state_dir / GUEST_SOCKET).unlink()
-        try:
-            if not await start.end_group(self._group):
-                self._failure = f"cgroup {self._group.name} of sandbox {self.sandbox_id!r} cannot be removed"
-                return
-        except OSError as error:
-            self._failure = f"cgroup of sandbox {self.sandbox_id!r}: {error}"
-            return
-        self._records.forget(self._group.name)
+    async def _empty_group(self) -> bool:
+        return await start.end_group(self._group)
 
 
 async def open_egress(network: NetworkThread, pidfd: int) -> EgressSockets:

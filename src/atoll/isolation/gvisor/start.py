@@ -28,7 +28,7 @@ from atoll.isolation.gvisor.runsc import Runsc
 from atoll.isolation.linux import guest_socket, recorded
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.id_ranges import IdRanges
-from atoll.isolation.linux.run_records import RunRecords
+from atoll.isolation.linux.run_records import RunRecords, limits_to_json
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
 
@@ -168,11 +168,6 @@ async def end_group(group: Group) -> bool:
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(_POLL_S)
-
-
-def limits_to_json(limits: Limits) -> dict[str, int]:
-    """As `Limits(**value)` takes them."""
-    return {name: getattr(limits, name) for name in Limits.__slots__}
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

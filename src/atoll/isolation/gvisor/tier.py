@@ -30,7 +30,8 @@ from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
-from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
+from atoll.isolation.linux.sandbox import LiveSandboxes
+from atoll.model.errors import BackendUnavailable, CreateFailed
 from atoll.model.sandbox import SandboxSpec
 
 READY = 2
@@ -59,7 +60,7 @@ class GvisorBackend(IsolationBackend):
         self._means: start.Means | None = None
         self._pool: Pool | None = None
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
-        self._handles: dict[int, GvisorHandle] = {}
+        self._live = LiveSandboxes(GvisorHandle.heart, self._handle)
         self._closed = False
         self._network: NetworkThread | None = None
 
@@ -122,9 +123,7 @@ class GvisorBackend(IsolationBackend):
         self._closed = True
         if self._pool is not None:
             await self._pool.aclose()
-        for handle in list(self._handles.values()):
-            handle.detach()
-        self._handles.clear()
+        self._live.detach_all()
         if self._network is not None:
             self._network.close()
             self._network = None
@@ -153,26 +152,14 @@ class GvisorBackend(IsolationBackend):
                 egress.connections.close()
                 egress.questions.close()
             raise
-        handle = self._handle(record, waiting.pidfd)
+        handle = self._live.add(record, waiting.pidfd)
         handle.egress = egress
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
 
     async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
-        sandbox_id = str(record.get("sandbox_id", "?"))
-        try:
-            if record.get("version") != 1 or Path(record["state_dir"]) != Path.cwd() / spec_state_dir:
-                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
-            pidfd = open_recorded(record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
-        if pidfd is None:
-            raise SandboxGone(sandbox_id, "its kernel (the sentry) is no more")
-        if (known := self._handles.get(int(record["pid"]))) is not None:
-            os.close(pidfd)
-            return known
-        return self._handle(record, pidfd)
+        return self._live.adopt(spec_state_dir, record)
 
     async def reclaim(self, keep: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
@@ -220,11 +207,9 @@ class GvisorBackend(IsolationBackend):
             raise
 
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
-        handle = GvisorHandle(record, pidfd, self._records, self._cgroups, self._network, self._forget)
-        self._handles[handle.pid] = handle
-        return handle
+        return GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget, self._network)
 
     def _forget(self, handle: GvisorHandle) -> None:
-        self._handles.pop(handle.pid, None)
+        self._live.forget(handle)
         if self._means is not None:
             self._means.ids.give_back(handle.id_base)

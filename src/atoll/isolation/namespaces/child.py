@@ -22,9 +22,7 @@ import resource
 import signal
 import socket
 import stat
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
@@ -222,18 +220,10 @@ class Birth:
     def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
         self._control.detach()
         close_all_but({0, 1, 2, listener_descriptor, *self._egress})
-        status = 1
         try:
-            listener = socket.socket(fileno=listener_descriptor)
-            self._guest(listener, config)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        except BaseException:
-            traceback.print_exc()
+            self._guest(socket.socket(fileno=listener_descriptor), config)
         finally:
-            with contextlib.suppress(BaseException):
-                sys.stderr.flush()
-            os._exit(status)
+            os._exit(1)  # whatever a guest does: never back into the zygote's loop, of which this is a fork
 
 
 def close_all_but(keep: set[int]) -> None:

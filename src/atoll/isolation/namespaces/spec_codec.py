@@ -5,17 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from atoll.isolation.linux.run_records import limits_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
-
-
-def limits_to_json(limits: Limits) -> dict[str, int]:
-    """The inverse of `limits_from_json`."""
-    return {
-        "cpu_count": limits.cpu_count,
-        "memory_mib": limits.memory_mib,
-        "disk_mib": limits.disk_mib,
-        "pids": limits.pids,
-    }
 
 
 def limits_from_json(value: dict[str, int]) -> Limits:

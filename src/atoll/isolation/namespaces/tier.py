@@ -22,6 +22,7 @@ from atoll.isolation.base import (
 from atoll.isolation.linux import syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.recorded import open_recorded
+from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.namespaces import doctor, reclaim
 from atoll.isolation.namespaces.dial import NetworkThread, bind_guest_socket
 from atoll.isolation.namespaces.disk_stock import DiskStock
@@ -29,7 +30,7 @@ from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
-from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError, SandboxGone
+from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError
 from atoll.model.sandbox import Limits, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
@@ -59,7 +60,7 @@ class NamespacesBackend(IsolationBackend):
         self._zygote: ZygoteClient | None = None
         self._starting = asyncio.Lock()  # at most one zygote is started at a time
         self._network: NetworkThread | None = None
-        self._handles: dict[int, NamespacesHandle] = {}
+        self._live = LiveSandboxes(NamespacesHandle.heart, self._handle)
         self._closed = False
         self._egress = False
         self._stock: DiskStock | None = None
@@ -117,9 +118,7 @@ class NamespacesBackend(IsolationBackend):
         if self._zygote is not None:
             await self._zygote.aclose()
             self._zygote = None
-        for handle in list(self._handles.values()):
-            handle.detach()
-        self._handles.clear()
+        self._live.detach_all()
         if self._network is not None:
             self._network.close()
             self._network = None
@@ -158,26 +157,13 @@ class NamespacesBackend(IsolationBackend):
             # Also after a create that failed: it may have used a disk up. What is too many the zygote gives back.
             if self._stock is not None:
                 self._stock.fill(spec.limits.disk_mib, 1, zygote)
-        handle = self._handle(created.record, created.pidfd)
+        handle = self._live.add(created.record, created.pidfd)
         handle.stages = created.stages
         return handle
 
     async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
-        sandbox_id = str(record.get("sandbox_id", "?"))
-        try:
-            if record.get("version") != 1 or Path(record["state_dir"]) != Path.cwd() / spec_state_dir:
-                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
-            pidfd = open_recorded(record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
-        if pidfd is None:
-            raise SandboxGone(sandbox_id, "its first process is no more")
-        known = self._handles.get(int(record["pid"]))
-        if known is not None:
-            os.close(pidfd)
-            return known
-        return self._handle(record, pidfd)
+        return self._live.adopt(spec_state_dir, record)
 
     async def reclaim(self, keep: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
@@ -188,29 +174,23 @@ class NamespacesBackend(IsolationBackend):
 
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
         if self._network is None:
-            os.close(pidfd)
             raise BackendUnavailable("the namespaces tier is not started")
-        handle = NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._network, self._forget)
-        self._handles[handle.pid] = handle
-        return handle
-
-    def _forget(self, handle: NamespacesHandle) -> None:
-        self._handles.pop(handle.pid, None)
+        return NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._live.forget, self._network)
 
     def _note_exit(self, pid: int, status: int) -> None:
-        if (handle := self._handles.get(pid)) is not None:
+        if (handle := self._live.get(pid)) is not None:
             handle.status = status
 
     async def _end_orphan(self, created: Created) -> None:
         with contextlib.suppress(AtollError):
-            await self._handle(created.record, created.pidfd).kill()
+            await self._live.add(created.record, created.pidfd).kill()
 
     async def _end_strays(self, sandbox_id: str) -> None:
         """A lost zygote may have made the sandbox without being able to say so."""
         for _, record in list(self._layout.records()):
             if record.get("sandbox_id") == sandbox_id and (pidfd := open_recorded(record)) is not None:
                 with contextlib.suppress(PlatformError):
-                    await self._handle(record, pidfd).kill()
+                    await self._live.add(record, pidfd).kill()
 
     async def _living_zygote(self) -> ZygoteClient:
         async with self._starting:

@@ -1,0 +1,306 @@
+"""One live sandbox, known to the host by two things: a process (by pidfd) whose end is its end, and its cgroup.
+
+    LIVE ── kill() or that process ends ──► releasing (cgroup, socket file, record) ──► ended
+
+Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings, new limits. The
+ways in and out of a sandbox, how its limits are applied and how its end is worded are the tier's own (`_apply`,
+`_processes`, `_disk_used`, `_how_it_ended`, `_empty_group`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
+from atoll.isolation.linux import disk_usage
+from atoll.isolation.linux.cgroups import Cgroups, Group, Usage
+from atoll.isolation.linux.recorded import has_ended, open_recorded
+from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.syscalls import pidfd_kill
+from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
+from atoll.model.sandbox import Limits, SandboxStats
+
+RECORD_VERSION = 1
+
+_DIE_WITHIN_S = 7.0
+_FREEZE_WITHIN_S = 5.0
+_DISK_READING_LASTS_S = 10.0
+
+
+class LinuxSandbox(SandboxHandle):
+    """See SandboxHandle. Made by its backend only; owns `pidfd`. `on_end` is called once, after all is freed."""
+
+    enforced: ClassVar[frozenset[str]]
+    """Controllers without which this tier cannot keep the limits that it announces."""
+    heart: ClassVar[str]
+    """What the process of the pidfd is, for messages."""
+
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        pidfd: int,
+        records: RunRecords,
+        cgroups: Cgroups,
+        on_end: Callable[[Any], None],
+    ) -> None:
+        self.sandbox_id = str(record["sandbox_id"])
+        self.pid = int(record["pid"])
+        self.stages: Mapping[str, float] = {}
+        self._record = dict(record)
+        self._pidfd = pidfd
+        self._records = records
+        self._group: Group = cgroups.group(record["group"])
+        self._limited = cgroups.limited
+        self._can_freeze = cgroups.can_freeze
+        self._on_end = on_end
+        self._limits = Limits(**record["limits"])
+        self._state_dir = Path(record["state_dir"])
+        self._killed = False
+        self._frozen = False
+        self._detached = False
+        self._failure: str | None = None
+        self._loop = asyncio.get_running_loop()
+        self._dead = asyncio.Event()
+        self._ended: asyncio.Future[ExitReport] = self._loop.create_future()
+        self._releasing: asyncio.Task[None] | None = None
+        self._cpu: tuple[float, float] | None = None
+        self._disk: tuple[float, int | None] | None = None
+        self._loop.add_reader(pidfd, self._heart_stopped)
+
+    def _check_alive(self) -> None:
+        if self._dead.is_set() or has_ended(self._pidfd):
+            raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.heart} ended")
+
+    # -- what is the tier's own ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _apply(self, limits: Limits) -> None:
+        """Enforces new limits. Raises OSError, ValueError, TimeoutError, BackendUnavailable."""
+
+    @abstractmethod
+    async def _empty_group(self) -> bool:
+        """Once the heart has stopped: nothing of the sandbox is left and its cgroup is removed. Raises OSError."""
+
+    @abstractmethod
+    async def _how_it_ended(self, oom_kills: int | None) -> str:
+        """Words for an end that was not asked for. `oom_kills`: processes the kernel had ended for want of memory."""
+
+    async def _processes(self, usage: Usage) -> int | None:
+        """How many processes the sandbox has."""
+        return usage.pids
+
+    def _disk_used(self) -> int | None:
+        """Bytes of its disk in use. Blocking; called in a thread."""
+        return disk_usage.of_tree(self._state_dir / "upper")
+
+    def _close(self) -> None:
+        """Lets go of what the handle holds beside the pidfd, once the heart has stopped."""
+
+    # -- limits --------------------------------------------------------------------------------------------------------
+
+    async def stats(self) -> SandboxStats:
+        """See SandboxHandle. The disk figure may be some seconds old."""
+        self._check_alive()
+        usage = self._group.usage()
+        now = time.monotonic()
+        percent = None
+        if usage.cpu_s is not None:
+            then, used = self._cpu or (now, usage.cpu_s)
+            percent = 100.0 * (usage.cpu_s - used) / (now - then) if now > then else 0.0
+            self._cpu = (now, usage.cpu_s)
+        if self._disk is None or now - self._disk[0] > _DISK_READING_LASTS_S:
+            self._disk = (now, await asyncio.to_thread(self._disk_used))
+        return SandboxStats(
+            cpu_used_pct=percent,
+            memory_used=usage.memory_bytes,
+            memory_cache=usage.cache_bytes,
+            memory_total=self._limits.memory_mib << 20,
+            disk_used=self._disk[1],
+            disk_total=self._limits.disk_mib << 20,
+            pids=await self._processes(usage),
+        )
+
+    async def update(self, limits: Limits) -> None:
+        """See SandboxHandle."""
+        self._check_alive()
+        if missing := self.enforced - self._limited:
+            raise BackendUnavailable(
+                f"limits of {', '.join(sorted(missing))} cannot be enforced on this machine",
+                hint="no writable cgroup controller; see `atoll doctor`",
+            )
+        try:
+            await self._apply(limits)
+        except (OSError, ValueError, TimeoutError) as error:
+            self._check_alive()
+            raise BackendUnavailable(
+                f"the limits of sandbox {self.sandbox_id!r} cannot be changed: {error}",
+                hint="it may use more memory now than the new limit allows, or be frozen",
+            ) from error
+        self._limits = limits
+        self._record["limits"] = limits_to_json(limits)
+        self._records.write_record(self._group.name, self._record)
+
+    # -- stop and go ---------------------------------------------------------------------------------------------------
+
+    async def freeze(self) -> None:
+        """See SandboxHandle."""
+        self._check_alive()
+        if not self._can_freeze:
+            raise BackendUnavailable("this machine has no usable freezer", hint="see `atoll doctor`")
+        deadline = self._loop.time() + _FREEZE_WITHIN_S
+        try:
+            self._group.begin_freeze()
+            while not self._group.is_frozen():
+                self._check_alive()
+                if self._loop.time() > deadline:
+                    raise PlatformError(f"sandbox {self.sandbox_id!r} did not freeze within {_FREEZE_WITHIN_S:.0f} s")
+                await asyncio.sleep(0.001)
+                self._group.begin_freeze()
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be frozen: {error}") from error
+        except BaseException:
+            if not self._dead.is_set():
+                await self.thaw()
+            raise
+        self._frozen = True
+
+    async def thaw(self) -> None:
+        """See SandboxHandle."""
+        self._check_alive()
+        try:
+            self._group.thaw()
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
+        self._frozen = False
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def wait(self) -> ExitReport:
+        """See SandboxHandle."""
+        return await asyncio.shield(self._ended)
+
+    async def kill(self) -> None:
+        """See SandboxHandle."""
+        if self._detached:
+            raise PlatformError(f"sandbox {self.sandbox_id!r} was left alone by this server; adopt it to end it")
+        if not self._ended.done():
+            if not self._dead.is_set():
+                self._killed = True
+                pidfd_kill(self._pidfd, signal.SIGKILL)
+                # A frozen process dies only when it may run again; the signal is there first, so it runs nothing else.
+                with contextlib.suppress(OSError):
+                    self._group.thaw()
+                try:
+                    await asyncio.wait_for(self._dead.wait(), _DIE_WITHIN_S)
+                except TimeoutError:
+                    raise PlatformError(
+                        f"sandbox {self.sandbox_id!r} does not die: process {self.pid} hangs in the kernel"
+                    ) from None
+            await asyncio.shield(self._ended)
+        if self._failure is not None:
+            await self._release()
+        if self._failure is not None:
+            raise PlatformError(self._failure)
+
+    def record(self) -> Mapping[str, Any]:
+        """See SandboxHandle."""
+        return dict(self._record)
+
+    def detach(self) -> None:
+        """The server stops: the sandbox goes on without this handle, whose `wait` will tell nothing any more."""
+        if not self._dead.is_set():
+            self._dead.set()
+            self._loop.remove_reader(self._pidfd)
+            self._close()
+            os.close(self._pidfd)
+            self._detached = True
+
+    def _heart_stopped(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._dead.set()
+        self._releasing = self._loop.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        self._close()
+        kills = self._group.usage().oom_kills
+        await self._release()
+        os.close(self._pidfd)
+        report = ExitReport(self._killed, "killed" if self._killed else await self._how_it_ended(kills))
+        self._on_end(self)
+        if not self._ended.done():
+            self._ended.set_result(report)
+
+    async def _release(self) -> None:
+        """Frees what the kernel does not free by itself; `_failure` says what could not be."""
+        self._failure = None
+        with contextlib.suppress(OSError):
+            (self._state_dir / GUEST_SOCKET).unlink()
+        try:
+            if not await self._empty_group():
+                self._failure = f"cgroup {self._group.name} of sandbox {self.sandbox_id!r} cannot be removed"
+                return
+        except OSError as error:
+            self._failure = f"cgroup of sandbox {self.sandbox_id!r}: {error}"
+            return
+        self._records.forget(self._group.name)
+
+
+_Handle = TypeVar("_Handle", bound=LinuxSandbox)
+
+
+class LiveSandboxes(Generic[_Handle]):
+    """The handles of one backend by the pid of their heart: one for each sandbox, however often it is adopted."""
+
+    def __init__(self, heart: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
+        self._heart = heart
+        self._make = make
+        self._by_pid: dict[int, _Handle] = {}
+
+    def add(self, record: Mapping[str, Any], pidfd: int) -> _Handle:
+        """A handle that owns `pidfd`. What `make` raises passes, with the descriptor closed."""
+        try:
+            handle = self._make(record, pidfd)
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self._by_pid[handle.pid] = handle
+        return handle
+
+    def adopt(self, state_dir: Path, record: Mapping[str, Any]) -> _Handle:
+        """See IsolationBackend.adopt."""
+        sandbox_id = str(record.get("sandbox_id", "?"))
+        try:
+            if record.get("version") != RECORD_VERSION or Path(record["state_dir"]) != Path.cwd() / state_dir:
+                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
+            if (pidfd := open_recorded(record)) is None:
+                raise SandboxGone(sandbox_id, f"{self._heart} is no more")
+            if (known := self._by_pid.get(int(record["pid"]))) is not None:
+                os.close(pidfd)
+                return known
+            return self.add(record, pidfd)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
+
+    def get(self, pid: int) -> _Handle | None:
+        """The living sandbox with that heart."""
+        return self._by_pid.get(pid)
+
+    def forget(self, handle: _Handle) -> None:
+        """It has ended."""
+        self._by_pid.pop(handle.pid, None)
+
+    def detach_all(self) -> None:
+        """The server stops."""
+        for handle in list(self._by_pid.values()):
+            handle.detach()
+        self._by_pid.clear()
