@@ -135,6 +135,22 @@ def test_logs_and_events_survive_a_restart(start_server: Any) -> None:
     assert [one["type"].rpartition(".")[2] for one in events][:1] == ["created"]
 
 
+def test_metrics_survive_a_server_that_is_killed(start_server: Any) -> None:
+    running = start_server()
+    sandbox = Sandbox.create(api_key=running.api_key, api_url=running.url, sandbox_url=running.url)
+    before = eventually(
+        lambda: (found := sandbox.get_metrics()) and len(found) >= 2 and found, what="two readings", within_s=60
+    )
+    running.kill()
+    running.start()
+    again = Sandbox.connect(sandbox.sandbox_id, api_key=running.api_key, api_url=running.url, sandbox_url=running.url)
+    moments = [one.timestamp for one in again.get_metrics()]
+    assert moments[: len(before)] == [one.timestamp for one in before]
+    assert len(moments) > len(before)
+    again.kill()
+    assert not list((running.data_dir / "metrics").iterdir())
+
+
 async def test_a_webhook_hears_of_a_real_sandbox(start_server: Any) -> None:
     running = await asyncio.to_thread(start_server, {"ATOLL_WEBHOOK_ALLOW_PRIVATE": ",".join(LOOPBACK)})
     keys = {"api_key": running.api_key, "api_url": running.url, "sandbox_url": running.url}

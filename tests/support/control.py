@@ -111,6 +111,7 @@ async def plane(
             clock=clock,
             keep_sandboxes=keep,
             logs_dir=data_dir / "logs",
+            metrics_dir=data_dir / "metrics",
             webhook_networks=parse_networks(webhook_networks),
         ) as control,
     ):

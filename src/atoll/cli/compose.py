@@ -69,6 +69,7 @@ async def platform(
             nodes=[node],
             policy=policy,
             logs_dir=settings.data_dir / "logs",
+            metrics_dir=settings.data_dir / "metrics",
             webhook_networks=parse_networks(settings.webhook_allow_private),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,

@@ -1,110 +1,25 @@
-"""What sandboxes used over time: a reading of each every few seconds, kept in memory for the sandbox's life.
-
-A Series is bounded: when it is full, every second reading of it goes, so that a long life is still told from its
-beginning, the older the coarser. History does not outlive the server: a restarted one begins it anew.
-"""
+"""What sandboxes used over time: a reading of each every few seconds, kept for the sandbox's life (`readings`)."""
 
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 
 from atoll.control.clock import Clock
+from atoll.control.readings import Reading, ReadingFiles, Series
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import SandboxStats
 
 EVERY_S = 5.0
 FRESH_S = 1.0
 """A reading that old is as good as one taken now."""
-CAPACITY = 720
 
-_WIDTH = 7
-_UNKNOWN = -1.0
+T = TypeVar("T")
 
 _log = structlog.get_logger("atoll.control")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Stats and when they were taken."""
-
-    at: datetime
-    stats: SandboxStats
-
-
-class Series:
-    """One sandbox's readings, oldest first; 56 bytes each, CAPACITY at most."""
-
-    def __init__(self) -> None:
-        self._cells = array("d")
-
-    def __len__(self) -> int:
-        return len(self._cells) // _WIDTH
-
-    def add(self, reading: Reading) -> None:
-        """The newest."""
-        if len(self) >= CAPACITY:
-            kept = array("d")
-            for at in range(0, len(self), 2):
-                kept += self._cells[at * _WIDTH : (at + 1) * _WIDTH]
-            self._cells = kept
-        stats = reading.stats
-        self._cells.extend(
-            _UNKNOWN if value is None else value
-            for value in (
-                reading.at.timestamp(),
-                stats.cpu_used_pct,
-                stats.memory_used,
-                stats.memory_cache,
-                stats.memory_total,
-                stats.disk_used,
-                stats.disk_total,
-            )
-        )
-
-    def between(self, start_s: int | None, end_s: int | None) -> list[Reading]:
-        """Those taken from `start_s` to `end_s`, whole Unix seconds, both included."""
-        readings = (self._reading(at) for at in range(len(self)))
-        return [
-            one
-            for one in readings
-            if (start_s is None or int(one.at.timestamp()) >= start_s)
-            and (end_s is None or int(one.at.timestamp()) <= end_s)
-        ]
-
-    @property
-    def last(self) -> Reading | None:
-        """None: there is none yet."""
-        return self._reading(len(self) - 1) if len(self) else None
-
-    def _reading(self, at: int) -> Reading:
-        moment, cpu, memory, cache, memory_total, disk, disk_total = self._cells[at * _WIDTH : (at + 1) * _WIDTH]
-        return Reading(
-            datetime.fromtimestamp(moment, UTC),
-            SandboxStats(
-                cpu_used_pct=_known(cpu),
-                memory_used=_whole(memory),
-                memory_cache=_whole(cache),
-                memory_total=int(memory_total),
-                disk_used=_whole(disk),
-                disk_total=int(disk_total),
-                pids=None,
-            ),
-        )
-
-
-def _known(value: float) -> float | None:
-    return None if value == _UNKNOWN else value
-
-
-def _whole(value: float) -> int | None:
-    return None if value == _UNKNOWN else int(value)
-
 
 Read = Callable[[str], Awaitable[SandboxStats]]
 
@@ -112,14 +27,17 @@ Read = Callable[[str], Awaitable[SandboxStats]]
 class Meter:
     """Takes the readings: `run` is its task. One sandbox after the other, so that many of them cost no burst."""
 
-    def __init__(self, clock: Clock, live: Callable[[], Iterable[str]], read: Read) -> None:
+    def __init__(self, clock: Clock, live: Callable[[], Iterable[str]], read: Read, files: ReadingFiles) -> None:
         self._clock = clock
         self._live = live
         self._read = read
+        self._files = files
         self._series: dict[str, Series] = {}
+        self._disk_failed = False
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        self._on_disk(lambda: self._files.remove_all_but(set(self._live())))
         while True:
             await self._clock.sleep(EVERY_S)
             live = list(self._live())
@@ -131,8 +49,7 @@ class Meter:
 
     async def history(self, sandbox_id: str) -> Series:
         """With a reading of this moment as its last. Raises SandboxGone."""
-        series = self._series.get(sandbox_id)
-        last = series.last if series is not None else None
+        last = self._of(sandbox_id).last
         if last is None or (self._clock.now() - last.at).total_seconds() > FRESH_S:
             self._add(sandbox_id, await self._read(sandbox_id))
         return self._series[sandbox_id]
@@ -140,6 +57,7 @@ class Meter:
     def forget(self, sandbox_id: str) -> None:
         """It has ended. Idempotent."""
         self._series.pop(sandbox_id, None)
+        self._on_disk(lambda: self._files.remove(sandbox_id))
 
     async def _take(self, sandbox_id: str) -> None:
         try:
@@ -151,5 +69,25 @@ class Meter:
             return
         self._add(sandbox_id, stats)
 
+    def _of(self, sandbox_id: str) -> Series:
+        if sandbox_id not in self._series:
+            self._series[sandbox_id] = self._on_disk(lambda: self._files.load(sandbox_id)) or Series()
+        return self._series[sandbox_id]
+
     def _add(self, sandbox_id: str, stats: SandboxStats) -> None:
-        self._series.setdefault(sandbox_id, Series()).add(Reading(self._clock.now(), stats))
+        series = self._of(sandbox_id)
+        thinned = series.add(Reading(self._clock.now(), stats))
+        write = self._files.replace if thinned else self._files.append
+        self._on_disk(lambda: write(sandbox_id, series))
+
+    def _on_disk(self, work: Callable[[], T]) -> T | None:
+        """A disk that is full costs the next server its past, and nothing else; said once until it works again."""
+        try:
+            result = work()
+        except OSError as error:
+            if not self._disk_failed:
+                _log.warning("metrics.not_kept", error=str(error))
+            self._disk_failed = True
+            return None
+        self._disk_failed = False
+        return result

@@ -16,6 +16,7 @@ from atoll.control.journal import Journal
 from atoll.control.keys import KeyService
 from atoll.control.logbook import Logbook
 from atoll.control.outbound import Network, Outbound
+from atoll.control.readings import ReadingFiles
 from atoll.control.services import Policy, SandboxService, Services, TemplateService
 from atoll.control.store import Store
 from atoll.control.teams import TeamService
@@ -29,14 +30,14 @@ class ControlPlane:
         async with (
             Store(settings.database_url or default_url(settings.data_dir)) as store,
             Supervisor(data_dir=..., templates=..., isolation=..., keep_sandboxes=...) as node,
-            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., keep_sandboxes=...) as control,
+            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
             node.subscribe(control.services.sandboxes)
             app = create_app(control.services, Authenticator(configured_keys(settings.api_keys, data_dir), store.keys))
             ...  # serve; the edge's RouteTable is `node`
 
     Args:
-        logs_dir: where the logs of sandboxes are kept; made when it is needed.
+        logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         webhook_networks: what webhooks may reach besides public addresses.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
@@ -48,6 +49,7 @@ class ControlPlane:
         nodes: Sequence[NodeClient],
         policy: Policy | None = None,
         logs_dir: Path,
+        metrics_dir: Path,
         webhook_networks: Sequence[Network] = (),
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
@@ -69,6 +71,7 @@ class ControlPlane:
             background=self._background,
             journal=self._journal,
             logbook=Logbook(logs_dir),
+            readings=ReadingFiles(metrics_dir),
         )
         self.services = Services(
             sandboxes=sandboxes,

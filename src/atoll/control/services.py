@@ -27,9 +27,10 @@ from atoll.control.keys import KeyService
 from atoll.control.listing import ListQuery, Page, select_page
 from atoll.control.log_query import LogQuery, select
 from atoll.control.logbook import Logbook
-from atoll.control.metering import Meter, Series
+from atoll.control.metering import Meter
 from atoll.control.orders import CreateOrder, Policy, check_order, check_timeout
 from atoll.control.placement import NodeLoad, choose_node
+from atoll.control.readings import ReadingFiles, Series
 from atoll.control.recovery import decide
 from atoll.control.sizing import limits_for
 from atoll.control.store import Idempotency, Store
@@ -72,6 +73,7 @@ class SandboxService:
         background: Background,
         journal: Journal,
         logbook: Logbook,
+        readings: ReadingFiles,
     ) -> None:
         self.policy = policy
         self.clock = clock
@@ -83,7 +85,7 @@ class SandboxService:
         self._holdings = Holdings(policy.max_sandboxes)
         self._journal = journal
         self._logbook = logbook
-        self._meter = Meter(clock, self._holdings.all, self._read_stats)
+        self._meter = Meter(clock, self._holdings.all, self._read_stats, readings)
         self._unfinished: dict[str, EndReason] = {}
         self._something_unfinished = asyncio.Event()
         self._network_turn = asyncio.Lock()
@@ -229,7 +231,7 @@ class SandboxService:
         return select_page(await self._store.in_states(VISIBLE, caller.team_id), query)
 
     async def metrics(self, caller: Caller, sandbox_id: str) -> tuple[SandboxRecord, Series]:
-        """Readings since it began (or since the server did), the last one of now. Raises SandboxNotFound."""
+        """Readings since it began, the last one of now. Raises SandboxNotFound."""
         record = await self.get(caller, sandbox_id)
         try:
             return record, await self._meter.history(record.sandbox_id)
