@@ -19,7 +19,6 @@ from support.server import ServerProcess
 
 TIERS = ("namespaces", "gvisor")
 ALL = attempts()
-GUEST_IN_GVISOR = "open defect: several attempts of this family succeed against the guest in gVisor; not yet examined"
 
 
 @pytest.fixture(scope="module", params=TIERS)
@@ -51,12 +50,8 @@ def field(
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("attempt", ALL, ids=lambda attempt: f"{attempt.family}-{attempt.name}")
-def test_an_attack_is_blocked_and_works_without_the_wall(
-    attempt: Attempt, field: tuple[str, Range], request: pytest.FixtureRequest
-) -> None:
+def test_an_attack_is_blocked_and_works_without_the_wall(attempt: Attempt, field: tuple[str, Range]) -> None:
     tier, place = field
-    if tier == "gvisor" and attempt.family is Family.GUEST:
-        request.node.add_marker(pytest.mark.xfail(reason=GUEST_IN_GVISOR, strict=False))
     if reason := dict(attempt.not_in).get(tier):
         pytest.skip(f"not in {tier}: {reason}")
     outcome = place.attack(attempt)

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from atoll.isolation.gvisor import posture as gvisor
 from atoll.isolation.linux.seccomp import Rule, Test, assemble
 from atoll.isolation.namespaces.posture import NEWEST_SYSCALL, seccomp_rules
 
@@ -102,3 +103,35 @@ def test_jumps_stay_within_their_range() -> None:
         program = assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine)
         assert len(program) % 8 == 0
         assert len(program) // 8 < 4096
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_in_gvisor_no_call_may_name_the_guest(machine: str) -> None:
+    program = assemble(gvisor.seccomp_rules(machine), gvisor.NEWEST_SYSCALL, machine)
+    column = 0 if machine == "x86_64" else 1
+
+    def verdict(number: int, *arguments: int) -> str | int:
+        return decide(program, number, *arguments, arch=ARCH[machine])
+
+    for name, (numbers, places) in gvisor._ABOUT_A_PROCESS.items():
+        for place in places:
+            others = [0, 0, 0]
+            assert verdict(numbers[column], *others) == ALLOW, f"{name} on others is ordinary"
+            others[place] = 1
+            assert verdict(numbers[column], *others) == errno.EPERM, name
+            others[place] = (7 << 32) | 1
+            assert verdict(numbers[column], *others) == errno.EPERM, f"{name}: the kernel looks at 32 bits"
+
+
+def test_in_gvisor_the_guest_owns_no_descriptor_and_nobody_makes_namespaces() -> None:
+    program = assemble(gvisor.seccomp_rules("x86_64"), gvisor.NEWEST_SYSCALL, "x86_64")
+    fcntl, ioctl, clone, clone3 = 72, 16, 56, 435
+    assert decide(program, fcntl, 3, 8, 1) == errno.EPERM
+    assert decide(program, fcntl, 3, 8, 0xFFFFFFFF_FFFFFFFF) == errno.EPERM
+    assert decide(program, fcntl, 3, 15, 0x7000) == errno.EINVAL
+    assert [decide(program, fcntl, 3, 8, 77), decide(program, fcntl, 3, 4, 1)] == [ALLOW, ALLOW]
+    assert decide(program, ioctl, 3, 0x8901) == decide(program, ioctl, 3, 0x8902) == errno.EPERM
+    assert decide(program, ioctl, 3, 0x5401) == ALLOW
+    assert decide(program, clone, 0x10000000 | 17) == errno.EPERM
+    assert decide(program, clone, 0x4111) == ALLOW
+    assert decide(program, clone3) == errno.ENOSYS

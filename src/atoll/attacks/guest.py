@@ -25,7 +25,7 @@ def _guest(
     """`judge` is asked once the program has ended: a guest that is merely busy is no breach."""
 
     def late(scene: Scene) -> str | None:
-        if scene.sandbox is not None and scene.pids():
+        if scene.sandbox is not None and (scene.running or scene.pids()):
             return None
         return judge(scene)
 
@@ -68,6 +68,27 @@ for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN):
 for _ in range(200000):
     os.kill(TARGET, 17 if TARGET == 1 else 9)
 """, control=Control(Program("os.kill(TARGET, 9)"))),
+    _guest("signal-by-descriptor", "end the guest by making it the owner of a descriptor", """
+ours, theirs = socket.socketpair()
+fcntl.fcntl(ours, 10, signal.SIGKILL)  # F_SETSIG
+attempt(fcntl.fcntl, ours, 8, TARGET)  # F_SETOWN
+attempt(fcntl.fcntl, ours, 15, struct.pack("ii", 1, TARGET))  # F_SETOWN_EX, a process
+fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+theirs.send(b"x")
+attempt(fcntl.fcntl, ours, 8, -TARGET)
+theirs.send(b"x")
+time.sleep(0.5)
+"""),
+    _guest("signal-by-orphan", "end the guest by the death of a child that it inherits", """
+for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1):
+    for parent in (0, 0x8000):  # CLONE_PARENT
+        if os.fork() == 0:
+            if attempt(call, "clone", parent | number, 0, 0, 0, 0) == 0:
+                time.sleep(0.2)
+            os._exit(0)
+        os.wait()
+time.sleep(0.5)
+""", control=Impossible("the signal goes to a parent, and the victim's children are its own")),
     _guest("limit-guest-descriptors", "leave the guest without descriptors", """
 call("prlimit64", TARGET, 7, struct.pack("QQ", 3, 3), None)
 """, control=Control(judge=lambda scene: "the limit is set" if _limit(scene, 7) == 3 else None)),

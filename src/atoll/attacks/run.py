@@ -44,6 +44,7 @@ class Range:
         self._small = dict(small)
         self._sandbox: Sandbox | None = None
         self._other: Sandbox | None = None
+        self._doubtful = False
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
@@ -77,10 +78,13 @@ class Range:
                 with contextlib.suppress(Exception):
                     own.kill()
         # What was tried on the guest may show only later; its sandbox is nobody else's start.
-        if (outcome.breach is not None or attempt.family is Family.GUEST) and own is None:
+        harmful = outcome.breach is not None or attempt.family is Family.GUEST
+        if harmful and own is None:
             self._sandbox = None
             with contextlib.suppress(Exception):
                 sandbox.kill()
+        # Asking costs a second on a busy machine: only where there is a reason for doubt.
+        self._doubtful = self._doubtful or harmful or _broke_off(outcome)
         return outcome
 
     def control(self, attempt: Attempt) -> Outcome | Impossible:
@@ -109,6 +113,7 @@ class Range:
             return Outcome(judge(scene), scene.output[-_SAID:])
         breach = None
         running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox, attempt.name)
+        scene.running = True
         with running:
             deadline = time.monotonic() + act.timeout_s
             while not running.ended() and time.monotonic() < deadline:
@@ -117,25 +122,39 @@ class Range:
                 if breach is not None:
                     break
                 time.sleep(_LOOK_EVERY_S)
+        scene.running = False
         scene.output = running.said
         return Outcome(breach or judge(scene), scene.output[-_SAID:])
 
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 
     def _attacker(self) -> Sandbox:
-        if self._sandbox is None or not _lives(self._sandbox):
+        self._look_after()
+        if self._sandbox is None:
             self._sandbox = self._make({})
         return self._sandbox
 
     def _neighbour(self) -> Sandbox:
-        if self._other is None or not _lives(self._other):
+        self._look_after()
+        if self._other is None:
             self._other = self._make({})
         return self._other
+
+    def _look_after(self) -> None:
+        if self._doubtful:
+            self._doubtful = False
+            self._sandbox = self._sandbox if self._sandbox is not None and _lives(self._sandbox) else None
+            self._other = self._other if self._other is not None and _lives(self._other) else None
 
     def _make(self, metadata: dict[str, str]) -> Sandbox:
         from e2b import Sandbox
 
         return Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
+
+
+def _broke_off(outcome: Outcome) -> bool:
+    """Whether the program's end was an error of the SDK and not the program's."""
+    return outcome.said.endswith("Exception]") and not outcome.said.endswith("CommandExitException]")
 
 
 def _lives(sandbox: Sandbox) -> bool:

@@ -228,6 +228,8 @@ class Scene:
     before: Mapping[str, object] = field(default_factory=dict)
     other: Sandbox | None = None
     """A neighbour, where the run has one."""
+    running: bool = False
+    """Whether the attempt's program still runs, as far as whoever started it knows."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What a deed remembers for its judge."""
 

@@ -1,13 +1,15 @@
 """The limit of processes, kept from inside, for tiers whose processes the host cannot count (gVisor).
 
 The sandbox's own kernel does the counting and refusing; the guest only holds two descriptors of its pids controller,
-which nobody else inside can open any more. The host reads and sets through the control port.
+which nobody else inside can open any more. The host reads and sets through the control port. No user may have all of
+them: a limit per user (RLIMIT_NPROC, inherited by all that the guest starts) leaves root a way to end a fork bomb.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 
 from atoll.wire.http import HttpError, Request, Response
 
@@ -21,6 +23,11 @@ def adopt(directory: str, pids: int) -> None:
     for name, flags in (("pids.current", os.O_RDONLY), ("pids.max", os.O_RDWR)):
         _descriptors[name] = os.open(f"{directory}/{name}", flags | os.O_CLOEXEC)
     _write_limit(pids)
+
+
+def share_of_a_user(pids: int) -> int:
+    """How many of a sandbox's processes one of its users may have. Pure."""
+    return pids - max(4, min(32, pids // 8))
 
 
 def is_held() -> bool:
@@ -47,3 +54,5 @@ async def change(request: Request) -> Response:
 
 def _write_limit(pids: int) -> None:
     os.pwrite(_descriptors["pids.max"], str(pids).encode(), 0)
+    most = share_of_a_user(pids)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 from atoll.guest import elevate, quota
 from atoll.isolation.gvisor.addresses import NAMESERVER
-from atoll.isolation.linux import caps, syscalls
-from atoll.isolation.linux.caps import Cap
+from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
+from atoll.isolation.linux import caps, seccomp, syscalls
 from atoll.model.sandbox import GuestConfig, Limits
 
 Guest = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -39,14 +39,6 @@ _MNT_DETACH = 2
 _MS_RDONLY = 1
 _CONFIG_MAX = 32 << 20
 _OPEN_FILES = (65536, 1048576)
-
-KEPT_CAPABILITIES = frozenset(
-    {
-        Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.KILL, Cap.SETGID, Cap.SETUID, Cap.SETPCAP,
-        Cap.SETFCAP, Cap.NET_BIND_SERVICE, Cap.SYS_CHROOT,
-    }
-)  # fmt: skip
-"""What the sandbox's root has, as in the namespaces tier. (Without NET_RAW: ping would need a network anyway.)"""
 
 BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 """Held until `finish` is done: unmounting, naming the host, raising limits."""
@@ -116,7 +108,8 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
     for number in range(_last_cap() + 1):
         if number not in KEPT_CAPABILITIES:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
-    caps.limit_own(KEPT_CAPABILITIES)
+    seccomp.install(seccomp_program())  # without no_new_privs, as long as SYS_ADMIN is held: `sudo` must work
+    caps.limit_own(GUEST_CAPABILITIES)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.gvisor import bundle
-from atoll.isolation.gvisor.boot import BOOT_CAPABILITIES, CGROUPS, KEPT_CAPABILITIES, SHARED
+from atoll.isolation.gvisor.boot import BOOT_CAPABILITIES, CGROUPS, SHARED
+from atoll.isolation.gvisor.posture import KEPT_CAPABILITIES
 from atoll.model.sandbox import Limits
 
 HOST_IDS_PER_SANDBOX = 65536
