@@ -24,9 +24,9 @@ from e2b import (
     SandboxException,
 )
 
-from atoll.guest import files as files_module
-from atoll.guest import uploads
-from atoll.guest.files import content_type, disposition, gunzip
+from atoll.guest import arrivals, uploads
+from atoll.guest.arrivals import PIECE, gunzip
+from atoll.guest.downloads import content_type, disposition
 from atoll.guest.users import User
 from atoll.wire.http import HttpError
 
@@ -447,7 +447,7 @@ async def test_a_torn_upload_leaves_the_old_file_and_nothing_else(home: Path, he
 
 
 async def test_a_silent_upload_is_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "IDLE_S", 0.2)
+    monkeypatch.setattr(arrivals, "IDLE_S", 0.2)
     async with serve(make_state(str(home))) as url:
         parts = urlsplit(url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
@@ -565,14 +565,14 @@ async def test_gzip_bodies_unpack_whatever_the_cuts_and_in_several_members(size:
     packed = gzip.compress(plain) + gzip.compress(b"second")
     pieces = [piece async for piece in gunzip(_chunks(packed, size))]  # type: ignore[arg-type]
     assert b"".join(pieces) == plain + b"second"
-    assert max(map(len, pieces)) <= files_module.PIECE
+    assert max(map(len, pieces)) <= PIECE
 
 
 async def test_a_bomb_is_unpacked_in_pieces() -> None:
     bomb = gzip.compress(bytes(64 * 1024 * 1024))
     size = 0
     async for piece in gunzip(_chunks(bomb, len(bomb))):  # type: ignore[arg-type]
-        assert len(piece) <= files_module.PIECE
+        assert len(piece) <= PIECE
         size += len(piece)
     assert size == 64 * 1024 * 1024
 

@@ -21,8 +21,11 @@ from e2b import (
 )
 
 from atoll.guest import watch as watch_module
+from atoll.guest import watch_hub, watch_tree
 from atoll.guest.inotify import Q_OVERFLOW, RawEvent
-from atoll.guest.watch import Hub, Tree, Watch
+from atoll.guest.watch import Watch
+from atoll.guest.watch_hub import Hub
+from atoll.guest.watch_tree import Tree
 from atoll.wire.connect import Call, Code, ConnectError
 from atoll.wire.filesystem import CreateWatcherRequest, EventType, GetWatcherEventsRequest, WatchDirRequest
 from atoll.wire.http import Headers
@@ -290,7 +293,7 @@ async def test_a_full_kernel_queue_ends_the_watch_with_an_error(tree: Tree, tmp_
 async def test_a_client_that_never_takes_its_events_costs_bounded_memory(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "MAX_WAITING", 10)
+    monkeypatch.setattr(watch_tree, "MAX_WAITING", 10)
     for number in range(30):
         (tmp_path / str(number)).touch()
     tree.hub.poll()
@@ -303,7 +306,7 @@ async def test_a_client_that_never_takes_its_events_costs_bounded_memory(
 async def test_watches_are_limited_and_forgotten_ones_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "MAX_WATCHES", 3)
+    monkeypatch.setattr(watch_hub, "MAX_WATCHES", 3)
     watch = Watch(make_state(str(tmp_path)))
     ids = [(await watch.create_watcher(CreateWatcherRequest(path="."), NO_CALL)).watcher_id for _ in range(3)]
     with pytest.raises(ConnectError, match="more than 3 watches"):
