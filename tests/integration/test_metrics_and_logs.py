@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import AsyncSandbox, Sandbox
+from e2b_code_interpreter import Sandbox as Interpreter
 from sdk_support import eventually
 
 from support.receiver import LOOPBACK, receiver
@@ -71,6 +72,23 @@ def test_what_commands_print_is_in_the_log(server: Any, sandbox: Sandbox) -> Non
     assert ("warn", "err", "stderr") in told
     assert ("info", "wörld", "stdout") in told
     assert ("warn", "exit status 3", "end") in told
+
+
+def test_what_cells_print_and_fail_with_is_in_the_log(server: Any, interpreter: Interpreter) -> None:
+    interpreter.run_code("import sys; print('from a cell'); print('careful', file=sys.stderr); 6 * 7")
+    interpreter.run_code("1 / 0")
+    log = [one for one in _log(server, interpreter) if one["fields"]["logger"] == "interpreter"]
+    told = [(one["level"], one["message"], one["fields"]["event_type"]) for one in log]
+    for expected in (
+        ("info", "from a cell", "stdout"),
+        ("warn", "careful", "stderr"),
+        ("info", "done", "end"),
+        ("info", "1 / 0", "start"),
+        ("warn", "ZeroDivisionError: division by zero", "end"),
+    ):
+        assert expected in told
+    assert {one["fields"]["language"] for one in log} == {"python"}
+    assert "42" not in [message for _, message, _ in told]
 
 
 def test_the_log_is_read_by_level_search_direction_and_pages(server: Any, sandbox: Sandbox) -> None:

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from atoll.guest import log as guest_log
-from atoll.guest.log import BUDGET, KEPT_BYTES, LINE_MAX, CommandLog, GuestLog, Tee
+from atoll.guest.log import BUDGET, KEPT_BYTES, LINE_MAX, CellLog, CommandLog, GuestLog, Tee
 from atoll.wire.http import Body, Headers, HttpError, Request
 from atoll.wire.process import DataEvent, EndEvent, ProcessConfig
 
@@ -43,6 +43,35 @@ def test_a_command_is_told_with_its_lines_and_its_end() -> None:
     assert all(fields["pid"] == "42" and fields["tag"] == "build" for *_, fields in log.after(0))
     assert [number for number, *_ in log.after(3)] == [4, 5, 6]
     assert log.after(6) == []
+
+
+def test_a_cell_is_told_with_what_it_printed_and_what_it_failed_with() -> None:
+    log = GuestLog()
+    cell = CellLog(log, "c1", "python", "print(1)\n1 / 0")
+    cell.line({"type": "stdout", "text": "on"})
+    cell.line({"type": "stderr", "text": "careful\n"})
+    cell.line({"type": "stdout", "text": "e\ntwo \udc80"})
+    cell.line({"type": "result", "text": "a result", "is_main_result": True})
+    cell.line({"type": "keepalive"})
+    cell.line({"type": "error", "name": "ZeroDivisionError", "value": "division by zero", "traceback": "…"})
+    cell.ended()
+    told = [(level, message, fields["event_type"]) for _, _, level, message, fields in log.after(0)]
+    assert told == [
+        ("info", "print(1)\n1 / 0", "start"),
+        ("warn", "careful", "stderr"),
+        ("info", "one", "stdout"),
+        ("info", "two ?", "stdout"),
+        ("warn", "ZeroDivisionError: division by zero", "end"),
+    ]
+    assert {(fields["logger"], fields["context_id"]) for *_, fields in log.after(0)} == {("interpreter", "c1")}
+
+
+def test_code_that_is_large_and_comes_often_does_not_push_all_else_out() -> None:
+    log = GuestLog()
+    log.note("info", "an early word")
+    for _ in range(200):
+        CellLog(log, "c1", "python", "x" * 100_000).ended()
+    assert log.after(0)[0][3] == "an early word"
 
 
 def test_what_is_typed_into_a_terminal_is_never_logged() -> None:

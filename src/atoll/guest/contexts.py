@@ -20,6 +20,7 @@ from typing import Any
 from atoll.guest import jupyter, kernelspecs
 from atoll.guest.kernel import CwdMissing, Kernel, KernelDied, KernelPlace, KernelStartFailed
 from atoll.guest.kernelspecs import KernelSpec
+from atoll.guest.log import CellLog
 from atoll.guest.reaper import Reaper
 from atoll.guest.state import GuestState
 from atoll.guest.users import User
@@ -58,12 +59,16 @@ class Output:
         self._abandoned = False
         self._waiter: asyncio.Future[None] | None = None
         self.source: Kernel | None = None
+        self.log: CellLog | None = None
+        """What the sandbox's log is told, whether the client is still there or not; from the cell's turn on."""
 
     @property
     def abandoned(self) -> bool:
         return self._abandoned
 
     def put(self, line: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.line(line)
         if self._abandoned or self._ended:
             return
         data = jupyter.encode_line(line)
@@ -76,6 +81,8 @@ class Output:
     def end(self) -> None:
         """After this `take` gives what is left, then nothing."""
         self.put(jupyter.END_OF_EXECUTION)
+        if self.log is not None:
+            self.log.ended()
         self._ended = True
         self._wake()
 
@@ -180,6 +187,7 @@ class Context:
                 if self._removed:
                     output.put(jupyter.error_line("ContextRemoved", "the context was removed", ""))
                     return
+                output.log = CellLog(self._contexts.state.log, self.id, self.language, code)
                 kernel = await self._live_kernel()
                 output.source = kernel
                 await self._run(kernel, code, env, output)

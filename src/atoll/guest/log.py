@@ -1,4 +1,4 @@
-"""What the sandbox has to tell its owner: starts, output and ends of commands, and the guest's own troubles.
+"""What the sandbox has to tell its owner: starts, output and ends of commands and cells, and the guest's own troubles.
 
 A ring in memory, bounded twice: KEPT_BYTES of text altogether, and BUDGET bytes of output a second, so that a program
 that prints a gigabyte neither fills the memory nor spends the guest's time. What is left out is counted and said. The
@@ -14,8 +14,8 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import TextIO
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TextIO
 
 from atoll.wire.http import HttpError, Request, Response
 from atoll.wire.process import DataEvent, EndEvent, ProcessConfig
@@ -138,36 +138,18 @@ class Tee(io.TextIOBase):
         self._stream.flush()
 
 
-class CommandLog:
-    """One command's part in the log: lines of its output as they become whole."""
+class LineLog:
+    """The output of one program in the log: its lines as they become whole."""
 
-    __slots__ = ("_fields", "_log", "_partial")
+    __slots__ = ("_log", "_partial", "fields")
 
-    def __init__(self, log: GuestLog, pid: int, config: ProcessConfig, tag: str | None) -> None:
+    def __init__(self, log: GuestLog, fields: dict[str, str]) -> None:
         self._log = log
-        self._fields = {"logger": "process", "pid": str(pid)} | ({"tag": tag} if tag else {})
+        self.fields = fields
         self._partial: dict[str, bytes] = {}
-        words = [config.cmd, *config.args]
-        # Commands come as `/bin/bash -l -c COMMAND`; the command is what its owner wants to read.
-        shown = words[-1] if words[:3] == ["/bin/bash", "-l", "-c"] else " ".join(words)
-        log.add("info", shown, {**self._fields, "event_type": "start"})
 
-    def output(self, data: DataEvent) -> None:
-        """A piece of output. A terminal's is not logged: it is a picture, not lines, and shows what was typed."""
-        if data.stdout:
-            self._take("stdout", data.stdout)
-        elif data.stderr:
-            self._take("stderr", data.stderr)
-
-    def ended(self, end: EndEvent) -> None:
-        """The last entry, after what was printed without a line's end."""
-        for stream, rest in self._partial.items():
-            self._print(stream, rest)
-        self._partial.clear()
-        fields = {**self._fields, "event_type": "end", "exit_code": str(end.exit_code)}
-        self._log.add("info" if end.exit_code == 0 else "warn", end.status, fields)
-
-    def _take(self, stream: str, data: bytes) -> None:
+    def take(self, stream: str, data: bytes) -> None:
+        """A piece of `stdout` or `stderr`."""
         if not self._log.may_print(len(data)):
             self._partial.pop(stream, None)
             return
@@ -179,11 +161,72 @@ class CommandLog:
         elif rest:
             self._partial[stream] = rest
 
+    def flush(self) -> None:
+        """What was printed without a line's end."""
+        for stream, rest in self._partial.items():
+            self._print(stream, rest)
+        self._partial.clear()
+
     def _print(self, stream: str, line: bytes) -> None:
         text = line[: 4 * LINE_MAX].decode("utf-8", "replace").rstrip("\r")
         if text:
             level = "info" if stream == "stdout" else "warn"
-            self._log.add(level, text, {**self._fields, "event_type": stream})
+            self._log.add(level, text, {**self.fields, "event_type": stream})
+
+
+class CommandLog:
+    """One command's part in the log: its start, its output, its end."""
+
+    __slots__ = ("_lines", "_log")
+
+    def __init__(self, log: GuestLog, pid: int, config: ProcessConfig, tag: str | None) -> None:
+        self._log = log
+        self._lines = LineLog(log, {"logger": "process", "pid": str(pid)} | ({"tag": tag} if tag else {}))
+        words = [config.cmd, *config.args]
+        # Commands come as `/bin/bash -l -c COMMAND`; the command is what its owner wants to read.
+        shown = words[-1] if words[:3] == ["/bin/bash", "-l", "-c"] else " ".join(words)
+        log.add("info", shown, {**self._lines.fields, "event_type": "start"})
+
+    def output(self, data: DataEvent) -> None:
+        """A piece of output. A terminal's is not logged: it is a picture, not lines, and shows what was typed."""
+        if data.stdout:
+            self._lines.take("stdout", data.stdout)
+        elif data.stderr:
+            self._lines.take("stderr", data.stderr)
+
+    def ended(self, end: EndEvent) -> None:
+        """The last entry."""
+        self._lines.flush()
+        fields = {**self._lines.fields, "event_type": "end", "exit_code": str(end.exit_code)}
+        self._log.add("info" if end.exit_code == 0 else "warn", end.status, fields)
+
+
+class CellLog:
+    """One cell's part in the log: the code, what it printed, what it failed with. Its results are the client's."""
+
+    __slots__ = ("_failure", "_lines", "_log")
+
+    def __init__(self, log: GuestLog, context_id: str, language: str, code: str) -> None:
+        self._log = log
+        self._lines = LineLog(log, {"logger": "interpreter", "context_id": context_id, "language": language})
+        self._failure = ""
+        # As for the output: whoever runs a megabyte of code over and over does not push all else out of the log.
+        if log.may_print(min(len(code), LINE_MAX)):
+            log.add("info", code, {**self._lines.fields, "event_type": "start"})
+
+    def line(self, line: Mapping[str, Any]) -> None:
+        """A line of the interpreter's stream (`jupyter.line_of`)."""
+        kind = line["type"]
+        if kind in ("stdout", "stderr"):
+            self._lines.take(kind, str(line["text"]).encode("utf-8", "replace"))
+        elif kind == "error":
+            self._failure = f"{line['name']}: {line['value']}"
+
+    def ended(self) -> None:
+        """The last entry."""
+        self._lines.flush()
+        fields = {**self._lines.fields, "event_type": "end"}
+        self._log.add("warn" if self._failure else "info", self._failure or "done", fields)
 
 
 def _lines(entries: list[Entry]) -> bytes:
