@@ -21,6 +21,7 @@ import socket
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -380,6 +381,24 @@ class BackendContract(InsideContract):
             assert hog.code != 0
             assert hog.out == ""
             assert await inside.health(handle) == 204
+
+    async def test_the_disk_limit_holds_and_says_so(self, tmp_path: Path) -> None:
+        small = Limits(cpu_count=1, memory_mib=256, disk_mib=64, pids=200)
+        async with self.started(tmp_path / "run") as backend:
+            if Capability.LIMITS_DISK not in backend.capabilities:
+                return
+            handle = await backend.create(self.spec(tmp_path, limits=small))
+            try:
+                full = await inside.run(handle, "head -c 100M /dev/zero > /var/tmp/big; stat -c %s /var/tmp/big")
+                assert "No space left" in full.err
+                assert 16 << 20 < int(full.out) < 64 << 20
+                assert (await handle.stats()).disk_total == 64 << 20
+                freed = await inside.run(handle, "rm /var/tmp/big && head -c 16M /dev/zero > /var/tmp/again && echo ok")
+                assert freed.out == "ok\n", freed
+                with pytest.raises(BackendUnavailable):
+                    await handle.update(replace(small, disk_mib=128))
+            finally:
+                await handle.kill()
 
     async def test_limits_can_be_changed_while_it_runs(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.isolation.gvisor import runsc
-from atoll.isolation.linux import syscalls
+from atoll.isolation.linux import disk_image, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.model.errors import BackendUnavailable
 
@@ -38,9 +38,7 @@ async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
         findings.append(
             Finding("sudo", Verdict.OK, "this release ignores set-uid programs: `sudo` is answered by the guest")
         )
-    findings.append(
-        Finding("limit disk", Verdict.WARN, "this tier does not enforce disk limits", "keep an eye on the data dir")
-    )
+    findings.append(await asyncio.to_thread(_disk, config.run_dir))
     return findings
 
 
@@ -76,6 +74,18 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     else:
         findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
     return findings
+
+
+def _disk(run_dir: Path) -> Finding:
+    near = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
+    if not (reason := disk_image.why_not(near)):
+        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
+    return Finding(
+        "limit disk",
+        Verdict.WARN,
+        f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}",
+        "apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices",
+    )
 
 
 async def _network() -> Finding:

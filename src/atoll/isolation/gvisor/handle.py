@@ -7,6 +7,7 @@ nothing that outlives it but themselves, and are found by the cgroup.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits
 
 _GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _RELAY_WITHIN_S = 10.0
+_GOFER = b"runsc-gofer\0"
 _EGRESS_BACKLOG = 4096
 
 
@@ -96,6 +98,17 @@ class GvisorHandle(LinuxSandbox):
 
     # -- limits --------------------------------------------------------------------------------------------------------
 
+    def _disk_used(self) -> int | None:
+        if not self._record.get("disk_mib"):
+            return super()._disk_used()
+        for pid in self._group.processes():
+            # The gofer has made the sandbox's root its own; the sentry and its stubs have an empty one.
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(_GOFER):
+                    found = os.statvfs(f"/proc/{pid}/root")
+                    return (found.f_blocks - found.f_bfree) * found.f_frsize
+        return None
+
     async def _processes(self, usage: Usage) -> int | None:
         """Counted by the sandbox's own kernel: the host sees the sentry's threads only."""
         if self._frozen:
@@ -109,6 +122,11 @@ class GvisorHandle(LinuxSandbox):
         return pids if isinstance(pids, int) else None
 
     async def _apply(self, limits: Limits) -> None:
+        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
+            raise BackendUnavailable(
+                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
+                hint="choose its size when it is made",
+            )
         if limits.pids != self._limits.pids:
             await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
         await asyncio.to_thread(self._group.limit, start.host_limits(limits))

@@ -15,15 +15,19 @@ import shutil
 import signal
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, LOOPBACK_ADDRESS
 from atoll.isolation.linux import mounts, netlink, nft, syscalls
+from atoll.isolation.linux.disk_image import IMAGE, mount_image
 from atoll.isolation.linux.fork import fork_into, map_ids
 
 UPPER = "upper"
 WORK = "work"
 IO = "io"
+DISK = "disk"
+"""Where the image is mounted, in this process's mount namespace only; empty for everybody else."""
 STATE = "runsc"
 BUNDLE = "bundle"
 _STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
@@ -44,6 +48,8 @@ class Order:
     stage: str
     network: bool
     """Whether the sandbox gets a network namespace with a way out; otherwise runsc gives it one without."""
+    disk: bool
+    """Whether what the sandbox writes goes to the image in `place`; otherwise to a directory there."""
     command: list[str]
 
     def to_json(self) -> str:
@@ -103,10 +109,16 @@ def _mount(order: Order) -> None:
     syscalls.keep_capabilities_on_id_change()
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.make_private()
-    for name, mode in ((UPPER, 0o755), (WORK, 0o700), (IO, 0o700)):
-        _fresh(f"{order.place}/{name}", mode, keep=name == UPPER)
-    _prepare_upper(order)
-    own = mounts.clone(order.place, userns=userns)
+    _fresh(f"{order.place}/{IO}", 0o700, keep=False)
+    written = order.place
+    if order.disk:
+        written = f"{order.place}/{DISK}"
+        _fresh(written, 0o700, keep=True)
+        mounts.attach_and_close(mount_image(Path(order.place) / IMAGE), mounts.AT_FDCWD, written)
+    for name, mode in ((UPPER, 0o755), (WORK, 0o700)):
+        _fresh(f"{written}/{name}", mode, keep=name == UPPER)
+    _prepare_upper(f"{written}/{UPPER}", order.lowers)
+    own = mounts.clone(written, userns=userns)
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     upper, work = (os.open(name, flags, dir_fd=own) for name in (UPPER, WORK))
     layers = [mounts.clone(path, userns=userns) for path in order.lowers]
@@ -135,16 +147,15 @@ def _fresh(path: str, mode: int, *, keep: bool) -> None:
         os.chmod(path, mode)
 
 
-def _prepare_upper(order: Order) -> None:
+def _prepare_upper(upper: str, lowers: list[str]) -> None:
     """Mount points for runsc, and a /tmp that is not empty: over an empty one it would put a file system in memory.
 
     A layer may hold a symbolic link under any of these names; then the template is not for this tier.
     """
-    upper = f"{order.place}/{UPPER}"
     for name, mode in ((".atoll", 0o755), (".atoll/io", 0o700), (".atoll/guest", 0o755)):
         _fresh(f"{upper}/{name}", mode, keep=True)
     for name in ("tmp", "proc", "sys", "dev"):
-        if any(os.path.islink(f"{lower}/{name}") for lower in order.lowers):
+        if any(os.path.islink(f"{lower}/{name}") for lower in lowers):
             raise NotADirectoryError(f"/{name} of the template is a symbolic link")
         _fresh(f"{upper}/{name}", 0o1777 if name == "tmp" else 0o755, keep=True)
     _fresh(f"{upper}/tmp/.X11-unix", 0o1777, keep=True)

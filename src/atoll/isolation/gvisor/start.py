@@ -27,6 +27,7 @@ from atoll.isolation.gvisor import launch, oci
 from atoll.isolation.gvisor.runsc import Runsc
 from atoll.isolation.linux import guest_socket, recorded
 from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.disk_image import IMAGE, Templates, make_image
 from atoll.isolation.linux.id_ranges import IdRanges
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
 from atoll.model.errors import CreateFailed
@@ -60,6 +61,8 @@ class Means:
     ids: IdRanges
     network: bool
     """Whether sandboxes get a network namespace with a way out."""
+    disks: Templates | None
+    """What disks are made from; None where this machine offers none: sandboxes write into a directory."""
     unfinished: set[str] = field(default_factory=set)
     """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
 
@@ -90,7 +93,7 @@ async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, 
     id_base = means.ids.take()
     means.unfinished.add(group.name)
     try:
-        await asyncio.to_thread(_make_place, place, group, limits)
+        await asyncio.to_thread(_make_place, place, group, limits, means.disks)
         pid = await _run_launcher(means, group, id_base, lowers, limits, place)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
@@ -129,6 +132,7 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
             "id_base": waiting.id_base,
             "limits": limits_to_json(spec.limits),
             "network": means.network,
+            "disk_mib": spec.limits.disk_mib if means.disks is not None else None,
             **recorded.describe(waiting.pid),
         }
         means.records.write_record(waiting.group.name, record)
@@ -173,8 +177,11 @@ async def end_group(group: Group) -> bool:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_place(place: Path, group: Group, limits: Limits) -> None:
+def _make_place(place: Path, group: Group, limits: Limits, disks: Templates | None) -> None:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if disks is not None:
+        (place / IMAGE).unlink(missing_ok=True)  # of an attempt that failed
+        make_image(place / IMAGE, limits.disk_mib, disks.pieces(limits.disk_mib))
     group.create()
     group.limit(host_limits(limits))
 
@@ -207,6 +214,7 @@ async def _run_launcher(
         groups=[str(path / "cgroup.procs") for path in group.paths()],
         stage=stage,
         network=means.network,
+        disk=means.disks is not None,
         command=[
             str(means.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
             group.name,

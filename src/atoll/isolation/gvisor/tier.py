@@ -25,7 +25,9 @@ from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
 from atoll.isolation.gvisor.handle import GvisorHandle, open_egress
 from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import Waiting
+from atoll.isolation.linux import disk_image
 from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.disk_image import Templates
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import open_recorded
@@ -71,6 +73,8 @@ class GvisorBackend(IsolationBackend):
         found.add(Capability.LIMITS_PIDS)  # the sentry's own pids controller
         if self._means is not None and self._means.network:
             found.add(Capability.EGRESS_POLICY)
+        if self._means is not None and self._means.disks is not None:
+            found.add(Capability.LIMITS_DISK)
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
         return frozenset(found)
@@ -114,6 +118,7 @@ class GvisorBackend(IsolationBackend):
             records=self._records,
             ids=IdRanges(read_delegated()),
             network=not await doctor.why_no_network(),
+            disks=None if await asyncio.to_thread(disk_image.why_not, self._records.run_dir) else Templates(),
         )
         self._network = NetworkThread()
         self._pool = Pool(self._means, self._records.run_dir / "waiting", self._ready)
