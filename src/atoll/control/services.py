@@ -40,7 +40,7 @@ from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, SandboxRecord, SandboxState, SandboxStats
+from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, OomKill, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.seams import NodeClient, NodeCreate
 from atoll.model.template import Template
 
@@ -256,6 +256,12 @@ class SandboxService:
         if record.state in VISIBLE:
             await self._nodes[record.node_id].flush_logs(record.sandbox_id)
         return select(await self._logbook.read(record.sandbox_id), query)
+
+    async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:
+        """NodeEvents."""
+        memory_mb = None if victim.memory_bytes is None else victim.memory_bytes >> 20
+        process = {"name": victim.name, "pid": victim.pid, "memory_mb": memory_mb}
+        self._journal.note(EventType.OUT_OF_MEMORY, sandbox_id, process=process, others=victim.others)
 
     async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
         """NodeEvents."""

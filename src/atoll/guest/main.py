@@ -21,7 +21,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import elevate, quota, trust, warmup
+from atoll.guest import elevate, notes, quota, trust, warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -145,9 +145,11 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    router = Router(guest.state, open_routes=(("GET", "/health"), ("POST", "/init"), ("GET", "/logs"), *quota.ROUTES))
+    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"))
+    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
+    router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
     if quota.is_held():
         router.add("GET", "/quota", quota.read)

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from atoll.model.sandbox import Limits, SandboxSpec, SandboxStats
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
 PREAMBLE = "ATOLL/1 {port}\n"
@@ -130,6 +130,13 @@ class SandboxHandle(ABC):
     @abstractmethod
     async def stats(self) -> SandboxStats:
         """One reading, from the host's side. Raises SandboxGone."""
+
+    def on_oom(self, tell: Callable[[OomKill], None]) -> None:
+        """From now on `tell` hears (in the loop, never twice of one) of processes ended for want of memory.
+
+        A tier that cannot tell one process from another never calls it.
+        """
+        return
 
     @abstractmethod
     async def update(self, limits: Limits) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 
 class EventType(StrEnum):
-    """E2B's names."""
+    """E2B's names, and one of ours."""
 
     CREATED = "sandbox.lifecycle.created"
     UPDATED = "sandbox.lifecycle.updated"
     PAUSED = "sandbox.lifecycle.paused"
     RESUMED = "sandbox.lifecycle.resumed"
     KILLED = "sandbox.lifecycle.killed"
+    OUT_OF_MEMORY = "sandbox.lifecycle.out_of_memory"
+    """Ours: the kernel ended a process of it for want of memory; the sandbox lives on."""
 
 
 @dataclass(frozen=True, slots=True)

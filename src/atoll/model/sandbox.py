@@ -115,6 +115,20 @@ class SandboxStats:
 
 
 @dataclass(frozen=True, slots=True)
+class OomKill:
+    """A process of a sandbox that the kernel ended because the sandbox's memory was used up. None: nobody could tell.
+
+    `name` is chosen by the sandbox's user. `pid` as seen inside. `others`: how many more went the same way since the
+    last one that was told (a flood is summed up).
+    """
+
+    name: str | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    others: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxRecord:
     """What control knows of a sandbox; one row of the store."""
 

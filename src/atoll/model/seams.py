@@ -18,7 +18,7 @@ from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, GuestConfig, Limits, SandboxStats
+from atoll.model.sandbox import EndReason, GuestConfig, Limits, OomKill, SandboxStats
 from atoll.model.template import Template
 
 
@@ -103,6 +103,10 @@ class NodeEvents(Protocol):
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """A sandbox ended by itself (its guest died). Not called for a kill that control asked for."""
+        ...
+
+    async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:
+        """The kernel ended one of its processes because its memory was used up; the sandbox lives on."""
         ...
 
     async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:

@@ -11,6 +11,7 @@ belongs to, when it should end, or what a request looks like: that is control's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -26,7 +27,7 @@ from atoll.isolation.base import BackendConfig, IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, SandboxSpec, SandboxStats
+from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
@@ -37,7 +38,9 @@ from atoll.node.gateway.gates import Gates
 from atoll.node.gateway.gateway import Surroundings
 from atoll.node.gateway.ground import HostGround
 from atoll.node.gateway.intercept import Interception, tell_guest_to_trust
+from atoll.node.guest_orders import order
 from atoll.node.log_tail import LogTail
+from atoll.node.oom import oom_note
 from atoll.node.record import NodeRecord
 from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
@@ -399,6 +402,7 @@ class Supervisor:
         live.handle = handle
         live.tail = LogTail(handle, self._tell_logged)
         live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {record.sandbox_id}")
+        handle.on_oom(lambda victim: self._note_oom(live, handle, victim))
         live.route = Route(
             sandbox_id=record.sandbox_id,
             dial=handle.dial,
@@ -444,6 +448,20 @@ class Supervisor:
             await self._events.sandbox_logged(sandbox_id, entries)
         except Exception:
             _log.exception("node.logs_lost", sandbox_id=sandbox_id, entries=len(entries))
+
+    def _note_oom(self, live: _Live, handle: SandboxHandle, victim: OomKill) -> None:
+        _log.info("sandbox.out_of_memory", sandbox_id=handle.sandbox_id, process=victim.name, pid=victim.pid)
+        self._tasks.create_task(self._tell_oom(live, handle, victim))
+
+    async def _tell_oom(self, live: _Live, handle: SandboxHandle, victim: OomKill) -> None:
+        """As an event, and through the guest into the sandbox's log, where it stands among what happened then."""
+        if self._events is not None:
+            try:
+                await self._events.sandbox_out_of_memory(handle.sandbox_id, victim)
+            except Exception:
+                _log.exception("node.event_lost", sandbox_id=handle.sandbox_id)
+        with contextlib.suppress(AtollError):  # the guest may have been the victim
+            await order(handle, "/notes", oom_note(victim))
 
     async def _end_unwanted(self, driver: SandboxDriver) -> None:
         await asyncio.wait([driver.started])

@@ -15,7 +15,8 @@ import os
 import signal
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,13 +27,17 @@ from atoll.isolation.linux.recorded import has_ended, open_recorded
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
 from atoll.isolation.linux.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
-from atoll.model.sandbox import Limits, SandboxStats
+from atoll.model.sandbox import Limits, OomKill, SandboxStats
 
 RECORD_VERSION = 1
 
 _DIE_WITHIN_S = 7.0
 _FREEZE_WITHIN_S = 5.0
 _DISK_READING_LASTS_S = 10.0
+_OOM_BURST = 10
+_OOM_EVERY_S = 10.0
+"""A sandbox may end its own processes a thousand times a second this way: so many are told at once, then one in ten
+seconds with the number of the others."""
 
 
 class LinuxSandbox(SandboxHandle):
@@ -73,11 +78,56 @@ class LinuxSandbox(SandboxHandle):
         self._releasing: asyncio.Task[None] | None = None
         self._cpu: tuple[float, float] | None = None
         self._disk: tuple[float, int | None] | None = None
+        self._tell_oom: Callable[[OomKill], None] | None = None
+        self._oom_kills = 0
+        """Of those that the kernel has counted, how many were told or summed up."""
+        self._oom_unexplained = 0
+        self._oom_unsaid = 0
+        self._oom_allowance = (0.0, float(_OOM_BURST))
         self._loop.add_reader(pidfd, self._heart_stopped)
 
     def _check_alive(self) -> None:
         if self._dead.is_set() or has_ended(self._pidfd):
             raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.heart} ended")
+
+    # -- ended for want of memory ----------------------------------------------------------------------------------
+
+    def on_oom(self, tell: Callable[[OomKill], None]) -> None:
+        """See SandboxHandle."""
+        self._tell_oom = tell
+
+    def forget_oom_kills(self) -> None:
+        """Those counted until now are known already."""
+        self._oom_kills = self._group.usage().oom_kills or 0
+
+    def note_oom_kill(self, victim: OomKill) -> None:
+        """Somebody saw it. Nothing happens if the kernel has counted none that is not known: it was another's."""
+        counted = self._group.usage().oom_kills
+        if counted is not None and counted <= self._oom_kills:
+            return
+        self._oom_kills += 1
+        self._say_oom(victim)
+
+    def _look_for_oom_kills(self, counted: int | None) -> None:
+        """At every reading. Who saw more may be about to tell; what nobody explained until the next reading is told."""
+        missing = (counted or 0) - self._oom_kills
+        if missing > 0 and self._oom_unexplained:
+            explained_late = min(missing, self._oom_unexplained)
+            self._oom_kills += explained_late
+            self._oom_unsaid += explained_late - 1
+            self._say_oom(OomKill())
+        self._oom_unexplained = max(0, (counted or 0) - self._oom_kills)
+
+    def _say_oom(self, victim: OomKill) -> None:
+        then, allowed = self._oom_allowance
+        now = time.monotonic()
+        allowed = min(float(_OOM_BURST), allowed + (now - then) / _OOM_EVERY_S)
+        if allowed < 1 or self._tell_oom is None:
+            self._oom_unsaid += 1
+            return
+        self._oom_allowance = (now, allowed - 1)
+        others, self._oom_unsaid = self._oom_unsaid, 0
+        self._tell_oom(replace(victim, others=others))
 
     # -- what is the tier's own ----------------------------------------------------------------------------------------
 
@@ -110,6 +160,7 @@ class LinuxSandbox(SandboxHandle):
         """See SandboxHandle. The disk figure may be some seconds old."""
         self._check_alive()
         usage = self._group.usage()
+        self._look_for_oom_kills(usage.oom_kills)
         now = time.monotonic()
         percent = None
         if usage.cpu_s is not None:
@@ -287,13 +338,18 @@ class LiveSandboxes(Generic[_Handle]):
             if (known := self._by_pid.get(int(record["pid"]))) is not None:
                 os.close(pidfd)
                 return known
-            return self.add(record, pidfd)
+            handle = self.add(record, pidfd)
+            handle.forget_oom_kills()
+            return handle
         except (KeyError, TypeError, ValueError) as error:
             raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
 
     def get(self, pid: int) -> _Handle | None:
         """The living sandbox with that heart."""
         return self._by_pid.get(pid)
+
+    def __iter__(self) -> Iterator[_Handle]:
+        return iter(list(self._by_pid.values()))
 
     def forget(self, handle: _Handle) -> None:
         """It has ended."""

@@ -9,7 +9,7 @@ import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
-from atoll.isolation.linux import disk_image, syscalls
+from atoll.isolation.linux import disk_image, kernel_log, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 
@@ -26,7 +26,7 @@ async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     findings = [_machine(), _kernel(), _user()]
     if all(finding.verdict is Verdict.OK for finding in findings):
         findings += await _trial(layout)
-    return [*findings, *_cgroups(cgroups), await asyncio.to_thread(_disk, layout)]
+    return [*findings, *_cgroups(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
 
 
 def _machine() -> Finding:
@@ -94,6 +94,17 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     else:
         findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
     return findings
+
+
+def _kernel_log() -> Finding:
+    if (reason := kernel_log.why_unreadable()) is None:
+        return Finding("kernel log", Verdict.OK, "which process ended for want of memory is told")
+    return Finding(
+        "kernel log",
+        Verdict.WARN,
+        f"that processes ended for want of memory is told, but not which: {reason}",
+        "in a container: give it /dev/kmsg and CAP_SYSLOG",
+    )
 
 
 def _disk(layout: RunLayout) -> Finding:

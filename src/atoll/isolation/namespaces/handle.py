@@ -47,6 +47,7 @@ class NamespacesHandle(LinuxSandbox):
         network: NetworkThread,
     ) -> None:
         super().__init__(record, pidfd, records, cgroups, on_end)
+        self.id_base = int(record["id_base"])
         self.status: int | None = None
         """The first process's wait status, when the zygote could tell it."""
         self._network = network

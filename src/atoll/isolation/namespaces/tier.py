@@ -21,6 +21,8 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux import syscalls
 from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.id_ranges import HOST_IDS_PER_SANDBOX
+from atoll.isolation.linux.kernel_log import KernelLog, KilledForMemory, pid_inside
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.namespaces import doctor, reclaim
@@ -31,7 +33,7 @@ from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError
-from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
@@ -64,6 +66,7 @@ class NamespacesBackend(IsolationBackend):
         self._closed = False
         self._egress = False
         self._stock: DiskStock | None = None
+        self._kernel_log: KernelLog | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -97,6 +100,9 @@ class NamespacesBackend(IsolationBackend):
             self._network = self._network or NetworkThread()
         except OSError as error:
             raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
+        if self._kernel_log is None:
+            with contextlib.suppress(OSError):  # then only the number of those killed is known; doctor says so
+                self._kernel_log = KernelLog(self._note_oom_kill)
         zygote = await self._living_zygote()
         self._egress = not zygote.no_egress
         if not zygote.no_disk:
@@ -118,6 +124,9 @@ class NamespacesBackend(IsolationBackend):
         if self._zygote is not None:
             await self._zygote.aclose()
             self._zygote = None
+        if self._kernel_log is not None:
+            self._kernel_log.close()
+            self._kernel_log = None
         self._live.detach_all()
         if self._network is not None:
             self._network.close()
@@ -180,6 +189,13 @@ class NamespacesBackend(IsolationBackend):
     def _note_exit(self, pid: int, status: int) -> None:
         if (handle := self._live.get(pid)) is not None:
             handle.status = status
+
+    def _note_oom_kill(self, killed: KilledForMemory) -> None:
+        for handle in self._live:
+            if 0 <= killed.uid - handle.id_base < HOST_IDS_PER_SANDBOX:
+                pid = pid_inside(killed.pid, killed.uid)
+                handle.note_oom_kill(OomKill(killed.name, pid, killed.memory_bytes))
+                return
 
     async def _end_orphan(self, created: Created) -> None:
         with contextlib.suppress(AtollError):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import ssl
 from collections.abc import Callable
 from functools import cached_property
 
-from atoll.isolation.base import CONTROL_PORT, SandboxHandle
-from atoll.model.errors import PlatformError
+from atoll.isolation.base import SandboxHandle
+from atoll.node.guest_orders import order
 from atoll.tls import Authority
 
 _TELL_S = 5.0
@@ -43,17 +41,4 @@ async def tell_guest_to_trust(handle: SandboxHandle, pem: str) -> None:
 
     Raises SandboxGone, PlatformError (its guest does not do it).
     """
-    body = json.dumps({"caCertificate": pem}).encode()
-    head = f"POST /init HTTP/1.0\r\nhost: guest\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    try:
-        async with asyncio.timeout(_TELL_S):
-            reader, writer = await asyncio.open_unix_connection(sock=await handle.dial(CONTROL_PORT))
-            try:
-                writer.write(head + body)
-                answer = await reader.readline()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError) as error:
-        raise PlatformError(f"the guest of {handle.sandbox_id!r} did not take the certificate: {error}") from error
-    if answer.split()[1:2] != [b"204"]:
-        raise PlatformError(f"the guest of {handle.sandbox_id!r} did not take the certificate")
+    await order(handle, "/init", {"caCertificate": pem}, within_s=_TELL_S)
