@@ -58,6 +58,14 @@ def test_it_is_a_real_terminal_of_the_asked_size(sandbox: Sandbox) -> None:
     handle.kill()
 
 
+def test_unicode_is_typed_and_shown(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, "x='wörld 日本 🦆'; echo \"<$x>\" ${#x}\n".encode())
+    screen.shows("<wörld 日本 🦆> 10")  # ten characters: the terminal's programs know that it is UTF-8
+    handle.kill()
+
+
 def test_user_cwd_and_envs_are_as_asked(sandbox: Sandbox) -> None:
     handle = sandbox.pty.create(PtySize(rows=24, cols=80), user="root", cwd="/tmp", envs={"WORD": "value"})
     screen = Screen(handle)
