@@ -165,6 +165,8 @@ def test_no_broken_message_breaks_the_guest(server: Any, unharmed: None, sandbox
     @settings(QUIET, max_examples=250)
     @given(path=st.sampled_from(PATHS), kind=st.sampled_from(TYPES), body=ANYTHING, timeout=TIMEOUTS)
     @example(path=PATHS[8], kind=TYPES[0], body=b"\0\0\x0fD\xb4null", timeout=None)  # taken for UTF-32
+    @example(path="/filesystem.Filesystem/Remove", kind=TYPES[0], body=b"{}", timeout=None)  # once removed the home
+    @example(path="/filesystem.Filesystem/Move", kind=TYPES[0], body=b'{"destination": "/tmp/x"}', timeout=None)
     def attempt(path: str, kind: str, body: bytes, timeout: str | None) -> None:
         if time.monotonic() - began > 60:
             return

@@ -64,6 +64,18 @@ def test_info_of_directories_and_the_root(sbx: Sandbox, home: Path) -> None:
     assert sbx.files.get_info("").path == str(home)
 
 
+def test_a_path_that_names_nothing_removes_and_moves_nothing(sbx: Sandbox, home: Path) -> None:
+    for attempt in (
+        lambda: sbx.files.remove(""),
+        lambda: sbx.files.rename("", "/tmp/elsewhere"),
+        lambda: sbx.files.rename("there", ""),
+    ):
+        (home / "there").write_text("kept")
+        with pytest.raises(InvalidArgumentException, match="is empty"):
+            attempt()
+        assert (home / "there").read_text() == "kept"
+
+
 def test_a_link_tells_where_it_leads_and_a_dangling_one_stays_visible(sbx: Sandbox, home: Path) -> None:
     (home / "file").write_text("12345")
     (home / "dir").mkdir()

@@ -98,8 +98,8 @@ class Filesystem:
         return MakeDirResponse(entry=self._entry(path))
 
     async def move(self, request: MoveRequest, call: Call) -> MoveResponse:
-        user, source = self._where(request.source, call)
-        _, destination = self._where(request.destination, call)
+        user, source = self._where(_named(request.source, "source"), call)
+        _, destination = self._where(_named(request.destination, "destination"), call)
         try:
             origin = open_place(source)
         except OSError as error:
@@ -134,7 +134,7 @@ class Filesystem:
         return ListDirResponse(entries=await _walk(fd, path, max(request.depth, 1), CachedNames(self._state.users)))
 
     async def remove(self, request: RemoveRequest, call: Call) -> RemoveResponse:
-        _, path = self._where(request.path, call)
+        _, path = self._where(_named(request.path, "path"), call)
         try:
             await directories.remove(path)
         except OSError as error:
@@ -147,6 +147,13 @@ class Filesystem:
 
     def _entry(self, path: str) -> EntryInfo:
         return entry_at(path, self._state.users)
+
+
+def _named(path: str, field: str) -> str:
+    """Elsewhere no path means the home directory; nobody means to remove or move that by saying nothing."""
+    if not path:
+        raise ConnectError(Code.INVALID_ARGUMENT, f"{field} is empty: name the file or directory")
+    return path
 
 
 def entry_at(path: str, names: Names) -> EntryInfo:
