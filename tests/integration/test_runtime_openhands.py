@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atoll.config import Settings
-from support.openhands_environment import REPOSITORY, environment, run_in
+from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -25,11 +25,12 @@ def connection(server: Any) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("E2B_")}
 
 
-@pytest.fixture(scope="module")
-def seen(tree: Path, connection: dict[str, str]) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=list(VERSIONS))
+def seen(request: pytest.FixtureRequest, tree: Path, connection: dict[str, str]) -> dict[str, Any]:
+    version = request.param
     program = REPOSITORY / "tests" / "support" / "openhands_program.py"
     given = {**connection, "TRAJECTORY": "/run/atoll/examples/create-and-serve.json", "LOG_LEVEL": "ERROR"}
-    out = run_in(tree, "openhands", program, given, timeout_s=900)
+    out = run_in(tree, VERSIONS[version], program, given, version=version, timeout_s=900)
     found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return found
 
@@ -85,7 +86,7 @@ def test_a_recorded_run_goes_through_openhands_own_controller(seen: dict[str, An
 
 def test_workspaces_of_the_newer_sdk(tree: Path, connection: dict[str, str]) -> None:
     program = REPOSITORY / "tests" / "support" / "openhands_sdk_program.py"
-    found = json.loads(run_in(tree, "sdk", program, connection, timeout_s=600).strip().splitlines()[-1])
+    found = json.loads(run_in(tree, "later", program, connection, timeout_s=600).strip().splitlines()[-1])
     light = found["light"]
     assert light["is_workspace"]
     failing = light["failing"]

@@ -1,15 +1,22 @@
-"""A Debian 13 tree with Python 3.13 and OpenHands in it: what our classes for OpenHands are tested in.
+"""A Debian 13 tree with Python 3.13 and several versions of OpenHands: what our classes for OpenHands are tested in.
 
-Built once, on request (ATOLL_TEST_OPENHANDS=1: about ten minutes and 2.5 GB), below the data directory and used from
-then on; OpenHands needs Python 3.12, which the machine's own may not be. Owns building it and running a program in it.
+    first    what openhands-ai 0.56 to 0.62 imports to run a runtime and a controller, a third of what it requires
+    later    on top of that: what openhands-ai 1.6 and openhands-sdk 1.58 with its agent server have newer
+    /opt/openhands-ai/VERSION   openhands-ai itself, each apart from the other
+
+Built once (two to three minutes, one gigabyte) below the data directory and used from then on; OpenHands needs Python
+3.12, which the machine's own may not be. Owns building it and running a program in it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,11 +24,11 @@ import pytest
 from atoll.node.recipes import debian, pip_settings
 
 REPOSITORY = Path(__file__).parents[2]
-OPENHANDS = "openhands-ai==0.62.0"
-SDK = ("openhands-sdk==1.58.2", "openhands-workspace==1.58.2", "openhands-agent-server==1.58.2")
-CLIENTS = ("e2b>=2.63", "e2b-code-interpreter>=2.11.5")
-BUILD_S = 1800
-REVISION = "1"
+PACKAGES = Path(__file__).parent / "openhands_packages"
+VERSIONS = {"0.56.0": "first", "0.62.0": "first", "1.6.0": "later"}
+"""The oldest, the one that the contract is written after, and the newest that has the Runtime class."""
+BUILD_S = 1200
+_DEBIAN = ("python3", "python3-venv", "python3-pip", "ca-certificates", "libnss-myhostname", "procps")
 
 _TREE = """
 mount --bind "$1" "$1"
@@ -43,51 +50,60 @@ exec chroot "$1" sh /run/build/install.sh
 """
 )
 _RUN = _TREE + 'mkdir -p "$1/run/atoll" && mount --bind "$2" "$1/run/atoll" && shift 2 && exec chroot "$@"'
+_PIP = "/usr/bin/python3 -m pip install --quiet --no-cache-dir --no-compile --no-deps --progress-bar off"
+# Versions are fixed and nothing is resolved: that takes an hour for these. A browser's driver and 160 grammars are the
+# heaviest parts and never used.
 _SCRIPT = f"""
 set -eux
-python3 -m venv /opt/openhands
-/opt/openhands/bin/pip install --no-cache-dir --progress-bar off --prefer-binary --ignore-requires-python {OPENHANDS}
-/opt/openhands/bin/pip install --no-cache-dir --progress-bar off {" ".join(f"'{name}'" for name in CLIENTS)}
-python3 -m venv /opt/sdk
-/opt/sdk/bin/pip install --no-cache-dir --progress-bar off uv
-# The SDK asks for a newer certificate bundle than some indexes have, and pip's resolver does not come to an end.
-echo certifi >/run/build/override.txt
-/opt/sdk/bin/uv pip install --no-cache --python /opt/sdk/bin/python --override /run/build/override.txt \\
-  {" ".join(f"'{name}'" for name in (*SDK, *CLIENTS))}
+python3 -m venv --without-pip /opt/first
+python3 -m venv --without-pip /opt/later
+lib=$(cd /opt/first && echo lib/python3*/site-packages)
+echo "/opt/first/$lib" >"/opt/later/$lib/first.pth"
+{_PIP.replace(" install", " --python /opt/first/bin/python install")} -r /run/build/first.txt
+rm -rf "/opt/first/$lib/playwright/driver/node"
+find "/opt/first/$lib/tree_sitter_language_pack/bindings" -size +1M -delete
+{_PIP.replace(" install", " --python /opt/later/bin/python install")} -r /run/build/later.txt
+for version in {" ".join(VERSIONS)}; do
+  {_PIP} --target "/opt/openhands-ai/$version" --python-version 3.12 --only-binary :all: "openhands-ai==$version"
+done
 """
 
 
-def environment(data_dir: Path, script: str = _SCRIPT, name: str = "openhands") -> Path:
-    """The tree, built first if it is missing. Skips where that cannot be."""
+def environment(data_dir: Path) -> Path:
+    """The tree, built first if it is missing. Skips where that cannot be, and with ATOLL_TEST_OPENHANDS=0."""
+    if os.environ.get("ATOLL_TEST_OPENHANDS") == "0":
+        pytest.skip("ATOLL_TEST_OPENHANDS=0: no environment with OpenHands")
     if os.geteuid() != 0:
         pytest.skip("an environment with OpenHands is built as root: mmdebstrap and chroot")
-    root = data_dir / "test-environments" / name
+    if platform.machine() != "x86_64":
+        pytest.skip(f"openhands-ai 0.56 has no wheel for {platform.machine()}")
+    root = data_dir / "test-environments" / "openhands-versions"
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         tree, stamp = root / "tree", root / "built"
-        if stamp.exists() and stamp.read_text() == REVISION:
+        packages = {path.name: path.read_text() for path in sorted(PACKAGES.glob("*.txt"))}
+        revision = hashlib.sha256(repr((_SCRIPT, _DEBIAN, packages)).encode()).hexdigest()
+        if stamp.exists() and stamp.read_text() == revision:
             return tree
-        if not os.environ.get("ATOLL_TEST_OPENHANDS"):
-            pytest.skip("no environment with OpenHands is built; ATOLL_TEST_OPENHANDS=1 builds it in ten minutes")
         stamp.unlink(missing_ok=True)
         shutil.rmtree(tree, ignore_errors=True)
         try:
-            _build(root, tree, script)
+            _build(root, tree, packages)
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"an environment with OpenHands cannot be built here: {error} (see {root / 'log'})")
-        stamp.write_text(REVISION)
+        stamp.write_text(revision)
         return tree
 
 
-def _build(root: Path, tree: Path, script: str) -> None:
+def _build(root: Path, tree: Path, packages: Mapping[str, str]) -> None:
     program = debian.ensure_mmdebstrap()
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
     mirrors = [uri for source in debian.host_archive().sources for uri in source.uris if not uri.endswith("security")]
     command = debian.mmdebstrap_command(
         program,
         debian.Archive("trixie", ()),
-        ("python3", "python3-venv", "ca-certificates", "git", "libnss-myhostname", "procps"),
+        _DEBIAN,
         root / "unused",
         debian.passed_on_settings(dump),
         target=str(tree),
@@ -99,13 +115,11 @@ def _build(root: Path, tree: Path, script: str) -> None:
     pip = pip_settings.host_settings()
     for name, source in pip.copies.items():
         shutil.copy(source, inputs / name)
-    texts = {"pip.conf": pip.config, "install.sh": script}
+    texts = {**packages, "pip.conf": pip.config, "install.sh": _SCRIPT}
     texts["binds"] = "".join(f"{name}\t{source}\n" for name, source in pip.binds.items())
     for name, text in texts.items():
         (inputs / name).write_text(text)
     environ = {"PATH": os.environ["PATH"], **pip.environ, "PIP_CONFIG_FILE": "/run/build/pip.conf"}
-    if cert := next((name for name in pip.copies if f"cert = {pip_settings.INSIDE / name}" in pip.config), None):
-        environ["SSL_CERT_FILE"] = str(pip_settings.INSIDE / cert)
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
     install = [*private, _INSTALL, "sh", str(tree), str(inputs)]
     with (root / "log").open("w") as log:
@@ -113,12 +127,19 @@ def _build(root: Path, tree: Path, script: str) -> None:
             subprocess.run(line, check=True, stdout=log, stderr=log, env=given, timeout=BUILD_S)
 
 
-def run_in(tree: Path, venv: str, program: Path, environ: dict[str, str], *, timeout_s: float) -> str:
-    """Runs a Python program of this repository in the tree; its standard output. The network is this machine's."""
+def run_in(
+    tree: Path, venv: str, program: Path, environ: Mapping[str, str], *, version: str | None = None, timeout_s: float
+) -> str:
+    """Runs a Python program of this repository in the tree; its standard output. The network is this machine's.
+
+    `version` of openhands-ai, None without it.
+    """
     inside = f"/run/atoll/{program.relative_to(REPOSITORY)}"
     variables = {
-        "PYTHONPATH": "/run/atoll/src",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": "/run/atoll/src" + (f":/opt/openhands-ai/{version}" if version else ""),
+        "PYTHONPYCACHEPREFIX": "/var/cache/bytecode",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "OPENHANDS_SUPPRESS_BANNER": "1",
         "HOME": "/root",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
