@@ -187,10 +187,12 @@ def test_no_broken_message_breaks_the_guest(server: Any, unharmed: None, sandbox
             # A watch or a command that by chance is a good one streams on: its head is answer enough.
             answer = sock.recv(65536)
         status = int(answer.split(b" ", 2)[1])
-        assert status < 500 or status == 501, (path, kind, body, answer)
+        in_time = timeout is None or status != 504  # a deadline of no time may pass, or not
+        assert status < 500 or status == 501 or not in_time, (path, kind, body, answer)
 
     attempt()
-    assert sandbox.commands.run("echo well").stdout == "well\n"
+    # A message that is a good one by chance may have moved or removed the home directory.
+    assert sandbox.commands.run("echo well", cwd="/").stdout == "well\n"
 
 
 @pytest.mark.timeout(120)
