@@ -14,6 +14,8 @@ const hidden = new Set(['resolveOpts'])
 for (const name of ['e2b', '@e2b/code-interpreter']) {
   const types = readFileSync(require.resolve(name).replace(/index\.m?js$/, 'index.d.ts'), 'utf8')
   for (const match of types.matchAll(/^ +(?:private|protected) (?:static )?(?:readonly )?(?:get )?(\w+)/gm)) hidden.add(match[1])
+  // A public method of the class may have the name of a private one of its instances.
+  for (const match of types.matchAll(/^ +static (\w+)\(/gm)) hidden.delete(match[1])
 }
 
 function methods(holder) {

@@ -38,7 +38,7 @@ NOT_OFFERED = (
     (r"Sandbox\.(beta_?)?pause|Sandbox\.betaPause", PAUSE),
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
-    (r"Template\..*", BUILDS),
+    (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
     (r"Secret\..*", SECRETS),
     (r"e2b sandbox (pause|resume)", PAUSE),
@@ -55,7 +55,9 @@ OWNERS = {
     "pty": r"\bpty\.{name}\(",
     "git": r"\bgit\.{name}\(",
     "interpreter": r"\b(?!commands\b|files\b)\w+\.{name}\(",
-    "Template": r"\b(?:Async)?Template\.{name}\(",
+    # A builder is made from the class or kept in a variable; JavaScript's has the methods of both in one group.
+    "Template": r"\b(?:Async)?Template(?:\([^()]*\))?\.{name}\(|\b(?:builder|container|ready)\.{name}\(",
+    "TemplateBuilder": r"\b(?:builder|container|ready)\.{name}\(",
     "Volume": r"\b(?:Async)?Volume\.{name}\(",
     "Secret": r"\b(?:Async)?Secret\.{name}\(",
 }
@@ -120,6 +122,8 @@ def python_members(is_async: bool) -> dict[str, list[str]]:
     groups["interpreter"] = [name for name in _methods(interpreter) if not hasattr(sandbox, name)]
     for kind in ("Template", "Volume", "Secret"):
         groups[kind] = _methods(getattr(e2b, prefix + kind))
+    if not is_async:  # one builder serves both
+        groups["TemplateBuilder"] = _methods(_resolve(e2b.Template, e2b.Template.from_image.__annotations__["return"]))
     return groups
 
 

@@ -68,3 +68,13 @@ async def test_a_template_is_known_by_its_name_async(server: Any) -> None:
     assert await AsyncTemplate.exists("base")
     assert await AsyncTemplate.alias_exists("base")
     assert not await AsyncTemplate.exists("nobody-made-this")
+
+
+def test_a_client_newer_than_the_tested_ones_is_served_and_logged_once(make_server: Any) -> None:
+    server = make_server()
+    headers = {"X-API-Key": server.api_key, "User-Agent": "e2b-python-sdk/99.0.1 (python)"}
+    for _ in range(3):
+        assert httpx.get(f"{server.url}/v2/sandboxes", headers=headers).status_code == 200
+    told = [line for line in server.log_tail(1000).splitlines() if "newer than the newest tested" in line]
+    assert len(told) == 1
+    assert "99.0.1" in told[0]
