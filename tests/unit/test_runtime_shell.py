@@ -33,13 +33,15 @@ class LocalTerminal:
             os.environ.update(TERM="xterm-256color", LC_ALL="C.UTF-8")
             os.execv("/bin/bash", ["bash", "--norc", "--noprofile", "-i"])
         self._writing = threading.Lock()
+        self.losing, self.lost = False, b""
 
     def send(self, data: bytes) -> None:
         with self._writing:
             while data:
                 data = data[os.write(self.fd, data) :]
 
-    def follow(self, feed: Callable[[bytes], None]) -> int | None:
+    def follow(self, feed: Callable[[bytes], None], broke: Callable[[], None]) -> int | None:
+        self.broke = broke
         while True:
             try:
                 data = os.read(self.fd, 65536)
@@ -49,7 +51,10 @@ class LocalTerminal:
                 _, status = os.waitpid(self.pid, 0)
                 os.close(self.fd)
                 return os.waitstatus_to_exitcode(status)
-            feed(data)
+            if self.losing:
+                self.lost += data
+            else:
+                feed(data)
 
     def foreground(self) -> int | None:
         return os.tcgetpgrp(self.fd)
@@ -61,13 +66,17 @@ class LocalTerminal:
             return
 
 
-def write_file(path: str, data: bytes) -> None:
-    Path(path).write_bytes(data)
+class LocalFiles:
+    def read(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    def write(self, path: str, data: bytes) -> None:
+        Path(path).write_bytes(data)
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    made = Shell(LocalTerminal, write_file, cwd=str(tmp_path), soft_timeout_s=SOFT_S)
+    made = Shell(LocalTerminal, LocalFiles(), cwd=str(tmp_path), soft_timeout_s=SOFT_S)
     yield made
     made.close()
 
@@ -309,6 +318,62 @@ def test_metadata_names_user_host_and_last_background_process(shell: Shell) -> N
     user, host, pid = found.content.split("\n")[-3:]
     assert (found.metadata.username, found.metadata.hostname, found.metadata.pid) == (user, host, int(pid))
     run(shell, "kill %1")
+
+
+def lose(shell: Shell, seconds: float) -> LocalTerminal:
+    """The shell's terminal, whose stream breaks now and goes on after `seconds`."""
+    terminal = shell._session.link
+    assert isinstance(terminal, LocalTerminal)
+    terminal.losing = True
+
+    def mend() -> None:
+        terminal.losing = False
+        terminal.broke()
+
+    timer = threading.Timer(seconds, mend)
+    timer.daemon = True
+    timer.start()
+    return terminal
+
+
+@pytest.mark.parametrize("settings", [":", "set -e", "set -C", "set -u"])
+def test_a_command_whose_end_was_in_a_gap_of_the_stream_ends(shell: Shell, tmp_path: Path, settings: str) -> None:
+    run(shell, settings)
+    lose(shell, 1.0)
+    found = run(shell, "echo unheard; cd /usr", blocking=True)
+    assert (found.exit_code, found.metadata.working_dir) == (0, "/usr")
+    assert found.metadata.suffix.endswith("some of its output may be missing.]")
+    found = run(shell, "echo heard")
+    assert (found.content, found.metadata.prefix, "missing" in found.metadata.suffix) == ("heard", "", False)
+
+
+def test_a_command_that_goes_on_after_a_gap_ends_by_its_own_mark_with_its_output(shell: Shell, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    terminal = lose(shell, 60)
+
+    def mend() -> None:
+        while b"lost\r" not in terminal.lost:
+            time.sleep(0.05)
+        terminal.losing = False
+        terminal.broke()
+        go_on.touch()
+
+    after = threading.Thread(target=mend)
+    after.start()
+    found = run(
+        shell, f"echo lost; until [ -e {go_on} ]; do sleep 0.05; done; echo kept; (exit 3)", blocking=True, timeout=60
+    )
+    after.join()
+    assert (found.content, found.exit_code) == ("kept", 3)
+    assert "may be missing" in found.metadata.suffix
+
+
+def test_a_gap_without_a_command_is_nothing(shell: Shell) -> None:
+    terminal = lose(shell, 60)
+    terminal.losing = False
+    terminal.broke()
+    found = run(shell, "echo on")
+    assert (found.content, "missing" in found.metadata.suffix) == ("on", False)
 
 
 def test_a_null_byte_is_refused(shell: Shell) -> None:

@@ -239,7 +239,7 @@ class Lifecycle:
             lambda cwd, bare: SandboxTerminal(
                 box.sandbox, user=box.user, cwd=cwd, envs={**QUIET_PAGERS, **self._env_vars}, bare=bare
             ),
-            files.write,
+            files,
             cwd=self.workspace,
             soft_timeout_s=self._soft_timeout_s,
         )

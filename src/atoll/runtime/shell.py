@@ -1,7 +1,7 @@
 """The persistent shell of a runtime: one interactive bash on a terminal in the sandbox, from action to observation.
 
-Owns what is running, its output so far, the timeouts, input and keys, and a new shell when the old one ended. It does
-not own the terminal (`terminal_link.py`) or the marks in its stream (`shell_protocol.py`). Texts are OpenHands' own.
+Owns whether a command runs, the timeouts, input and keys, what is told of it, and a new shell when the old one ended.
+The shell itself and its output are `shell_session.py`'s. Texts are OpenHands' own.
 
     idle ──command──► running ──end mark──► idle            output arrives in the link's thread and wakes the waiter:
                          │ soft or hard timeout              nothing here polls
@@ -12,28 +12,16 @@ not own the terminal (`terminal_link.py`) or the marks in its stream (`shell_pro
 from __future__ import annotations
 
 import logging
-import secrets
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from atoll.runtime.actions import CmdRunAction
 from atoll.runtime.bash_split import split_commands
 from atoll.runtime.errors import AgentRuntimeError, AgentRuntimeUnavailableError
 from atoll.runtime.observations import CmdOutputMetadata, CmdOutputObservation, ErrorObservation
-from atoll.runtime.shell_protocol import (
-    Ended,
-    MarkReader,
-    Output,
-    ShellState,
-    Started,
-    command_lines,
-    file_lines,
-    key_bytes,
-    setup_lines,
-)
+from atoll.runtime.shell_protocol import ShellState, key_bytes
+from atoll.runtime.shell_session import START_TIMEOUT_S, Files, OpenTerminal, Session, ShellEnded
 from atoll.runtime.terminal import render
 
 TIMEOUT_MESSAGE = (
@@ -42,178 +30,16 @@ TIMEOUT_MESSAGE = (
     'send keys ("C-c", "C-z", "C-d") to interrupt/kill the previous command before sending your new command, '
     "or use the timeout parameter in execute_bash for future commands."
 )
+TORN = "\n[The connection to the sandbox broke while the command ran: some of its output may be missing.]"
 CONTINUED = "[Below is the output of the previous command.]\n"
 HISTORY_LINES = 11_000
 """Lines of one command's output that are kept: OpenHands' terminal has a history of 10,000 and a screen of 1,000."""
-MAX_OUTPUT_BYTES = 16 * 1024 * 1024
-MAX_IDLE_BYTES = 8 * 1024
-TYPED_MAX = 24 * 1024
-"""Commands longer than this go by a file instead of the terminal's input queue."""
 INTERRUPT, INTERRUPT_S, INTERRUPT_TRIES = b"\x03", 0.3, 10
-START_TIMEOUT_S = 15.0
 _RIGHT_HOME = 'IFS=: read -r _ _ _ _ _ HOME _ < <(getent passwd "$UID"); export HOME; unset _'
 DEFAULT_SOFT_TIMEOUT_S = 10.0
 
 
 _log = logging.getLogger("atoll.runtime")
-
-
-class TerminalLink(Protocol):
-    """A terminal with a login shell on it. Every call may raise AgentRuntimeDisconnectedError."""
-
-    def send(self, data: bytes) -> None:
-        """Types `data`."""
-        ...
-
-    def follow(self, feed: Callable[[bytes], None]) -> int | None:
-        """Hands on output until the shell has ended; its exit code, or None if it is not known."""
-        ...
-
-    def foreground(self) -> int | None:
-        """The process group that the terminal's keys go to, None if it cannot be told."""
-        ...
-
-    def kill(self) -> None:
-        """Ends the shell and what runs in it. Idempotent."""
-        ...
-
-
-OpenTerminal = Callable[[str | None, bool], TerminalLink]
-"""(cwd, bare) → a new terminal. cwd None is the user's home; bare: without the user's start-up files."""
-
-WriteFile = Callable[[str, bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ShellEnded:
-    """The shell itself is gone, with its exit code if that is known."""
-
-    exit_code: int | None
-
-
-class _Session:
-    """One bash: its terminal, the thread that follows it, and what is known of the command in it.
-
-    Everything after `_changed` is guarded by it.
-    """
-
-    def __init__(self, link: TerminalLink) -> None:
-        self.link = link
-        self._token = secrets.token_hex(8)
-        self._marks = MarkReader(self._token)
-        self._changed = threading.Condition()
-        self._command_id = 0
-        self._open = False
-        self._output = bytearray()
-        self._dropped = False
-        self._idle = bytearray()
-        self._state: ShellState | None = None
-        self._gone: ShellEnded | None = None
-        self._failure: Exception | None = None
-        self._changed_at = time.monotonic()
-        threading.Thread(target=self._follow, name="atoll-shell", daemon=True).start()
-
-    def begin(self) -> ShellState:
-        """Sets the shell up. Raises AgentRuntimeError if it does not answer."""
-        self._open = True
-        self.link.send(setup_lines(self._token))
-        found = self.wait(soft_s=None, hard_s=START_TIMEOUT_S, since=time.monotonic())
-        if not isinstance(found, ShellState):
-            raise AgentRuntimeError(
-                "the sandbox's shell did not start; its output was: "
-                + render(bytes(self._idle).decode("utf-8", "replace"))
-            )
-        with self._changed:
-            self._idle.clear()
-        return found
-
-    def start(self, command: str, write_file: WriteFile) -> None:
-        """Types the command. Raises ValueError for one that no shell can be given."""
-        next_id = self._command_id + 1
-        lines = command_lines(next_id, command)
-        if len(lines) > TYPED_MAX:
-            path = f"/tmp/.atoll-command-{self._token}-{next_id}"
-            write_file(path, command.encode("utf-8", "surrogateescape"))
-            lines = file_lines(next_id, path)
-        with self._changed:
-            self._command_id, self._open, self._state = next_id, True, None
-            self._output.clear()
-            self._dropped = False
-            self._changed_at = time.monotonic()
-        self.link.send(lines)
-
-    def take_idle_output(self) -> bytes:
-        """What came between the last command and this one: background processes, and the echo of our own lines."""
-        with self._changed:
-            data = bytes(self._idle)
-            self._idle.clear()
-        return data
-
-    def output(self) -> tuple[bytes, bool]:
-        """All output of the command so far, and whether its beginning had to be dropped."""
-        with self._changed:
-            return bytes(self._output), self._dropped
-
-    def finished(self) -> ShellState | ShellEnded | None:
-        """How the command ended, None while it runs. Raises what lost the terminal."""
-        with self._changed:
-            return self._finished()
-
-    def wait(self, *, soft_s: float | None, hard_s: float | None, since: float) -> ShellState | ShellEnded | str:
-        """Until the command has ended, or "soft" (no output for so long) or "hard" (so long since `since`)."""
-        with self._changed:
-            while (found := self._finished()) is None:
-                now = time.monotonic()
-                quiet_until = None if soft_s is None else max(self._changed_at, since) + soft_s
-                deadline = None if hard_s is None else since + hard_s
-                if quiet_until is not None and now >= quiet_until:
-                    return "soft"
-                if deadline is not None and now >= deadline:
-                    return "hard"
-                ends = [end - now for end in (quiet_until, deadline) if end is not None]
-                self._changed.wait(min(ends) if ends else None)
-            return found
-
-    def _finished(self) -> ShellState | ShellEnded | None:
-        if self._state is not None:
-            return self._state
-        if self._failure is not None:
-            raise self._failure
-        return self._gone
-
-    def _follow(self) -> None:
-        gone: ShellEnded | None = None
-        failure: Exception | None = None
-        try:
-            gone = ShellEnded(self.link.follow(self._feed))
-        except Exception as error:
-            failure = error
-        with self._changed:
-            self._gone, self._failure = gone, failure
-            self._changed.notify_all()
-
-    def _feed(self, data: bytes) -> None:
-        with self._changed:
-            for event in self._marks.feed(data):
-                match event:
-                    case Output(command_id=None, data=piece):
-                        self._idle += piece
-                        del self._idle[:-MAX_IDLE_BYTES]
-                    case Output(data=piece):
-                        self._output += piece
-                        self._changed_at = time.monotonic()
-                        self._trim()
-                    case Started():
-                        self._changed_at = time.monotonic()
-                    case Ended(command_id=command_id, state=state) if command_id == self._command_id and self._open:
-                        self._state, self._open = state, False
-                        self._changed.notify_all()
-
-    def _trim(self) -> None:
-        if len(self._output) > MAX_OUTPUT_BYTES:
-            cut = self._output.find(b"\n", len(self._output) - MAX_OUTPUT_BYTES // 2)
-            del self._output[: cut + 1 if cut >= 0 else MAX_OUTPUT_BYTES // 2]
-            self._dropped = True
 
 
 class Shell:
@@ -222,13 +48,13 @@ class Shell:
     def __init__(
         self,
         open_terminal: OpenTerminal,
-        write_file: WriteFile,
+        files: Files,
         *,
         cwd: str | None = None,
         soft_timeout_s: float = DEFAULT_SOFT_TIMEOUT_S,
     ) -> None:
         self._open_terminal = open_terminal
-        self._write_file = write_file
+        self._files = files
         self._soft_s = soft_timeout_s
         self._first_cwd = cwd
         self._reported = ""
@@ -302,7 +128,7 @@ class Shell:
             if not isinstance(found, str) or job is None or link.foreground() == job:
                 return
 
-    def _begin(self, cwd: str | None) -> tuple[_Session, ShellState]:
+    def _begin(self, cwd: str | None) -> tuple[Session, ShellState]:
         try:
             self._bare = False
             return self._begin_one(cwd, bare=False)
@@ -313,12 +139,12 @@ class Shell:
             self._bare = True
             return self._begin_one(cwd, bare=True)
 
-    def _begin_one(self, cwd: str | None, *, bare: bool) -> tuple[_Session, ShellState]:
-        session = _Session(self._open_terminal(cwd, bare))
+    def _begin_one(self, cwd: str | None, *, bare: bool) -> tuple[Session, ShellState]:
+        session = Session(self._open_terminal(cwd, bare), self._files)
         try:
             state = session.begin()
             if bare:
-                session.start(_RIGHT_HOME, self._write_file)
+                session.start(_RIGHT_HOME)
                 session.wait(soft_s=None, hard_s=START_TIMEOUT_S, since=time.monotonic())
             return session, state
         except BaseException:
@@ -339,7 +165,7 @@ class Shell:
             self._restart()
         idle = "" if self.state.shows_prompt else _background_output(self._session.take_idle_output())
         try:
-            self._session.start(command, self._write_file)
+            self._session.start(command)
         except ValueError as error:
             return ErrorObservation(f"ERROR: {error}")
         self._busy = True  # also if we are interrupted while we wait
@@ -359,7 +185,8 @@ class Shell:
             why = f"The command has no new output after {self._soft_s:g} seconds. "
         else:
             why = f"The command timed out after {float(action.timeout or 0)} seconds. "
-        return self._report(action, command, CmdOutputMetadata(suffix=f"\n[{why}{TIMEOUT_MESSAGE}]"), CONTINUED)
+        suffix = f"\n[{why}{TIMEOUT_MESSAGE}]{TORN if self._session.torn else ''}"
+        return self._report(action, command, CmdOutputMetadata(suffix=suffix), CONTINUED)
 
     def _finish(self, action: CmdRunAction, command: str, ended: ShellState | ShellEnded) -> CmdOutputObservation:
         key = key_bytes(command)
@@ -373,6 +200,8 @@ class Shell:
             note = f"\n[The shell itself ended. A new one was started in {self.cwd}: variables and functions are gone.]"
             if self._bare:
                 note += "\n[The start-up files of the shell end or block it; they were not read. Mend ~/.bashrc.]"
+        if last.torn:
+            note += TORN
         metadata = CmdOutputMetadata(
             exit_code=code,
             pid=self.state.pid,
@@ -401,7 +230,7 @@ class Shell:
         command: str,
         metadata: CmdOutputMetadata,
         continued: str,
-        session: _Session | None = None,
+        session: Session | None = None,
     ) -> CmdOutputObservation:
         """An observation of what is new since the last one of the same command."""
         raw, dropped = (session or self._session).output()

@@ -13,6 +13,7 @@ nothing when no command is open, so a prompt of the user's own, or stray input, 
 The terminal does not flush on an interrupt (`noflsh`): the kernel signals first and flushes then, and a quick bash has
 printed its mark by that time. Input that nobody read is dropped before an end mark, or bash would take it for commands.
 Line editing stays off, whatever the user sets: with it bash forgets PROMPT_COMMAND after an interrupt.
+The last end mark is also left in a file, for a reader whose stream broke: what was in the gap never comes.
 The token is random: a program does not print a mark by accident. Fooling its own shell on purpose gains it nothing.
 """
 
@@ -28,11 +29,17 @@ LINE_MAX = 1800
 _SAFE = frozenset(b'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-+=/.,:;@%^()[]{}<>|&*?~#"$')
 
 
+def note_path(token: str) -> str:
+    """The file in which the shell leaves its last end mark."""
+    return f"/tmp/.atoll-end-{token}"
+
+
 def setup_lines(token: str) -> bytes:
     """What makes a fresh interactive bash speak this protocol. Ends with an end mark of id 0.
 
     No line contains a tab (completion) and history expansion is switched off first, for line editing is still on.
     """
+    fields = "\\x1f".join(["%s"] * 8)
     lines = (
         "set +H; command stty noflsh </dev/tty 2>/dev/null",
         "set +o emacs +o vi +o history; history -c; unset HISTFILE",
@@ -43,11 +50,12 @@ def setup_lines(token: str) -> bytes:
         ' *) PROMPT_COMMAND="__atoll_end${PROMPT_COMMAND:+;$PROMPT_COMMAND}" ;; esac;'
         f" builtin printf '\\e]7771;{token};go;%s\\a' \"$1\" >/dev/tty;"
         ' case $- in *e*) return 0 ;; esac; return "$__atoll_rc"; }',
-        "__atoll_end() { local s=$? u='\\u' h='\\h'; [[ ${__atoll_id-} ]] || return 0; __atoll_py;"
+        "__atoll_end() { local s=$? u='\\u' h='\\h' m; [[ ${__atoll_id-} ]] || return 0; __atoll_py;"
         " if [[ -o emacs || -o vi ]]; then set +o emacs +o vi; fi;"
         " while builtin read -t 0 </dev/tty && builtin read -r -t 0.01 u </dev/tty; do :; done; u='\\u';"
-        f" builtin printf '\\e]7771;{token};end;%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f%s\\x1f;{token}\\a'"
-        ' "$__atoll_id" "$s" "${!:-}" "${PS1:+prompt}" "${u@P}" "${h@P}" "$__atoll_p" "$PWD" >/dev/tty;'
+        f" builtin printf -v m '\\e]7771;{token};end;{fields}\\x1f;{token}\\a'"
+        ' "$__atoll_id" "$s" "${!:-}" "${PS1:+prompt}" "${u@P}" "${h@P}" "$__atoll_p" "$PWD";'
+        f' builtin printf %s "$m" >/dev/tty; builtin printf %s "$m" 2>/dev/null >|{note_path(token)} || :;'
         " __atoll_rc=$s; __atoll_id=; return 0; }",
         "PROMPT_COMMAND=__atoll_end; __atoll_id=0; __atoll_end",
     )
@@ -159,6 +167,10 @@ class MarkReader:
         if keep > at:
             yield Output(self._command_id, text[at:keep])
         self._pending = text[keep:]
+
+    def resume(self, command_id: int | None) -> None:
+        """After a gap in the stream: what had begun is lost, and what comes is output of `command_id`."""
+        self._pending, self._command_id = b"", command_id
 
     def _held_back(self, text: bytes, at: int) -> int:
         found = text.find(self._lead, at)

@@ -15,7 +15,8 @@ from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, lost_sandb
 
 SIZE = PtySize(rows=50, cols=1000)
 """Wide, so that `ps` and `ls` cut nothing off."""
-RECONNECTS = 3
+RECONNECT_S, FIRST_PAUSE_S, REQUEST_S = 20.0, 0.1, 10.0
+"""A server that is restarted is away for seconds; a sandbox that ended is told at once."""
 
 
 class SandboxTerminal:
@@ -45,24 +46,37 @@ class SandboxTerminal:
             except NotFoundException:
                 pass  # the shell has just ended; `follow` tells
 
-    def follow(self, feed: Callable[[bytes], None]) -> int | None:
-        attempts = 0
+    def follow(self, feed: Callable[[bytes], None], broke: Callable[[], None]) -> int | None:
         while True:
             try:
                 return self._handle.wait(on_pty=feed).exit_code
             except CommandExitException as ended:
                 return ended.exit_code
             except Exception as error:
-                attempts += 1
-                if attempts > RECONNECTS or not self._sandbox_lives():
-                    raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
-            time.sleep(0.2 * attempts)
+                if not self._connect_again(error):
+                    return None
+            broke()
+
+    def _connect_again(self, error: Exception) -> bool:
+        """False: the shell ended meanwhile. Raises AgentRuntimeDisconnectedError: the sandbox did, or stays away."""
+        until, pause_s = time.monotonic() + RECONNECT_S, FIRST_PAUSE_S
+        while True:
             try:
-                self._handle = self._sandbox.pty.connect(self._pid, timeout=0)
-            except LOST as error:
-                raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
-            except SandboxException:
-                return None  # the shell ended meanwhile
+                if not self._sandbox.is_running(request_timeout=REQUEST_S):
+                    break
+                self._handle = self._sandbox.pty.connect(self._pid, timeout=0, request_timeout=REQUEST_S)
+                return True
+            except LOST:
+                break
+            except NotFoundException:
+                return False
+            except Exception as again:
+                error = again
+            if time.monotonic() + pause_s > until:
+                break
+            time.sleep(pause_s)
+            pause_s *= 2
+        raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
 
     def foreground(self) -> int | None:
         with lost_sandbox_raises():
@@ -79,9 +93,3 @@ class SandboxTerminal:
             self._sandbox.pty.kill(self._pid)
         except Exception:
             return  # whatever the reason, there is no shell to be ended any more
-
-    def _sandbox_lives(self) -> bool:
-        try:
-            return self._sandbox.is_running()
-        except Exception:
-            return False
