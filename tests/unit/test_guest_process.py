@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import json
@@ -25,6 +26,7 @@ from e2b.exceptions import (
 )
 
 from atoll.guest import tree
+from atoll.guest.process import Channels, Process
 from atoll.wire import process
 from atoll.wire.connect import envelope
 
@@ -300,6 +302,28 @@ def test_output_of_a_lonely_process_is_kept_for_the_next_client(sandbox: Sandbox
     found = sandbox.commands.connect(handle.pid).wait()
     assert found.exit_code == 0
     assert found.stdout.endswith("while away\n")
+
+
+async def test_what_a_client_left_without_is_the_next_ones() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    loop = asyncio.get_running_loop()
+    config = process.ProcessConfig(cmd="true", args=[], envs={}, cwd=None)
+    lonely = Process(os.getpid(), config, None, Channels(stdout=reading), loop, lambda ended: None)
+    first = lonely.subscribe()
+    assert (await first.next(60)).start is not None
+    os.write(writing, b"on its way")
+    while first.size == 0:  # noqa: ASYNC110 - nothing tells of it but the event that is not to be taken
+        await asyncio.sleep(0.01)
+    first.close()
+    second = lonely.subscribe()
+    assert (await second.next(60)).start is not None
+    assert (await second.next(60)).data == process.DataEvent(stdout=b"on its way")
+    second.close()
+    assert lonely.backlog_size == 0
+    loop.remove_reader(reading)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_process_without_a_client_never_waits_for_one(sandbox: Sandbox) -> None:

@@ -90,6 +90,10 @@ class Subscription:
             self._process.relieved()
         return event
 
+    def untaken(self) -> list[DataEvent]:
+        """Output that this client never got."""
+        return [event.data for event in self._events if event.data is not None]
+
     def close(self) -> None:
         self._process.unsubscribe(self)
 
@@ -197,6 +201,9 @@ class Process:
     def unsubscribe(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+            if not self._subscriptions:
+                for data in subscription.untaken():
+                    self._keep(data)
             self.relieved()
 
     def relieved(self) -> None:
@@ -214,15 +221,11 @@ class Process:
             return
         if self._log is not None:
             self._log.output(data)
+        if not self._subscriptions:
+            self._keep(data)
+            return
         event = ProcessEvent(data=data)
         size = _size(data)
-        if not self._subscriptions:
-            self._backlog.append(event)
-            self._backlog_size += size
-            while self._backlog_size > BACKLOG and len(self._backlog) > 1:
-                dropped = self._backlog.popleft()
-                self._backlog_size -= _size(dropped.data) if dropped.data else 0
-            return
         behind = False
         for subscription in self._subscriptions:
             subscription.put(event, size)
@@ -230,6 +233,14 @@ class Process:
         if behind:
             for output in self._outputs:
                 self._pause(output)
+
+    def _keep(self, data: DataEvent) -> None:
+        """For whoever listens next."""
+        self._backlog.append(ProcessEvent(data=data))
+        self._backlog_size += _size(data)
+        while self._backlog_size > BACKLOG and len(self._backlog) > 1:
+            dropped = self._backlog.popleft()
+            self._backlog_size -= _size(dropped.data) if dropped.data else 0
 
     # -- output -----------------------------------------------------------------------------------------------------
 
