@@ -2,8 +2,9 @@
 
 Called after a fork from a zygote that has imported this module: everything the guest will ever need is loaded by then,
 because the root has changed and nothing can be imported any more. `main` relies on neither argv, cwd, environment nor
-the inherited standard descriptors. **One thread**: `guest/spawn.py` changes the credentials of the whole process, so
-nothing in the guest may use threads (`to_thread`, `run_in_executor`, `getaddrinfo` of a name).
+the inherited standard descriptors. **One thread, or two**: where the tier has made a
+second one, programs are started in it (`guest/spawn.py`) while this one waits. Nothing else may use threads
+(`to_thread`, `run_in_executor`, `getaddrinfo` of a name): `umask`, directory and descriptors are shared.
 
 To add a service: build it in `build_servers` and mount it on the envd router; the interpreter has a hook of its own.
 """
@@ -21,7 +22,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import elevate, notes, quota, trust, warmup
+from atoll.guest import elevate, notes, quota, spawn, trust, warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -49,6 +50,9 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
     codecs.lookup(_name)
 
 CONTROL_PORT = 0
+
+start_programs_in = spawn.start_programs_in
+"""For a tier that has a thread for it, before `main`."""
 
 
 def main(listener: socket.socket, config: GuestConfig) -> NoReturn:

@@ -1,13 +1,16 @@
 """Starting programs as the sandbox's users: one `posix_spawn`, never a fork of the guest.
 
 A fork copies the guest's page tables (1 to 2 ms, and pages stop being shared); `posix_spawn` borrows them (0.3 ms), but
-cannot change the user. So the guest, which has one thread, takes on the user's credentials itself for the length of
-the call, keeping uid 0 as its saved id, and the child starts with them:
+cannot change the user. So the guest takes on the user's credentials itself for the length of the call, keeping uid 0 as
+its saved id, and the child starts with them:
 
     setgroups, setresgid(gid, gid, 0), setresuid(uid, uid, 0)  →  chdir, posix_spawn  →  back
 
 Nothing can use that moment: /proc/1 stays closed (the saved id differs, the process is not dumpable after the change),
 pid 1 ignores KILL and STOP from its own namespace. `chdir` and `exec` are thereby checked with the user's rights.
+
+Where the tier has made a thread for it (`start_programs_in`) all this happens there, while the guest waits: programs
+are then born in the users' control group. When that is full the guest starts them itself, out of its reserve.
 """
 
 from __future__ import annotations
@@ -15,15 +18,28 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from atoll.guest import credentials
 from atoll.guest.users import User
 
 OOM_SCORE_ADJ = b"500"
-"""Children are chosen by the out-of-memory killer long before the guest."""
+"""Children are chosen by the out-of-memory killer long before the guest; a tier may see to it that they stay so."""
 
 _IGNORED_BY_PYTHON = [signal.SIGPIPE, signal.SIGXFSZ]
+
+
+_OUT_OF_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM})
+
+_Elsewhere = Callable[[Callable[[], int]], int]
+_elsewhere: _Elsewhere | None = None
+
+
+def start_programs_in(run: _Elsewhere | None) -> None:
+    """From now on `run(start)` calls `start` where programs are to be started."""
+    global _elsewhere
+    _elsewhere = run
 
 
 class CwdMissing(Exception):
@@ -61,18 +77,33 @@ def spawn(
                 actions.append((os.POSIX_SPAWN_OPEN, target, "/dev/null", flags, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, source, target))
-    with _inheritable(pass_fds), _as_user(user), _in_directory(cwd):
-        pid = os.posix_spawn(
-            program,
-            list(argv),
-            dict(env),
-            file_actions=actions,
-            setsid=True,
-            setsigmask=[],
-            setsigdef=_IGNORED_BY_PYTHON,
-        )
+
+    def start() -> int:
+        with _inheritable(pass_fds), _as_user(user), _in_directory(cwd):
+            return os.posix_spawn(
+                program,
+                list(argv),
+                dict(env),
+                file_actions=actions,
+                setsid=True,
+                setsigmask=[],
+                setsigdef=_IGNORED_BY_PYTHON,
+            )
+
+    pid = _start(start)
     _offer_to_oom_killer(pid)
     return pid
+
+
+def _start(start: Callable[[], int]) -> int:
+    if _elsewhere is None:
+        return start()
+    try:
+        return _elsewhere(start)
+    except OSError as error:
+        if error.errno not in _OUT_OF_ROOM:
+            raise
+        return start()  # the users have used up all of theirs: out of the guest's reserve
 
 
 def _find_program(name: str, env: Mapping[str, str]) -> str:
@@ -104,15 +135,15 @@ def _as_user(user: User) -> Iterator[None]:
         return
     groups = os.getgroups()
     try:
-        os.setgroups(user.groups)
-        os.setresgid(user.gid, user.gid, 0)
-        os.setresuid(user.uid, user.uid, 0)
+        credentials.set_groups(user.groups)
+        credentials.set_group(user.gid, user.gid, 0)
+        credentials.set_users(user.uid, user.uid, 0)
         yield
     finally:
         try:
-            os.setresuid(0, 0, 0)
-            os.setresgid(0, 0, 0)
-            os.setgroups(groups)
+            credentials.set_users(0, 0, 0)
+            credentials.set_group(0, 0, 0)
+            credentials.set_groups(groups)
         except OSError:
             os._exit(70)  # a guest that is stuck as somebody else must not go on
 

@@ -85,7 +85,9 @@ class BackendConfig:
     run_dir: Path
     """The backend's own directory for sockets and records that belong to no single sandbox."""
     guest_entry: str = "atoll.guest.main:main"
-    """Import path of the guest, called in the sandbox's first process as main(listener, config)."""
+    """Import path of the guest, called in the sandbox's first process as main(listener, config).
+
+    Its module may have a `start_programs_in(run)`, called before: programs are to be started by `run(start)`."""
     tools_dir: Path | None = None
     """Where programs lie that `atoll doctor --fix` has unpacked for us; None: only the machine's own are used."""
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -4,17 +4,23 @@
     Cgroups.group(name)  one sandbox's group: a directory in each hierarchy in use
     Group                create, limit, join, freeze, thaw, read, remove; plain synchronous file operations
 
+With `apart` a sandbox's users have a group of their own within its group, with a little less than the sandbox may have:
+what is left is the guest's, whatever they do. A thread of the guest lives in it (version 1: `tasks`; version 2: a
+threaded group), and what that thread starts is born there. Version 1 keeps memory and processes apart. In version 2 all
+threads of a process share one group's memory, so only processes are.
+
 The groups lie in `<hierarchy>/<base>/<name>`, at the top of the hierarchy and not below the server's own group: a
 sandbox outlives its server, and a service manager that ends the server's group must not end the sandboxes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from atoll.model.sandbox import Limits
@@ -23,6 +29,8 @@ _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 _V2_ENABLED = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
 _REMOVE_WITHIN_S = 3.0
+_USERS = "users"
+_APART = ("memory", "pids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,12 @@ class Usage:
     cache_bytes: int | None
     pids: int | None
     oom_kills: int | None
+
+
+def share_of_users(limits: Limits) -> Limits:
+    """What a sandbox's users may have together; the rest is the guest's. Pure."""
+    memory = limits.memory_mib - max(8, min(32, limits.memory_mib // 8))
+    return replace(limits, memory_mib=memory, pids=limits.pids - max(2, min(8, limits.pids // 16)))
 
 
 def _without_page_cache(memory: int | None, cache: int | None, shared: int) -> int | None:
@@ -85,9 +99,11 @@ class Cgroups:
     v2: Path | None
     """The unified hierarchy, if it is of any use: with controllers, or at least with its freezer."""
     v2_controllers: frozenset[str]
+    apart: bool = False
+    """Whether a sandbox's users have a group of their own within its group."""
 
     @staticmethod
-    def probe(base: str, mounts: str | None = None) -> Cgroups:
+    def probe(base: str, mounts: str | None = None, *, apart: bool = False) -> Cgroups:
         """Looks at what is mounted and writable. Changes nothing; without any usable hierarchy all sets are empty."""
         text = mounts if mounts is not None else Path("/proc/self/mounts").read_text()
         v1: dict[str, Path] = {}
@@ -103,7 +119,7 @@ class Cgroups:
                 controllers = frozenset((_read(point / "cgroup.controllers") or "").split()) & set(_V2_ENABLED)
         if v2 is not None and not controllers and "freezer" in v1:
             v2 = None  # a hybrid machine: everything of use is in version 1
-        return Cgroups(base, v1, v2, controllers - v1.keys())
+        return Cgroups(base, v1, v2, controllers - v1.keys(), apart)
 
     @property
     def limited(self) -> frozenset[str]:
@@ -118,7 +134,10 @@ class Cgroups:
     def group(self, name: str) -> Group:
         """The group of that name; made by `Group.create`."""
         parts = {controller: point / self.base / name for controller, point in self.v1.items()}
-        return Group(name, parts, self.v2 / self.base / name if self.v2 else None, self.v2_controllers)
+        unified = self.v2 / self.base / name if self.v2 else None
+        users = {name: parts[name] / _USERS for name in _APART if self.apart and name in parts}
+        users_v2 = unified / _USERS if self.apart and unified and "pids" in self.v2_controllers else None
+        return Group(name, parts, unified, self.v2_controllers, users, users_v2)
 
     def prepare(self) -> None:
         """Makes the base directories. Raises OSError with the path that cannot be made."""
@@ -145,6 +164,19 @@ class Cgroups:
                 continue
 
 
+def _open_all(paths: Sequence[Path]) -> list[int]:
+    """For writing; all or none. Raises OSError."""
+    descriptors: list[int] = []
+    try:
+        for path in paths:
+            descriptors.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
+    except OSError:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    return descriptors
+
+
 def _directories(path: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
@@ -161,6 +193,9 @@ class Group:
     v1: Mapping[str, Path]
     v2: Path | None
     v2_controllers: frozenset[str]
+    users: Mapping[str, Path] = field(default_factory=dict)
+    """Version 1: controller → the group of the users within this one."""
+    users_v2: Path | None = None
 
     def paths(self) -> list[Path]:
         """Its directory in every hierarchy in use."""
@@ -168,26 +203,40 @@ class Group:
 
     def create(self) -> None:
         """Makes the directories. Raises OSError."""
-        for path in self.paths():
+        for path in [*self.paths(), *dict.fromkeys(self.users.values())]:
             path.mkdir(exist_ok=True)
+        if self.v2 is not None and self.users_v2 is not None:
+            try:
+                self.users_v2.mkdir(exist_ok=True)
+                _write(self.users_v2 / "cgroup.type", "threaded")
+                _write(self.v2 / "cgroup.subtree_control", "+pids")
+            except OSError:  # delegated to us without that right: the limits hold, only the reserve is missing
+                with contextlib.suppress(OSError):
+                    self.users_v2.rmdir()
 
     def join_descriptors(self) -> list[int]:
         """Open `cgroup.procs` files: whoever writes `0` into all of them is in the group.
 
         The kernel checks the rights of the opener, so that a child without any may join itself.
         """
-        descriptors: list[int] = []
-        try:
-            for path in self.paths():
-                descriptors.append(os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
-        except OSError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            raise
-        return descriptors
+        return _open_all([path / "cgroup.procs" for path in self.paths()])
+
+    def users_descriptors(self) -> list[int]:
+        """As `join_descriptors`, for a thread and the group of the users; what it starts then is born there."""
+        paths = [path / "tasks" for path in dict.fromkeys(self.users.values())]
+        if self.users_v2 is not None and self.users_v2.is_dir():
+            paths.append(self.users_v2 / "cgroup.threads")
+        return _open_all(paths)
 
     def limit(self, limits: Limits) -> None:
         """Writes the limits of every controller in use. Raises OSError (EBUSY: more memory in use than wanted)."""
+        users = share_of_users(limits)
+        if (path := self.users.get("memory")) is not None:
+            _write(path / "memory.limit_in_bytes", str(users.memory_mib << 20))
+        if (path := self.users.get("pids")) is not None:
+            _write(path / "pids.max", str(users.pids))
+        if self.users_v2 is not None and self.users_v2.is_dir():
+            _write(self.users_v2 / "pids.max", str(users.pids))
         memory = limits.memory_mib << 20
         quota = limits.cpu_count * _PERIOD_US
         if (path := self.v1.get("memory")) is not None:
@@ -226,7 +275,7 @@ class Group:
     def processes(self) -> set[int]:
         """Every process in the group, by pid as the host sees it."""
         found: set[int] = set()
-        for path in self.paths():
+        for path in [*self.paths(), *self.users.values()]:
             found.update(int(pid) for pid in (_read(path / "cgroup.procs") or "").split())
         return found
 
@@ -264,6 +313,8 @@ class Group:
             memory, table = _number(path / "memory.usage_in_bytes"), _table(path / "memory.stat")
             cache, shared = table.get("total_cache"), table.get("total_shmem", 0)
             kills = _table(path / "memory.oom_control").get("oom_kill")
+            if kills is not None and (apart := self.users.get("memory")) is not None:  # version 1 does not add them up
+                kills += _table(apart / "memory.oom_control").get("oom_kill", 0)
             memory = _without_page_cache(memory, cache, shared)
         elif self.v2 is not None and "memory" in self.v2_controllers:
             memory, table = _number(self.v2 / "memory.current"), _table(self.v2 / "memory.stat")
@@ -277,7 +328,8 @@ class Group:
     def try_remove(self) -> bool:
         """Removes the directories; False while some still holds a dying process."""
         gone = True
-        for path in self.paths():
+        users = [*dict.fromkeys(self.users.values()), *([self.users_v2] if self.users_v2 else [])]
+        for path in [*users, *self.paths()]:
             try:
                 path.rmdir()
             except FileNotFoundError:

@@ -22,6 +22,7 @@ import resource
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
@@ -30,6 +31,7 @@ from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
 from atoll.isolation.linux.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spec_codec import guest_from_json
+from atoll.isolation.namespaces.starter import Starter
 from atoll.model.sandbox import GuestConfig
 
 GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -47,6 +49,7 @@ class Birth:
         self,
         control: socket.socket,
         group: Iterable[int],
+        users: Iterable[int],
         guest: GuestMain,
         program: bytes,
         last_cap: int,
@@ -55,6 +58,7 @@ class Birth:
     ) -> None:
         self._control = control
         self._group = list(group)
+        self._users = list(users)
         self._guest = guest
         self._program = program
         self._last_cap = last_cap
@@ -92,7 +96,7 @@ class Birth:
 
     def _prepare(self) -> None:
         self._step = "close inherited descriptors"
-        close_all_but({0, 1, 2, self._control.fileno(), *self._group})
+        close_all_but({0, 1, 2, self._control.fileno(), *self._group, *self._users})
         rewrite_command_line("atoll-guest")
         syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
         os.environ.pop("ATOLL_FOOTPRINT_MARK", None)
@@ -115,6 +119,8 @@ class Birth:
         for descriptor in self._group:
             os.write(descriptor, b"0")
             os.close(descriptor)
+        self._step = "the thread that starts programs"
+        self._starter = Starter(self._enter_users_group)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         self._step = "stage mounts"
         mounts.make_private()
@@ -124,6 +130,20 @@ class Birth:
         if self._with_egress:
             self._step = "egress redirect"
             self._egress = [held.detach() for held in egress.install()]
+
+    def _enter_users_group(self) -> None:
+        """In the thread that starts programs, which from here on can do no more than they: none of this is shared."""
+        for descriptor in self._users:
+            os.write(descriptor, b"0")
+            os.close(descriptor)
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+        self._confine()
+
+    def _confine(self) -> None:
+        """The calling thread."""
+        caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
+        seccomp.install(self._program)  # while the capability for it is still held
+        caps.limit_own(posture.KEPT_CAPABILITIES)
 
     def _stage_mounts(self) -> None:
         """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
@@ -205,9 +225,7 @@ class Birth:
         self._step = "limits"
         set_resource_limits(limits["pids"])
         self._step = "capabilities and filter"
-        caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
-        seccomp.install(self._program)  # while the capability for it is still held
-        caps.limit_own(posture.KEPT_CAPABILITIES)
+        self._confine()
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
     @staticmethod
@@ -220,6 +238,9 @@ class Birth:
     def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
         self._control.detach()
         close_all_but({0, 1, 2, listener_descriptor, *self._egress})
+        # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
+        if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
+            start_programs_in(self._starter.run)
         try:
             self._guest(socket.socket(fileno=listener_descriptor), config)
         finally:

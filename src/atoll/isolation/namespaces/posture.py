@@ -12,6 +12,7 @@ import socket
 from atoll.isolation.linux import id_ranges, syscalls
 from atoll.isolation.linux.caps import Cap
 from atoll.isolation.linux.seccomp import Rule, Test, assemble
+from atoll.isolation.namespaces import starter
 
 NAMESPACES = (
     syscalls.CLONE_NEWUSER
@@ -104,7 +105,7 @@ _ABOUT_A_PROCESS = {
     "sched_setparam": (142, 118, 0), "sched_setscheduler": (144, 119, 0), "sched_setattr": (314, 274, 0),
     "sched_setaffinity": (203, 122, 0),
 }  # fmt: skip
-_GUEST = 1
+_GUEST = (1, starter.NUMBER)  # both of its threads: most of these calls take a thread's number too
 _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
 
 # Allowed on purpose: ptrace and process_vm_* (debuggers are tools of the trade; the kernel lets them touch only
@@ -135,7 +136,7 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
         ),
         Rule(personality, argument=0, test=Test.NOT_IN, values=_PERSONALITIES),
     ]
-    rules += [Rule(row[column], argument=row[2], values=(_GUEST,)) for row in _ABOUT_A_PROCESS.values()]
+    rules += [Rule(row[column], argument=row[2], values=_GUEST) for row in _ABOUT_A_PROCESS.values()]
     rules += [
         Rule(_ABOUT_A_PROCESS["setpriority"][column], argument=0, values=(_PRIO_USER,)),
         Rule(_ABOUT_A_PROCESS["ioprio_set"][column], argument=0, values=(_IOPRIO_WHO_USER,)),
@@ -188,9 +189,13 @@ MASKED_PROC_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi
 
 READ_ONLY_PROC = ("sys",)
 
-OOM_SCORE_ADJ = -250
-"""Of the guest. Not -1000: user processes start with it until the guest raises theirs, and a sandbox in which nothing
-may be killed would hang at its memory limit. With this value the largest process goes, which the guest never is."""
+OOM_SCORE_ADJ = 500
+"""Below which no process of a sandbox may lower its score: root of the host has set it once, on the first process."""
+
+OOM_ADJ = -5
+"""The guest's own score, lower than that (-294 of 1000). It is written to the older file `oom_adj`, which leaves the
+lower bound that all children inherit where it is. Not the lowest: user processes have it until the guest has raised
+theirs, and a sandbox in which nothing may be killed would hang at its memory limit."""
 
 HOST_IDS_PER_SANDBOX = id_ranges.HOST_IDS_PER_SANDBOX
 

@@ -58,7 +58,7 @@ class NamespacesBackend(IsolationBackend):
         self._config = config
         self._parked = parked
         self._layout = RunLayout(config.run_dir)
-        self._cgroups = Cgroups.probe(self._layout.cgroup_base)
+        self._cgroups = Cgroups.probe(self._layout.cgroup_base, apart=True)
         self._zygote: ZygoteClient | None = None
         self._starting = asyncio.Lock()  # at most one zygote is started at a time
         self._network: NetworkThread | None = None

@@ -56,7 +56,7 @@ def _attempt(place: Path) -> list[_Row]:
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
         program = posture.seccomp_program()
-        Birth(theirs, [], _guest, program, caps.last_cap(), egress=not no_egress).run()
+        Birth(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress).run()
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))

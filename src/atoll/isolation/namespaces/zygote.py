@@ -102,7 +102,7 @@ class Zygote:
         self._layout = layout
         self._guest = guest
         self._park = park
-        self._cgroups = Cgroups.probe(layout.cgroup_base)
+        self._cgroups = Cgroups.probe(layout.cgroup_base, apart=True)
         self._program = posture.seccomp_program()
         self._last_cap = caps.last_cap()
         self._boot_id = syscalls.boot_id()
@@ -252,17 +252,20 @@ class Zygote:
             group.create()
             joins = group.join_descriptors()
             undo += [lambda fd=fd: os.close(fd) for fd in joins]  # type: ignore[misc]
+            users = group.users_descriptors()
+            undo += [lambda fd=fd: os.close(fd) for fd in users]  # type: ignore[misc]
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
-                Birth(theirs, joins, self._guest, self._program, self._last_cap, egress=not self._no_egress).run()
+                with_egress = not self._no_egress
+                Birth(theirs, joins, users, self._guest, self._program, self._last_cap, egress=with_egress).run()
         except OSError:
             for step in reversed(undo):
                 step()
             raise
         theirs.close()
-        for descriptor in joins:
+        for descriptor in (*joins, *users):
             os.close(descriptor)
         child = _Child(pid, pidfd, ours, group, self._ids.take())
         self._children.add(child)
@@ -272,6 +275,7 @@ class Zygote:
             map_ids(pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
             with contextlib.suppress(OSError):  # needs CAP_SYS_RESOURCE, which root in a container may lack
                 Path(f"/proc/{pid}/oom_score_adj").write_text(str(posture.OOM_SCORE_ADJ))
+                Path(f"/proc/{pid}/oom_adj").write_text(str(posture.OOM_ADJ))
             messages.send(ours, {"op": "mapped"})
         except OSError as error:
             self._discard(child, str(error))
