@@ -6,7 +6,7 @@ async with plane(tmp_path) as world:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,6 +77,15 @@ class MemoryTemplates:
             if name == template.template_id or name in template.names:
                 return template
         raise TemplateNotFound(name)
+
+    def hold(self, layers: Collection[Path]) -> bool:
+        return True
+
+    def hold_nothing(self) -> None:
+        """Nothing is ever taken away here."""
+
+    def remove_unused_builds(self) -> int:
+        return 0
 
 
 def load_fake(name: str) -> BackendFactory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 import time
@@ -166,16 +167,80 @@ def test_a_changed_recipe_is_built_anew_and_the_old_build_stays_for_who_stands_o
     assert store.find_template("top") == new
 
 
-def test_unused_builds_are_removed_and_used_ones_kept(
+def _supersede(tmp_path: Path, recipes: dict[str, Recipe], builder: Builder) -> TemplateStore:
+    changed = {**recipes, "bottom": replace(recipes["bottom"], apt_packages=("more",))}
+    newer = TemplateStore(tmp_path / "templates", changed, build=builder)
+    newer.ensure_template("top")
+    return newer
+
+
+def _holder(tmp_path: Path, name: str = "server") -> TemplateStore:
+    (tmp_path / name).mkdir(exist_ok=True)
+    return TemplateStore(tmp_path / "templates", holder=tmp_path / name)
+
+
+def test_superseded_builds_are_removed_and_those_that_a_server_holds_kept(
     tmp_path: Path, recipes: dict[str, Recipe], builder: Builder, store: TemplateStore
 ) -> None:
     old = store.ensure_template("top")
-    changed = {**recipes, "bottom": replace(recipes["bottom"], apt_packages=("more",))}
-    new = TemplateStore(tmp_path / "templates", changed, build=builder).ensure_template("top")
-    assert store.remove_unused_builds(old.layers) == 0
-    assert store.remove_unused_builds(()) == 2
+    assert _holder(tmp_path).hold(old.layers)
+    newer = _supersede(tmp_path, recipes, builder)
+    assert newer.remove_unused_builds() == 0
+    assert _holder(tmp_path, "another").hold(newer.find_template("top").layers)
+    # The server is started again: sandboxes that it finds alive stand there still, and without any nothing is held.
+    assert newer.remove_unused_builds() == 0
+    _holder(tmp_path).hold_nothing()
+    assert newer.remove_unused_builds() == 2
     assert not any(layer.exists() for layer in old.layers)
-    assert store.find_template("top").layers == new.layers
+    assert all(layer.is_dir() for layer in newer.find_template("top").layers)
+    assert list((tmp_path / "templates" / ".building").iterdir()) == []
+    assert newer.remove_unused_builds() == 0
+
+
+def test_a_server_whose_data_is_gone_holds_nothing(
+    tmp_path: Path, recipes: dict[str, Recipe], builder: Builder, store: TemplateStore
+) -> None:
+    assert _holder(tmp_path).hold(store.ensure_template("top").layers)
+    newer = _supersede(tmp_path, recipes, builder)
+    (tmp_path / "server").rmdir()
+    assert newer.remove_unused_builds() == 2
+
+
+def test_what_was_taken_away_a_moment_ago_cannot_be_held(
+    tmp_path: Path, recipes: dict[str, Recipe], builder: Builder, store: TemplateStore
+) -> None:
+    old = store.ensure_template("top")
+    newer = _supersede(tmp_path, recipes, builder)
+    assert newer.remove_unused_builds() == 2
+    holder = _holder(tmp_path)
+    assert not holder.hold(old.layers)
+    assert holder.hold(newer.find_template("top").layers)
+
+
+def test_a_template_that_is_being_built_is_left_alone(
+    tmp_path: Path, recipes: dict[str, Recipe], builder: Builder, store: TemplateStore
+) -> None:
+    store.ensure_template("top")
+    newer = _supersede(tmp_path, recipes, builder)
+    with (tmp_path / "templates" / ".locks" / "top").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert newer.remove_unused_builds() == 1  # that of `bottom`
+    assert newer.remove_unused_builds() == 1
+
+
+def test_builds_of_a_template_whose_record_is_damaged_are_left_alone(tmp_path: Path, store: TemplateStore) -> None:
+    layers = store.ensure_template("top").layers
+    (tmp_path / "templates" / "top" / "template.json").write_text("{")
+    (tmp_path / "templates" / "bottom" / "template.json").write_text("{")
+    assert store.remove_unused_builds() == 0
+    assert all(layer.is_dir() for layer in layers)
+
+
+def test_a_lent_directory_of_templates_costs_no_sandbox(tmp_path: Path) -> None:
+    layer = tmp_path / "templates" / "base" / "builds" / "x"
+    layer.mkdir(parents=True)
+    (tmp_path / "templates" / ".in-use").write_text("nobody writes here")
+    assert _holder(tmp_path).hold([layer])
 
 
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 99}'])

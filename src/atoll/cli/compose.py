@@ -57,7 +57,7 @@ async def platform(
         Store(settings.database_url or default_url(settings.data_dir)) as store,
         Supervisor(
             data_dir=settings.data_dir,
-            templates=TemplateStore(settings.templates_dir),
+            templates=TemplateStore(settings.templates_dir, holder=settings.data_dir),
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=egress_private,

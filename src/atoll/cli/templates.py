@@ -35,6 +35,8 @@ def build(templates_dir: Path, name: str) -> None:
                 console.print(f"{step.template}: {step.fraction:4.0%} {step.message}")
 
         store.ensure_template(name, show)
+    if removed := store.remove_unused_builds():
+        console.print(f"removed {removed} superseded build{'s' if removed > 1 else ''} that no sandbox stands on")
 
 
 def rows(templates_dir: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@
       .building/<template_id>-…/         a build under way (or the rest of one that was cut off)
       .locks/<template_id>               held while building: two processes that want the same template build it once
       .logs/<template_id>-<build_id>.log
+      .in-use/                           which builds the servers of this machine hold, see `leases`
 
 A build is made in `.building`, renamed into `builds`, and only then named by an atomically replaced template.json; so a
 half-built one is never used, and a newer build never pulls the floor from under running sandboxes.
@@ -28,6 +29,7 @@ from typing import Any
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
+from atoll.node import leases
 from atoll.node.recipes.build import Workplace, build_layer, remove_tree
 from atoll.node.recipes.builtin import RECIPES
 from atoll.node.recipes.recipe import OnProgress, Progress, Recipe, revision
@@ -43,17 +45,22 @@ def _silent(_: Progress) -> None:
 
 
 class TemplateStore:
-    """The templates below one directory. Safe to use from several processes at once."""
+    """The templates below one directory. Safe to use from several processes at once.
+
+    `holder`: the data directory of the server whose sandboxes will stand on them; see `leases`.
+    """
 
     def __init__(
         self,
         templates_dir: Path,
         recipes: Mapping[str, Recipe] = RECIPES,
         *,
+        holder: Path | None = None,
         build: Builder = build_layer,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._dir = templates_dir.absolute()
+        self._leases = leases.Leases(self._dir, holder) if holder is not None else None
         self._recipes = recipes
         self._build = build
         self._now = now
@@ -97,17 +104,46 @@ class TemplateStore:
                 return ready
             return self._build_now(recipe, parent, on_progress)
 
-    def remove_unused_builds(self, in_use: Collection[Path]) -> int:
-        """Removes builds that no template.json names and no sandbox stands on (`in_use`: layers). Returns how many."""
+    def remove_unused_builds(self) -> int:
+        """Removes builds that no template.json names and no server holds (`leases`). Returns how many.
+
+        A template that somebody builds just now is left to them. Raises OSError.
+        """
         removed = 0
-        for name in (path.parent.name for path in self._dir.glob("*/builds")):
-            with self._building_lock(name, _silent):
-                kept = {layer for template in self.list_templates() for layer in template.layers} | set(in_use)
-                for build in (self._dir / name / "builds").iterdir():
-                    if build not in kept:
+        for name in sorted(path.parent.name for path in self._dir.glob("*/builds")):
+            with self._idle_lock(name) as idle:
+                if idle:
+                    taken = self._take_unused(name)
+                    removed += len(taken)
+                    for build in taken:
                         remove_tree(build)
-                        removed += 1
         return removed
+
+    def _take_unused(self, name: str) -> list[Path]:
+        """Moves them to where the rests of builds are removed from: what a crash leaves of them goes with those."""
+        taken = []
+        with leases.exclusive(self._dir):
+            kept = {layer for template in self.list_templates() for layer in template.layers}
+            # A record that cannot be read may name any of them.
+            if self._read(name) is None:
+                return []
+            kept |= leases.held(self._dir)
+            for build in (self._dir / name / "builds").iterdir():
+                if build not in kept:
+                    aside = self._dir / ".building" / f"{name}-{build.name}"
+                    aside.parent.mkdir(exist_ok=True)
+                    build.rename(aside)
+                    taken.append(aside)
+        return taken
+
+    def hold(self, layers: Collection[Path]) -> bool:
+        """See `Templates.hold`."""
+        return self._leases is None or self._leases.hold(layers)
+
+    def hold_nothing(self) -> None:
+        """See `Templates.hold_nothing`."""
+        if self._leases is not None:
+            self._leases.begin_anew()
 
     # ------------------------------------------------------------------------------------------------ building
 
@@ -161,6 +197,20 @@ class TemplateStore:
                     time.sleep(_LOCK_POLL_S)
             self._remove_leftovers(name)
             yield
+
+    @contextmanager
+    def _idle_lock(self, name: str) -> Iterator[bool]:
+        """The lock without waiting for it: whether nobody builds `name`."""
+        locks = self._dir / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                self._remove_leftovers(name)
+                yield True
 
     def _remove_leftovers(self, name: str) -> None:
         """What a build of `name` left that was cut off. The caller holds the lock, so nobody is at it."""

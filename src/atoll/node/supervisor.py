@@ -147,6 +147,7 @@ class Supervisor:
             sweeper = self._tasks.create_task(self._trash.run(), name="trash")
             stack.push_async_callback(self._stop, sweeper)
             self.start_report = await self._take_over(left)
+            self._tasks.create_task(self._remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
         return self
 
@@ -214,9 +215,21 @@ class Supervisor:
         ]
         for name in gone:
             self._trash.put(self._sandboxes_dir / name)
+        if not self._live and not unusable:
+            self._templates.hold_nothing()
         report = StartReport(adopted=len(self._live), removed=len(gone), trash=left_in_trash)
         _log.info("node.took_over", adopted=report.adopted, removed=report.removed, trash=report.trash)
         return report
+
+    async def _remove_unused_builds(self) -> None:
+        """What newer builds have superseded while sandboxes of an earlier server still stood on it."""
+        try:
+            removed = await asyncio.to_thread(self._templates.remove_unused_builds)
+        except OSError as error:
+            _log.warning("templates.not_removed", error=str(error))
+        else:
+            if removed:
+                _log.info("templates.removed", builds=removed)
 
     async def _adopt_all(self, backend: IsolationBackend, found: Mapping[str, NodeRecord]) -> set[str]:
         async def adopt(record: NodeRecord) -> str | None:
@@ -382,6 +395,9 @@ class Supervisor:
         if known is not None and now - known[0] < _TEMPLATE_FRESH_S:
             return known[1]
         template = self._templates.find_template(name)
+        if not self._templates.hold(template.layers):
+            template = self._templates.find_template(name)  # superseded and taken away between the look and the hold
+            self._templates.hold(template.layers)
         fresh = {key: entry for key, entry in self._recent_templates.items() if now - entry[0] < _TEMPLATE_FRESH_S}
         self._recent_templates = fresh | {name: (now, template)}
         return template
