@@ -61,7 +61,8 @@ def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
     try:
         prepare_process()
         gc.freeze()
-        asyncio.run(serve(listener, config))
+        with _runner as runner:
+            runner.run(serve(listener, config))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -70,6 +71,18 @@ def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
         with contextlib.suppress(BaseException):
             sys.stderr.flush()
         os._exit(status)
+
+
+_runner = asyncio.Runner()
+"""Makes its loop when it is first used: never in the zygote, whose loop would be shared by all."""
+
+
+def prepare() -> None:
+    """For a sandbox made ahead of need, in its own process, before `main` and before it is known whose it will be.
+
+    What the guest writes to while it starts becomes this process's own here, and no longer while somebody waits.
+    """
+    warmup.rehearse(build_servers, _runner)
 
 
 def warm_up() -> None:

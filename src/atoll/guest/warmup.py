@@ -16,7 +16,7 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from atoll.guest.parts import Guest
 from atoll.guest.process_service import ProcessTable
@@ -29,6 +29,8 @@ from atoll.wire.connect import ConnectError
 from atoll.wire.http import Handler
 
 Servers = Callable[[Guest], Mapping[int, Handler]]
+_Call = tuple[str, str, str, bytes]
+"""Method, target, headers, body."""
 
 _ROUNDS = 24
 """More than the interpreter takes to specialise a function (its counters start at 8)."""
@@ -37,14 +39,23 @@ _PATIENCE_S = 5.0
 
 def exercise(build_servers: Servers) -> None:
     """Serves itself rounds of requests. Never raises: a cold guest works as well, only slower."""
+    with contextlib.suppress(OSError, ValueError, EOFError, ConnectError), tempfile.TemporaryDirectory() as scratch:
+        user = Users().name_of(os.getuid())
+        asyncio.run(_serve_itself(build_servers, [_quiet_calls() + _calls(scratch)] * _ROUNDS, user))
+
+
+def rehearse(build_servers: Servers, runner: asyncio.Runner) -> None:
+    """The guest's start and its first answers, once, on the loop that it will use. Never raises.
+
+    It is nobody's yet and stands in a template's root: no program is started, no file looked at.
+    """
     with contextlib.suppress(OSError, ValueError, EOFError, ConnectError):
-        asyncio.run(_exercise(build_servers))
+        runner.run(_serve_itself(build_servers, [_quiet_calls()], "root"))
 
 
-async def _exercise(build_servers: Servers) -> None:
+async def _serve_itself(build_servers: Servers, rounds: Sequence[Sequence[_Call]], user: str) -> None:
     loop = asyncio.get_running_loop()
-    me = Users().name_of(os.getuid())
-    state = GuestState(GuestConfig("warmup", "warmup", "warmup", access_token="warmup", default_user=me), Users())
+    state = GuestState(GuestConfig("warmup", "warmup", "warmup", access_token="warmup", default_user=user), Users())
     reaper = Reaper(loop)
     servers = build_servers(Guest(state, reaper, ProcessTable(state, reaper, loop), loop))
     reaper.start()
@@ -55,32 +66,32 @@ async def _exercise(build_servers: Servers) -> None:
     try:
         await transport.start(listener)
         async with asyncio.timeout(_PATIENCE_S):
-            with tempfile.TemporaryDirectory(prefix="atoll-") as scratch:
-                for _ in range(_ROUNDS):
-                    await _one_round(address, _calls(scratch), me)
+            for calls in rounds:
+                await _one_round(address, calls, user)
     finally:
         transport.close()
         listener.close()
         loop.remove_signal_handler(signal.SIGCHLD)
 
 
-_Call = tuple[str, str, str, bytes]
-"""Method, target, headers, body."""
+def _quiet_calls() -> list[_Call]:
+    return [
+        ("GET", "/health", "", b""),
+        ("POST", "/process.Process/List", "content-type: application/json\r\n", b"{}"),
+    ]
 
 
 def _calls(scratch: str) -> list[_Call]:
     run = b'{"process":{"cmd":"/bin/true","args":[],"envs":{"A":"b"}},"stdin":false}'
     envelope = b"\0" + len(run).to_bytes(4, "big") + run
     return [
-        ("GET", "/health", "", b""),
-        ("POST", "/process.Process/List", "content-type: application/json\r\n", b"{}"),
         ("POST", "/process.Process/Start", "content-type: application/connect+json\r\n", envelope),
         ("POST", f"/files?path={scratch}/a", "content-type: application/octet-stream\r\n", b"atoll"),
         ("GET", f"/files?path={scratch}/a", "", b""),
     ]
 
 
-async def _one_round(address: str, calls: list[_Call], user: str) -> None:
+async def _one_round(address: str, calls: Sequence[_Call], user: str) -> None:
     reader, writer = await asyncio.open_unix_connection(address)
     token = f"x-access-token: warmup\r\nauthorization: Basic {base64.b64encode(f'{user}:'.encode()).decode()}\r\n"
     try:

@@ -1,11 +1,14 @@
 """A sandbox's first process, from its birth in new namespaces until it is the guest. Runs once, never returns.
 
     born ── mapped ──► prepare: ids, cgroup, staged /dev /proc /sys, loopback ──► parked   (nothing of a user known yet)
-    parked ── go ──► finish: host name, root, limits on files, capabilities, seccomp ──► started ──► guest main()
+    parked ── boot ──► enter: root, seccomp, bounding set; the guest's `prepare` ──► booted   (nobody's)
+    booted ── go ──► assume: host name, limits, own capabilities ──► started ──► guest main()
+    parked ── go ──► enter and assume at once, when nothing was made ahead
 
-Everything before `parked` is the same for every sandbox and happens ahead of need. After `finish` the process can do no
-more than any process of the sandbox's root. It never execs: its memory belongs to the user namespace of the host, so
-that not even root inside may look into it.
+Everything before `parked` is the same for every sandbox, everything before `booted` for all of a template; both happen
+ahead of need. Until `assume` the process holds capabilities in its own user namespace that no sandbox has: up to there
+it runs nothing and trusts nothing of the template. After it, it can do no more than any process of the sandbox's root.
+It never execs: its memory belongs to the user namespace of the host, so that not even root inside may look into it.
 
 Randomness: Python's `random` reseeds itself in the interpreter's fork hook, and OpenSSL when it sees another process id
 than before, which holds because the zygote is never pid 1 and we always are (telling it explicitly costs 2 ms).
@@ -25,7 +28,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
 from atoll.isolation.linux.fork import rewrite_command_line
@@ -55,11 +58,13 @@ class Birth:
         last_cap: int,
         *,
         egress: bool,
+        ahead: Callable[[], None] | None = None,
     ) -> None:
         self._control = control
         self._group = list(group)
         self._users = list(users)
         self._guest = guest
+        self._ahead = ahead
         self._program = program
         self._last_cap = last_cap
         self._with_egress = egress
@@ -72,15 +77,21 @@ class Birth:
         """Becomes the guest, or reports why not and ends."""
         try:
             self._prepare()
-            self._reach("parked")
             messages.send(self._control, {"op": "parked", "egress": self._egress})
-            body, descriptors = messages.receive(self._control)
-            if body is None:
-                os._exit(0)  # the zygote ended; nobody needs us
-            mount, listener, log = descriptors
-            self._reach("go")
+            body, descriptors = self._told()
+            if body["op"] == "boot":
+                self._enter(descriptors.pop(), body["memory_mib"])
+                self._get_ready()
+                messages.send(self._control, {"op": "booted"})
+                body, descriptors = self._told()
+                self._reach("go")
+            else:
+                self._reach("go")
+                self._enter(descriptors.pop(0), body["limits"]["memory_mib"])
+                close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
+            listener, log = descriptors
             config = guest_from_json(body["guest"])
-            self._finish(config, body["limits"], mount, log)
+            self._assume(config, body["limits"], log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
@@ -88,6 +99,12 @@ class Birth:
                 messages.send(self._control, {"op": "failed", "error": f"{self._step}: {error}"})
             os._exit(1)
         self._become_guest(listener, config)
+
+    def _told(self) -> tuple[dict[str, Any], list[int]]:
+        body, descriptors = messages.receive(self._control)
+        if body is None:
+            os._exit(0)  # the zygote ended; nobody needs us
+        return body, descriptors
 
     def _reach(self, stage: str) -> None:
         self._stages[stage] = time.monotonic()
@@ -138,12 +155,12 @@ class Birth:
             os.close(descriptor)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         self._confine()
+        caps.limit_own(posture.KEPT_CAPABILITIES)
 
     def _confine(self) -> None:
-        """The calling thread."""
+        """What the calling thread starts. It itself keeps its capabilities for now."""
         caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
         seccomp.install(self._program)  # while the capability for it is still held
-        caps.limit_own(posture.KEPT_CAPABILITIES)
 
     def _stage_mounts(self) -> None:
         """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
@@ -198,16 +215,15 @@ class Birth:
             mounts.attach_and_close(read_only, proc, name)
         os.close(proc)
 
-    # -- on demand -----------------------------------------------------------------------------------------------------
+    # -- a template's root ---------------------------------------------------------------------------------------------
 
-    def _finish(self, config: GuestConfig, limits: Mapping[str, int], mount: int, log: int) -> None:
-        self._step = "host name"
-        socket.sethostname(config.hostname)
+    def _enter(self, mount: int, memory_mib: int) -> None:
+        """The root becomes this process's, and the wall around whatever it may start stands."""
         self._step = "root file system"
         stage = self._stage
         mounts.attach_and_close(mount, stage, "root")
         root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
-        self._mount_shared_memory(stage, limits["memory_mib"])
+        self._mount_shared_memory(stage, memory_mib)
         for name in ("dev", "proc", "sys"):
             self._step = f"/{name} of the template"
             _ensure_directory(root, name, 0o755)
@@ -216,16 +232,35 @@ class Birth:
         self._step = "change root"
         mounts.enter_root(root)
         self._reach("root")
+        self._step = "bounding set and filter"
+        self._confine()
+
+    def _get_ready(self) -> None:
+        """The guest makes what does not depend on whose it will be."""
+        self._step = "the guest's preparations"
+        close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
+        write_etc("localhost")  # for now: writing over what is there is quick, taking a file out of the template is not
+        if self._ahead is not None:
+            self._ahead()
+
+    # -- on demand -----------------------------------------------------------------------------------------------------
+
+    def _assume(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
+        """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
+        self._step = "host name"
+        socket.sethostname(config.hostname)
         self._step = "/etc of the sandbox"
         write_etc(config.hostname)
         self._step = "descriptors"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target, inheritable=True)
+        os.close(null)
+        os.close(log)
         self._step = "limits"
         set_resource_limits(limits["pids"])
-        self._step = "capabilities and filter"
-        self._confine()
+        self._step = "capabilities"
+        caps.limit_own(posture.KEPT_CAPABILITIES)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
     @staticmethod
@@ -236,8 +271,7 @@ class Birth:
         mounts.attach_and_close(shared, stage, "dev/shm")
 
     def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
-        self._control.detach()
-        close_all_but({0, 1, 2, listener_descriptor, *self._egress})
+        self._control.close()
         # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
         if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
             start_programs_in(self._starter.run)
@@ -281,7 +315,8 @@ def write_etc(hostname: str) -> None:
 
 
 def _write_file(path: str, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Cut to length afterwards and not with O_TRUNC: ext4 writes a file that was truncated out to the disk at once.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o644)
     except FileNotFoundError:
@@ -292,6 +327,7 @@ def _write_file(path: str, content: bytes) -> None:
         descriptor = os.open(path, flags, 0o644)
     try:
         os.write(descriptor, content)
+        os.ftruncate(descriptor, len(content))
     finally:
         os.close(descriptor)
 

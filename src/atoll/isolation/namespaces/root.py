@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from atoll.isolation.linux import mounts, syscalls
 from atoll.isolation.linux.disk_image import IMAGE, Disk
@@ -68,51 +69,58 @@ def _make_directories(state_dir: Path) -> None:
         (state_dir / WORK).mkdir(0o700)
 
 
+class Wanted(NamedTuple):
+    """What a root is made from. Equal for two sandboxes that could have each other's."""
+
+    lowers: tuple[str, ...]
+    identity: tuple[tuple[int, int], ...]
+    """Device and inode of each layer: one may have been built anew under its old path."""
+    size_mib: int | None
+    memory_mib: int
+
+    @staticmethod
+    def of(lowers: Sequence[str], size_mib: int | None, memory_mib: int) -> Wanted:
+        """As the layers are now. Raises OSError."""
+        identity = tuple((found.st_dev, found.st_ino) for found in map(os.stat, lowers))
+        return Wanted(tuple(lowers), identity, size_mib, memory_mib)
+
+
 class PreparedRoot:
-    """A root made ahead of need, for the template that was asked for last, in a directory of the zygote's own.
+    """A root made ahead of need, in a directory of the zygote's own, for a child that waits.
 
     Making an overlay's directories is what a creation spends most on (2 to 4 ms of disk); moving them costs a rename
     each. The overlay does not mind: it holds directories, not paths.
     """
 
-    def __init__(self, pid: int, id_base: int, lowers: Sequence[str], place: Path, disk: Disk | None = None) -> None:
+    def __init__(self, pid: int, id_base: int, wanted: Wanted, place: Path, disk: Disk | None = None) -> None:
         """Raises OSError, ValueError; nothing is left then."""
-        self.place = place
-        self._lowers = tuple(lowers)
-        self._size_mib = disk.size_mib if disk is not None else None
+        self._place = place
+        self._names = (UPPER, WORK) if disk is None else (IMAGE,)
         self._mount = -1
         try:
-            self._identity = _identity(lowers)
             place.mkdir(0o700, parents=True)
             if disk is not None:
                 disk.move(place)
-            self._mount = build_root(pid, id_base, lowers, place, disk)
+            self._mount = build_root(pid, id_base, wanted.lowers, place, disk)
         except BaseException:
             self.discard()
             raise
 
-    def take(self, lowers: Sequence[str], state_dir: Path, size_mib: int | None = None) -> int | None:
-        """The mount, its layer now in `state_dir`; None if this is not the root that is wanted (discard it)."""
-        if tuple(lowers) != self._lowers or size_mib != self._size_mib or _identity(lowers) != self._identity:
-            return None
-        try:
-            for name in (UPPER, WORK) if size_mib is None else (IMAGE,):
-                os.rename(self.place / name, state_dir / name)
-        except OSError:  # another file system, or a directory that is used again: made on the spot then
-            return None
+    def hand_over(self) -> int:
+        """The mount, once. Whoever gets it closes it."""
         mount, self._mount = self._mount, -1
-        with contextlib.suppress(OSError):
-            self.place.rmdir()
         return mount
+
+    def move(self, state_dir: Path) -> None:
+        """Its own layer goes where it is removed with its sandbox. Raises OSError: it can only be discarded then."""
+        for name in self._names:
+            os.rename(self._place / name, state_dir / name)
+        with contextlib.suppress(OSError):
+            self._place.rmdir()
 
     def discard(self) -> None:
         """Frees what is left of it. Idempotent."""
         if self._mount >= 0:
             os.close(self._mount)
             self._mount = -1
-        shutil.rmtree(self.place, ignore_errors=True)
-
-
-def _identity(lowers: Sequence[str]) -> list[tuple[int, int]]:
-    """A layer may have been built anew under its old path."""
-    return [(found.st_dev, found.st_ino) for found in map(os.stat, lowers)]
+        shutil.rmtree(self._place, ignore_errors=True)

@@ -1,7 +1,9 @@
 """The zygote: a small process of its own, as host root, with the guest imported, that forks sandboxes and nothing else.
 
-    pool of parked children ──take──► overlay, limits, go ──► started ──► created (to the server)
+    pool of children: parked ──boot──► booted ──take──► limits, go ──► started ──► created (to the server)
            ▲ refilled when nobody waits
+
+A booted child has entered a root of the templates that were asked for last; one that is only parked fits any template.
 
 One thread, one selector, no event loop library, no signals: a fork copies exactly this. It is not pid 1 and never
 changes its own namespaces. When the server goes away it ends, and unfinished children with it; running sandboxes stay.
@@ -10,6 +12,7 @@ changes its own namespaces. When the server goes away it ends, and unfinished ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -21,11 +24,11 @@ import shutil
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from atoll.isolation.linux import caps, disk_image, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
@@ -35,7 +38,7 @@ from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.root import PreparedRoot, build_root
+from atoll.isolation.namespaces.root import PreparedRoot, Wanted, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
 
 _UNFINISHED_AT_ONCE = 12
@@ -57,9 +60,14 @@ _PRELOAD = (
 class _State(Enum):
     PREPARING = "preparing"
     PARKED = "parked"
+    BOOTING = "booting"
     STARTING = "starting"
     LIVE = "live"
     ENDING = "ending"
+
+
+_IN_POOL = frozenset({_State.PREPARING, _State.PARKED, _State.BOOTING})
+_COMING = frozenset({_State.PREPARING, _State.BOOTING})
 
 
 class _Request:
@@ -89,14 +97,23 @@ class _Child:
         self.state = _State.PREPARING
         self.request: _Request | None = None
         self.root: PreparedRoot | None = None
+        self.wanted: Wanted | None = None
+        """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
         self.egress: list[int] = []
+
+
+def _distance(child: _Child) -> int:
+    """How far a free child is from being a sandbox."""
+    if child.wanted is not None:
+        return 0 if child.state is _State.PARKED else 1
+    return 2 if child.state is _State.PARKED else 3
 
 
 class Zygote:
     """The loop. `name` begins the names of its cgroups, `park` is how many children wait ready."""
 
-    def __init__(self, name: str, server: socket.socket, layout: RunLayout, guest: GuestMain, park: int) -> None:
+    def __init__(self, name: str, server: socket.socket, layout: RunLayout, guest: Guest, park: int) -> None:
         self._name = name
         self._server = server
         self._layout = layout
@@ -115,9 +132,8 @@ class Zygote:
         self._unremoved: list[Group] = []
         self._failed: dict[_Child, tuple[_Request, str]] = {}
         self._parking_failures = 0
-        self._likely: list[str] = []
-        """The layers that were asked for last: the next create will most likely want them again."""
-        self._likely_size: int | None = None
+        self._recent: list[Wanted] = []
+        """What was asked for last, newest first: the next create will most likely want it again."""
         self._disks: dict[int, list[Disk]] = {}
         """Disks that the server made ahead of need, by size."""
         self._disk_templates = Templates()
@@ -142,48 +158,74 @@ class Zygote:
     def _patience(self) -> float | None:
         if self._unremoved:
             return 0.02
-        if self._wants_parking() or self._rootless() is not None:
+        if self._next_step() is not None:
             return max(0.0, self._refill_at() - time.monotonic())
         return None
 
     def _refill_at(self) -> float:
         return self._quiet_since + (_REFILL_SOON_S if len(self._parked) <= 1 else _REFILL_AFTER_S)
 
-    def _wants_parking(self) -> bool:
-        preparing = sum(child.state is _State.PREPARING and child.request is None for child in self._children)
-        return (
-            self._parking_failures < _GIVE_UP_PARKING_AFTER
-            and not self._waiting
-            and not self._unfinished()  # a fork now would keep a caller waiting
-            and len(self._parked) + preparing < self._park
-        )
-
     def _in_quiet(self) -> None:
-        """Work that nobody waits for: a root or a child for the pool, groups that were busy when they should go."""
+        """Work that nobody waits for: a child for the pool or its root, groups that were busy when they should go."""
         self._unremoved = [group for group in self._unremoved if not group.try_remove()]
-        if time.monotonic() < self._refill_at():
-            return
-        if (child := self._rootless()) is not None:
-            place = self._layout.prepared / child.group.name
-            try:
-                disk = self._disk(self._likely_size) if self._likely_size is not None else None
-                child.root = PreparedRoot(child.pid, child.id_base, self._likely, place, disk)
-            except (OSError, ValueError):
-                self._likely = []  # whoever asks for it next is told why
-        elif self._wants_parking():
-            try:
-                self._fork()
-            except OSError as error:
-                self._parking_failures = _GIVE_UP_PARKING_AFTER
-                print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
+        if time.monotonic() >= self._refill_at() and (step := self._next_step()) is not None:
+            step()
 
-    def _rootless(self) -> _Child | None:
-        """A child of the pool for which a root can be made ahead of need, while nobody waits."""
-        if not self._likely or self._waiting or self._unfinished():
-            return None
-        if self._likely_size is not None and not self._disks.get(self._likely_size):
-            return None  # the server is making one; here it would keep a caller waiting
-        return next((child for child in self._parked if child.root is None), None)
+    def _next_step(self) -> Callable[[], None] | None:
+        """What would bring the pool nearer to what it should be."""
+        if self._waiting or self._unfinished():
+            return None  # it would keep a caller waiting
+        in_pool = [child for child in self._children if child.state in _IN_POOL]
+        if len(in_pool) < self._park and self._parking_failures < _GIVE_UP_PARKING_AFTER:
+            return self._park_one
+        plain = next((child for child in self._parked if child.wanted is None), None)
+        booted = Counter(child.wanted for child in in_pool)
+        shares = self._shares()
+        lacking = next((wanted for wanted, share in shares.items() if booted[wanted] < share), None)
+        if lacking is None or (lacking.size_mib is not None and not self._disks.get(lacking.size_mib)):
+            return None  # (a disk: the server is making one; here it would keep a caller waiting)
+        if plain is not None:
+            return functools.partial(self._boot, plain, lacking)
+        needless = next((child for child in self._parked if booted[child.wanted] > shares.get(child.wanted, 0)), None)
+        return functools.partial(self._drop, needless) if needless is not None else None
+
+    def _shares(self) -> dict[Wanted | None, int]:
+        """How many of the pool should be booted for what: most for the newest, a third for the one before."""
+        if len(self._recent) < 2:
+            return dict.fromkeys(self._recent, self._park)
+        return {self._recent[0]: self._park - self._park // 3, self._recent[1]: self._park // 3}
+
+    def _park_one(self) -> None:
+        try:
+            self._fork()
+        except OSError as error:
+            self._parking_failures = _GIVE_UP_PARKING_AFTER
+            print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
+
+    def _boot(self, child: _Child, wanted: Wanted) -> None:
+        """Sends a parked child into a root made for it."""
+        try:
+            disk = self._disk(wanted.size_mib) if wanted.size_mib is not None else None
+            root = PreparedRoot(child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk)
+        except (OSError, ValueError):
+            self._recent.remove(wanted)  # whoever asks for it next is told why
+            return
+        self._parked.remove(child)
+        child.root, child.wanted, child.state = root, wanted, _State.BOOTING
+        mount = root.hand_over()
+        try:
+            messages.send(child.control, {"op": "boot", "memory_mib": wanted.memory_mib}, (mount,))
+        except OSError as error:
+            self._discard(child, str(error))
+        finally:
+            os.close(mount)
+
+    def _drop(self, child: _Child) -> None:
+        """Ends a child of the pool that is of no use any more."""
+        self._parked.remove(child)
+        child.state = _State.ENDING
+        self._hang_up(child)
+        syscalls.pidfd_kill(child.pidfd)
 
     # -- the server ----------------------------------------------------------------------------------------------------
 
@@ -224,7 +266,8 @@ class Zygote:
 
     def _serve_waiting(self) -> None:
         while self._waiting:
-            child = self._parked.popleft() if self._parked else self._unclaimed()
+            request = self._waiting[0]
+            child = self._fitting(request)
             if child is None:
                 if self._unfinished() >= _UNFINISHED_AT_ONCE:
                     return
@@ -237,9 +280,27 @@ class Zygote:
             if child.state is _State.PARKED:
                 self._start(child, child.request)
 
-    def _unclaimed(self) -> _Child | None:
-        """A child on its way to the pool."""
-        return next((c for c in self._children if c.state is _State.PREPARING and c.request is None), None)
+    def _fitting(self, request: _Request) -> _Child | None:
+        """A child of the pool, or on its way to it, that can become this sandbox: the further it is, the better."""
+        try:
+            wanted = self._wanted(request)
+        except (OSError, KeyError, TypeError):
+            wanted = None  # `_start` says what is wrong
+        if wanted is not None:
+            if wanted in self._recent:
+                self._recent.remove(wanted)
+            self._recent = [wanted, *self._recent[:1]]
+        free = [*self._parked, *(c for c in self._children if c.state in _COMING and c.request is None)]
+        usable = [child for child in free if child.wanted is None or child.wanted == wanted]
+        best = min(usable, key=_distance, default=None)
+        if best is not None and best.state is _State.PARKED:
+            self._parked.remove(best)
+        return best
+
+    def _wanted(self, request: _Request) -> Wanted:
+        limits = request.spec["limits"]
+        size_mib = None if self._no_disk else limits["disk_mib"]
+        return Wanted.of(request.spec["lower_dirs"], size_mib, limits["memory_mib"])
 
     def _unfinished(self) -> int:
         return sum(child.request is not None for child in self._children)
@@ -258,8 +319,16 @@ class Zygote:
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
-                with_egress = not self._no_egress
-                Birth(theirs, joins, users, self._guest, self._program, self._last_cap, egress=with_egress).run()
+                Birth(
+                    theirs,
+                    joins,
+                    users,
+                    self._guest.main,
+                    self._program,
+                    self._last_cap,
+                    egress=not self._no_egress,
+                    ahead=self._guest.prepare,
+                ).run()
         except OSError:
             for step in reversed(undo):
                 step()
@@ -283,14 +352,17 @@ class Zygote:
         return child
 
     def _start(self, child: _Child, request: _Request) -> None:
-        """Gives a parked child its identity. A request that cannot be met costs no child."""
+        """Gives a child its identity. A request that cannot be met costs no child that could meet others."""
         descriptors: list[int] = []
         request.stages["taken"] = time.monotonic()
         try:
             state_dir = Path(request.spec["state_dir"])
             child.group.limit(limits_from_json(request.spec["limits"]))
-            size_mib = None if self._no_disk else request.spec["limits"]["disk_mib"]
-            descriptors.append(self._root(child, request.spec["lower_dirs"], state_dir, size_mib))
+            if child.root is not None:
+                child.root.move(state_dir)
+                child.root = None
+            else:
+                descriptors.append(self._root(child, request.spec, state_dir))
             descriptors.append(request.listener)
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
@@ -304,6 +376,8 @@ class Zygote:
             self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
+            if child.wanted is not None:
+                self._drop(child)
             self._refuse(request, str(error))
         finally:
             for descriptor in descriptors:
@@ -311,17 +385,13 @@ class Zygote:
                     os.close(descriptor)
             request.close()
 
-    def _root(self, child: _Child, lowers: list[str], state_dir: Path, size_mib: int | None) -> int:
-        self._likely, self._likely_size = lowers, size_mib
-        prepared, child.root = child.root, None
-        if prepared is not None:
-            if (mount := prepared.take(lowers, state_dir, size_mib)) is not None:
-                return mount
-            prepared.discard()
-        disk = self._disk(size_mib) if size_mib is not None else None
-        if disk is not None:
+    def _root(self, child: _Child, spec: dict[str, Any], state_dir: Path) -> int:
+        """A root made on the spot."""
+        disk = None
+        if not self._no_disk:
+            disk = self._disk(spec["limits"]["disk_mib"])
             disk.move(state_dir)
-        return build_root(child.pid, child.id_base, lowers, state_dir, disk)
+        return build_root(child.pid, child.id_base, spec["lower_dirs"], state_dir, disk)
 
     def _store_disk(self, disk: Disk) -> None:
         """Keeps it, unless there are enough: a burst must not leave its peak behind, nor a size that was used once."""
@@ -368,9 +438,9 @@ class Zygote:
             self._discard(child, "the first process ended during set-up; see guest.log in the state directory")
         elif body["op"] == "failed":
             self._discard(child, body["error"])
-        elif body["op"] == "parked":
+        elif body["op"] in ("parked", "booted"):
             child.state = _State.PARKED
-            child.egress = body["egress"]
+            child.egress = body.get("egress", child.egress)
             self._parking_failures = 0
             if child.request is not None:
                 self._start(child, child.request)
@@ -407,8 +477,12 @@ class Zygote:
         if child.state is _State.ENDING:
             return
         if child.request is None:
-            self._parking_failures += 1
-            print(f"a parked sandbox failed: {reason}", file=sys.stderr, flush=True)
+            if child.wanted is not None:
+                # Its template's fault, most likely: whoever asks for that next is told why.
+                self._recent = [wanted for wanted in self._recent if wanted != child.wanted]
+            else:
+                self._parking_failures += 1
+            print(f"a sandbox made ahead failed: {reason}", file=sys.stderr, flush=True)
         with contextlib.suppress(ValueError):
             self._parked.remove(child)
         child.state = _State.ENDING
@@ -461,14 +535,21 @@ class _ServerGone(Exception):
     """The line to the server is closed."""
 
 
-def load_guest(entry: str) -> GuestMain:
+class Guest(NamedTuple):
+    """What becomes of a child. `prepare` runs first, in a child of the pool, before anybody knows whose it will be."""
+
+    main: GuestMain
+    prepare: Callable[[], None] | None
+
+
+def load_guest(entry: str) -> Guest:
     """The guest by its import path `module:function`, with everything it may want later, run in if its module has a
-    `warm_up`. Raises ImportError."""
+    `warm_up`; `prepare` is its module's, if it has one. Raises ImportError."""
     module, _, name = entry.partition(":")
     for preload in _PRELOAD:
         importlib.import_module(preload)
     loaded = importlib.import_module(module)
-    guest: GuestMain = getattr(loaded, name)
+    guest = Guest(getattr(loaded, name), getattr(loaded, "prepare", None))
     if (warm_up := getattr(loaded, "warm_up", None)) is not None:
         warm_up()
     return guest
