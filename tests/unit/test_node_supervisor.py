@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, Sandb
 from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, SandboxGone, TemplateNotFound
 from atoll.model.sandbox import ENVD_PORT, EndReason, GuestConfig, Limits, SandboxSpec, SandboxState
 from atoll.model.seams import NodeCreate
+from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import automatic_order, choose_backend
 from atoll.node.record import NodeRecord
@@ -154,6 +155,46 @@ async def test_a_kill_that_was_asked_for_is_no_news(tmp_path: Path) -> None:
         await node.kill("i0001", EndReason.KILLED)
         await asyncio.sleep(0.05)
         assert events.told == []
+
+
+class _WatchedTemplates(MemoryTemplates):
+    """Notes what a node says of the builds that it stands on; the first that is held has just been taken away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def find_template(self, name: str) -> Template:
+        self.said.append("look")
+        return super().find_template(name)
+
+    def hold(self, layers: Collection[Path]) -> bool:
+        assert layers == (Path("/"),)
+        self.said.append("hold")
+        return self.said.count("hold") > 1
+
+    def hold_nothing(self) -> None:
+        self.said.append("hold nothing")
+
+
+async def test_a_build_is_held_before_the_first_sandbox_on_it_and_while_one_lives(tmp_path: Path) -> None:
+    def node(templates: MemoryTemplates) -> Supervisor:
+        return Supervisor(
+            data_dir=tmp_path, templates=templates, isolation="fake", keep_sandboxes=True, load_backend=load_fake
+        )
+
+    templates = _WatchedTemplates()
+    async with node(templates) as first:
+        assert templates.said == ["hold nothing"]
+        await first.create(_request())
+        assert templates.said == ["hold nothing", "look", "hold", "look", "hold"]
+    templates = _WatchedTemplates()
+    async with node(templates) as second:
+        assert templates.said == []
+        await second.kill("i0001", EndReason.KILLED)
+    templates = _WatchedTemplates()
+    async with node(templates):
+        assert templates.said == ["hold nothing"]
 
 
 async def test_the_next_server_adopts_what_lives(tmp_path: Path) -> None:
