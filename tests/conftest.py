@@ -48,6 +48,18 @@ def interpreter_template(templates_dir: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def browser_template(interpreter_template: None, templates_dir: Path) -> None:
+    """The template `browser`, built if needed: a minute. Skips where Debian's Chromium cannot be had."""
+    from atoll.model.errors import BackendUnavailable, BuildFailed
+    from atoll.node.images import TemplateStore
+
+    try:
+        TemplateStore(templates_dir).ensure_template("browser")
+    except (BuildFailed, BackendUnavailable) as error:
+        pytest.skip(f"the template `browser` cannot be built here: {error}")
+
+
+@pytest.fixture(scope="session")
 def server(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The session's server; the SDKs' variables in `os.environ` point at it."""
     skip_without("namespaces")

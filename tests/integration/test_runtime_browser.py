@@ -14,7 +14,7 @@ from atoll.runtime.browser import png_of
 from atoll.runtime.config import RuntimeConfig
 from atoll.runtime.observations import BrowserOutputObservation, ErrorObservation, FileDownloadObservation
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)  # the first one may build the template
 
 SHOP = """<!doctype html><title>Shop</title><h1>Hello <b>you</b></h1><p>Text with <a href="/two.html">a link</a>.</p>
 <label>Name <input id=n></label><input type=checkbox id=c aria-label=agree>
@@ -35,9 +35,7 @@ PDF = (
 
 
 @pytest.fixture(scope="module")
-def runtime(server: Any, templates_dir: Path) -> Iterator[E2BRuntime]:
-    if not (templates_dir / "browser" / "template.json").exists():
-        pytest.skip("the template `browser` is not built: atoll template build browser")
+def runtime(server: Any, browser_template: None) -> Iterator[E2BRuntime]:
     with E2BRuntime(template="browser", sid="browsing") as made:
         for name, text in {"index.html": SHOP, "two.html": "<title>two</title><p>second", "data.bin": "hey"}.items():
             made.run_action(FileWriteAction(f"/workspace/{name}", text))
