@@ -35,13 +35,6 @@ class TestNamespaces(BackendContract):
 
 class TestGvisor(BackendContract):
     walled = True
-    gaps = MappingProxyType(
-        {
-            "test_the_memory_limit_holds_and_the_guest_outlives_it": (
-                "a gVisor sandbox's memory is one process to the host: beyond the limit the whole sandbox ends"
-            )
-        }
-    )
     _layers: tuple[Path, ...] = ()
 
     @pytest.fixture(autouse=True)

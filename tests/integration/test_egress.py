@@ -21,17 +21,21 @@ from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, San
 
 from support import internet
 from support.egress_world import World, no_world, world
-from support.host import requires
+from support.host import requires, skip_without
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
+TIERS = ("namespaces", "gvisor")
 
 Make = Callable[..., Sandbox]
 
 
-@pytest.fixture(scope="module")
-def outside(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("egress"), templates_dir) as made:
+@pytest.fixture(scope="module", params=TIERS)
+def outside(
+    request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    skip_without(request.param)
+    with world(tmp_path_factory.mktemp("egress"), templates_dir, tier=request.param) as made:
         yield made
 
 

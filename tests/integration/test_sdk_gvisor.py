@@ -6,12 +6,14 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from e2b import Sandbox
+from e2b import CommandExitException, Sandbox
 from e2b.exceptions import SandboxException
 from e2b.sandbox.commands.command_handle import PtySize
 from e2b_code_interpreter import Sandbox as CodeSandbox
+from sdk_support import eventually
 
 from support.host import TOOLS, skip_without
 from support.server import ServerProcess
@@ -80,3 +82,50 @@ def test_every_answer_names_the_tier(gvisor: ServerProcess) -> None:
 def test_no_weaker_wall_can_be_asked_for(gvisor: ServerProcess) -> None:
     with pytest.raises(SandboxException, match="no weaker wall"):
         Sandbox.create(timeout=120, metadata={"atoll.tier": "namespaces"}, **_options(gvisor))
+
+
+HOG = "import os\nprint(os.getpid(), flush=True)\nkept = []\nwhile True:\n    kept.append(b'x' * (8 << 20))\n"
+
+
+def _get(server: ServerProcess, path: str) -> Any:
+    request = urllib.request.Request(f"{server.url}{path}", headers={"X-API-Key": server.api_key})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_the_process_that_took_all_memory_is_named_and_the_sandbox_lives_on(gvisor: ServerProcess) -> None:
+    sandbox = Sandbox.create(timeout=300, metadata={"atoll.memory": "256"}, **_options(gvisor))
+    try:
+        bystander = sandbox.commands.run("sleep 600", background=True)
+        sandbox.files.write("hog.py", HOG)
+        with pytest.raises(CommandExitException) as ended:
+            sandbox.commands.run("exec python3 hog.py", timeout=120)
+        pid = int(ended.value.stdout)
+        assert sandbox.commands.run("echo alive").stdout == "alive\n"
+        assert bystander.pid in [one.pid for one in sandbox.commands.list()]
+
+        def told() -> list[Any]:
+            events = _get(gvisor, f"/events/sandboxes/{sandbox.sandbox_id}")
+            return [one for one in events if one["type"] == "sandbox.lifecycle.out_of_memory"]
+
+        first = eventually(told, what="an event")[0]["eventData"]["process"]
+        assert (first["name"], first["pid"]) == ("python3", pid)
+        assert first["memory_mb"] > 100
+
+        def logged() -> list[Any]:
+            logs = _get(gvisor, f"/v2/sandboxes/{sandbox.sandbox_id}/logs")["logs"]
+            return [one for one in logs if one["fields"].get("event_type") == "oom_kill"]
+
+        assert eventually(logged, what="a line of the log")[0]["fields"]["pid"] == str(pid)
+    finally:
+        sandbox.kill()
+
+
+def test_low_ports_can_be_served(gvisor: ServerProcess) -> None:
+    sandbox = Sandbox.create(timeout=300, **_options(gvisor))
+    try:
+        sandbox.commands.run("python3 -m http.server 80", background=True, user="root", cwd="/etc")
+        command = "curl -s --retry 20 --retry-connrefused --retry-delay 1 http://127.0.0.1/hostname"
+        assert sandbox.commands.run(command, timeout=60).stdout.strip()
+    finally:
+        sandbox.kill()

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from support import internet
+from support.host import TOOLS
 from support.server import ServerProcess
 
 TESTS = Path(__file__).parents[1]
@@ -161,6 +162,7 @@ class World:
     directory: Path
     templates_dir: Path
     settings: dict[str, str]
+    tier: str = "namespaces"
     api_url: str = ""
     forward: Forward | None = None
     server: ServerProcess = field(init=False)
@@ -183,7 +185,7 @@ class World:
         self.server = ServerProcess.start(
             self.directory / "data",
             templates_dir=self.templates_dir,
-            options=["--isolation", "namespaces"],
+            options=["--isolation", self.tier],
             environ=self.settings,
             wrap=self.enter(),
         )
@@ -198,7 +200,7 @@ class World:
         ServerProcess.start(
             self.directory / "data",
             templates_dir=self.templates_dir,
-            options=["--isolation", "namespaces", "--end-sandboxes"],
+            options=["--isolation", self.tier, "--end-sandboxes"],
             environ=self.settings,
             wrap=self.enter(),
         ).stop()
@@ -212,7 +214,11 @@ class World:
 
 @contextlib.contextmanager
 def world(
-    directory: Path, templates_dir: Path, environ: dict[str, str] | None = None, source: str | None = None
+    directory: Path,
+    templates_dir: Path,
+    environ: dict[str, str] | None = None,
+    source: str | None = None,
+    tier: str = "namespaces",
 ) -> Iterator[World]:
     """All of it, running. `source`: a Python program that serves in the internet too, and says when it is ready."""
     with contextlib.ExitStack() as stack:
@@ -228,7 +234,9 @@ def world(
         host = Canary.start([*inside, sys.executable, "-c", HOST_SERVICE])
         stack.callback(host.stop)
         settings = {"ATOLL_NAME_SERVERS": internet.DNS, "SSL_CERT_FILE": str(directory / "ca.pem"), **(environ or {})}
-        made = World(holder, net, host, directory, templates_dir, settings)
+        if tier == "gvisor":
+            settings["ATOLL_TOOLS_DIR"] = str(TOOLS)
+        made = World(holder, net, host, directory, templates_dir, settings, tier)
         made.start_server()
         stack.callback(made.close)
         yield made

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from atoll.guest import elevate
+from atoll.guest import relief as guest_relief
 from atoll.guest.users import User
-from atoll.isolation.gvisor import fetch, launch, oci, runsc, sudo
+from atoll.isolation.gvisor import fetch, launch, oci, relief, runsc, sudo
 from atoll.isolation.gvisor.fetch import Source
+from atoll.isolation.linux.cgroups import Group
+from atoll.isolation.linux.full_memory import FullMemory
 from atoll.model.errors import BackendUnavailable
-from atoll.model.sandbox import Limits
+from atoll.model.sandbox import Limits, OomKill
 from atoll.node.backends import may_be_asked_for
 
 DEB822 = """\
@@ -161,3 +164,50 @@ def test_the_callers_environment_stays_behind_unless_asked_for() -> None:
 )
 def test_a_call_may_ask_for_a_stronger_wall_only(wanted: str, chosen: str, expected: bool) -> None:
     assert may_be_asked_for(wanted, chosen) is expected
+
+
+def test_what_the_guest_says_of_ended_processes_is_checked() -> None:
+    told = {"ended": [{"pid": 4, "name": "x" * 200, "memory_bytes": 5}, {"pid": True, "name": 7}, "nonsense"]}
+    found = relief.victims(told)
+    assert found == [OomKill("x" * 64, 4, 5), OomKill()]
+    assert relief.victims({}) == relief.victims({"ended": "all"}) == []
+    assert len(relief.victims({"ended": [{"pid": 1}] * 1000})) == 64
+
+
+def test_the_largest_processes_are_ended_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {1: 900, 5: 10, 6: 300, 7: 200}
+    killed: list[int] = []
+    monkeypatch.setattr(guest_relief, "_pids", lambda: list(sizes))
+    monkeypatch.setattr(guest_relief, "_resident", lambda pid: sizes[pid])
+    monkeypatch.setattr(guest_relief, "_name", str)
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append(pid))
+    ended = guest_relief.end_largest(400, spared=1)
+    assert killed == [6, 7]
+    assert ended[0] == {"pid": 6, "name": "6", "memory_bytes": 300}
+
+
+def test_full_memory_lifts_its_limit_for_a_moment_and_says_what_is_wanting(tmp_path: Path) -> None:
+    place = tmp_path / "memory"
+    place.mkdir()
+    for name in ("cgroup.event_control", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+        (place / name).write_text("0")
+    (place / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+    (place / "memory.usage_in_bytes").write_text("1500\n")
+    (place / "memory.stat").write_text("total_cache 700\ntotal_shmem 300\n")
+    full = FullMemory(Group("g", {"memory": place}, None, frozenset()), limit=1000, reserve=64)
+    try:
+        assert (place / "memory.oom_control").read_text().startswith("1")
+        assert (place / "memory.limit_in_bytes").read_text() == "1064"
+        assert full.wanting() == 100, "what is cached of files is nobody's want"
+        full.give()
+        assert (place / "memory.limit_in_bytes").read_text() == "1128"
+        full.take_back()
+        assert (place / "memory.limit_in_bytes").read_text() == "1064"
+        full.limit(2000)
+        assert full.wanting() == 0
+        (place / "memory.oom_control").write_text("oom_kill_disable 1\nunder_oom 1\noom_kill 0\n")
+        assert (full.is_stuck(), full.wanting()) == (True, 1)
+        full.let_the_kernel_decide()
+        assert (place / "memory.oom_control").read_text().startswith("0")
+    finally:
+        full.close()

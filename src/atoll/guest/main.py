@@ -22,7 +22,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import elevate, notes, quota, spawn, trust, warmup
+from atoll.guest import elevate, notes, quota, relief, spawn, trust, warmup
 from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files import Files
 from atoll.guest.filesystem import Filesystem
@@ -163,7 +163,7 @@ def _control(guest: Guest) -> Router:
 
     # The host's side of the socket is the authority here: no token.
     told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"))
-    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES))
+    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))
@@ -171,4 +171,5 @@ def _control(guest: Guest) -> Router:
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
         router.add("POST", "/quota", quota.change)
+        router.add(*relief.ROUTE, relief.handle)
     return router

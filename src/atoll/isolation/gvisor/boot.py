@@ -36,7 +36,7 @@ _SUDO = "/.atoll/guest/bin/sudo"
 CGROUPS = "/sys/fs/cgroup"
 """The only place where runsc mounts its own controllers."""
 _MNT_DETACH = 2
-_MS_RDONLY = 1
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _CONFIG_MAX = 32 << 20
 _OPEN_FILES = (65536, 1048576)
 
@@ -101,6 +101,7 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
     if left := _mounts_below(CGROUPS):
         raise OSError(f"{', '.join(left)} cannot be unmounted")
     _cover(SHARED)
+    _mount_shared_memory(config.limits.memory_mib)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = _OPEN_FILES[1] if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES[1])
@@ -120,6 +121,14 @@ def _cover(place: str) -> None:
     options = b"mode=0000,size=4k"
     if libc.mount(b"none", place.encode(), b"tmpfs", _MS_RDONLY, options) != 0:
         raise OSError(ctypes.get_errno(), "cannot be covered", place)
+
+
+def _mount_shared_memory(memory_mib: int) -> None:
+    """What lies there is nobody's memory: no process that is ended gives it back. So it is never all of it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"mode=1777,size={memory_mib // 2}m".encode()
+    if libc.mount(b"none", b"/dev/shm", b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
+        raise OSError(ctypes.get_errno(), "cannot be mounted", "/dev/shm")
 
 
 def _mounts_below(*places: str) -> list[str]:

@@ -63,7 +63,7 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     for controller in ("memory", "cpu"):
         if controller in cgroups.limited:
             where = "version 1" if controller in cgroups.v1 else "version 2"
-            beyond = "; beyond it the whole sandbox ends, not one process" if controller == "memory" else ""
+            beyond = "; beyond it the guest ends the largest process" if controller == "memory" else ""
             findings.append(Finding(f"limit {controller}", Verdict.OK, f"cgroup {where}{beyond}"))
         else:
             detail = "no writable cgroup controller: this limit is NOT enforced"

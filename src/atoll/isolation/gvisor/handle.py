@@ -16,10 +16,12 @@ from typing import Any
 
 from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, EgressSockets
 from atoll.isolation.gvisor import control, start
-from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT
-from atoll.isolation.linux import guest_socket
+from atoll.isolation.gvisor.launch import HELD
+from atoll.isolation.gvisor.relief import RESERVE, Relief
+from atoll.isolation.linux import guest_socket, held_sockets
 from atoll.isolation.linux.cgroups import Cgroups, Usage
-from atoll.isolation.linux.network_thread import NetworkThread
+from atoll.isolation.linux.full_memory import FullMemory
+from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
@@ -28,7 +30,6 @@ from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits
 _GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _RELAY_WITHIN_S = 10.0
 _GOFER = b"runsc-gofer\0"
-_EGRESS_BACKLOG = 4096
 
 
 class GvisorHandle(LinuxSandbox):
@@ -45,32 +46,32 @@ class GvisorHandle(LinuxSandbox):
         records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[GvisorHandle], None],
-        network: NetworkThread | None,
     ) -> None:
         super().__init__(record, pidfd, records, cgroups, on_end)
         self.id_base = int(record["id_base"])
-        self.egress: EgressSockets | None = None
-        """The way out until it is fetched."""
-        self._network = network
+        self._relief: Relief | None = None
+        with contextlib.suppress(OSError):  # no memory controller: there is no limit either
+            full = FullMemory(self._group, start.host_limits(self._limits).memory_mib << 20, RESERVE)
+            self._relief = Relief(full, self._state_dir, self._say_oom)
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
     async def egress_sockets(self) -> EgressSockets | None:
-        """See SandboxHandle. Those made before any user code ran; for a later server new ones."""
-        if self._network is None or not self._record.get("network"):
+        """See SandboxHandle. Copies of what a process outside gVisor has held since before any user code ran."""
+        held = self._record.get("egress")
+        if not held:
             return None
         self._check_alive()
-        ready, self.egress = self.egress, None
-        if ready is not None:
-            return ready
-        pidfd = os.dup(self._pidfd)  # the sandbox may end, and its number be used again, while a thread works
         try:
-            return await open_egress(self._network, pidfd)
-        except OSError as error:
+            if (pidfd := open_recorded(held)) is None:
+                raise OSError("who held it has ended")
+            try:
+                return held_sockets.fetch(pidfd, HELD)
+            finally:
+                os.close(pidfd)
+        except (OSError, KeyError, TypeError, ValueError) as error:
             self._check_alive()
-            raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be made: {error}") from error
-        finally:
-            os.close(pidfd)
+            raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
 
     async def dial(self, port: int) -> socket.socket:
         """See SandboxHandle. Ports of the sandbox's programs are relayed by the guest."""
@@ -129,7 +130,10 @@ class GvisorHandle(LinuxSandbox):
             )
         if limits.pids != self._limits.pids:
             await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
-        await asyncio.to_thread(self._group.limit, start.host_limits(limits))
+        on_host = start.host_limits(limits)
+        await asyncio.to_thread(self._group.limit, on_host)
+        if self._relief is not None:
+            await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
 
     async def checkpoint(self, directory: Path) -> None:
         """See SandboxHandle: not offered yet."""
@@ -140,32 +144,17 @@ class GvisorHandle(LinuxSandbox):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        if self.egress is not None:
-            self.egress.connections.close()
-            self.egress.questions.close()
-            self.egress = None
+        if self._relief is not None:
+            self._relief.close()
+            self._relief = None
 
     async def _how_it_ended(self, oom_kills: int | None) -> str:
         if oom_kills:
-            return f"it used more memory than its limit of {self._limits.memory_mib} MiB and was ended by the kernel"
+            return (
+                f"it used more memory than its limit of {self._limits.memory_mib} MiB, and no process could be ended "
+                "instead of it"
+            )
         return f"its first process or {self.heart} ended"
 
     async def _empty_group(self) -> bool:
         return await start.end_group(self._group)
-
-
-async def open_egress(network: NetworkThread, pidfd: int) -> EgressSockets:
-    """Both ends of the way out, in the network namespace of that process. Raises OSError."""
-    made: list[socket.socket] = []
-    try:
-        for kind, port in ((socket.SOCK_STREAM, EGRESS_TCP_PORT), (socket.SOCK_DGRAM, EGRESS_DNS_PORT)):
-            made.append(await network.socket_in(pidfd, socket.AF_INET, kind))
-            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
-            # Bound to loopback: only then are answers translated back.
-            made[-1].bind(("127.0.0.1", port))
-        made[0].listen(_EGRESS_BACKLOG)
-    except BaseException:
-        for one in made:
-            one.close()
-        raise
-    return EgressSockets(made[0], made[1])

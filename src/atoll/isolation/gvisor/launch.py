@@ -9,10 +9,12 @@ The order comes as JSON on standard input (see `Order`); standard output and err
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,13 @@ DISK = "disk"
 """Where the image is mounted, in this process's mount namespace only; empty for everybody else."""
 STATE = "runsc"
 BUNDLE = "bundle"
+HOLDER = "holder"
+"""In BUNDLE: the pid of the process that holds the way out."""
+
+HELD = (3, 4)
+"""Its descriptors: the listener, the DNS socket."""
+
+_EGRESS_BACKLOG = 4096
 _STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
 
 
@@ -73,7 +82,7 @@ def main() -> NoReturn:
             with open(path, "w") as procs:
                 procs.write("0")
         if order.network:
-            prepare_network()
+            hold(*prepare_network(), Path(order.place) / BUNDLE / HOLDER)
         _mount(order)
     except Exception as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -83,15 +92,42 @@ def main() -> NoReturn:
     os.execv(order.command[0], order.command)
 
 
-def prepare_network() -> None:
-    """Moves into a network namespace in which everything that would leave arrives at the gateway's two sockets.
+def prepare_network() -> tuple[socket.socket, socket.socket]:
+    """Moves into a network namespace in which everything that would leave arrives at the two sockets that it returns.
 
     It belongs to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules.
     """
     syscalls.unshare(syscalls.CLONE_NEWNET)
     netlink.loopback_up(LOOPBACK_ADDRESS)
     nft.install(nft.redirect_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
+    # The sentry binds for the sandbox's programs, and is nobody in this namespace: without it no port below 1024.
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as lowest:
+        lowest.write("0")
+    # Bound to loopback: only then are answers translated back.
+    connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    connections.bind(("127.0.0.1", EGRESS_TCP_PORT))
+    connections.listen(_EGRESS_BACKLOG)
+    questions.bind(("127.0.0.1", EGRESS_DNS_PORT))
+    # Last: without the rules a route would send packets in a circle.
     netlink.default_over_loopback(LOOPBACK_ADDRESS)
+    return connections, questions
+
+
+def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -> None:
+    """Starts a process that does nothing but have both, as HELD, for as long as the sandbox lives; writes its pid.
+
+    It is in the sandbox's groups, and so ends with it; but outside gVisor, where nobody inside can reach it.
+    """
+    sources = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, max(HELD) + 1) for one in (connections, questions)]
+    null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3)]
+    passed = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in zip(sources, HELD, strict=True)]
+    sleep = shutil.which("sleep", path="/usr/bin:/bin")
+    words = [sleep, "infinity"] if sleep else [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+    pid = os.posix_spawn(words[0], words, {}, file_actions=[*null, *passed], setsid=True)
+    pid_file.write_text(str(pid))
+    for one in (connections, questions):
+        one.close()
 
 
 def try_network() -> NoReturn:

@@ -77,6 +77,8 @@ class Waiting:
     pid: int
     pidfd: int
     line: socket.socket
+    holder: dict[str, Any] | None
+    """Who has the way out, as `recorded` describes a process; None: there is none."""
     stages: dict[str, float] = field(default_factory=dict)
 
 
@@ -100,6 +102,7 @@ async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, 
         try:
             facts = {"group": group.name, "id_base": id_base, "place": str(place), **recorded.describe(pid)}
             means.records.write_record(group.name, facts)
+            holder = _holder(place) if means.network else None
             line = await _connect(place, pidfd)
         except BaseException:
             os.close(pidfd)
@@ -110,7 +113,7 @@ async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, 
             raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{_said(place)}") from error
         raise
     stages["waiting"] = time.monotonic()
-    return Waiting(group, id_base, place, pid, pidfd, line, stages)
+    return Waiting(group, id_base, place, pid, pidfd, line, holder, stages)
 
 
 async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[str, Any]:
@@ -131,7 +134,7 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
             "group": waiting.group.name,
             "id_base": waiting.id_base,
             "limits": limits_to_json(spec.limits),
-            "network": means.network,
+            "egress": waiting.holder,
             "disk_mib": spec.limits.disk_mib if means.disks is not None else None,
             **recorded.describe(waiting.pid),
         }
@@ -235,6 +238,10 @@ async def _run_launcher(
     if process.returncode != 0:
         raise OSError(f"runsc ended with {process.returncode}")
     return int(pid_file.read_text())
+
+
+def _holder(place: Path) -> dict[str, Any]:
+    return recorded.describe(int((place / launch.BUNDLE / launch.HOLDER).read_text()))
 
 
 async def _connect(place: Path, pidfd: int) -> socket.socket:

@@ -15,21 +15,18 @@ from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
     Capability,
-    EgressSockets,
     Finding,
     IsolationBackend,
     ReclaimReport,
     SandboxHandle,
 )
 from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
-from atoll.isolation.gvisor.handle import GvisorHandle, open_egress
+from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
-from atoll.isolation.gvisor.start import Waiting
 from atoll.isolation.linux import disk_image
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.disk_image import Templates
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
-from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LiveSandboxes
@@ -64,7 +61,6 @@ class GvisorBackend(IsolationBackend):
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
         self._live = LiveSandboxes(GvisorHandle.heart, self._handle)
         self._closed = False
-        self._network: NetworkThread | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -120,7 +116,6 @@ class GvisorBackend(IsolationBackend):
             network=not await doctor.why_no_network(),
             disks=None if await asyncio.to_thread(disk_image.why_not, self._records.run_dir) else Templates(),
         )
-        self._network = NetworkThread()
         self._pool = Pool(self._means, self._records.run_dir / "waiting", self._ready)
 
     async def aclose(self) -> None:
@@ -129,9 +124,6 @@ class GvisorBackend(IsolationBackend):
         if self._pool is not None:
             await self._pool.aclose()
         self._live.detach_all()
-        if self._network is not None:
-            self._network.close()
-            self._network = None
         self._cgroups.remove_base()
 
     async def create(self, spec: SandboxSpec) -> SandboxHandle:
@@ -149,16 +141,8 @@ class GvisorBackend(IsolationBackend):
         if waiting is None:
             async with self._cold:
                 waiting = await start.launch_waiting(self._means, kind.lowers, spec.limits, spec.state_dir.absolute())
-        egress = await self._open_egress(waiting)
-        try:
-            record = await start.take_over(self._means, waiting, spec)
-        except BaseException:
-            if egress is not None:
-                egress.connections.close()
-                egress.questions.close()
-            raise
+        record = await start.take_over(self._means, waiting, spec)
         handle = self._live.add(record, waiting.pidfd)
-        handle.egress = egress
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
 
@@ -199,20 +183,8 @@ class GvisorBackend(IsolationBackend):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    async def _open_egress(self, waiting: Waiting) -> EgressSockets | None:
-        """Before any user code runs, which could take the ports. Raises CreateFailed; nothing is left then."""
-        if self._means is None or self._network is None or not self._means.network:
-            return None
-        try:
-            return await open_egress(self._network, waiting.pidfd)
-        except BaseException as error:
-            await asyncio.shield(start.discard(self._means, waiting, keep_place=True))
-            if isinstance(error, OSError):
-                raise CreateFailed(f"the sandbox's way out cannot be made: {error}") from error
-            raise
-
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
-        return GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget, self._network)
+        return GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget)
 
     def _forget(self, handle: GvisorHandle) -> None:
         self._live.forget(handle)

@@ -239,8 +239,7 @@ class Group:
             _write(self.users_v2 / "pids.max", str(users.pids))
         memory = limits.memory_mib << 20
         quota = limits.cpu_count * _PERIOD_US
-        if (path := self.v1.get("memory")) is not None:
-            self._limit_memory_v1(path, memory)
+        self.limit_memory(memory)
         if (path := self.v1.get("pids")) is not None:
             _write(path / "pids.max", str(limits.pids))
         if (path := self.v1.get("cpu")) is not None:
@@ -248,14 +247,19 @@ class Group:
             _write(path / "cpu.cfs_quota_us", str(quota))
         if self.v2 is None:
             return
-        if "memory" in self.v2_controllers:
-            _write(self.v2 / "memory.max", str(memory))
-            if (self.v2 / "memory.swap.max").exists():
-                _write(self.v2 / "memory.swap.max", "0")
         if "pids" in self.v2_controllers:
             _write(self.v2 / "pids.max", str(limits.pids))
         if "cpu" in self.v2_controllers:
             _write(self.v2 / "cpu.max", f"{quota} {_PERIOD_US}")
+
+    def limit_memory(self, memory: int) -> None:
+        """The limit of memory alone, in bytes. Raises OSError (EBUSY: more in use than wanted)."""
+        if (path := self.v1.get("memory")) is not None:
+            self._limit_memory_v1(path, memory)
+        if self.v2 is not None and "memory" in self.v2_controllers:
+            _write(self.v2 / "memory.max", str(memory))
+            if (self.v2 / "memory.swap.max").exists():
+                _write(self.v2 / "memory.swap.max", "0")
 
     @staticmethod
     def _limit_memory_v1(path: Path, memory: int) -> None:

@@ -1,20 +1,14 @@
 """The way out of a sandbox, as far as its network namespace goes: routes, redirect, and the two sockets at their end.
 
-    born: install()  lo + default route + redirect, listener and DNS socket made   (before any user code can run)
-    live: fetch()    the server takes copies of the two sockets from the first process, by pidfd
-
-The first process keeps the sockets and never uses them. So a port of the redirect can never be taken by user code, and
-what connects while no server runs waits for the next one instead of being refused.
+born: install()  lo + default route + redirect, listener and DNS socket made   (before any user code can run)
+live: the server takes copies of the two sockets from the first process, which keeps them (`linux/held_sockets.py`)
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
-from collections.abc import Sequence
 
-from atoll.isolation.base import EgressSockets
 from atoll.isolation.linux import netlink, nft, syscalls
 from atoll.isolation.linux.fork import fork_into
 from atoll.isolation.namespaces import posture
@@ -35,21 +29,6 @@ def install() -> tuple[socket.socket, socket.socket]:
     # Last: without the rules a route would send packets in a circle.
     netlink.default_over_loopback(posture.LOOPBACK_ADDRESS)
     return connections, questions
-
-
-def fetch(pidfd: int, descriptors: Sequence[int]) -> EgressSockets:
-    """Copies of what the first process holds under these numbers. Raises OSError (ESRCH: it has ended)."""
-    connections = _copy(pidfd, descriptors[0])
-    try:
-        return EgressSockets(connections, _copy(pidfd, descriptors[1]))
-    except BaseException:
-        connections.close()
-        raise
-
-
-def _copy(pidfd: int, number: int) -> socket.socket:
-    copied = syscalls.call("pidfd_getfd", pidfd, number, ctypes.c_uint(0), subject=f"descriptor {number} of the guest")
-    return socket.socket(fileno=copied)
 
 
 def why_not() -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
+from atoll.isolation.linux import held_sockets
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
-from atoll.isolation.namespaces import egress
 from atoll.isolation.namespaces.dial import GUEST_PORTS, NetworkThread, connect_guest, connect_port
 from atoll.isolation.namespaces.posture import processes_of_a_user
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
@@ -82,7 +82,7 @@ class NamespacesHandle(LinuxSandbox):
         if not held:
             return None
         try:
-            return egress.fetch(self._pidfd, held)
+            return held_sockets.fetch(self._pidfd, held)
         except OSError as error:
             self._check_alive()
             raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
