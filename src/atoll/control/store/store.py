@@ -6,7 +6,7 @@ an UPDATE that only matches a row whose state allows it, so two that race cannot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType, TracebackType
@@ -139,6 +139,11 @@ class Store:
         """In whatever state it is, ended too."""
         rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
         return _to_record(rows[0]) if rows else None
+
+    async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
+        """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
+        rows = await self._database.read(select(sandboxes).where(sandboxes.c.sandbox_id.in_(sandbox_ids)))
+        return {row["sandbox_id"]: _to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
         """The sandbox that this key made, and the digest of the request that did it."""
