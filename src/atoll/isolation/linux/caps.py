@@ -45,6 +45,12 @@ def last_cap() -> int:
         return int(source.read())
 
 
+def is_held(cap: Cap) -> bool:
+    """Whether this process may use it now."""
+    with open("/proc/self/status") as status:
+        return any(int(line.split()[1], 16) >> cap & 1 for line in status if line.startswith("CapEff:"))
+
+
 def mask(keep: Set[Cap]) -> int:
     """The set as the bit mask that /proc/<pid>/status shows."""
     return sum(1 << cap for cap in keep)

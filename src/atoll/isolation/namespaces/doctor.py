@@ -9,7 +9,7 @@ import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
-from atoll.isolation.linux import disk_image, kernel_log, syscalls
+from atoll.isolation.linux import caps, disk_image, kernel_log, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 
@@ -26,7 +26,7 @@ async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     findings = [_machine(), _kernel(), _user()]
     if all(finding.verdict is Verdict.OK for finding in findings):
         findings += await _trial(layout)
-    return [*findings, *_cgroups(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
+    return [*findings, *_cgroups(cgroups), _reserve(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
 
 
 def _machine() -> Finding:
@@ -94,6 +94,23 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
     else:
         findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
     return findings
+
+
+def _reserve(cgroups: Cgroups) -> Finding:
+    """Whether the guest outlives whatever its users use up."""
+    missing = []
+    if "pids" not in cgroups.limited:
+        missing.append("processes (no pids controller)")
+    if "memory" not in cgroups.v1 and not caps.is_held(caps.Cap.SYS_RESOURCE):
+        missing.append("memory (neither a version 1 memory controller nor CAP_SYS_RESOURCE)")
+    if not missing:
+        return Finding("guest reserve", Verdict.OK, "a sandbox's users cannot use up what its guest needs")
+    return Finding(
+        "guest reserve",
+        Verdict.WARN,
+        f"a sandbox's users can end or starve their own sandbox by using up {' and '.join(missing)}",
+        "in a container: add CAP_SYS_RESOURCE and a writable /sys/fs/cgroup",
+    )
 
 
 def _kernel_log() -> Finding:

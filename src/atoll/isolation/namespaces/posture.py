@@ -197,6 +197,9 @@ OOM_ADJ = -5
 lower bound that all children inherit where it is. Not the lowest: user processes have it until the guest has raised
 theirs, and a sandbox in which nothing may be killed would hang at its memory limit."""
 
+OOM_SCORE_WITHOUT_BOUND = -250
+"""Of the guest, on a kernel without that file: user processes may lower theirs to it."""
+
 HOST_IDS_PER_SANDBOX = id_ranges.HOST_IDS_PER_SANDBOX
 
 

@@ -122,6 +122,7 @@ class Zygote:
         self._cgroups = Cgroups.probe(layout.cgroup_base, apart=True)
         self._program = posture.seccomp_program()
         self._last_cap = caps.last_cap()
+        self._may_score = caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
         self._boot_id = syscalls.boot_id()
         self._ids = IdRanges(read_delegated())
         self._no_egress = egress.why_not()
@@ -342,9 +343,8 @@ class Zygote:
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         try:
             map_ids(pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
-            with contextlib.suppress(OSError):  # needs CAP_SYS_RESOURCE, which root in a container may lack
-                Path(f"/proc/{pid}/oom_score_adj").write_text(str(posture.OOM_SCORE_ADJ))
-                Path(f"/proc/{pid}/oom_adj").write_text(str(posture.OOM_ADJ))
+            if self._may_score:
+                _score(pid)
             messages.send(ours, {"op": "mapped"})
         except OSError as error:
             self._discard(child, str(error))
@@ -529,6 +529,17 @@ class Zygote:
             group.remove(1.0)
         for disk in [disk for stock in self._disks.values() for disk in stock]:
             disk.discard()
+
+
+def _score(pid: int) -> None:
+    """The guest's place when memory ends, and the bound for all that it will ever start. Needs CAP_SYS_RESOURCE."""
+    adjustment = Path(f"/proc/{pid}/oom_score_adj")
+    with contextlib.suppress(OSError):
+        adjustment.write_text(str(posture.OOM_SCORE_ADJ))
+        try:
+            Path(f"/proc/{pid}/oom_adj").write_text(str(posture.OOM_ADJ))
+        except OSError:  # a kernel without the older file: no bound then
+            adjustment.write_text(str(posture.OOM_SCORE_WITHOUT_BOUND))
 
 
 class _ServerGone(Exception):
