@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 from e2b import Sandbox, SandboxQuery
-from integration_js import JS, install_node_modules
 from sdk_support import eventually
+
+from support.npm import JS, install_node_modules
 
 WAIT_S = 60
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration_js import JS, install_node_modules
+
+from support.npm import JS, install_node_modules
 
 FILES = sorted(JS.glob("*.test.mjs"))
 CASES = [(file.name, name) for file in FILES for name in re.findall(r"^test\('([^']+)'", file.read_text(), re.M)]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 
 from atoll.control.clients import TESTED, clients_of
 from compatibility import table
 from matrix import versions
+from support.npm import install_node_modules
 
-HAS_NODE = shutil.which("node") is not None and (table.JS / "node_modules" / ".bin" / "e2b").exists()
-needs_node = pytest.mark.skipif(not HAS_NODE, reason="node or the npm packages are not installed")
+
+@pytest.fixture
+def npm_packages() -> None:
+    """The published packages of npm; skips where they cannot be installed."""
+    install_node_modules()
 
 
 def test_every_python_method_works_or_has_a_reason() -> None:
@@ -21,14 +24,16 @@ def test_every_python_method_works_or_has_a_reason() -> None:
     assert [row for row in rows if not row.told] == []
 
 
-@needs_node
+@pytest.mark.usefixtures("npm_packages")
+@pytest.mark.timeout(400)
 def test_every_javascript_method_and_command_works_or_has_a_reason() -> None:
     rows = [*table.js_rows(), *table.cli_rows()]
     assert len(rows) > 80
     assert [row for row in rows if not row.told] == []
 
 
-@needs_node
+@pytest.mark.usefixtures("npm_packages")
+@pytest.mark.timeout(400)
 def test_the_document_has_exactly_the_rows_that_the_packages_call_for() -> None:
     expected = {(row.client, row.method): bool(row.test) for row in table.rows()}
     told = {(row.client, row.method): bool(row.test) for row in table.written()}
@@ -42,14 +47,12 @@ def test_every_row_is_filled_and_every_named_test_exists() -> None:
     assert [row for row in table.written() if not row.told] == []
 
 
+@pytest.mark.usefixtures("npm_packages")
+@pytest.mark.timeout(400)
 def test_reasons_are_given_for_methods_that_exist_only() -> None:
-    methods = [row.method for row in table.python_rows()]
-    if HAS_NODE:
-        methods += [row.method for row in (*table.js_rows(), *table.cli_rows())]
-        unused = [
-            pattern for pattern, _ in table.NOT_OFFERED if not any(re.fullmatch(pattern, method) for method in methods)
-        ]
-        assert unused == []
+    methods = [row.method for row in (*table.python_rows(), *table.js_rows(), *table.cli_rows())]
+    unused = [pattern for pattern, _ in table.NOT_OFFERED if not any(re.fullmatch(pattern, name) for name in methods)]
+    assert unused == []
 
 
 def test_the_matrix_takes_both_ends_of_every_minor_line_from_2_7_on() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-JS = Path(__file__).parent / "js"
+JS = Path(__file__).parent.parent / "integration" / "js"
 
 
 def install_node_modules() -> Path:
