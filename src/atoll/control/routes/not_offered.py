@@ -56,6 +56,11 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (N, "access tokens", "DELETE", "/access-tokens/{token_id}"),
     (N, "listing nodes", "GET", "/nodes"),
     (N, "listing nodes", "GET POST", "/nodes/{node_id}"),
+    (N, "the operator's interface over the network", "GET", "/admin/sandboxes/running-counts"),
+    (N, "the operator's interface over the network", "POST", "/admin/teams/{any_team}/sandboxes/kill"),
+    (N, "the operator's interface over the network", "POST", "/admin/teams/{any_team}/builds/cancel"),
+    (N, "the operator's interface over the network", "POST", "/admin/teams/{any_team}/api-keys"),
+    (N, "the operator's interface over the network", "DELETE", "/admin/teams/{any_team}/api-keys/{any_key}"),
 )
 
 
