@@ -11,7 +11,6 @@ and leaves `work/` behind: the kernel refuses to mount that again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from atoll.isolation.linux import mounts, syscalls
 from atoll.isolation.linux.disk_image import IMAGE, Disk
+from atoll.model.sandbox import Limits
 
 UPPER = "upper"
 WORK = "work"
@@ -70,19 +70,19 @@ def _make_directories(state_dir: Path) -> None:
 
 
 class Wanted(NamedTuple):
-    """What a root is made from. Equal for two sandboxes that could have each other's."""
+    """What is asked for, but for the name. Two sandboxes of whom it is equal could be made from each other's child."""
 
     lowers: tuple[str, ...]
     identity: tuple[tuple[int, int], ...]
     """Device and inode of each layer: one may have been built anew under its old path."""
     size_mib: int | None
-    memory_mib: int
+    limits: Limits
 
     @staticmethod
-    def of(lowers: Sequence[str], size_mib: int | None, memory_mib: int) -> Wanted:
+    def of(lowers: Sequence[str], size_mib: int | None, limits: Limits) -> Wanted:
         """As the layers are now. Raises OSError."""
         identity = tuple((found.st_dev, found.st_ino) for found in map(os.stat, lowers))
-        return Wanted(tuple(lowers), identity, size_mib, memory_mib)
+        return Wanted(tuple(lowers), identity, size_mib, limits)
 
 
 class PreparedRoot:
@@ -112,11 +112,12 @@ class PreparedRoot:
         return mount
 
     def move(self, state_dir: Path) -> None:
-        """Its own layer goes where it is removed with its sandbox. Raises OSError: it can only be discarded then."""
+        """Its own layer goes where it is removed with its sandbox; what is left of it is to be discarded, at leisure.
+
+        Raises OSError.
+        """
         for name in self._names:
             os.rename(self._place / name, state_dir / name)
-        with contextlib.suppress(OSError):
-            self._place.rmdir()
 
     def discard(self) -> None:
         """Frees what is left of it. Idempotent."""

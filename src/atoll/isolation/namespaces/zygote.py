@@ -66,7 +66,6 @@ class _State(Enum):
     ENDING = "ending"
 
 
-_IN_POOL = frozenset({_State.PREPARING, _State.PARKED, _State.BOOTING})
 _COMING = frozenset({_State.PREPARING, _State.BOOTING})
 
 
@@ -128,9 +127,13 @@ class Zygote:
         self._no_egress = egress.why_not()
         self._selector = selectors.DefaultSelector()
         self._children: set[_Child] = set()
+        self._young: set[_Child] = set()
+        """Those that are no sandbox yet: few, however many sandboxes live."""
         self._parked: deque[_Child] = deque()
         self._waiting: deque[_Request] = deque()
         self._unremoved: list[Group] = []
+        self._spent: list[PreparedRoot] = []
+        """Roots that have been handed over: an empty directory of each is left."""
         self._failed: dict[_Child, tuple[_Request, str]] = {}
         self._parking_failures = 0
         self._recent: list[Wanted] = []
@@ -150,33 +153,33 @@ class Zygote:
         self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress, "no_disk": self._no_disk})
         try:
             while True:
-                for key, _ in self._selector.select(self._patience()):
+                step = self._next_step()
+                events = self._selector.select(self._patience(step))
+                for key, _ in events:
                     key.data()
-                self._in_quiet()
+                if not events and step is not None and time.monotonic() >= self._refill_at():
+                    step()
+                self._unremoved = [group for group in self._unremoved if not group.try_remove()]
         except _ServerGone:
             self._end()
 
-    def _patience(self) -> float | None:
+    def _patience(self, step: Callable[[], None] | None) -> float | None:
+        """How long to wait for an event: until it is time for the next step in quiet, if there is one."""
+        until_step = max(0.0, self._refill_at() - time.monotonic()) if step is not None else None
         if self._unremoved:
-            return 0.02
-        if self._next_step() is not None:
-            return max(0.0, self._refill_at() - time.monotonic())
-        return None
+            return min(0.02, until_step) if until_step is not None else 0.02
+        return until_step
 
     def _refill_at(self) -> float:
         return self._quiet_since + (_REFILL_SOON_S if len(self._parked) <= 1 else _REFILL_AFTER_S)
 
-    def _in_quiet(self) -> None:
-        """Work that nobody waits for: a child for the pool or its root, groups that were busy when they should go."""
-        self._unremoved = [group for group in self._unremoved if not group.try_remove()]
-        if time.monotonic() >= self._refill_at() and (step := self._next_step()) is not None:
-            step()
-
     def _next_step(self) -> Callable[[], None] | None:
-        """What would bring the pool nearer to what it should be."""
+        """Work that nobody waits for: what brings the pool nearer to what it should be."""
         if self._waiting or self._unfinished():
             return None  # it would keep a caller waiting
-        in_pool = [child for child in self._children if child.state in _IN_POOL]
+        if self._spent:
+            return lambda: self._spent.pop().discard()
+        in_pool = [child for child in self._young if child.state is not _State.ENDING]
         if len(in_pool) < self._park and self._parking_failures < _GIVE_UP_PARKING_AFTER:
             return self._park_one
         plain = next((child for child in self._parked if child.wanted is None), None)
@@ -206,6 +209,7 @@ class Zygote:
     def _boot(self, child: _Child, wanted: Wanted) -> None:
         """Sends a parked child into a root made for it."""
         try:
+            child.group.limit(wanted.limits)
             disk = self._disk(wanted.size_mib) if wanted.size_mib is not None else None
             root = PreparedRoot(child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk)
         except (OSError, ValueError):
@@ -215,7 +219,7 @@ class Zygote:
         child.root, child.wanted, child.state = root, wanted, _State.BOOTING
         mount = root.hand_over()
         try:
-            messages.send(child.control, {"op": "boot", "memory_mib": wanted.memory_mib}, (mount,))
+            messages.send(child.control, {"op": "boot", "memory_mib": wanted.limits.memory_mib}, (mount,))
         except OSError as error:
             self._discard(child, str(error))
         finally:
@@ -256,7 +260,7 @@ class Zygote:
         for request in [request for request in self._waiting if request.number == number]:
             self._waiting.remove(request)
             self._refuse(request, "cancelled")
-        for child in [child for child in self._children if child.request and child.request.number == number]:
+        for child in [child for child in self._young if child.request and child.request.number == number]:
             self._discard(child, "cancelled")
 
     def _refuse(self, request: _Request, error: str) -> None:
@@ -291,7 +295,7 @@ class Zygote:
             if wanted in self._recent:
                 self._recent.remove(wanted)
             self._recent = [wanted, *self._recent[:1]]
-        free = [*self._parked, *(c for c in self._children if c.state in _COMING and c.request is None)]
+        free = [*self._parked, *(c for c in self._young if c.state in _COMING and c.request is None)]
         usable = [child for child in free if child.wanted is None or child.wanted == wanted]
         best = min(usable, key=_distance, default=None)
         if best is not None and best.state is _State.PARKED:
@@ -299,12 +303,11 @@ class Zygote:
         return best
 
     def _wanted(self, request: _Request) -> Wanted:
-        limits = request.spec["limits"]
-        size_mib = None if self._no_disk else limits["disk_mib"]
-        return Wanted.of(request.spec["lower_dirs"], size_mib, limits["memory_mib"])
+        limits = limits_from_json(request.spec["limits"])
+        return Wanted.of(request.spec["lower_dirs"], None if self._no_disk else limits.disk_mib, limits)
 
     def _unfinished(self) -> int:
-        return sum(child.request is not None for child in self._children)
+        return sum(child.request is not None for child in self._young)
 
     def _fork(self) -> _Child:
         """A new child with its group and ids, on its way to being parked. Raises OSError; nothing is left then."""
@@ -339,6 +342,7 @@ class Zygote:
             os.close(descriptor)
         child = _Child(pid, pidfd, ours, group, self._ids.take())
         self._children.add(child)
+        self._young.add(child)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._from_child(child))
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         try:
@@ -357,11 +361,12 @@ class Zygote:
         request.stages["taken"] = time.monotonic()
         try:
             state_dir = Path(request.spec["state_dir"])
-            child.group.limit(limits_from_json(request.spec["limits"]))
             if child.root is not None:
                 child.root.move(state_dir)
+                self._spent.append(child.root)
                 child.root = None
             else:
+                child.group.limit(limits_from_json(request.spec["limits"]))
                 descriptors.append(self._root(child, request.spec, state_dir))
             descriptors.append(request.listener)
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -372,7 +377,7 @@ class Zygote:
             messages.send(child.control, body, descriptors)
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
@@ -452,6 +457,7 @@ class Zygote:
 
     def _created(self, child: _Child, request: _Request, stages: dict[str, float]) -> None:
         child.state, child.request = _State.LIVE, None
+        self._young.discard(child)
         self._hang_up(child)
         message = {
             "op": "created",
@@ -501,6 +507,7 @@ class Zygote:
         self._selector.unregister(child.pidfd)
         os.close(child.pidfd)
         self._children.discard(child)
+        self._young.discard(child)
         self._ids.give_back(child.id_base)
         if child.root is not None:
             child.root.discard()
@@ -515,7 +522,7 @@ class Zygote:
 
     def _end(self) -> None:
         """The server is gone: unfinished children end, sandboxes stay."""
-        unfinished = [child for child in self._children if child.state is not _State.LIVE]
+        unfinished = list(self._young)
         for child in unfinished:
             syscalls.pidfd_kill(child.pidfd)
         for child in unfinished:
@@ -527,6 +534,8 @@ class Zygote:
                 child.root.discard()
         for group in self._unremoved:
             group.remove(1.0)
+        for root in self._spent:
+            root.discard()
         for disk in [disk for stock in self._disks.values() for disk in stock]:
             disk.discard()
 
