@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import runpy
 import select
 import signal
 import struct
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2b import Sandbox, SandboxQuery
+from e2b import Sandbox, SandboxQuery, Template
 from sdk_support import eventually
 
 from support.npm import JS, install_node_modules
@@ -224,6 +225,37 @@ def test_cli_metrics_shows_samples(cli: Cli, made: Callable[..., Sandbox]) -> No
 def test_cli_template_list_shows_the_built_ins(cli: Cli) -> None:
     shown = cli.ok("template", "list", "--format", "json")
     assert "base" in {template["templateID"] for template in json.loads(shown)}
+
+
+def test_cli_template_init_writes_a_definition_that_the_sdk_can_read(cli: Cli, tmp_path: Path) -> None:
+    cli.ok("template", "init", "--name", "mine", "--language", "python-sync", "--path", str(tmp_path))
+    assert {path.name for path in (tmp_path / "mine").iterdir()} >= {"template.py", "build_dev.py", "Makefile"}
+    assert "from_image" in _definition(tmp_path / "mine" / "template.py")["read"]
+
+
+def test_cli_template_migrate_makes_a_definition_of_a_dockerfile(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "e2b.Dockerfile").write_text("FROM debian:12\nRUN apt-get update\n")
+    (tmp_path / "e2b.toml").write_text(
+        'template_id = "x"\ntemplate_name = "mine"\ndockerfile = "e2b.Dockerfile"\nstart_cmd = "serve"\n'
+    )
+    cli.ok("template", "migrate", "--language", "python-sync", "--path", str(tmp_path))
+    definition = _definition(tmp_path / "template.py")
+    assert definition["fromImage"] == "debian:12"
+    assert definition["startCmd"].endswith("serve")
+    assert ["RUN", "apt-get update"] in [[step["type"], step["args"][0]] for step in definition["steps"]]
+
+
+def test_cli_auth_knows_that_nobody_signed_in_at_e2b(cli: Cli) -> None:
+    """A key in the environment is no account of E2B's: these look at the user's own files only."""
+    assert "Not logged in" in cli.ok("auth", "info")
+    assert "Not logged in" in cli.ok("auth", "logout")
+
+
+def _definition(path: Path) -> dict[str, Any]:
+    """What a generated program defines, as the SDK would send it."""
+    space: dict[str, Any] = runpy.run_path(str(path))
+    definition: dict[str, Any] = json.loads(Template.to_json(space["template"]))
+    return definition | {"read": path.read_text()}
 
 
 def _ids() -> set[str]:
