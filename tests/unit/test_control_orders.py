@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from e2b import Secret
 
 from atoll.control.holdings import Holdings
 from atoll.control.orders import CreateOrder, Policy, check_order
@@ -51,6 +52,9 @@ def test_the_operator_sets_the_longest_timeout() -> None:
         check_order(_order(timeout_s=61), Policy(max_timeout_s=60))
 
 
+PLACEHOLDER = Secret.fill("api-key")
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -59,6 +63,7 @@ def test_the_operator_sets_the_longest_timeout() -> None:
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
         {"network": {"egressProxy": {"address": "a:1"}}},
         {"network": {"httpsPorts": [443]}},
+        {"network": {"rules": {"api.test": [{"transform": {"headers": {"Authorization": f"Bearer {PLACEHOLDER}"}}}]}}},
     ],
 )
 def test_what_is_not_offered_is_refused_by_name_when_it_is_asked_for(extra: dict) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from atoll.control.orders import CreateOrder
@@ -15,6 +15,7 @@ from atoll.wire import rest
 AUTO_PAUSE_NOTICE = "autoPause is not offered yet: the sandbox is killed at its timeout"
 """Sent with a create that asks for it; GET /sandboxes/{id} says the same as `lifecycle.onTimeout`."""
 
+_PLACEHOLDER = "${e2b."
 _LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
 
 
@@ -56,6 +57,7 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
     if network.egress_proxy:
         raise NotOffered("network.egressProxy is not offered by this Atoll", hint="leave it out: egress goes direct")
     rules = network.rules or {}
+    _refuse_placeholders(rules)
     return NetworkPolicy.checked(
         allow_internet=allow_internet is not False,
         allow_out=network.allow_out or (),
@@ -66,6 +68,15 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
             for host, given in rules.items()
         },
     )
+
+
+def _refuse_placeholders(rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:
+    """`Secret.fill` writes a name that the server is to resolve: unresolved, it would go out as if it were the value."""
+    for given in rules.values():
+        for rule in given or ():
+            headers = (rule.transform.headers if rule.transform is not None else None) or {}
+            if any(_PLACEHOLDER in value for value in headers.values()):
+                raise NotOffered("secrets are not offered by this Atoll", hint="put the value itself into the rule")
 
 
 def states_from(parts: Sequence[str] | None) -> frozenset[SandboxState]:
