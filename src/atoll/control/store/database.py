@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Executable, RowMapping, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from atoll.control.store import migrate
@@ -107,6 +106,8 @@ class _Threaded(Database):
 
 class _Asynchronous(Database):
     def __init__(self, url: URL) -> None:
+        from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine  # with it the whole ORM, a tenth of a start
+
         self._engine: AsyncEngine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
