@@ -71,7 +71,7 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
 
 
 def _refuse_placeholders(rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:
-    """`Secret.fill` writes a name that the server is to resolve: unresolved, it would go out as if it were the value."""
+    """`Secret.fill` writes a name for the server to resolve: unresolved, it would go out as if it were the value."""
     for given in rules.values():
         for rule in given or ():
             headers = (rule.transform.headers if rule.transform is not None else None) or {}
