@@ -42,7 +42,7 @@ CODE_INTERPRETER = Recipe(
         # what the platform promises
         "numpy", "pandas", "matplotlib", "scikit-learn",
         # what people import next
-        "pillow", "requests", "sympy", "openpyxl", "plotly", "seaborn", "beautifulsoup4",
+        "pillow", "requests", "sympy", "openpyxl", "pypdf", "plotly", "seaborn", "beautifulsoup4",
     ),
     env_vars=MappingProxyType({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
     interpreter=True,
