@@ -12,12 +12,16 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
+from atoll.attacks import sentry
 from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
 from atoll.attacks.scene import Scene, _text
 
 LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "64", "atoll.pids": "96"}
 _MIB = 1 << 20
 _SLACK = 1.1
+_SENTRY_TASKS, _TASKS_EACH = 1024, 4
+_SENTRY_MEMORY = (96 + 2 * 256) * _MIB
+"""Beside a gVisor sandbox's own: its kernel, and the two reserves while a process is chosen to end."""
 
 
 def _harmed(*watched: Callable[[Scene], str | None]) -> Judge:
@@ -82,20 +86,20 @@ def _unusable(scene: Scene) -> str | None:
 
 def _group(scene: Scene, controller: str) -> str:
     """The directory of the attempt's control group."""
-    for pid in scene.pids():
-        for line in _text(f"/proc/{pid}/cgroup").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controller in controllers.split(","):
-                return f"/sys/fs/cgroup/{controller}{path}"
-            if not controllers and path != "/" and os.path.exists(f"/sys/fs/cgroup{path}/{controller}.max"):
-                return f"/sys/fs/cgroup{path}"
+    kernel = sentry.pid_of(scene)
+    for pid in scene.pids() if kernel is None else [kernel]:
+        if found := sentry.group_of(pid, controller):
+            return found
     return ""
 
 
 def _processes(scene: Scene) -> str | None:
     group = scene.facts.get("pids") or scene.facts.setdefault("pids", _group(scene, "pids") or None)
     count = int(_text(f"{group}/pids.current") or 0) if group else 0
-    return f"{count} processes" if count > int(LIMITS["atoll.pids"]) else None
+    most = int(LIMITS["atoll.pids"])
+    if sentry.pid_of(scene) is not None:
+        most = _SENTRY_TASKS + _TASKS_EACH * most  # the host sees its kernel's threads, and stubs for its processes
+    return f"{count} processes" if count > most else None
 
 
 def _memory(scene: Scene) -> str | None:
@@ -104,7 +108,16 @@ def _memory(scene: Scene) -> str | None:
         found = re.search(r"^Pss_Anon:\s+(\d+)", _text(f"/proc/{pid}/smaps_rollup"), re.M)
         resident += int(found.group(1)) * 1024 if found else 0
     most = int(LIMITS["atoll.memory"]) * _MIB * _SLACK
+    if (kernel := sentry.pid_of(scene)) is not None:
+        resident, most = _memory_of_group(sentry.group_of(kernel, "memory")), most + _SENTRY_MEMORY
     return f"{resident // _MIB} MiB of memory" if resident > most else None
+
+
+def _memory_of_group(group: str) -> int:
+    """Bytes that the kernel cannot simply take back: without caches of files."""
+    table = {name: int(number) for name, number in re.findall(r"^(\S+) (\d+)$", _text(f"{group}/memory.stat"), re.M)}
+    shared = table.get("total_shmem", table.get("shmem", 0))
+    return table.get("total_rss", table.get("anon", 0)) + shared
 
 
 def _disk(scene: Scene) -> str | None:
@@ -155,8 +168,7 @@ def _resource(
     name: str, goal: str, source: str, judge: Judge, control: Control | Impossible, *, seconds: float = 6.0
 ) -> Attempt:
     program = Program(source, "user", timeout_s=seconds + 14)
-    away = (("gvisor", "its memory and processes are counted as the Sentry's; its own tests try them"),)
-    return Attempt(name, Family.RESOURCES, goal, program, _and_usable(judge), control, away, alone=True)
+    return Attempt(name, Family.RESOURCES, goal, program, _and_usable(judge), control, alone=True)
 
 
 _DOWN = Impossible("it would take this machine down")
@@ -330,17 +342,22 @@ print("DONE", flush=True)
 )  # fmt: skip
 
 
+def _is_alive(pid: int) -> bool:
+    return re.search(r"^State:\s+[^ZX]", _text(f"/proc/{pid}/status"), re.M) is not None
+
+
 def _survivors(scene: Scene) -> str | None:
     """What a killed sandbox started must be gone with it."""
     if "DONE" not in scene.output or scene.facts.get("asked"):
         return None
     scene.facts["asked"] = True
     assert scene.sandbox is not None
+    kernel = [pid for pids in sentry.processes(scene).values() for pid in pids]
     scene.sandbox.kill()
     until = time.monotonic() + 10
-    while scene.pids():
+    while left := scene.pids() + [pid for pid in kernel if _is_alive(pid)]:
         if time.monotonic() > until:
-            return f"{len(scene.pids())} processes outlive their sandbox"
+            return f"{len(left)} processes outlive their sandbox"
         time.sleep(0.1)
     scene.facts["killed"] = True
     return None

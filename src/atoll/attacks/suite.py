@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from atoll.attacks import escape, files, guest, posture, resources
+from atoll.attacks import escape, files, guest, posture, posture_gvisor, resources
 from atoll.attacks.attempt import Attempt
 
 
 def attempts() -> tuple[Attempt, ...]:
     """In the order in which they are tried; names are unique."""
-    return (*posture.ATTEMPTS, *escape.ATTEMPTS, *guest.ATTEMPTS, *files.ATTEMPTS, *resources.ATTEMPTS)
+    return (
+        *posture.ATTEMPTS,
+        *posture_gvisor.ATTEMPTS,
+        *escape.ATTEMPTS,
+        *guest.ATTEMPTS,
+        *files.ATTEMPTS,
+        *resources.ATTEMPTS,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -37,12 +38,13 @@ def attack(settings: Settings, only: str = "") -> list[Result]:
         raise BackendUnavailable("attacks are decided by canaries that only root can make", hint="run it as root")
     console = Console(stderr=True)
     with platform_environ(settings, "base", embedded=True):
-        return list(_run([one for one in attempts() if not only or one.family == only], console))
+        chosen = [one for one in attempts() if not only or one.family == only]
+        return list(_run(chosen, console, settings.data_dir / "embedded"))
 
 
-def _run(chosen: list[Attempt], console: Console) -> Iterator[Result]:
+def _run(chosen: list[Attempt], console: Console, data_dir: Path) -> Iterator[Result]:
     tier = _tier()
-    with Range() as place:
+    with Range(data_dir=data_dir) as place:
         for number, attempt in enumerate(chosen, 1):
             if reason := dict(attempt.not_in).get(tier):
                 yield Result(attempt, skipped=reason)

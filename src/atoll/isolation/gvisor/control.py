@@ -17,9 +17,11 @@ _WITHIN_S = 2.0
 _ANSWER_MAX = 65536
 
 
-async def request(path: Path, method: str, target: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+async def request(
+    path: Path, method: str, target: str, body: dict[str, Any] | None = None, within_s: float = _WITHIN_S
+) -> dict[str, Any]:
     """The JSON object of a 2xx answer, {} for one without a body. Raises OSError, ValueError, TimeoutError."""
-    async with asyncio.timeout(_WITHIN_S):
+    async with asyncio.timeout(within_s):
         return await _request(path, method, target, json.dumps(body).encode() if body is not None else b"")
 
 

@@ -77,6 +77,8 @@ def choose_stage(needed: list[str]) -> str:
 def main() -> NoReturn:
     """Ends as runsc does; prints the reason and ends with 1 when it does not come to that."""
     try:
+        # Some event loops leave copies of our standard descriptors open: they are nobody's here.
+        syscalls.call("close_range", 3, 0x7FFFFFFF, 0)
         order = Order(**json.load(sys.stdin))
         for path in order.groups:
             with open(path, "w") as procs:

@@ -2,7 +2,7 @@
 
 To the host's kernel a gVisor sandbox is one process; ended by it, everything inside would go. So the host is told
 before (`linux/full_memory.py`), and the guest, who can tell one process from another, chooses, while a reserve lasts.
-If it does not answer, or there is nothing to end, the kernel decides after all.
+If the reserve is used up too and it does not answer, or there is nothing to end, the kernel decides after all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from atoll.isolation.gvisor import control
 from atoll.isolation.linux.full_memory import FullMemory
 from atoll.model.sandbox import OomKill
 
-RESERVE = 128 << 20
+RESERVE = 256 << 20
 """Bytes beyond the limit while the guest chooses: a process may take a gigabyte in a second."""
 
 _BEYOND = 16 << 20
@@ -27,7 +27,11 @@ _BEYOND = 16 << 20
 _LOOKS = 10
 _LOOK_EVERY_S = 0.01
 """gVisor gives memory back a moment after a process has ended; waiting longer would let the others grow meanwhile."""
-_TRIES = 3
+_LOOKS_IN_VAIN = 100
+_HARDEST = 16
+_ANSWER_WITHIN_S = 15.0
+"""Among a hundred processes that want the processor too, the guest's turn comes late."""
+
 _NAME_MAX = 64
 _VICTIMS_MAX = 64
 
@@ -64,28 +68,30 @@ class Relief:
                 self._task = self._loop.create_task(self._relieve())
 
     async def _relieve(self) -> None:
+        harder = 1
         with contextlib.suppress(OSError):
             while wanted := self._full.wanting():
-                if not await self._end_some(wanted + _BEYOND):
+                ended = await self._end_some(harder * wanted + _BEYOND)
+                harder = min(_HARDEST, harder * 2)  # those that share memory give back less than they seem to have
+                if not ended and self._full.is_stuck():
                     self._full.let_the_kernel_decide()
                     return
-                for _ in range(_LOOKS):
+                for _ in range(_LOOKS if ended else _LOOKS_IN_VAIN):
                     if not self._full.wanting():
                         break
                     await asyncio.sleep(_LOOK_EVERY_S)
             await asyncio.to_thread(self._full.take_back)
 
     async def _end_some(self, size: int) -> bool:
-        for _ in range(_TRIES):
-            try:
-                told = await control.request(self._socket, "POST", "/relief", {"bytes": size})
-            except (OSError, ValueError, TimeoutError):
-                continue
-            found = victims(told)
-            for one in found:
-                self._ended(one)
-            return bool(found)
-        return False
+        """False: nobody answers, or there is nothing to end. That is endured as long as the reserve lasts."""
+        try:
+            told = await control.request(self._socket, "POST", "/relief", {"bytes": size}, within_s=_ANSWER_WITHIN_S)
+        except (OSError, ValueError, TimeoutError):
+            return False
+        found = victims(told)
+        for one in found:
+            self._ended(one)
+        return bool(found)
 
 
 def victims(told: dict[str, Any]) -> list[OomKill]:

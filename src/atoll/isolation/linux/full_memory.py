@@ -17,6 +17,9 @@ from pathlib import Path
 
 from atoll.isolation.linux.cgroups import Group
 
+_STEPS = 16
+"""v1: thresholds between the limit and its reserve's end; caches may have passed the first one long ago."""
+
 
 class FullMemory:
     """One group's watch. Owns its descriptors until `close`."""
@@ -68,7 +71,9 @@ class FullMemory:
         """A new limit, in bytes, with its reserve. Blocks while the kernel makes room. Raises OSError (EBUSY: none)."""
         self._group.limit_memory(limit + self._reserve)
         if self._v1 is not None:
-            _write(self._v1 / "cgroup.event_control", f"{self._descriptors[0]} {self._descriptors[2]} {limit}")
+            for part in range(_STEPS):
+                threshold = limit + part * self._reserve // _STEPS
+                _write(self._v1 / "cgroup.event_control", f"{self._descriptors[0]} {self._descriptors[2]} {threshold}")
         elif self._v2 is not None:
             _write(self._v2 / "memory.high", str(limit))
         self._limit = limit

@@ -1,0 +1,208 @@
+"""What a gVisor sandbox is, compared with expected lists: its kernel's processes as the host sees them, and what that
+kernel shows to a program inside.
+
+As in `posture.py` a breach is any difference, also a harmless one. The first half is the wall; the second is what
+stands before the guest. A control is a process without a wall, which must differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.attacks import sentry
+from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Program
+from atoll.attacks.posture import _identity_map, _namespace, _status
+from atoll.attacks.scene import Scene, _text
+
+_ELSEWHERE = (("namespaces", "there is no gVisor in it; its own posture is compared with a list of its own"),)
+_Differs = Callable[[Scene, int], str | None]
+
+SENTRY_CAPABILITIES = 0x812C05FB
+"""Those of its users, and sys_chroot, sys_ptrace, sys_admin, sys_resource: over its own ids only, with nothing mounted
+in its root that could be changed, and behind its filter."""
+
+GOFER_CAPABILITIES = 0x4001F
+"""chown dac_override dac_read_search fowner fsetid sys_chroot: over its own ids, to serve files as their owners."""
+
+INSIDE_CAPABILITIES = "00000000800405fb"
+"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot setfcap"""
+
+INSIDE_MOUNTS = {
+    "/": "9p", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc", "/sys": "sysfs",
+    "/.atoll/guest": "9p", "/.atoll/io": "tmpfs",
+}  # fmt: skip
+"""`/.atoll/io` is covered by an empty one; `/.atoll/guest` is read-only. 9p: served by the gofer."""
+
+INSIDE_DEVICES = {
+    "fd", "full", "fuse", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+}  # fmt: skip
+"""`fuse` is gVisor's own, and needs a mount to be of use."""
+
+
+# -- the wall ----------------------------------------------------------------------------------------------------------
+
+
+def _kernel(name: str, goal: str, kinds: tuple[str, ...], differs: _Differs) -> Attempt:
+    """Looks at the sentry or the gofer while a program runs inside; in a control at that program."""
+
+    def judge(scene: Scene) -> str | None:
+        if scene.sandbox is not None and "HOLDING" not in scene.output:
+            return None
+        if scene.sandbox is None:
+            found = scene.pids()
+        else:
+            by_kind = sentry.processes(scene)
+            found = [pid for kind in kinds for pid in by_kind[kind]]
+            if not found and not scene.facts.get("looked"):
+                return "its kernel was never seen by the host"
+        for pid in found:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                difference = differs(scene, pid)
+                scene.facts["looked"] = True
+                if difference:
+                    return difference
+        return None
+
+    return Attempt(name, Family.POSTURE, goal, Program("hold(seconds=1)"), judge, Control(), _ELSEWHERE)
+
+
+def _capabilities(most: int) -> _Differs:
+    def differs(scene: Scene, pid: int) -> str | None:
+        status = _status(pid)
+        found = {name: int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+        fine = found["Inh"] == found["Amb"] == 0 and not any(found[name] & ~most for name in ("Prm", "Eff", "Bnd"))
+        return None if fine else f"capabilities are {found}"
+
+    return differs
+
+
+def _filtered(scene: Scene, pid: int) -> str | None:
+    status = _status(pid)
+    fine = status.get("Seccomp") == "2" and status.get("NoNewPrivs") == "1"
+    return None if fine else f"seccomp mode {status.get('Seccomp')}, no_new_privs {status.get('NoNewPrivs')}"
+
+
+def _owner(scene: Scene, pid: int) -> str | None:
+    ids = {int(word) for name in ("Uid", "Gid") for word in _status(pid)[name].split()}
+    return None if len(ids) == 1 and min(ids) >= 524288 else f"runs as {sorted(ids)} of the host"
+
+
+def _empty_root(scene: Scene, pid: int) -> str | None:
+    found = sorted(os.listdir(f"/proc/{pid}/root"))
+    files = [name for name in found if not os.path.isdir(f"/proc/{pid}/root/{name}")]
+    fine = set(found) <= {"proc", "etc"} and not files
+    return None if fine else f"sees {found[:8]}"
+
+
+def _only_its_mounts(scene: Scene, pid: int) -> str | None:
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    found = {line.split()[4] for line in lines}
+    return None if found <= {"/", "/.atoll/io", "/.atoll/guest"} else f"mounts are {sorted(found)[:8]}"
+
+
+def _limited(scene: Scene, pid: int) -> str | None:
+    limit = _text(f"{sentry.group_of(pid, 'pids')}/pids.max").strip()
+    return None if limit.isdigit() else f"its pids limit is {limit or 'none'}"
+
+
+def _holder(scene: Scene, pid: int) -> str | None:
+    """It has the way out and nothing else."""
+    links = [os.readlink(f"/proc/{pid}/fd/{name}").partition(":")[0] for name in os.listdir(f"/proc/{pid}/fd")]
+    fine = sorted(links) == ["/dev/null"] * 3 + ["socket"] * 2
+    return None if fine else f"holds {sorted(links)}"
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _inside(
+    name: str,
+    goal: str,
+    source: str,
+    differs: Callable[[str], str | None],
+    user: str = "root",
+    control: Impossible | None = None,
+) -> Attempt:
+    """A program tells what it is; the comparison is made here, once it has ended."""
+
+    def judge(scene: Scene) -> str | None:
+        told = re.search(r"^TOLD (.*)$", scene.output, re.M)
+        if told is None:
+            return None if scene.running else "the program told nothing"
+        return differs(told.group(1).strip())
+
+    return Attempt(name, Family.POSTURE, goal, Program(source, user), judge, control or Control(), _ELSEWHERE)
+
+
+def _equal(expected: str) -> Callable[[str], str | None]:
+    return lambda told: None if told == expected else f"it is {told}, not {expected}"
+
+
+_STATUS = """
+fields = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print("TOLD", {what})
+"""
+
+
+def _same(expected: set[str], what: str) -> Callable[[str], str | None]:
+    def differs(told: str) -> str | None:
+        found = set(told.split())
+        return None if found == expected else f"{what} differ by {sorted(found ^ expected)[:12]}"
+
+    return differs
+
+
+_CAPS = '*(fields["Cap" + name].strip() for name in ("Inh", "Prm", "Eff", "Bnd"))'
+_NOTHING = "0" * 16
+
+ATTEMPTS: tuple[Attempt, ...] = (
+    _kernel("sentry-capabilities", "have a kernel with more than the pinned capabilities", ("sentry",),
+            _capabilities(SENTRY_CAPABILITIES)),
+    _kernel("gofer-capabilities", "have a file server with more than the pinned capabilities", ("gofer",),
+            _capabilities(GOFER_CAPABILITIES)),
+    _kernel("sentry-filter", "have a kernel that runs without a filter of the host's", ("sentry", "gofer"), _filtered),
+    _kernel("sentry-owner", "have a kernel with an id of the host's", ("sentry", "gofer"), _owner),
+    _kernel("sentry-ids", "have a kernel that knows ids of the host", ("sentry", "gofer"), _identity_map("uid")),
+    *(
+        _kernel(f"sentry-{kind}", f"have a kernel that shares the host's {kind} namespace", ("sentry", "gofer"),
+                _namespace(kind))
+        for kind in ("user", "mnt", "net", "ipc", "uts")
+    ),
+    _kernel("sentry-root", "have a kernel that sees files of the host", ("sentry",), _empty_root),
+    _kernel("gofer-mounts", "have a file server that sees more than the sandbox's files", ("gofer",), _only_its_mounts),
+    _kernel("sentry-limits", "have a kernel outside the sandbox's limits", ("sentry", "gofer"), _limited),
+    _kernel("holder-descriptors", "have the way out held by somebody who has more", ("holder",), _holder),
+    _inside("inside-capabilities-of-root", "have more than the pinned capabilities", _STATUS.format(what=_CAPS),
+            _equal(f"{_NOTHING} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES}")),
+    _inside("inside-capabilities-of-user", "have any capability as an ordinary user", _STATUS.format(what=_CAPS),
+            _equal(f"{_NOTHING} {_NOTHING} {_NOTHING} {INSIDE_CAPABILITIES}"), "user"),
+    _inside("inside-filter", "run without the filter that guards the guest",
+            _STATUS.format(what='fields["Seccomp"].strip()'), _equal("2"), "user"),
+    _inside("inside-mounts", "find a mount that is not on the list", """
+lines = [line.partition(" - ") for line in open("/proc/self/mountinfo").read().splitlines()]
+print("TOLD", *sorted({left.split()[4] + "=" + right.split()[0] for left, _, right in lines}
+                      - {"/.atoll/io=9p"}))
+""", _same({f"{place}={kind}" for place, kind in INSIDE_MOUNTS.items()}, "mounts")),
+    _inside("inside-shared-directory", "reach the directory in which the guest's socket was made", """
+print("TOLD", *(attempt(os.listdir, "/.atoll/io") or ["nothing"]),
+      "closed" if attempt(lambda: open("/.atoll/io/x", "w")) is None else "open")
+""", _equal("nothing closed"), control=Impossible("there is no such directory without a sandbox")),
+    _inside("inside-devices", "find a device that is not on the list", 'print("TOLD", *sorted(os.listdir("/dev")))',
+            _same(INSIDE_DEVICES, "devices")),
+    _inside("inside-descriptors", "inherit a descriptor", """
+found = [name for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + name)]
+extra = [name for name in found if int(name) > 2]
+kinds = [os.readlink("/proc/self/fd/" + str(number)).partition(":")[0] for number in range(3)]
+print("TOLD", len(extra), *kinds)
+""", lambda told: None if told in ("0 /dev/null pipe pipe", "0 pipe pipe pipe") else f"descriptors are {told}", "user"),
+    _inside("inside-network", "find a network device",
+            'print("TOLD", *re.findall(r"^\\s*([^:\\s]+):", open("/proc/net/dev").read(), re.M))', _equal("lo")),
+    _inside("inside-kernel", "see the host's kernel", 'print("TOLD", os.uname().release)',
+            lambda told: f"sees {told}, the host's kernel" if told == os.uname().release else None),
+    _inside("inside-host-name", "see the host's name", 'print("TOLD", os.uname().nodename)',
+            lambda told: f"is called {told}, as the host" if told == os.uname().nodename else None),
+)  # fmt: skip
