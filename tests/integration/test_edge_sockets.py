@@ -20,7 +20,7 @@ import pytest
 import uvloop
 import websockets
 
-from atoll.edge import client, server, upstream
+from atoll.edge import client, proxy, server, upstream
 from atoll.edge.routes import LiveRoutes
 from atoll.edge.server import Edge, bind
 from atoll.edge.signed import signature_of
@@ -625,6 +625,122 @@ async def test_a_client_that_leaves_closes_the_sandboxs_side_at_once(rig: Rig) -
     await read_head(reader)
     writer.close()
     await asyncio.wait_for(left.wait(), 5)
+
+
+LONG = os.urandom(1024 * 1024) * 12
+"""Long enough that most of it goes from socket to socket inside the kernel."""
+LONG_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(LONG) + LONG
+
+
+@pytest.fixture
+def splices(monkeypatch: pytest.MonkeyPatch) -> list[proxy.Splice]:
+    """Those that begin during the test."""
+    begun: list[proxy.Splice] = []
+
+    class Noted(proxy.Splice):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            begun.append(self)
+
+    monkeypatch.setattr(proxy, "Splice", Noted)
+    return begun
+
+
+async def test_after_a_long_answer_both_connections_serve_on(rig: Rig, splices: list[proxy.Splice]) -> None:
+    await rig.serve(49983, replying(LONG_ANSWER))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    reader, writer = await rig.connect()
+    request = b"GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: %b\r\ne2b-sandbox-port: 49983\r\n\r\n" % ID.encode()
+    writer.write(request * 2)  # the second waits for its turn
+    for _ in range(2):
+        assert (await read_answer(reader))[1] == LONG
+    writer.write(request)
+    assert (await read_answer(reader))[1] == LONG
+    assert rig.dials == 1
+    assert splices
+    writer.close()
+    # The client's connection at both ends, the pooled one at both ends; of the pipes nothing.
+    assert await reached(lambda: len(os.listdir("/proc/self/fd")) <= descriptors + 4)
+
+
+async def test_bytes_after_a_long_answer_never_reach_the_next_client(rig: Rig, splices: list[proxy.Splice]) -> None:
+    await rig.serve(49983, replying(LONG_ANSWER + OK))
+    request = b"GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: %b\r\ne2b-sandbox-port: 49983\r\n\r\n" % ID.encode()
+    reader, writer = await rig.connect()
+    for _ in range(2):
+        writer.write(request)
+        assert (await read_answer(reader))[1] == LONG
+    assert splices
+    assert rig.dials == 2
+    writer.close()
+
+
+async def test_a_long_answer_that_ends_early_is_seen_as_truncated(rig: Rig, splices: list[proxy.Splice]) -> None:
+    await rig.serve(8000, replying(LONG_ANSWER[:-1], close=True))
+    answer = await rig.ask()
+    assert LONG_ANSWER.endswith(b"\r\n\r\n" + LONG)
+    assert len(answer.partition(b"\r\n\r\n")[2]) <= len(LONG) - 1
+    assert splices
+
+
+async def test_a_client_that_leaves_a_long_answer_ends_it(rig: Rig, splices: list[proxy.Splice]) -> None:
+    left = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(LONG) * 1000))
+        with suppress(ConnectionError):
+            while True:
+                writer.write(LONG)
+                await writer.drain()
+        left.set()
+
+    await rig.serve(8000, handle)
+    reader, writer = await rig.connect()
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: %b\r\ne2b-sandbox-port: 8000\r\n\r\n" % ID.encode())
+    await read_head(reader)
+    await reader.readexactly(4 * len(LONG))
+    assert await reached(lambda: bool(splices))
+    writer.transport.abort()
+    await asyncio.wait_for(left.wait(), 5)
+    assert await reached(lambda: rig.edge.pool.open_connections == 0)
+
+
+async def test_a_long_answer_to_a_reader_that_stops_waits(rig: Rig, splices: list[proxy.Splice]) -> None:
+    sent = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (1 << 40))
+        while True:
+            writer.write(LONG[:65536])
+            await writer.drain()
+            sent += 65536
+
+    await rig.serve(8000, handle)
+    reader, writer = await rig.connect()
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: %b\r\ne2b-sandbox-port: 8000\r\n\r\n" % ID.encode())
+    await read_head(reader)
+    previous = -1
+    while previous != sent:
+        previous = sent
+        await asyncio.sleep(0.3)
+    assert splices
+    assert sent < 32 * 1024 * 1024
+    for _ in range(32):
+        assert await reader.readexactly(65536) == LONG[:65536]
+    assert await reached(lambda: sent > previous)
+    writer.close()
+
+
+async def reached(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within five seconds."""
+    for _ in range(100):
+        if condition():
+            return True
+        await asyncio.sleep(0.05)
+    return False
 
 
 async def test_a_request_is_not_lost_to_a_connection_that_just_closed(rig: Rig) -> None:

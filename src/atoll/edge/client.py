@@ -310,6 +310,14 @@ class ClientConnection(asyncio.Protocol):
         if not self._lost and not self._closing:
             self._transport.write(data)
 
+    @property
+    def bare_socket(self) -> socket.socket | None:
+        """The client's socket when bytes may go into it past this object: plain HTTP/1.1 with nothing left to write."""
+        if self._secure or self._lost or self._closing or self._transport.get_write_buffer_size() > 0:
+            return None
+        found: socket.socket | None = self._transport.get_extra_info("socket")
+        return found
+
     def write_eof(self) -> None:
         """Tells the client that no more comes. TLS cannot say that for one direction: there the connection ends."""
         if not self._transport.can_write_eof():

@@ -26,6 +26,7 @@ from atoll.edge.head import (
     upstream_head,
 )
 from atoll.edge.routes import GUEST_PORTS, host_for
+from atoll.edge.splice import AT_LEAST, Splice
 from atoll.edge.upstream import HIGH_WATER, UpstreamConnection
 from atoll.model.errors import AtollError, PortClosed, SandboxGone
 from atoll.model.seams import Route
@@ -62,6 +63,9 @@ class ProxyExchange:
         self._tunnel = False
         self._client_eof = False
         self._sandbox_eof = False
+        self._left = 0
+        """Bytes of the answer's body that are still to come, where its length is known."""
+        self._splice: Splice | None = None
 
     # The client's side.
 
@@ -107,6 +111,8 @@ class ProxyExchange:
     def abort(self) -> None:
         """The client is gone."""
         self._finished = True
+        if self._splice is not None:
+            self._splice.cancel()
         if self._dialling is not None:
             self._dialling.cancel()
         if self._upstream is not None:
@@ -114,7 +120,7 @@ class ProxyExchange:
             self._upstream = None
 
     def client_writable(self, writable: bool) -> None:
-        if self._upstream is not None:
+        if self._upstream is not None and self._splice is None:
             if writable:
                 self._upstream.resume()
             else:
@@ -180,6 +186,7 @@ class ProxyExchange:
             return False
         self._response = response
         self._answering = True
+        self._left = response.content_length or 0
         self._rechunk = self._head.http11 and (response.chunked or response.until_close) and not response.bodiless
         keep_alive = self._head.keep_alive and not self._head.upgrade
         if not self._head.http11 and response.content_length is None and not response.bodiless:
@@ -201,8 +208,37 @@ class ProxyExchange:
     def upstream_body(self, chunk: bytes) -> None:
         if self._rechunk:
             write_chunk(self._client.write, chunk)
+            return
+        self._client.write(chunk)
+        self._left -= len(chunk)
+        if self._left >= AT_LEAST and self._client.bare_socket is not None:
+            self._edge.loop.call_soon(self._splice_rest)  # when the parser has given out all that it was fed
+
+    def _splice_rest(self) -> None:
+        """A long rest of a body need not come through this process."""
+        sink = self._client.bare_socket
+        if (
+            self._finished
+            or self._upstream is None
+            or self._splice is not None
+            or sink is None
+            or self._left < AT_LEAST
+        ):
+            return
+        self._upstream.pause()
+        try:
+            self._splice = Splice(self._edge.loop, self._upstream.socket, sink, self._left, self._spliced)
+        except OSError:  # out of descriptors: then it comes through here
+            self._upstream.resume()
+
+    def _spliced(self, whole: bool) -> None:
+        if self._upstream is None:
+            return
+        if whole:
+            self._upstream.body_moved()
         else:
-            self._client.write(chunk)
+            self._upstream.close()
+            self.upstream_lost("", answered=True)
 
     def upstream_done(self, reusable: bool) -> None:
         connection, self._upstream = self._upstream, None
@@ -219,6 +255,8 @@ class ProxyExchange:
 
     def upstream_lost(self, error: str, answered: bool) -> None:
         connection, self._upstream = self._upstream, None
+        if self._splice is not None:
+            self._splice.cancel()
         if self._finished:
             return
         if self._tunnel or self._answering:

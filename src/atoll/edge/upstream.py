@@ -122,6 +122,17 @@ class UpstreamConnection(asyncio.Protocol):
         with contextlib.suppress(OSError, RuntimeError, NotImplementedError):
             self.transport.write_eof()
 
+    @property
+    def socket(self) -> socket.socket:
+        """For moving the rest of a body without reading it here; `body_moved` says that it is done."""
+        return self._sock
+
+    def body_moved(self) -> None:
+        """The body of the current answer was taken from the socket, to its last byte. The next has a parser anew."""
+        self._done = True
+        if self.reader is not None:
+            self.reader.upstream_done(self._keep_alive and not self._dirty)
+
     def read_until_close(self) -> None:
         """The answer's body ends with the connection."""
         self._until_close = True
