@@ -104,7 +104,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *a): pass
-http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024  # its 5 drops connections, and the kernel tries those again after seconds
+Server(("", 8000), Handler).serve_forever()
 """
 
 
