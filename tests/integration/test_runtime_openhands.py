@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atoll.config import Settings
+from atoll.node.images import TemplateStore
+from atoll.node.recipes import RECIPES, Recipe
 from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
+from support.server import ServerProcess
 
+DEBIAN_13 = "/opt/debian13"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
@@ -82,6 +89,59 @@ def test_a_recorded_run_goes_through_openhands_own_controller(seen: dict[str, An
     assert [event["action"] for event in done] == wanted
     answered = {event.get("cause"): event["observation"] for event in found["events"] if "observation" in event}
     assert all(answered.get(event["id"]) not in (None, "error") for event in done), found["events"]
+
+
+@pytest.fixture(scope="module")
+def agent_servers(
+    tree: Path, server: Any, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """A platform with a template `agent-server`: base, and the whole environment at /opt/debian13."""
+    templates = Path(f"{templates_dir}.agent-server-{os.getpid()}")
+    templates.mkdir()
+    running = None
+    try:
+        _link(templates_dir / "base", templates)
+        script = tmp_path_factory.mktemp("recipe") / "layer.sh"
+        script.write_text(f"set -eu\nmkdir {DEBIAN_13}\n")
+        recipes = {
+            "base": RECIPES["base"],
+            "agent-server": Recipe("agent-server", "a test", str(script), parent="base"),
+        }
+        layer = TemplateStore(templates, recipes).ensure_template("agent-server").layers[0]
+        for name in ("usr", "opt", "lib", "lib64"):
+            _link(tree / name, layer / DEBIAN_13.lstrip("/"))
+        running = ServerProcess.start(
+            tmp_path_factory.mktemp("agent-server") / "data", templates_dir=templates, options=["--end-sandboxes"]
+        )
+        yield running.environ
+    finally:
+        if running is not None:
+            running.stop()
+        shutil.rmtree(templates)
+
+
+def _link(source: Path, folder: Path) -> None:
+    """A copy that costs nothing where it can be one: the files themselves are only read."""
+    if subprocess.run(["cp", "-al", str(source), str(folder)], capture_output=True, check=False).returncode != 0:
+        subprocess.run(["cp", "-a", str(source), str(folder)], check=True)
+
+
+def test_the_real_agent_server_runs_in_a_sandbox(tree: Path, agent_servers: dict[str, str]) -> None:
+    program = REPOSITORY / "tests" / "support" / "openhands_agent_server_program.py"
+    given = {**agent_servers, "DEBIAN_13": DEBIAN_13}
+    found = json.loads(run_in(tree, "later", program, given, timeout_s=900).strip().splitlines()[-1])
+    assert (found["info"]["title"], found["info"]["version"]) == ("OpenHands Agent Server", "1.58.2")
+    failing = found["failing"]
+    assert (failing["exit_code"], failing["stdout"], failing["stderr"]) == (3, "out\n/workspace\n", "err\n")
+    assert (found["slow"]["exit_code"], found["slow"]["timeout_occurred"]) == (-1, True)
+    assert (found["up"], found["down"], found["same"]) == (True, True, True)
+    assert found["changes"] == [["UPDATED", "kept"], ["ADDED", "new"]]
+    assert found["diff"] == {"modified": "2", "original": "1"}
+    assert found["keyless"] == 401
+    assert {"r", "sub"} <= set(found["again"].split())
+    assert found["lives"] == 0
+    assert "before it ended" in found["broken"]
+    assert "it printed: no" in found["broken"]
 
 
 def test_workspaces_of_the_newer_sdk(tree: Path, connection: dict[str, str]) -> None:

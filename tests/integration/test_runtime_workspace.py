@@ -26,6 +26,7 @@ from atoll.runtime import (
     VSCodeRequirement,
 )
 from atoll.runtime.box import find_sandboxes
+from support import documents
 
 MakeRuntime = Callable[..., E2BRuntime]
 
@@ -158,7 +159,8 @@ def test_microagents_of_the_workspace_and_of_a_repository(make: MakeRuntime) -> 
         runtime,
         f"mkdir -p r/.openhands/microagents/sub && cd r && printf -- {head} > .openhands/microagents/sub/d.md && "
         "printf 'Rules.' > AGENTS.md && printf 'old' > .openhands_instructions && cd .openhands/microagents && "
-        "touch README.md && printf -- '---\\nbad\\n---\\n' > bad.md && ln -s /etc/passwd x.md",
+        "touch README.md && printf -- '---\\nbad\\n---\\n' > bad.md && ln -s /etc/passwd x.md && "
+        "git config --global url./tmp/remote/.insteadOf https://github.com/",
     )
     found = runtime.get_microagents_from_selected_repo("owner/r")
     assert [(one.name, one.type.value, one.content) for one in found] == [
@@ -166,6 +168,21 @@ def test_microagents_of_the_workspace_and_of_a_repository(make: MakeRuntime) -> 
         ("agents", "repo", "Rules."),
         ("sub/d", "knowledge", "Use it."),
     ]
+
+
+def test_microagents_that_an_owner_keeps_for_all_repositories_come_first(make: MakeRuntime) -> None:
+    runtime = make()
+    run(
+        runtime,
+        "mkdir -p r /tmp/remote/owner/.openhands.git && printf Rules. > r/AGENTS.md && cd /tmp/remote/owner && "
+        "git init -q made && cd made && mkdir microagents && printf 'For all.' > microagents/all.md && git add . && "
+        "git commit -qm 1 && git clone -q --bare . ../.openhands.git && cd /workspace && "
+        "git config --global url./tmp/remote/.insteadOf https://github.com/",
+    )
+    found = runtime.get_microagents_from_selected_repo("owner/r")
+    assert [(one.name, one.content) for one in found] == [("all", "For all."), ("agents", "Rules.")]
+    assert run(runtime, "ls -A /tmp | grep atoll-owner || echo nothing") == "nothing"
+    assert runtime.get_microagents_from_org_or_user("nobody/r") == []
 
 
 # ---------------------------------------------------------------------------------------------------------- plugins
@@ -200,6 +217,27 @@ def test_agent_skills_are_in_the_kernel(skilled: E2BRuntime) -> None:
     assert json.loads(answers[0])["output"] == "File created successfully at: /workspace/made"
     assert json.loads(answers[1])["new_content"] == "two\n"
     assert run(skilled, "cat /workspace/made") == "two"
+
+
+def test_documents_are_read_in_the_kernel(skilled: E2BRuntime, tmp_path: Path) -> None:
+    word, deck = tmp_path / "a.docx", tmp_path / "a.pptx"
+    word.write_bytes(documents.word(["One\ttab", "Two"]))
+    deck.write_bytes(documents.slides([["Title", "line\nnext"], ["Last"]]))
+    (tmp_path / "a.pdf").write_bytes(documents.pdf("Hello, this is a test PDF document."))
+    (tmp_path / "a.tex").write_text("\\documentclass{article}\\begin{document}\nPlain \\emph{words}.\n\\end{document}")
+    skilled.copy_to(str(tmp_path), "/tmp/documents", recursive=True)
+    folder = f"/tmp/documents/{tmp_path.name}"
+    assert cell(skilled, f"parse_docx('{folder}/a.docx')") == (
+        f"[Reading DOCX file from {folder}/a.docx]\n@@ Page 1 @@\nOne\ttab\n\n@@ Page 2 @@\nTwo"
+    )
+    assert cell(skilled, f"parse_pptx('{folder}/a.pptx')") == (
+        f"[Reading PowerPoint file from {folder}/a.pptx]\n@@ Slide 1 @@\nTitle\nline\nnext\n@@ Slide 2 @@\nLast"
+    )
+    assert cell(skilled, f"parse_pdf('{folder}/a.pdf')") == (
+        f"[Reading PDF file from {folder}/a.pdf]\n@@ Page 1 @@\nHello, this is a test PDF document."
+    )
+    assert cell(skilled, f"parse_latex('{folder}/a.tex')") == f"[Reading LaTex file from {folder}/a.tex]\nPlain words."
+    assert "OPENAI_API_KEY is not set" in cell(skilled, f"parse_image('{folder}/a.pdf')")
 
 
 def test_init_code_runs_once_before_the_first_cell_that_brings_it(skilled: E2BRuntime) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atoll.runtime.microagents import MicroagentError, MicroagentType, load, load_all, parse_head
-from atoll.runtime.repository import clone_url, parse_changes
+from atoll.runtime.repository import clone_url, owner_repository, parse_changes
 from atoll.runtime.vscode import parse_listening
 
 
@@ -66,6 +66,18 @@ def test_clone_urls() -> None:
     for wrong in ("x", "o/-r", "--upload-pack=x", "a/b/c", "o/.."):
         with pytest.raises(ValueError, match=r"repository|neither"):
             clone_url(wrong)
+
+
+def test_where_an_owner_keeps_microagents() -> None:
+    assert owner_repository("o/r") == "o/.openhands"
+    assert owner_repository("https://github.com/o/r.git") == "https://github.com/o/.openhands"
+    assert (
+        owner_repository("https://gitlab.example/group/sub/r/") == "https://gitlab.example/group/sub/openhands-config"
+    )
+    assert owner_repository("/srv/git/r") == "/srv/git/.openhands"
+    for without in ("r", "/r", "https://host/r", ""):
+        assert owner_repository(without) is None
+    assert clone_url("o/.openhands") == ("https://github.com/o/.openhands.git", ".openhands")
 
 
 def test_listening_ports_are_read_from_procs_table() -> None:

@@ -12,10 +12,13 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from atoll.runtime import kernel_readers
 from atoll.runtime.editor import Edited, Editor, EditorError
+from atoll.runtime.kernel_readers import *  # noqa: F403
 from atoll.runtime.texts import Kind
 
 __all__ = [
+    *kernel_readers.__all__,
     "file_editor",
     "find_file",
     "goto_line",

@@ -38,6 +38,7 @@ if [ -x .git/hooks/pre-commit.local ]; then
 fi
 """
 GIT_TIMEOUT_S = 60.0
+OWNER_TIMEOUT_S = 30
 MAX_DIFF_BYTES = 1024 * 1024
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
@@ -198,14 +199,33 @@ class Repository:
                 found.append(load(text, name))
                 if name != ".cursorrules":
                     break
-        directory = str(top / ".openhands/microagents")
-        listed = self._static(shlex.join(["bash", "-c", LIST, "atoll", directory]), str(root))
+        return found + self._microagents_in(str(top / ".openhands/microagents"))
+
+    def microagents_of_owner(self, url: str) -> list[Microagent]:
+        """Those that an organisation or user keeps for all its repositories, in `microagents/` of the one at `url`.
+
+        None where it cannot be cloned: most owners have no such repository.
+        """
+        where = f"/tmp/.atoll-owner-{secrets.token_hex(8)}"
+        clone = f"timeout {OWNER_TIMEOUT_S} git clone -q --depth 1 -- {shlex.quote(url)} {where}"
+        cloned = self._static(f"GIT_TERMINAL_PROMPT=0 {clone}", "/tmp")
+        if cloned is None or cloned.exit_code != 0:
+            said = cloned.content.strip().replace(url, "…") if cloned is not None else "git could not be run"
+            self._log.debug("no micro-agents of the repository's owner: %s", said)
+            return []
+        try:
+            return self._microagents_in(f"{where}/microagents")
+        finally:
+            self._static(f"rm -rf -- {where}", "/tmp")
+
+    def _microagents_in(self, directory: str) -> list[Microagent]:
+        listed = self._static(shlex.join(["bash", "-c", LIST, "atoll", directory]), "/")
         names = listed.content.split("\0") if listed is not None and listed.exit_code == 0 else []
         texts = [(name, self._read(f"{directory}/{name}")) for name in sorted(filter(None, names))]
         more, problems = load_all((name, text) for name, text in texts if text is not None)
         for problem in problems:
             self._log.error("a micro-agent was left out: %s", problem)
-        return found + more
+        return more
 
     def _static(self, command: str, cwd: str) -> CmdOutputObservation | None:
         action = CmdRunAction(command, is_static=True, hidden=True, cwd=cwd, timeout=GIT_TIMEOUT_S)
@@ -250,13 +270,25 @@ def parse_changes(text: str) -> list[dict[str, str]]:
     return [{"status": "M" if status == "T" else status, "path": path} for path, status in sorted(kept.items())]
 
 
+def owner_repository(repository: str) -> str | None:
+    """Where the owner of a repository keeps micro-agents for all of them: `owner/.openhands`, or beside the URL.
+
+    `owner/openhands-config` at GitLab, where no name begins with a dot; None for a repository without an owner.
+    """
+    parts = repository.rstrip("/").split("/")
+    first = 3 if "://" in repository else 1 if repository.startswith("/") else 0  # where the path begins
+    if len(parts) - first < 2:
+        return None
+    return "/".join([*parts[:-1], "openhands-config" if "gitlab" in repository.lower() else ".openhands"])
+
+
 def clone_url(repository: str, tokens: Mapping[Any, Any] | None = None) -> tuple[str, str]:
     """(URL for git, name of the directory) of a URL, or of `owner/name` at GitHub with the token given for it.
 
     Raises ValueError for what is neither.
     """
     name = PurePosixPath(repository.rstrip("/")).name.removesuffix(".git")
-    if not re.fullmatch(r"[\w][\w.-]*", name):
+    if not re.fullmatch(r"\.?[\w][\w.-]*", name):
         raise ValueError(f"{repository!r} does not end in the name of a repository")
     if "://" in repository or repository.startswith("/"):
         return repository, name

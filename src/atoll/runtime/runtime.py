@@ -54,7 +54,7 @@ from atoll.runtime.observations import (
     NullObservation,
     UserRejectObservation,
 )
-from atoll.runtime.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url
+from atoll.runtime.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url, owner_repository
 from atoll.runtime.shell import TIMEOUT_MESSAGE
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
@@ -320,7 +320,18 @@ class E2BRuntime(Lifecycle):
 
     def get_microagents_from_selected_repo(self, selected_repository: str | None) -> list[Microagent]:
         """The micro-agents of a repository in the workspace, or of the workspace itself."""
-        return self._repository.microagents(selected_repository)
+        owners = self.get_microagents_from_org_or_user(selected_repository) if selected_repository else []
+        return owners + self._repository.microagents(selected_repository)
+
+    def get_microagents_from_org_or_user(self, selected_repository: str) -> list[Microagent]:
+        """Those in the repository `.openhands` (at GitLab `openhands-config`) of the selected one's owner."""
+        if (owners := owner_repository(selected_repository)) is None:
+            return []
+        try:
+            url, _ = clone_url(owners, self.git_provider_tokens)
+        except ValueError:
+            return []
+        return self._repository.microagents_of_owner(url)
 
     def get_git_changes(self, cwd: str) -> list[dict[str, str]] | None:
         """See Repository.changes."""

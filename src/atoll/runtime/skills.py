@@ -10,7 +10,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-_MODULES = ("texts", "editor", "kernel_skills")
+_MODULES = ("texts", "editor", "kernel_readers", "kernel_skills")
 _PACKAGE = "atoll.runtime"
 _THEIRS = "openhands.runtime.plugins.agent_skills.agentskills"
 

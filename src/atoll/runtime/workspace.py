@@ -26,6 +26,9 @@ from atoll.runtime.box import E2BBox
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError
 
 AGENT_SERVER = "python3 -m openhands.agent_server --host 0.0.0.0 --port 8000"
+SERVER_LOG = "/tmp/openhands-agent-server.log"
+LEFT_S = 3600
+"""How long a sandbox of somebody else's lives on after we have left it."""
 _EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 _STATUS = {
     "A": GitChangeStatus.ADDED,
@@ -84,10 +87,7 @@ class E2BWorkspace(BaseWorkspace):  # type: ignore[misc]
         box, self._box = self._box, None
         if box is None:
             return
-        if self._owned:
-            box.close()
-        else:
-            box.release(seconds=3600, pause=False)
+        _part_from(box, owned=self._owned)
 
     def pause(self) -> None:
         """Raises what the platform says where it cannot pause."""
@@ -192,7 +192,10 @@ class E2BWorkspace(BaseWorkspace):  # type: ignore[misc]
 class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
     """The SDK's agent server inside a sandbox of `template`, which has to have Python 3.12 and the server.
 
-    `server_command` starts it; it listens on `port`. Ready when GET /health answers.
+    With `sandbox_id` and `api_key` of one in which it runs already, it is that one, and is left running.
+
+    `server_command` starts it; it listens on `port`, and what it prints goes to SERVER_LOG in the sandbox. Ready when
+    GET /health answers. A sandbox made here ends with `cleanup`, or minutes after this process.
     """
 
     working_dir: str = "/workspace"
@@ -205,10 +208,11 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
     health_check_timeout: float = Field(default=120.0, gt=0)
 
     _box: E2BBox | None = PrivateAttr(default=None)
+    _owned: bool = PrivateAttr(default=True)
 
     def model_post_init(self, context: Any) -> None:
-        key = self.api_key or secrets.token_urlsafe(24)
-        object.__setattr__(self, "api_key", key)
+        self._owned = self.sandbox_id is None
+        object.__setattr__(self, "api_key", self.api_key or secrets.token_urlsafe(24))
         self._box = box = E2BBox(sandbox_id=self.sandbox_id, template=self.template, envs=self.envs)
         self.sandbox_id = box.sandbox_id
         try:
@@ -218,14 +222,8 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
             )
             object.__setattr__(self, "host", self._address(box))
             super().model_post_init(context)
-            box.sandbox.commands.run(
-                self.server_command,
-                background=True,
-                cwd=self.working_dir,
-                envs={**self.envs, "OH_SESSION_API_KEYS_0": key, "SESSION_API_KEY": key},
-                timeout=0,
-            ).disconnect()
-            self._wait_for_health()
+            pid = self._start(box) if self._owned or self._ailment() else None
+            self._wait_for_health(box, pid)
         except BaseException:
             self.cleanup()
             raise
@@ -241,22 +239,40 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
         routed = {"E2b-Sandbox-Id": str(self.sandbox_id), "E2b-Sandbox-Port": str(self.port)}
         return {**super()._headers, **routed}
 
-    def _wait_for_health(self) -> None:
-        end = time.monotonic() + self.health_check_timeout
-        told = "no answer"
-        while time.monotonic() < end:
-            try:
-                answer = self.client.get("/health", headers=self._headers, timeout=5)
-                if answer.is_success:
-                    return
-                told = f"{answer.status_code} {answer.text[:200]}"
-            except httpx.HTTPError as error:
-                told = str(error)
-            time.sleep(0.5)
-        raise AgentRuntimeError(
-            f"the agent server did not become healthy within {self.health_check_timeout:g} seconds: {told}",
-            hint="the template needs Python 3.12 or newer and the package openhands-agent-server",
+    def _start(self, box: E2BBox) -> int:
+        """The server's process id."""
+        keys = dict.fromkeys(("OH_SESSION_API_KEYS_0", "SESSION_API_KEY"), str(self.api_key))
+        started = box.sandbox.commands.run(
+            f"{{ {self.server_command}\n}} >{SERVER_LOG} 2>&1",
+            background=True,
+            cwd=self.working_dir,
+            envs={**self.envs, **keys},
+            timeout=0,
         )
+        started.disconnect()
+        return int(started.pid)
+
+    def _ailment(self) -> str:
+        """What is wrong with the server, "" when it is healthy."""
+        try:
+            answer = self.client.get("/health", headers=self._headers, timeout=5)
+        except httpx.HTTPError as error:
+            return str(error) or type(error).__name__
+        return "" if answer.is_success else f"{answer.status_code} {answer.text[:200]}"
+
+    def _wait_for_health(self, box: E2BBox, pid: int | None) -> None:
+        end, why = time.monotonic() + self.health_check_timeout, f"within {self.health_check_timeout:g} seconds"
+        while found := self._ailment():
+            if pid is not None and pid not in [each.pid for each in box.sandbox.commands.list()]:
+                why = "before it ended"
+            elif time.monotonic() < end:
+                time.sleep(0.5)
+                continue
+            printed = box.execute(f"tail -c 2000 {SERVER_LOG}").output.strip()
+            raise AgentRuntimeError(
+                f"the agent server did not become healthy {why}: {found}; it printed: {printed or 'nothing'}",
+                hint="the template needs Python 3.12 or newer and the package openhands-agent-server",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -266,10 +282,10 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
         self.cleanup()
 
     def cleanup(self) -> None:
-        """Ends the sandbox. Idempotent."""
+        """Ends the sandbox if it is ours. Idempotent."""
         box, self._box = self._box, None
         if box is not None:
-            box.close()
+            _part_from(box, owned=self._owned)
         self.reset_client()
 
     def pause(self) -> None:
@@ -284,7 +300,14 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
         if self._box is None:
             self._box = E2BBox(sandbox_id=self.sandbox_id, template=self.template)
             self.reset_client()
-            self._wait_for_health()
+            self._wait_for_health(self._box, None)
+
+
+def _part_from(box: E2BBox, *, owned: bool) -> None:
+    if owned:
+        box.close()
+    else:
+        box.release(seconds=LEFT_S, pause=False)
 
 
 def _leave(box: E2BBox) -> None:
