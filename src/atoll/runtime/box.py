@@ -295,7 +295,11 @@ class E2BBox:
             except LOST:
                 return
             except Exception as error:
-                _log.info("the platform does not pause sandboxes (%s); it goes on running", error)
+                _log.warning(
+                    "the platform does not pause sandboxes (%s): this one goes on running for %d seconds (close_delay)",
+                    error,
+                    seconds,
+                )
         try:
             self.sandbox.set_timeout(seconds)
         except Exception as error:
