@@ -72,12 +72,13 @@ def table(facts: dict[str, object], rows: Sequence[Row]) -> str:
 
 def _breakdown(summaries: list[Summary]) -> list[str]:
     """Where the time goes: every subject of the benchmarks that were peeled."""
-    peeled = ("steps: create → first command", 'commands.run("true")', 'run_code("1+1")')
+    peeled = ("create → first command", "steps: create → first command", 'commands.run("true")', 'run_code("1+1")')
     lines = ["", "Where the time goes (p50 / p95 ms):", ""]
     for benchmark in peeled:
         parts = [f"{line.subject} {line.p50:.2f} / {line.p95:.2f}" for line in summaries if line.benchmark == benchmark]
         if parts:
-            lines.append(f"- **{benchmark.removeprefix('steps: ')}**: " + "; ".join(parts))
+            name, steps = benchmark.removeprefix("steps: "), " in steps" if benchmark.startswith("steps: ") else ""
+            lines.append(f"- **{name}**{steps}: " + "; ".join(parts))
     return lines if len(lines) > 3 else []
 
 

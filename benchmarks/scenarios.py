@@ -34,6 +34,8 @@ class Bench:
     bwrap: Bwrap
     bash: PlainBash
     floor_files: Sandbox
+    answers_only: dict[str, str]
+    """Options of SDK calls that reach a server which only answers."""
     floor_jupyter: RawJupyter | None
     rounds: Callable[[int], int]
     """The number of rounds for a full count: fewer when the run is a quick one."""
@@ -42,15 +44,19 @@ class Bench:
 def create(bench: Bench) -> list[Row]:
     """`Sandbox.create()` until its first command has answered; the kill is not counted."""
 
-    def sdk() -> float:
+    def sdk(**where: str) -> float:
         began = time.perf_counter()
-        sandbox = Sandbox.create(timeout=120)
+        sandbox = Sandbox.create(timeout=120, **where)
         sandbox.commands.run("true")
         took = (time.perf_counter() - began) * 1000
         sandbox.kill()
         return took
 
-    subjects = {"atoll": sdk, "bwrap + bash": lambda: timed(bench.bwrap.once)}
+    subjects = {
+        "atoll": sdk,
+        "bwrap + bash": lambda: timed(bench.bwrap.once),
+        "the SDK alone": lambda: sdk(**bench.answers_only),
+    }
     return in_turns("create → first command", subjects, bench.rounds(100), "ms")
 
 
@@ -99,8 +105,10 @@ def run_command(bench: Bench) -> list[Row]:
         edge = Wire.to_server(bench.server)
         guest = Wire.to_guest(bench.server, sandbox.sandbox_id, ENVD)
         health = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(ENVD)}
+        nowhere = Sandbox.create(**bench.answers_only)
         subjects = {
             "atoll": lambda: timed(lambda: sandbox.commands.run("true")),
+            "the SDK alone": lambda: timed(lambda: nowhere.commands.run("true")),
             "plain bash": lambda: timed(bench.bash.once),
             "plain HTTP through the edge": lambda: timed(lambda: _run_true(edge, sandbox.sandbox_id, token)),
             "plain HTTP to the guest": lambda: timed(lambda: _run_true(guest, sandbox.sandbox_id, token)),
