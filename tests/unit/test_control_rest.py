@@ -122,7 +122,8 @@ async def test_a_created_sandbox_answers_in_e2bs_form(world: World) -> None:
     response = await world.client.post("/v2/sandboxes", json={"templateID": "base"})
     assert response.status_code == 201
     body = response.json()
-    assert set(body) == {"templateID", "sandboxID", "alias", "clientID", "envdVersion", "envdAccessToken", "tier"}
+    own = {"tier", "limitsNotEnforced"}
+    assert set(body) == {"templateID", "sandboxID", "alias", "clientID", "envdVersion", "envdAccessToken"} | own
     assert body["alias"] == "base"
     route = world.node.find(body["sandboxID"])
     assert route is not None

@@ -257,6 +257,11 @@ class SandboxService:
             await self._nodes[record.node_id].flush_logs(record.sandbox_id)
         return select(await self._logbook.read(record.sandbox_id), query)
 
+    def unenforced(self, record: SandboxRecord) -> Sequence[str]:
+        """The limits that it does not keep, where its node or tier cannot."""
+        node = self._nodes.get(record.node_id)
+        return node.unenforced(record.tier) if node is not None else ()
+
     async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:
         """NodeEvents."""
         memory_mb = None if victim.memory_bytes is None else victim.memory_bytes >> 20

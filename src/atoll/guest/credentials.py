@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 from collections.abc import Sequence
@@ -28,7 +29,22 @@ def set_groups(groups: Sequence[int]) -> None:
     if _NUMBERS is None:  # a machine on which no tier with threads in the guest exists
         os.setgroups(list(groups))
         return
-    _call("setgroups", ctypes.c_size_t(len(groups)), (ctypes.c_uint32 * len(groups))(*groups))
+    try:
+        _call("setgroups", ctypes.c_size_t(len(groups)), (ctypes.c_uint32 * len(groups))(*groups))
+    except PermissionError:
+        if not is_single_id():  # there nobody may, and there is but one group
+            raise
+
+
+@functools.cache
+def is_single_id() -> bool:
+    """Whether there is but one id here, root's: a sandbox of an ordinary user without subordinate ids."""
+    try:
+        with open("/proc/self/uid_map") as table:
+            rows = [line.split() for line in table]
+    except OSError:
+        return False
+    return len(rows) == 1 and rows[0][0] == "0" and rows[0][2] == "1"
 
 
 def set_users(real: int, effective: int, saved: int) -> None:

@@ -10,9 +10,10 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atoll.guest import paths
+from atoll.guest.credentials import is_single_id
 from atoll.guest.handles import read_regular
 from atoll.wire.connect import Code, ConnectError
 from atoll.wire.http import Headers
@@ -91,8 +92,8 @@ class Users:
             primary = int(fields[3])
             groups = tuple(dict.fromkeys((primary, *members.get(name, ()))))
             user = User(name, int(fields[2]), primary, groups, fields[5] or "/", fields[6] or "/bin/sh")
-            self._by_name[name] = user
             self._names.setdefault(user.uid, name)
+            self._by_name[name] = replace(user, uid=0, gid=0, groups=(0,)) if is_single_id() else user
         if self._fixed is not None:
             self._by_name = dict(self._fixed)
         self._stamp = stamp

@@ -78,6 +78,10 @@ class NodeClient(Protocol):
         """What the sandbox has logged so far reaches NodeEvents before this returns. Bounded in time; never raises."""
         ...
 
+    def unenforced(self, tier: str) -> Sequence[str]:
+        """Of cpu, memory, pids and disk those whose limits sandboxes of that tier do not keep on this node."""
+        ...
+
     async def update_network(self, sandbox_id: str, network: NetworkPolicy) -> None:
         """Replaces what it may reach, at once; open connections that it forbids are cut.
 

@@ -23,7 +23,7 @@ from typing import Self
 import structlog
 
 from atoll.isolation import registry
-from atoll.isolation.base import BackendConfig, IsolationBackend, SandboxHandle
+from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
@@ -49,6 +49,12 @@ from atoll.tls import Authority
 _log = structlog.get_logger("atoll.node")
 
 _TRASH_GRACE_S = 10.0
+_LIMITS = {
+    "cpu": Capability.LIMITS_CPU,
+    "memory": Capability.LIMITS_MEMORY,
+    "pids": Capability.LIMITS_PIDS,
+    "disk": Capability.LIMITS_DISK,
+}
 _TEMPLATE_FRESH_S = 2.0
 
 
@@ -333,6 +339,12 @@ class Supervisor:
         if handle is None:
             raise SandboxGone(sandbox_id, "it is still being made")
         return await handle.stats()
+
+    def unenforced(self, tier: str) -> Sequence[str]:
+        """See NodeClient.unenforced. Of a tier that does not run nothing is claimed."""
+        backend = self._backends.get(tier)
+        kept = backend.capabilities if backend is not None else frozenset()
+        return [name for name, capability in _LIMITS.items() if capability not in kept]
 
     async def update_network(self, sandbox_id: str, network: NetworkPolicy) -> None:
         """See NodeClient.update_network."""

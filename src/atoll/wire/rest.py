@@ -150,6 +150,8 @@ class Sandbox(_Out):
     domain: str | None = None
     tier: str = ""
     """Atoll's own: the isolation tier."""
+    limits_not_enforced: list[str] = Field(default_factory=list, serialization_alias="limitsNotEnforced")
+    """Atoll's own: of cpu, memory, pids and disk what this machine does not hold the sandbox to."""
 
 
 class ListedSandbox(_Out):
@@ -192,6 +194,8 @@ class SandboxDetail(ListedSandbox):
     allow_internet_access: bool = Field(default=True, serialization_alias="allowInternetAccess")
     network: NetworkDetail
     lifecycle: Lifecycle
+    limits_not_enforced: list[str] = Field(default_factory=list, serialization_alias="limitsNotEnforced")
+    """Atoll's own: see Sandbox."""
 
 
 class SandboxMetric(_Out):
@@ -364,7 +368,7 @@ class Error(_Out):
 # From the model
 
 
-def sandbox(record: SandboxRecord, domain: str | None) -> Sandbox:
+def sandbox(record: SandboxRecord, domain: str | None, unenforced: Sequence[str] = ()) -> Sandbox:
     """The answer to create and connect."""
     return Sandbox(
         template_id=record.template_id,
@@ -374,6 +378,7 @@ def sandbox(record: SandboxRecord, domain: str | None) -> Sandbox:
         traffic_access_token=record.traffic_access_token,
         domain=domain,
         tier=record.tier,
+        limits_not_enforced=list(unenforced),
     )
 
 
@@ -382,7 +387,7 @@ def listed(record: SandboxRecord) -> ListedSandbox:
     return ListedSandbox(**_common(record))
 
 
-def detail(record: SandboxRecord, domain: str | None) -> SandboxDetail:
+def detail(record: SandboxRecord, domain: str | None, unenforced: Sequence[str] = ()) -> SandboxDetail:
     """All about one. `onTimeout` is what will happen, which may be less than `autoPause` asked for."""
     return SandboxDetail(
         **_common(record),
@@ -391,6 +396,7 @@ def detail(record: SandboxRecord, domain: str | None) -> SandboxDetail:
         allow_internet_access=record.network.allow_internet,
         network=_network(record),
         lifecycle=Lifecycle(),
+        limits_not_enforced=list(unenforced),
     )
 
 

@@ -59,7 +59,7 @@ async def connect_v2(
     """The running sandbox's addresses and tokens; its life is prolonged, never shortened."""
     timeout = body.timeout if body is not None and body.timeout is not None else rest.V2_TIMEOUT_S
     record = await services.sandboxes.prolong(caller, sandbox_id, timeout)
-    return reply(rest.sandbox(record, services.sandboxes.policy.domain))
+    return reply(rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
 
 
 @router.post("/sandboxes/{sandbox_id}/connect", responses=_ONE)
@@ -68,7 +68,7 @@ async def connect_v1(
 ) -> Response:
     """As v2; the timeout is required."""
     record = await services.sandboxes.prolong(caller, sandbox_id, body.timeout)
-    return reply(rest.sandbox(record, services.sandboxes.policy.domain))
+    return reply(rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
 
 
 # Lists; before `/sandboxes/{sandbox_id}`, which would take their paths
@@ -137,7 +137,7 @@ async def metrics_of_many(
 async def get_sandbox(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
     """All about it."""
     record = await services.sandboxes.get(caller, sandbox_id)
-    return reply(rest.detail(record, services.sandboxes.policy.domain))
+    return reply(rest.detail(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
 
 
 @router.delete("/sandboxes/{sandbox_id}", status_code=204, responses=FAILURES)
@@ -214,4 +214,6 @@ async def logs_v2(
 
 def _made(record: SandboxRecord, services: Services) -> Response:
     headers = {"X-Atoll-Notice": ordering.AUTO_PAUSE_NOTICE} if record.auto_pause else None
-    return reply(rest.sandbox(record, services.sandboxes.policy.domain), 201, headers)
+    return reply(
+        rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)), 201, headers
+    )

@@ -132,11 +132,13 @@ def enter_root(directory: int) -> None:
     os.chdir("/")
 
 
-def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool) -> int:
+def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool, rootless: bool = False) -> int:
     """A detached overlay of descriptors, `lowers` top first.
 
     Named by /proc/self/fd: the strings land in the sandbox's own mount table, where a path would tell of the host.
-    `volatile` leaves out all syncing; the upper directory is then worthless after a crash of the machine.
+    `volatile` leaves out all syncing; the upper directory is then worthless after a crash of the machine. `rootless`:
+    the caller is root of its own user namespace only, and the overlay's notes are attributes that it may set; renaming
+    a directory of a lower layer says EXDEV then.
     """
     options: list[tuple[str, str | None]] = [
         ("source", "overlay"),
@@ -145,7 +147,7 @@ def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool) -> 
         ("workdir", f"/proc/self/fd/{work}"),
         # Renaming a directory of the template must work: without redirects it fails with EXDEV, which dpkg, pip and
         # git do not all survive. The redirect is kept in a trusted.* attribute that nobody inside can set.
-        ("redirect_dir", "on"),
+        ("userxattr", None) if rootless else ("redirect_dir", "on"),
         ("metacopy", "off"),
         ("index", "off"),
     ]

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, mounts, netlink, seccomp, syscalls
+from atoll.isolation.linux import caps, mounts, netlink, rootless, seccomp, syscalls
 from atoll.isolation.linux.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spec_codec import guest_from_json
@@ -41,6 +41,8 @@ GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
 
 _STAGES = ("/mnt", "/srv", "/opt", "/usr")
 """Where a scratch file system may hide the host's directory: any that exists, in this mount namespace only."""
+
+_TTY_GROUP = 5
 
 _SYSTEM = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
@@ -58,6 +60,7 @@ class Birth:
         last_cap: int,
         *,
         egress: bool,
+        rootless: bool = False,
         ahead: Callable[[], None] | None = None,
     ) -> None:
         self._control = control
@@ -68,6 +71,7 @@ class Birth:
         self._program = program
         self._last_cap = last_cap
         self._with_egress = egress
+        self._rootless = rootless
         self._egress: list[int] = []
         self._step = "begin"
         self._stages: dict[str, float] = {}
@@ -77,7 +81,9 @@ class Birth:
         """Becomes the guest, or reports why not and ends."""
         try:
             self._prepare()
-            messages.send(self._control, {"op": "parked", "egress": self._egress})
+            # A server without root cannot take copies of them later.
+            handed_over = self._egress if self._rootless else ()
+            messages.send(self._control, {"op": "parked", "egress": self._egress}, handed_over)
             body, descriptors = self._told()
             if body["op"] == "boot":
                 self._enter(descriptors.pop(), body["memory_mib"])
@@ -122,7 +128,8 @@ class Birth:
         if messages.receive(self._control).body is None:
             os._exit(0)
         self._step = "become root inside"
-        os.setgroups([])
+        with contextlib.suppress(*([PermissionError] if self._rootless else [])):  # closed where there is but one id
+            os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.setsid()
@@ -192,7 +199,8 @@ class Birth:
         os.mkdir("shm", 0o755, dir_fd=dev)
         os.mkdir("pts", 0o755, dir_fd=dev)
         self._step = "pseudo terminals"
-        terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]
+        tty = str(_TTY_GROUP if rootless.ids_here() > _TTY_GROUP else 0)
+        terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", tty)]
         mounts.attach_and_close(mounts.new("devpts", terminals, attributes=mounts.NOSUID | mounts.NOEXEC), dev, "pts")
         os.close(dev)
 

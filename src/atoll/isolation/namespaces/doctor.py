@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
-from atoll.isolation.linux import caps, disk_image, kernel_log, syscalls
+from atoll.isolation.linux import caps, disk_image, kernel_log, rootless, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 
 _TRIAL_WITHIN_S = 20.0
 _BOOT = (
     "import json,sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from atoll.isolation.namespaces.trial import main; main(sys.argv[2])"
+    "from atoll.isolation.namespaces.trial import main; main(sys.argv[2], sys.argv[3])"
 )
 _OLDEST_KERNEL = (5, 19)  # idmapped layers under overlayfs
 
 
 async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     """All findings of this tier."""
-    findings = [_machine(), _kernel(), _user()]
-    if all(finding.verdict is Verdict.OK for finding in findings):
+    findings = [_machine(), _kernel(), *await asyncio.to_thread(_user)]
+    if all(finding.verdict is not Verdict.FAIL for finding in findings):
         findings += await _trial(layout)
     return [*findings, *_cgroups(cgroups), _reserve(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
 
@@ -45,17 +44,32 @@ def _kernel() -> Finding:
     return Finding("kernel", Verdict.FAIL, f"Linux {release} is too old", f"use Linux {wanted} or newer")
 
 
-def _user() -> Finding:
-    if os.geteuid() == 0:
-        return Finding("user", Verdict.OK, "root")
-    return Finding("user", Verdict.FAIL, "the namespaces tier needs root", "start `atoll serve` as root")
+def _user() -> list[Finding]:
+    if not rootless.is_needed():
+        return [Finding("user", Verdict.OK, "root")]
+    try:
+        rootless.prefix()
+    except OSError as error:
+        fix = (
+            "start `atoll serve` as root, or let users make namespaces: sysctl user.max_user_namespaces=16384; "
+            "on Debian kernel.unprivileged_userns_clone=1; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+        return [Finding("user", Verdict.FAIL, f"an ordinary user, and {error}", fix)]
+    lost = "no limit is enforced, and a sandbox's root is this user on the host"
+    found = [Finding("user", Verdict.WARN, f"an ordinary user: {lost}", "start `atoll serve` as root for all of it")]
+    if rootless.has_subordinate_ids():
+        return [*found, Finding("ids", Verdict.OK, "subordinate ids: a sandbox has its users, and sudo")]
+    detail = "no subordinate ids: root and user of a sandbox are one, sudo and apt-get do not work inside"
+    fix = "apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+    return [*found, Finding("ids", Verdict.WARN, detail, fix)]
 
 
 async def _trial(layout: RunLayout) -> list[Finding]:
     """Makes the namespaces and mounts of a sandbox once, in a process of its own that ends with them."""
     near = next(path for path in (layout.run_dir, *layout.run_dir.parents) if path.is_dir())
+    prefix = await asyncio.to_thread(rootless.prefix) if rootless.is_needed() else []
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near),
+        *prefix, sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near), "yes" if prefix else "no",
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -84,7 +98,7 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
                     f"limit {controller}",
                     Verdict.WARN,
                     "no writable cgroup controller: this limit is NOT enforced",
-                    "in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)",
+                    _fix("in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)"),
                 )
             )
             continue
@@ -109,7 +123,7 @@ def _reserve(cgroups: Cgroups) -> Finding:
         "guest reserve",
         Verdict.WARN,
         f"a sandbox's users can end or starve their own sandbox by using up {' and '.join(missing)}",
-        "in a container: add CAP_SYS_RESOURCE and a writable /sys/fs/cgroup",
+        _fix("in a container: add CAP_SYS_RESOURCE and a writable /sys/fs/cgroup"),
     )
 
 
@@ -120,7 +134,7 @@ def _kernel_log() -> Finding:
         "kernel log",
         Verdict.WARN,
         f"that processes ended for want of memory is told, but not which: {reason}",
-        "in a container: give it /dev/kmsg and CAP_SYSLOG",
+        _fix("in a container: give it /dev/kmsg and CAP_SYSLOG"),
     )
 
 
@@ -133,5 +147,9 @@ def _disk(layout: RunLayout) -> Finding:
         "limit disk",
         Verdict.WARN,
         f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}",
-        "apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices",
+        _fix("apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices"),
     )
+
+
+def _fix(as_root: str) -> str:
+    return "start `atoll serve` as root" if rootless.is_needed() else as_root

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.linux import held_sockets
+from atoll.isolation.linux import guest_socket, held_sockets
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
@@ -44,13 +44,16 @@ class NamespacesHandle(LinuxSandbox):
         records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[NamespacesHandle], None],
-        network: NetworkThread,
+        network: NetworkThread | None,
     ) -> None:
         super().__init__(record, pidfd, records, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self.status: int | None = None
         """The first process's wait status, when the zygote could tell it."""
         self._network = network
+        """None: the server may not enter the sandbox's network (rootless), its guest relays."""
+        self.egress: EgressSockets | None = None
+        """The way out, where it was handed over at birth, until it is fetched."""
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
@@ -60,6 +63,8 @@ class NamespacesHandle(LinuxSandbox):
         try:
             if port in GUEST_PORTS:
                 return await connect_guest(self._state_dir / GUEST_SOCKET, port)
+            if self._network is None:
+                return await self._dial_relayed(port)
             pidfd = os.dup(self._pidfd)  # the sandbox may end, and its number be used again, while a thread works
             try:
                 connection = await connect_port(self._network, pidfd, port)
@@ -75,9 +80,19 @@ class NamespacesHandle(LinuxSandbox):
             raise PortClosed(self.sandbox_id, port)
         return connection
 
+    async def _dial_relayed(self, port: int) -> socket.socket:
+        connection = await guest_socket.connect_relayed(self._state_dir / GUEST_SOCKET, port)
+        if connection is None:
+            self._check_alive()
+            raise PortClosed(self.sandbox_id, port)
+        return connection
+
     async def egress_sockets(self) -> EgressSockets | None:
         """See SandboxHandle."""
         self._check_alive()
+        ready, self.egress = self.egress, None
+        if ready is not None:
+            return ready
         held = self._record.get("egress")
         if not held:
             return None
@@ -115,6 +130,12 @@ class NamespacesHandle(LinuxSandbox):
             "the namespaces tier cannot write a sandbox's memory and processes to disk",
             hint="freeze keeps them in memory; a snapshot of the file system keeps the disk",
         )
+
+    def _close(self) -> None:
+        if self.egress is not None:
+            self.egress.connections.close()
+            self.egress.questions.close()
+            self.egress = None
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -28,14 +28,18 @@ WORK = "work"
 def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, disk: Disk | None = None) -> int:
     """A detached mount for the sandbox whose first process is `pid`, its own layer on `disk` or else in `state_dir`.
 
-    `disk` is used up: its mount is closed in any case. Raises OSError, ValueError (no layers).
+    `disk` is used up: its mount is closed in any case. `id_base` 0: owners are as they are, for only the host's
+    root may shift them. Raises OSError, ValueError (no layers).
     """
+    rootless = id_base == 0
     descriptors = [disk.mount] if disk is not None else []
     try:
         if not lowers:
             raise ValueError("the template has no layers")
-        descriptors.append(userns := os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-        if disk is not None:
+        userns: int | None = None
+        if not rootless:
+            descriptors.append(userns := os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        if disk is not None and userns is not None:
             own = disk.mount
             os.mkdir(UPPER, 0o755, dir_fd=own)
             os.mkdir(WORK, 0o700, dir_fd=own)
@@ -54,7 +58,7 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, d
             descriptors.append(layers[-1])
         # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
         with syscalls.acting_as(id_base):
-            return mounts.overlay(layers, upper, work, volatile=True)
+            return mounts.overlay(layers, upper, work, volatile=True, rootless=rootless)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

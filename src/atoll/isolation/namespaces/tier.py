@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
     Capability,
+    EgressSockets,
     Finding,
     IsolationBackend,
     ReclaimReport,
     SandboxHandle,
 )
-from atoll.isolation.linux import syscalls
+from atoll.isolation.linux import rootless, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.id_ranges import HOST_IDS_PER_SANDBOX
 from atoll.isolation.linux.kernel_log import KernelLog, KilledForMemory, pid_inside
@@ -67,11 +69,14 @@ class NamespacesBackend(IsolationBackend):
         self._egress = False
         self._stock: DiskStock | None = None
         self._kernel_log: KernelLog | None = None
+        self._rootless = False
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """See IsolationBackend."""
         found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
+        if self._rootless:
+            found.add(Capability.ROOTLESS)
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
         if self._stock is not None:
@@ -91,13 +96,13 @@ class NamespacesBackend(IsolationBackend):
                 f"the namespaces tier does not know {syscalls.MACHINE}",
                 hint=f"it knows {', '.join(sorted(syscalls.SUPPORTED_MACHINES))}",
             )
-        if os.geteuid() != 0:
-            raise BackendUnavailable("the namespaces tier needs root", hint="start `atoll serve` as root")
+        self._rootless = rootless.is_needed()
         try:
             self._layout.prepare()
             self._prepare_cgroups()
             _raise_descriptor_limit()
-            self._network = self._network or NetworkThread()
+            if not self._rootless:
+                self._network = self._network or NetworkThread()
         except OSError as error:
             raise BackendUnavailable(f"the namespaces tier cannot be set up: {error}") from error
         if self._kernel_log is None:
@@ -168,6 +173,8 @@ class NamespacesBackend(IsolationBackend):
                 self._stock.fill(spec.limits.disk_mib, 1, zygote)
         handle = self._live.add(created.record, created.pidfd)
         handle.stages = created.stages
+        if created.egress:
+            handle.egress = EgressSockets(*(socket.socket(fileno=one) for one in created.egress))
         return handle
 
     async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
@@ -182,8 +189,6 @@ class NamespacesBackend(IsolationBackend):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
-        if self._network is None:
-            raise BackendUnavailable("the namespaces tier is not started")
         return NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._live.forget, self._network)
 
     def _note_exit(self, pid: int, status: int) -> None:
@@ -198,6 +203,8 @@ class NamespacesBackend(IsolationBackend):
                 return
 
     async def _end_orphan(self, created: Created) -> None:
+        for descriptor in created.egress:
+            os.close(descriptor)
         with contextlib.suppress(AtollError):
             await self._live.add(created.record, created.pidfd).kill()
 
@@ -216,7 +223,7 @@ class NamespacesBackend(IsolationBackend):
                 await self._zygote.aclose()
                 self._zygote = None
             if self._zygote is None:
-                if self._network is None:
+                if not self._layout.live.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")
                 self._zygote = await ZygoteClient.start(
                     self._layout, self._config.guest_entry, self._parked, self._note_exit, self._end_orphan

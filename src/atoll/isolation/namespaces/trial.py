@@ -18,6 +18,7 @@ from atoll.isolation.base import Verdict
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.fork import fork_into, map_ids
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth
 from atoll.isolation.namespaces.root import build_root
@@ -27,12 +28,15 @@ from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
 _Row = tuple[str, str, str, str]
 
 
-def main(near: str) -> None:
-    """Called in a fresh interpreter; `near` is a directory on the file system where sandboxes will lie."""
+def main(near: str, rootless: str) -> None:
+    """Called in a fresh interpreter; `near` is a directory on the file system where sandboxes will lie.
+
+    `rootless`: "yes" in namespaces of an ordinary user's own.
+    """
     syscalls.keep_capabilities_on_id_change()
     place = Path(tempfile.mkdtemp(prefix=".atoll-trial-", dir=near))
     try:
-        rows = list(_attempt(place))
+        rows = list(_attempt(place, rootless=rootless == "yes"))
     finally:
         shutil.rmtree(place, ignore_errors=True)
     print(json.dumps(rows))
@@ -42,7 +46,7 @@ def _guest(listener: socket.socket, config: GuestConfig) -> NoReturn:
     os._exit(0)
 
 
-def _attempt(place: Path) -> list[_Row]:
+def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
     template, state = place / "template", place / "state"
     for path in (template / "etc", state):
         path.mkdir(parents=True)
@@ -56,18 +60,21 @@ def _attempt(place: Path) -> list[_Row]:
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
         program = posture.seccomp_program()
-        Birth(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress).run()
+        Birth(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress, rootless=rootless).run()
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))
     try:
-        id_base = IdRanges(read_delegated()).take()
-        rows += _outside(pid)
-        map_ids(pid, id_base, posture.HOST_IDS_PER_SANDBOX)
+        id_base = 0 if rootless else IdRanges(read_delegated()).take()
+        if rootless:
+            map_within(pid)
+        else:
+            map_ids(pid, id_base, posture.HOST_IDS_PER_SANDBOX)
         messages.send(ours, {"op": "mapped"})
         _expect(ours, "parked")
         mount = build_root(pid, id_base, [str(template)], state)
-        rows.append(("root file system", Verdict.OK, "overlay with shifted owners", ""))
+        owners = "the owners on disk" if rootless else "shifted owners"
+        rows.append(("root file system", Verdict.OK, f"overlay with {owners}", ""))
         _go(ours, place, mount)
         _expect(ours, "started")
         rows.append(("sandbox", Verdict.OK, "a trial went through every step", ""))
@@ -79,15 +86,6 @@ def _attempt(place: Path) -> list[_Row]:
             syscalls.pidfd_kill(pidfd)
         os.waitpid(pid, 0)
     return rows
-
-
-def _outside(pid: int) -> list[_Row]:
-    try:
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(posture.OOM_SCORE_ADJ))
-    except OSError:
-        detail = "the guest cannot be protected from the kernel's out-of-memory killer"
-        return [("guest protection", Verdict.WARN, detail, "give the server CAP_SYS_RESOURCE")]
-    return [("guest protection", Verdict.OK, "the guest is the last to go when memory runs out", "")]
 
 
 def _egress(why_not: str) -> _Row:

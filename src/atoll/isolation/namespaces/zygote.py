@@ -30,7 +30,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from atoll.isolation.linux import caps, disk_image, syscalls
+from atoll.isolation.linux import caps, disk_image, rootless, syscalls
 from atoll.isolation.linux.cgroups import Cgroups, Group
 from atoll.isolation.linux.disk_image import Disk, Templates
 from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
@@ -102,6 +102,12 @@ class _Child:
         """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
         self.egress: list[int] = []
+        self.ways_out: list[int] = []
+        """Our own descriptors of its way out, for a server that cannot take them (rootless)."""
+
+    def close_ways_out(self) -> None:
+        while self.ways_out:
+            os.close(self.ways_out.pop())
 
 
 def _distance(child: _Child) -> int:
@@ -114,7 +120,9 @@ def _distance(child: _Child) -> int:
 class Zygote:
     """The loop. `name` begins the names of its cgroups, `park` is how many children wait ready."""
 
-    def __init__(self, name: str, server: socket.socket, layout: RunLayout, guest: Guest, park: int) -> None:
+    def __init__(
+        self, name: str, server: socket.socket, layout: RunLayout, guest: Guest, park: int, *, rootless: bool = False
+    ) -> None:
         self._name = name
         self._server = server
         self._layout = layout
@@ -123,7 +131,8 @@ class Zygote:
         self._cgroups = Cgroups.probe(layout.cgroup_base, apart=True)
         self._program = posture.seccomp_program()
         self._last_cap = caps.last_cap()
-        self._may_score = caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
+        self._rootless = rootless
+        self._may_score = not rootless and caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
         self._boot_id = syscalls.boot_id()
         self._ids = IdRanges(read_delegated())
         self._no_egress = egress.why_not()
@@ -333,6 +342,7 @@ class Zygote:
                     self._program,
                     self._last_cap,
                     egress=not self._no_egress,
+                    rootless=self._rootless,
                     ahead=self._guest.prepare,
                 ).run()
         except OSError:
@@ -342,13 +352,16 @@ class Zygote:
         theirs.close()
         for descriptor in (*joins, *users):
             os.close(descriptor)
-        child = _Child(pid, pidfd, ours, group, self._ids.take())
+        child = _Child(pid, pidfd, ours, group, 0 if self._rootless else self._ids.take())
         self._children.add(child)
         self._young.add(child)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._from_child(child))
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         try:
-            map_ids(pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
+            if self._rootless:
+                rootless.map_within(pid)
+            else:
+                map_ids(pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
             if self._may_score:
                 _score(pid)
             messages.send(ours, {"op": "mapped"})
@@ -438,9 +451,10 @@ class Zygote:
 
     def _from_child(self, child: _Child) -> None:
         try:
-            body = messages.receive(child.control).body
+            body, descriptors = messages.receive(child.control)
         except OSError:
-            body = None
+            body, descriptors = None, []
+        child.ways_out += descriptors
         if body is None:
             self._discard(child, "the first process ended during set-up; see guest.log in the state directory")
         elif body["op"] == "failed":
@@ -469,10 +483,11 @@ class Zygote:
         }
         self._quiet_since = time.monotonic()
         try:
-            self._tell(message, (child.pidfd,))
+            self._tell(message, (child.pidfd, *child.ways_out))
         except _ServerGone:
             syscalls.pidfd_kill(child.pidfd)  # nobody knows of it
             raise
+        child.close_ways_out()
         self._serve_waiting()
 
     def _hang_up(self, child: _Child) -> None:
@@ -508,6 +523,7 @@ class Zygote:
             self._discard(child, "the first process ended during set-up; see guest.log in the state directory")
         self._selector.unregister(child.pidfd)
         os.close(child.pidfd)
+        child.close_ways_out()
         self._children.discard(child)
         self._young.discard(child)
         self._ids.give_back(child.id_base)
@@ -588,7 +604,14 @@ def main(descriptor: int, options: str) -> NoReturn:
     status = 0
     try:
         guest = load_guest(chosen["guest_entry"])
-        zygote = Zygote(chosen["name"], server, RunLayout(Path(chosen["run_dir"])), guest, chosen["park"])
+        zygote = Zygote(
+            chosen["name"],
+            server,
+            RunLayout(Path(chosen["run_dir"])),
+            guest,
+            chosen["park"],
+            rootless=chosen["rootless"],
+        )
         gc.collect()
         gc.freeze()  # the collector must not touch, and so copy, the pages that all children share
         gc.disable()

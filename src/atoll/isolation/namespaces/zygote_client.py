@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.isolation.linux import rootless
 from atoll.isolation.linux.disk_image import Disk
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
@@ -38,6 +39,8 @@ class Created:
     record: dict[str, Any]
     pidfd: int
     stages: dict[str, float]
+    egress: Sequence[int] = ()
+    """Its way out, where the server cannot take it itself (rootless); the receiver owns these too."""
 
 
 OnExit = Callable[[int, int], None]
@@ -101,9 +104,11 @@ class ZygoteClient:
         ours.setblocking(False)
         name = secrets.token_hex(3)
         chosen = {"name": name, "run_dir": str(layout.run_dir), "guest_entry": guest_entry, "park": park}
+        chosen["rootless"] = rootless.is_needed()
+        prefix = await asyncio.to_thread(rootless.prefix) if chosen["rootless"] else []
         options = json.dumps(chosen)
         # Padding leaves room in the argument area for the names that the zygote and its children give themselves.
-        arguments = [sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno()), options]
+        arguments = [*prefix, sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno()), options]
         with theirs, open(layout.zygote_log, "ab") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 (once per server; asyncio's own needs a child watcher)
                 arguments,
@@ -247,12 +252,12 @@ class ZygoteClient:
             pending = self._pending.get(body["id"])
             if pending is None or pending.future.done():
                 if kind == "created":
-                    orphan = Created(body["record"], descriptors[0], body["stages"])
+                    orphan = Created(body["record"], descriptors[0], body["stages"], descriptors[1:])
                     task = self._loop.create_task(self._on_orphan(orphan))
                     self._orphans.add(task)
                     task.add_done_callback(self._orphans.discard)
             elif kind == "created":
-                pending.future.set_result(Created(body["record"], descriptors[0], body["stages"]))
+                pending.future.set_result(Created(body["record"], descriptors[0], body["stages"], descriptors[1:]))
             else:
                 pending.future.set_exception(CreateFailed(body["error"]))
 

@@ -1,0 +1,179 @@
+"""The server of an ordinary user: real sandboxes without root, and what is lost is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from e2b import CommandExitException, PtySize, Sandbox
+from sdk_support import eventually
+
+from support.host import requires
+from support.ordinary_user import UID, OrdinaryUser, ordinary_user
+from support.server import ServerProcess
+
+pytestmark = [
+    requires("root", "program:setpriv", "program:unshare"),
+    pytest.mark.timeout(240),
+]
+
+# As in tests/security/test_posture.py.
+CAPABILITIES = 0x800425FB
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OrdinaryUser]:
+    with ordinary_user() as made:
+        tried = made.run("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "true")
+        if tried.returncode != 0:
+            pytest.skip(f"an ordinary user of this machine can make no namespaces: {tried.stderr.strip()}")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def templates(user: OrdinaryUser, templates_dir: Path) -> Path:
+    """The user's own copy of the smallest template."""
+    user.take(templates_dir / "base", "templates/base")
+    os.chown(user.place / "templates", UID, UID)
+    return user.place / "templates"
+
+
+@pytest.fixture(scope="module")
+def rootless(user: OrdinaryUser, templates: Path) -> Iterator[ServerProcess]:
+    running = ServerProcess.start(
+        user.place / "data", templates_dir=templates, options=["--end-sandboxes"], wrap=user.wrap
+    )
+    yield running
+    assert running.stop() == 0, running.log_tail()
+
+
+@pytest.fixture
+def create(rootless: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sandbox]]:
+    for name, value in rootless.environ.items():
+        monkeypatch.setenv(name, value)
+    made: list[Sandbox] = []
+
+    def one(**more: Any) -> Sandbox:
+        made.append(Sandbox.create(timeout=120, **more))
+        return made[-1]
+
+    yield one
+    for sandbox in made:
+        sandbox.kill()
+
+
+def test_commands_and_files(create: Any) -> None:
+    sandbox = create()
+    ran = sandbox.commands.run("cd /home/user && echo $HOME && id -u && echo oops >&2", envs={"X": "1"})
+    assert ran.stdout.split() == ["/home/user", "0"], "without subordinate ids the user is the sandbox's root"
+    assert ran.stderr == "oops\n"
+    sandbox.files.write("deep/er/note.txt", "grüße")
+    assert sandbox.files.read("deep/er/note.txt") == "grüße"
+    sandbox.files.write("/usr/local/bin/tool", "#!/bin/sh\necho tool\n")
+    assert sandbox.commands.run("chmod +x /usr/local/bin/tool && tool").stdout == "tool\n"
+    assert sandbox.commands.run("mv /usr/share/doc /usr/share/moved && ls -d /usr/share/moved").exit_code == 0
+    with pytest.raises(CommandExitException):
+        sandbox.commands.run("exit 3")
+    assert create().commands.run("ls -d /usr/share/doc").exit_code == 0, "the template is as it was"
+
+
+def test_a_terminal(create: Any) -> None:
+    sandbox = create()
+    terminal = sandbox.pty.create(PtySize(rows=24, cols=80))
+    sandbox.pty.send_stdin(terminal.pid, b"tty; exit 7\n")
+    seen = bytearray()
+    with pytest.raises(CommandExitException) as ended:
+        terminal.wait(on_pty=seen.extend)
+    assert ended.value.exit_code == 7
+    assert b"/dev/pts/" in seen
+
+
+def test_a_port_of_its_own_is_reached(create: Any, rootless: ServerProcess) -> None:
+    sandbox = create()
+    sandbox.commands.run("mkdir w && echo here > w/index.html && cd w && python3 -m http.server 8000", background=True)
+    host = sandbox.get_host(8000)
+
+    def answer() -> str | None:
+        response = httpx.get(rootless.url, headers={"host": host}, timeout=10)
+        return response.text if response.status_code == 200 else None
+
+    assert eventually(answer, what="the server inside answers") == "here\n"
+
+
+def test_the_way_out_is_the_gateways(create: Any) -> None:
+    sandbox = create()
+    tried = sandbox.commands.run(
+        "python3 -c 'import socket; socket.create_connection((\"169.254.169.254\", 80), 5).recv(1)' 2>&1 || true"
+    )
+    assert "ConnectionReset" in tried.stdout or "ConnectionRefused" in tried.stdout
+
+
+def test_the_wall_as_the_host_sees_it(create: Any, user: OrdinaryUser) -> None:
+    sandbox = create()
+    record = json.loads((user.place / "data" / "sandboxes" / sandbox.sandbox_id / "record.json").read_text())
+    guest = int(record["handle"]["pid"])
+    with open(f"/proc/{guest}/status") as source:
+        status = source.read()
+    assert re.search(rf"^Uid:\t{UID}\t{UID}\t{UID}\t{UID}$", status, re.M), "it is its owner on the host, and no root"
+    for seen in (status, sandbox.commands.run("cat /proc/self/status").stdout):
+        sets = {name: int(value, 16) for name, value in re.findall(r"^Cap(\w+):\s+(\w+)$", seen, re.M)}
+        assert sets == {"Inh": 0, "Prm": CAPABILITIES, "Eff": CAPABILITIES, "Bnd": CAPABILITIES, "Amb": 0}
+        assert re.search(r"^Seccomp:\s+2$", seen, re.M)
+    names = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+    assert not {os.readlink(f"/proc/{guest}/ns/{name}") for name in names} & {
+        os.readlink(f"/proc/self/ns/{name}") for name in names
+    }
+    tries = sandbox.commands.run(
+        "mount -t tmpfs x /mnt; cat /proc/1/environ; ls /proc/1/root; unshare -U true; kill -9 1; echo end"
+    )
+    assert tries.stdout == "end\n"
+    seen_pids = sandbox.commands.run("ls /proc").stdout.split()
+    assert max(int(name) for name in seen_pids if name.isdigit()) < 1000, "no process of the host is seen"
+
+
+def test_what_is_killed_leaves_nothing(create: Any, user: OrdinaryUser) -> None:
+    sandbox = create()
+    sandbox.commands.run("mkdir -p closed/in && touch closed/in/x && chmod 000 closed/in closed && (sleep 600 &)")
+    assert (user.place / "data" / "sandboxes" / sandbox.sandbox_id).is_dir()
+    assert sandbox.kill()
+    places = [user.place / "data" / "sandboxes" / sandbox.sandbox_id, user.place / "data" / "trash"]
+    assert not places[0].exists()
+    eventually(lambda: not list(places[1].iterdir()), what="the trash is emptied, closed directories too")
+
+
+def test_the_limits_that_are_lost_are_said(create: Any, rootless: ServerProcess) -> None:
+    sandbox = create()
+    url = f"{rootless.url}/sandboxes/{sandbox.sandbox_id}"
+    detail = httpx.get(url, headers={"X-API-Key": rootless.api_key}, timeout=30).json()
+    assert detail["tier"] == "namespaces"
+    assert detail["limitsNotEnforced"] == ["cpu", "memory", "pids", "disk"]
+
+
+def test_a_server_that_can_says_that_it_keeps_them(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    sandbox = Sandbox.create(timeout=60)
+    try:
+        headers = {"X-API-Key": server.api_key}
+        detail = httpx.get(f"{server.url}/sandboxes/{sandbox.sandbox_id}", headers=headers, timeout=30).json()
+        assert set(detail["limitsNotEnforced"]) < {"cpu", "memory", "pids", "disk"}
+    finally:
+        sandbox.kill()
+
+
+def test_doctor_tells_an_ordinary_user_what_works(user: OrdinaryUser, templates: Path) -> None:
+    environ = [f"ATOLL_DATA_DIR={user.place / 'other'}", f"ATOLL_TEMPLATES_DIR={templates}", "COLUMNS=500"]
+    done = user.run("env", *environ, sys.executable, "-m", "atoll.cli.main", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "isolation tier namespaces: works here" in done.stdout
+    assert "isolation tier gvisor: does not work here" in done.stdout
+    assert "a sandbox's root is this user on the host" in done.stdout
+    for limit in ("memory", "cpu", "pids", "disk"):
+        assert re.search(rf"warn limit {limit}: .*NOT enforced", done.stdout), limit
