@@ -15,7 +15,7 @@ import pytest
 from e2b import CommandExitException, PtySize, Sandbox
 from sdk_support import eventually
 
-from support.host import requires
+from support.host import requires, skip_without
 from support.ordinary_user import UID, OrdinaryUser, ordinary_user
 from support.server import ServerProcess
 
@@ -28,10 +28,14 @@ pytestmark = [
 CAPABILITIES = 0x800425FB
 
 
-@pytest.fixture(scope="module")
-def user() -> Iterator[OrdinaryUser]:
-    with ordinary_user() as made:
-        tried = made.run("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "true")
+@pytest.fixture(scope="module", params=["one id", "subordinate ids"])
+def user(request: pytest.FixtureRequest) -> Iterator[OrdinaryUser]:
+    wide = request.param == "subordinate ids"
+    if wide:
+        skip_without("program:newuidmap")
+    with ordinary_user(subordinate_ids=wide) as made:
+        more = ["--map-auto"] if wide else []
+        tried = made.run("unshare", "--user", "--map-root-user", *more, "--mount", "--pid", "--fork", "true")
         if tried.returncode != 0:
             pytest.skip(f"an ordinary user of this machine can make no namespaces: {tried.stderr.strip()}")
         yield made
@@ -69,19 +73,32 @@ def create(rootless: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator
         sandbox.kill()
 
 
-def test_commands_and_files(create: Any) -> None:
+def test_commands_and_files(create: Any, user: OrdinaryUser) -> None:
     sandbox = create()
     ran = sandbox.commands.run("cd /home/user && echo $HOME && id -u && echo oops >&2", envs={"X": "1"})
-    assert ran.stdout.split() == ["/home/user", "0"], "without subordinate ids the user is the sandbox's root"
+    assert ran.stdout.split() == ["/home/user", "1000" if user.has_subordinate_ids else "0"]
     assert ran.stderr == "oops\n"
+    assert sandbox.commands.run("id -u", user="root").stdout == "0\n"
     sandbox.files.write("deep/er/note.txt", "grüße")
     assert sandbox.files.read("deep/er/note.txt") == "grüße"
-    sandbox.files.write("/usr/local/bin/tool", "#!/bin/sh\necho tool\n")
-    assert sandbox.commands.run("chmod +x /usr/local/bin/tool && tool").stdout == "tool\n"
-    assert sandbox.commands.run("mv /usr/share/doc /usr/share/moved && ls -d /usr/share/moved").exit_code == 0
+    sandbox.files.write("/usr/local/bin/tool", "#!/bin/sh\necho tool\n", user="root")
+    assert sandbox.commands.run("chmod +x /usr/local/bin/tool && tool", user="root").stdout == "tool\n"
+    moved = sandbox.commands.run("mv /usr/share/doc /usr/share/moved && ls -d /usr/share/moved", user="root")
+    assert moved.exit_code == 0
     with pytest.raises(CommandExitException):
         sandbox.commands.run("exit 3")
     assert create().commands.run("ls -d /usr/share/doc").exit_code == 0, "the template is as it was"
+
+
+def test_the_users_of_a_sandbox_are_apart_where_there_are_ids_for_them(create: Any, user: OrdinaryUser) -> None:
+    sandbox = create()
+    tried = "touch /root/mine 2>/dev/null && echo mine || echo refused; chown daemon note 2>/dev/null && echo given"
+    sandbox.files.write("note", "")
+    if not user.has_subordinate_ids:
+        assert sandbox.commands.run(f"{tried} || true").stdout == "mine\n"
+        return
+    assert sandbox.commands.run(f"{tried} || true").stdout == "refused\n"
+    assert sandbox.commands.run("sudo chown daemon note && stat -c %U note && sudo id -u").stdout == "daemon\n0\n"
 
 
 def test_a_terminal(create: Any) -> None:
@@ -122,7 +139,7 @@ def test_the_wall_as_the_host_sees_it(create: Any, user: OrdinaryUser) -> None:
     with open(f"/proc/{guest}/status") as source:
         status = source.read()
     assert re.search(rf"^Uid:\t{UID}\t{UID}\t{UID}\t{UID}$", status, re.M), "it is its owner on the host, and no root"
-    for seen in (status, sandbox.commands.run("cat /proc/self/status").stdout):
+    for seen in (status, sandbox.commands.run("cat /proc/self/status", user="root").stdout):
         sets = {name: int(value, 16) for name, value in re.findall(r"^Cap(\w+):\s+(\w+)$", seen, re.M)}
         assert sets == {"Inh": 0, "Prm": CAPABILITIES, "Eff": CAPABILITIES, "Bnd": CAPABILITIES, "Amb": 0}
         assert re.search(r"^Seccomp:\s+2$", seen, re.M)
@@ -131,7 +148,8 @@ def test_the_wall_as_the_host_sees_it(create: Any, user: OrdinaryUser) -> None:
         os.readlink(f"/proc/self/ns/{name}") for name in names
     }
     tries = sandbox.commands.run(
-        "mount -t tmpfs x /mnt; cat /proc/1/environ; ls /proc/1/root; unshare -U true; kill -9 1; echo end"
+        "mount -t tmpfs x /mnt; cat /proc/1/environ; ls /proc/1/root; unshare -U true; kill -9 1; echo end",
+        user="root",
     )
     assert tries.stdout == "end\n"
     seen_pids = sandbox.commands.run("ls /proc").stdout.split()
@@ -173,6 +191,7 @@ def test_doctor_tells_an_ordinary_user_what_works(user: OrdinaryUser, templates:
     done = user.run("env", *environ, sys.executable, "-m", "atoll.cli.main", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "isolation tier namespaces: works here" in done.stdout
+    assert ("ok   ids: subordinate ids" in done.stdout) == user.has_subordinate_ids
     assert "isolation tier gvisor: does not work here" in done.stdout
     assert "a sandbox's root is this user on the host" in done.stdout
     for limit in ("memory", "cpu", "pids", "disk"):
