@@ -1,7 +1,7 @@
 """Sandboxes started ahead of need, for the template that was asked for last.
 
 A cold start takes some tenths of a second, most of it gVisor's and the interpreter's; one that waits only needs to be
-told who it is. Restoring a checkpoint was measured slower than this and not much faster than a cold start.
+told who it is. Restoring a checkpoint is slower than this, and not possible with a way out (docs/decisions/0021).
 
 Owns what waits. It is used by one backend, in one event loop.
 """

@@ -69,13 +69,13 @@ class FullMemory:
 
     def limit(self, limit: int) -> None:
         """A new limit, in bytes, with its reserve. Blocks while the kernel makes room. Raises OSError (EBUSY: none)."""
+        if self._v2 is not None:
+            _write(self._v2 / "memory.high", str(limit))
         self._group.limit_memory(limit + self._reserve)
         if self._v1 is not None:
             for part in range(_STEPS):
                 threshold = limit + part * self._reserve // _STEPS
                 _write(self._v1 / "cgroup.event_control", f"{self._descriptors[0]} {self._descriptors[2]} {threshold}")
-        elif self._v2 is not None:
-            _write(self._v2 / "memory.high", str(limit))
         self._limit = limit
 
     def give(self) -> None:
