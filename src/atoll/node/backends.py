@@ -6,6 +6,7 @@ and whose `start` works.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,15 +63,31 @@ async def start_backend(
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = replace(common, run_dir=directory) if common is not None else BackendConfig(run_dir=directory)
     backend = load(name)(config)
-    failed = [finding for finding in await backend.doctor() if finding.verdict is Verdict.FAIL]
+    starting = asyncio.create_task(backend.start()) if backend.starts_beside_doctor else None
+    try:
+        failed = [finding for finding in await backend.doctor() if finding.verdict is Verdict.FAIL]
+    except BaseException:
+        await _undo(backend, starting)
+        raise
     if failed:
+        await _undo(backend, starting)
         raise BackendUnavailable(
             f"isolation tier {name!r} does not work here: "
             + "; ".join(f"{one.subject}: {one.detail}" for one in failed),
             hint="; ".join(one.fix for one in failed if one.fix),
         )
-    await backend.start()
+    await (starting or backend.start())
     return backend
+
+
+async def _undo(backend: IsolationBackend, starting: asyncio.Task[None] | None) -> None:
+    """Ends a start whose machine turned out not to be fit; why it was not is what the doctor says."""
+    if starting is None:
+        return
+    await asyncio.wait([starting])
+    if not starting.cancelled():
+        starting.exception()  # looked at: nothing is left to be said about it
+    await backend.aclose()
 
 
 async def choose_backend(

@@ -55,6 +55,7 @@ class NamespacesBackend(IsolationBackend):
     """See IsolationBackend. `parked` is for tests and measurements."""
 
     name = "namespaces"
+    starts_beside_doctor = True
 
     def __init__(self, config: BackendConfig, *, parked: int = PARKED) -> None:
         self._config = config
