@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atoll.model.errors import BuildFailed
+from atoll.node.images import TemplateStore
+from atoll.node.recipes import RECIPES, Recipe
 from atoll.stress import SCENARIOS, Sizes, run
 
 SMALL = Sizes(edits=10, requests=10, iterations=2, cpu_s=1.0, at_once=4, jobs=6, actions=2, hard_timeout_s=0.5)
@@ -24,6 +30,31 @@ def test_every_scenario_finds_the_runtime_correct(server: Any, interpreter_templ
     truths = {"correct", "success_rate", "stopped", "usable_after"} & set(found.figures)
     assert {truth: found.figures[truth] for truth in truths} == dict.fromkeys(truths, 1.0)
     assert found.figures.get("share", 0) <= 1.5
+
+
+@pytest.fixture
+def equipped(templates_dir: Path, tmp_path: Path) -> Iterator[str]:
+    """A template with stress-ng beside the session's; skips where Debian's cannot be had."""
+    script, name = tmp_path / "layer.sh", f"with-stress-ng-{os.getpid()}"
+    install = "apt-get install -y -qq --no-install-recommends $APT_PACKAGES"
+    script.write_text(f"set -eu\nexport DEBIAN_FRONTEND=noninteractive\napt-get update -qq\n{install} >/dev/null\n")
+    recipe = Recipe(name, "a test", str(script), parent="base", apt_packages=("stress-ng",))
+    try:
+        TemplateStore(templates_dir, {**RECIPES, name: recipe}).ensure_template(name)
+    except BuildFailed as error:
+        pytest.skip(f"stress-ng cannot be had here: {error}")
+    yield name
+    shutil.rmtree(templates_dir / name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_stress_ng_is_refused_or_killed_with_the_documented_codes(server: Any, equipped: str) -> None:
+    found = run(["memory"], replace(SMALL, template=equipped), {}).scenarios[0]
+    assert found.error == ""
+    assert found.notes[0] == "memory was asked for by stress-ng"
+    assert found.figures["refused_exit_code"] == 3.0
+    assert (found.figures["stopped"], found.figures["usable_after"]) == (1.0, 1.0), found.notes
 
 
 def test_a_missed_threshold_is_the_exit_code_and_stands_in_the_report(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from atoll.stress import (
     runner,
     table_rows,
 )
+from atoll.stress.limits import busy_s, was_stopped
 from atoll.stress.report import MAX_POINTS, number, plot
 from atoll.stress.runner import QUICK
 
@@ -117,6 +120,27 @@ def test_json_and_rows_tell_the_same() -> None:
     assert table_rows(report(9).scenarios[0]) == [("edits_per_s", "9", "≥ 10", False), ("correct", "1", "≥ 1", True)]
     missing = ScenarioReport("files", "E", 1.0, checks=checks("files", {}, {"files.correct": Threshold(1, True)}))
     assert table_rows(missing) == [("correct", "not found", "≥ 1", False)]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "output", "stopped"),
+    [
+        (3, "stress-ng: warn:  [4] process [5] (vm) aborted early, out of system resources", True),
+        (3, "a program's own exit code", False),
+        (137, "Killed", True),
+        (0, "stress-ng: debug: [5] vm: assuming killed by OOM killer, restarting again (instance 0)", True),
+        (0, "stress-ng: info:  [4] successful run completed in 9.51s", False),
+        (-1, "", False),
+    ],
+)
+def test_whether_a_program_got_the_memory_it_wanted(exit_code: int, output: str, stopped: bool) -> None:
+    assert was_stopped(exit_code, output) is stopped
+
+
+def test_what_the_machine_works_is_read_from_the_kernels_table(tmp_path: Path) -> None:
+    table = tmp_path / "stat"
+    table.write_text("cpu  100 20 30 99999 7000 4 6 500 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert busy_s(table) == pytest.approx(160 / os.sysconf("SC_CLK_TCK"))
 
 
 def test_numbers_are_short() -> None:

@@ -309,6 +309,7 @@ def stress(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML to write. [default: atoll-stress.html]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", help="JSON to write.")] = None,
+    template: Annotated[str | None, typer.Option(help="Of the sandboxes. [default: base]")] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -326,6 +327,7 @@ def stress(
             thresholds_file=thresholds,
             report=report,
             json_file=json_file,
+            template=template,
             embedded=embedded,
             as_json=as_json,
         )

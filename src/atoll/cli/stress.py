@@ -33,6 +33,7 @@ class Options:
     thresholds_file: Path | None = None
     report: Path | None = None
     json_file: Path | None = None
+    template: str | None = None
     embedded: bool = False
     as_json: bool = False
 
@@ -50,13 +51,14 @@ def stress(settings: Settings, options: Options) -> int:
     sizes = _sizes(options)
     console = Console(stderr=options.as_json, highlight=False)
     environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
-    ensure_template("base", environ)
+    ensure_template(options.template or "base", environ)
     if "actions" in names:
         ensure_template("code-interpreter-v1", environ)
-    with platform_environ(settings, "base", embedded=options.embedded):
+    load = os.getloadavg()[0]
+    with platform_environ(settings, options.template or "base", embedded=options.embedded):
         report = run(names, sizes, thresholds, lambda one: _show(console, one))
     told = {
-        "machine": f"{os.cpu_count()} processors, Linux {platform.release()}",
+        "machine": f"{os.cpu_count()} processors, Linux {platform.release()}, load {load:.1f} before",
         "sizes": "quick" if options.quick else "full",
     }
     path = options.report or Path("atoll-stress.html")
@@ -72,8 +74,12 @@ def stress(settings: Settings, options: Options) -> int:
 
 def _sizes(options: Options) -> Sizes:
     sizes = QUICK if options.quick else FULL
-    given = {"at_once": options.at_once, "jobs": options.jobs}
-    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        sizes,
+        at_once=options.at_once or sizes.at_once,
+        jobs=options.jobs or sizes.jobs,
+        template=options.template,
+    )
 
 
 def _show(console: Console, one: ScenarioReport) -> None:

@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from atoll.stress import scenarios
+from atoll.stress import limits, many, scenarios
 from atoll.stress.measure import Figures, Series
-from atoll.stress.scenarios import FULL, QUICK, Sizes
 from atoll.stress.thresholds import Check, Threshold, checks
+from atoll.stress.work import FULL, QUICK, Scenario, Sizes
 
 __all__ = ["FULL", "QUICK", "SCENARIOS", "Report", "ScenarioReport", "Sizes", "run"]
 
-SCENARIOS: Mapping[str, scenarios.Scenario] = {
+SCENARIOS: Mapping[str, Scenario] = {
     "actions": scenarios.actions,
     "files": scenarios.files,
     "network": scenarios.network,
     "long_output": scenarios.long_output,
-    "cpu": scenarios.cpu,
-    "memory": scenarios.memory,
-    "concurrent": scenarios.concurrent,
+    "cpu": limits.cpu,
+    "memory": limits.memory,
+    "concurrent": many.concurrent,
 }
 """Name → what is done; the docstring's first line is its title."""
 

@@ -6,13 +6,9 @@ Each scenario makes its own sandboxes, ends them, and says what it found; it jud
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 
@@ -31,73 +27,7 @@ from atoll.runtime import (
 )
 from atoll.runtime.events import Action
 from atoll.stress.measure import Outcome, Series, percentile, spread
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much of everything."""
-
-    edits: int = 1000
-    requests: int = 1000
-    iterations: int = 10
-    cpu_s: float = 10.0
-    at_once: int = 64
-    jobs: int = 300
-    actions: int = 200
-    hard_timeout_s: float = 2.0
-
-
-FULL = Sizes()
-QUICK = Sizes(edits=200, requests=200, iterations=3, cpu_s=3.0, at_once=16, jobs=32, actions=40, hard_timeout_s=1.0)
-"""Under three minutes on two cores."""
-
-Scenario = Callable[[Sizes], Outcome]
-SOFT_S = 1.0
-STRESS_NG = "stress-ng --vm 1 --vm-bytes {mib}M --vm-keep --timeout 30s --metrics"
-ABORTED = ("aborted early, out of system resources", "out of memory", "OOM")
-EAT = (
-    "python3 -c 'import sys; held = []\n"
-    'for _ in range({mib} // 16): held.append(bytearray(b"x") * (16 << 20))\n'
-    "sys.exit(0)'"
-)
-BURN = """
-import os, sys, time
-count, seconds = int(sys.argv[1]), float(sys.argv[2])
-begin = time.monotonic()
-children = []
-for _ in range(count):
-    pid = os.fork()
-    if pid == 0:
-        while time.monotonic() - begin < seconds:
-            pass
-        os._exit(0)
-    children.append(pid)
-for pid in children:
-    os.waitpid(pid, 0)
-used = os.times()
-print(used.children_user + used.children_system, time.monotonic() - begin)
-"""
-
-
-def run(
-    runtime: E2BRuntime, command: str, timeout_s: float = 120.0, *, blocking: bool = True, is_input: bool = False
-) -> CmdOutputObservation:
-    """A command's observation. Raises RuntimeError where it is refused."""
-    action = CmdRunAction(command, is_input=is_input).with_hard_timeout(timeout_s, blocking=blocking)
-    found = runtime.run_action(action)
-    if not isinstance(found, CmdOutputObservation):
-        raise RuntimeError(found.content)
-    return found
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """(what it returned, seconds)."""
-    begin = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - begin
-
+from atoll.stress.work import SOFT_S, Sizes, run, timed
 
 # ---------------------------------------------------------------------------------------------------------- actions
 
@@ -163,7 +93,7 @@ def _failed(observation: Observation) -> bool:
 def files(sizes: Sizes) -> Outcome:
     """Edits of a file of a thousand lines, one after the other"""
     path = "/tmp/edited.txt"
-    with E2BRuntime(soft_timeout_s=SOFT_S) as runtime:
+    with E2BRuntime(template=sizes.template, soft_timeout_s=SOFT_S) as runtime:
         lines = "\n".join(f"-content_{number:03d}" for number in range(1000))
         runtime.run_action(FileWriteAction(path, lines))
         seconds = []
@@ -189,7 +119,7 @@ def files(sizes: Sizes) -> Outcome:
 
 def network(sizes: Sizes) -> Outcome:
     """Requests from outside to a server in the sandbox, through the edge"""
-    with E2BRuntime(soft_timeout_s=SOFT_S) as runtime:
+    with E2BRuntime(template=sizes.template, soft_timeout_s=SOFT_S) as runtime:
         run(runtime, "mkdir -p /tmp/site && echo hello > /tmp/site/index.html && cd /tmp/site")
         run(
             runtime,
@@ -219,7 +149,7 @@ def network(sizes: Sizes) -> Outcome:
 def long_output(sizes: Sizes) -> Outcome:
     """Long output with soft and hard time limits, again and again, with memory readings"""
     correct, inside, outside, seconds = True, [], [], []
-    with E2BRuntime(soft_timeout_s=SOFT_S) as runtime:
+    with E2BRuntime(template=sizes.template, soft_timeout_s=SOFT_S) as runtime:
         for number in range(sizes.iterations):
             begin = time.monotonic()
             correct &= _one_round(runtime, number, sizes.hard_timeout_s)
@@ -261,118 +191,3 @@ def _client_mib() -> float:
     """Our own resident memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
-
-
-# ---------------------------------------------------------------------------------------------------------- limits
-
-
-def cpu(sizes: Sizes) -> Outcome:
-    """More busy processes than processors: what the sandbox gets of them"""
-    with E2BRuntime(soft_timeout_s=SOFT_S) as runtime:
-        assert runtime.sandbox is not None
-        count = runtime.sandbox.sandbox.get_info().cpu_count
-        runtime.run_action(FileWriteAction("/tmp/burn.py", BURN))
-        found = run(runtime, f"python3 /tmp/burn.py {count * 2 + 2} {sizes.cpu_s}", 60 + sizes.cpu_s * 10)
-        used, wall = (float(word) for word in found.content.split()[-2:])
-        after, answer_s = timed(lambda: run(runtime, "echo alive"))
-    figures = {
-        "processors": float(count),
-        "used": used / wall,
-        "share": used / wall / count,
-        "answer_after_ms": answer_s * 1e3,
-    }
-    return Outcome(figures, notes=[] if after.content == "alive" else ["the shell did not answer afterwards"])
-
-
-def memory(sizes: Sizes) -> Outcome:
-    """More memory than the sandbox may have: the program is stopped, the sandbox is not"""
-    with E2BRuntime(soft_timeout_s=SOFT_S) as runtime:
-        assert runtime.sandbox is not None
-        limit = runtime.sandbox.sandbox.get_info().memory_mb
-        tool = (
-            run(
-                runtime,
-                "command -v stress-ng || (sudo apt-get install -y -qq stress-ng >/dev/null 2>&1; command -v stress-ng)",
-                90,
-            ).exit_code
-            == 0
-        )
-        command = (STRESS_NG if tool else EAT).format(mib=limit * 2)
-        found = run(runtime, command, 120)
-        stopped = found.exit_code == 3 or found.exit_code in (137, 9, -9)
-        if tool and found.exit_code == 0:  # it restarts workers that were killed; its own report says so
-            stopped = any(word in found.content for word in ABORTED)
-        fits = run(runtime, EAT.format(mib=max(16, limit // 4)), 60)
-        after = run(runtime, "echo alive").content == "alive"
-    figures = {
-        "limit_mib": float(limit),
-        "exit_code": float(found.exit_code),
-        "stopped": float(stopped),
-        "usable_after": float(after and fits.exit_code == 0),
-    }
-    by = "stress-ng" if tool else "a program of our own (stress-ng could not be installed in the sandbox)"
-    return Outcome(figures, notes=[f"memory was asked for by {by}", found.content[-300:]])
-
-
-# ---------------------------------------------------------------------------------------------------------- many
-
-
-def concurrent(sizes: Sizes) -> Outcome:
-    """Many runtimes at once, each with a small job from beginning to end"""
-    with tempfile.NamedTemporaryFile("w", prefix="atoll-stress-", suffix=".txt") as sent:
-        sent.write("dummy\n" * 100)
-        sent.flush()
-        begin = time.monotonic()
-        with ThreadPoolExecutor(sizes.at_once) as pool:
-            jobs = list(pool.map(lambda number: _job(number, sent.name, begin), range(sizes.jobs)))
-        wall = time.monotonic() - begin
-    good = [job for job in jobs if not job.error]
-    errors = sorted({job.error for job in jobs if job.error})
-    figures = {
-        "at_once": float(sizes.at_once),
-        "jobs": float(sizes.jobs),
-        "success_rate": len(good) / sizes.jobs,
-        "jobs_per_s": sizes.jobs / wall,
-        **spread("job_s", [job.seconds for job in good]),
-        **spread("connect_s", [job.connect_s for job in good]),
-        **spread("action_ms", [ms for job in good for ms in job.actions_ms]),
-    }
-    ended = sorted(job.ended for job in jobs)
-    return Outcome(
-        figures,
-        [
-            Series("time of a job", "s", [job.seconds for job in jobs], "job"),
-            Series("jobs that are done", "jobs", list(range(1, len(ended) + 1)), "seconds", ended),
-        ],
-        [f"{len(jobs) - len(good)} jobs failed: {error}" for error in errors[:5]],
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    seconds: float
-    connect_s: float
-    actions_ms: list[float]
-    ended: float
-    error: str = ""
-
-
-def _job(number: int, file: str, began: float) -> _Job:
-    begin = time.monotonic()
-    connect_s, took = 0.0, []
-    error = ""
-    try:
-        with E2BRuntime(sid=f"stress-{number}", soft_timeout_s=30) as runtime:
-            connect_s = time.monotonic() - begin
-            run(runtime, "export USER=$(whoami); echo USER=${USER}")
-            run(runtime, "sudo mkdir -p /dummy_dir")
-            runtime.copy_to(file, "/dummy_dir/")
-            for _ in range(10):
-                found, seconds = timed(lambda: run(runtime, "ls -lah /dummy_dir"))
-                took.append(seconds * 1e3)
-                if found.exit_code != 0 or Path(file).name not in found.content:
-                    raise RuntimeError(f"ls: exit code {found.exit_code}: {found.content[:200]}")
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {str(failure)[:300]}"
-    end = time.monotonic()
-    return _Job(end - begin, connect_s, took, end - began, error)
