@@ -73,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 1024  # its 5 drops connections, and the kernel tries those again after seconds
 
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
@@ -122,7 +123,7 @@ def web(server: Any) -> Any:
     sandbox = Sandbox.create(timeout=600)
     try:
         sandbox.files.write("/tmp/web.py", WEB)
-        sandbox.commands.run(f"python3 /tmp/web.py {PORT}", background=True)
+        sandbox.commands.run(f"python3 /tmp/web.py {PORT}", background=True, timeout=0)
         client = httpx.Client(
             base_url=server.url,
             headers={"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(PORT)},
@@ -202,7 +203,7 @@ def test_one_connection_carries_control_sandbox_and_dead_sandbox_in_any_order(se
 def test_a_websocket_runs_through_the_edge(server: Any, web: Any) -> None:
     sandbox, _ = web
     sandbox.files.write("/tmp/ws.py", ECHO_WEBSOCKET)
-    sandbox.commands.run("python3 /tmp/ws.py 8010", background=True)
+    sandbox.commands.run("python3 /tmp/ws.py 8010", background=True, timeout=0)
     address = urllib.parse.urlsplit(server.url)
 
     def dial() -> socket.socket | None:
@@ -240,7 +241,7 @@ def test_a_closed_port_and_a_late_server(web: Any) -> None:
 def test_a_kill_cuts_streams_and_is_told_as_not_found(server: Any, create: Callable[..., Sandbox]) -> None:
     sandbox = create(timeout=120)
     sandbox.files.write("/tmp/web.py", WEB)
-    sandbox.commands.run(f"python3 /tmp/web.py {PORT}", background=True)
+    sandbox.commands.run(f"python3 /tmp/web.py {PORT}", background=True, timeout=0)
     headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(PORT)}
     with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
         eventually(lambda: client.get("/").status_code == 200, what="the program serves")
