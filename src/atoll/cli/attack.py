@@ -39,10 +39,12 @@ def attack(settings: Settings, only: str = "") -> list[Result]:
     console = Console(stderr=True)
     with platform_environ(settings, "base", embedded=True):
         chosen = [one for one in attempts() if not only or one.family == only]
-        return list(_run(chosen, console, settings.data_dir / "embedded"))
+        # Where the embedded platform of this process has its data: what it has written down, judges look up.
+        home = next((settings.data_dir / "embedded").glob(f"{os.getpid()}-*"), None)
+        return list(_run(chosen, console, home))
 
 
-def _run(chosen: list[Attempt], console: Console, data_dir: Path) -> Iterator[Result]:
+def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> Iterator[Result]:
     tier = _tier()
     with Range(data_dir=data_dir) as place:
         for number, attempt in enumerate(chosen, 1):
@@ -84,4 +86,6 @@ def print_table(results: list[Result]) -> None:
         table.add_row(mark, str(one.attempt.family), one.attempt.name, one.breach or one.skipped or one.attempt.goal)
     console.print(table)
     found = as_json(results)
-    console.print(f"\n{found['blocked']} blocked, {found['breaches']} breaches, {len(results)} attempts")
+    skipped = len(results) - found["blocked"] - found["breaches"]
+    tried = f"{found['blocked']} blocked, {found['breaches']} breaches"
+    console.print(f"\n{tried}, {skipped} of another tier and not tried; {len(results)} attempts")
