@@ -37,7 +37,20 @@ _RUNNING = (
     .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state == SandboxState.CREATING.value)
     .values(state=SandboxState.RUNNING.value, tier=bindparam("new_tier"))
 )
+_KILLING = (
+    update(sandboxes)
+    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
+    .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
+)
+_KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by"))
+_ENDED = (
+    update(sandboxes)
+    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
+    .values(state=SandboxState.ENDED.value, end_reason=bindparam("new_reason"), ended_at=bindparam("new_ended_at"))
+)
+_ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
 _FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
+_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("wanted_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +114,15 @@ class Store:
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
-        statement = (
-            update(sandboxes)
-            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
-            .values(state=SandboxState.KILLING.value, end_reason=reason.value)
-        )
-        if due_by is not None:
-            statement = statement.where(sandboxes.c.end_at <= due_by)
-        return bool(await self._database.write(statement))
+        values = {"wanted_id": sandbox_id, "new_reason": reason.value}
+        if due_by is None:
+            return bool(await self._database.write(_KILLING, values))
+        return bool(await self._database.write(_KILLING_IF_DUE, values | {"due_by": due_by}))
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
-        changes: dict[str, Any] = {"ended_at": at, "end_reason": reason.value}
-        if free_key:
-            changes |= {"idempotency_key": None, "request_digest": None}
-        return await self.transition(sandbox_id, SandboxState.ENDED, **changes)
+        values = {"wanted_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
+        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
         """False: unknown or not running."""
@@ -142,7 +149,7 @@ class Store:
 
     async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
         """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
-        rows = await self._database.read(select(sandboxes).where(sandboxes.c.sandbox_id.in_(sandbox_ids)))
+        rows = await self._database.read(_FIND_ALL, {"wanted_ids": list(sandbox_ids)})
         return {row["sandbox_id"]: _to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
