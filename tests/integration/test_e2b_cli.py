@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,25 @@ class Cli:
         done = self.run(*arguments, stdin=stdin)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout
+
+    def follow(self, *arguments: str, until: str, then: Callable[[], object]) -> tuple[str, int]:
+        """Runs what shows things as they come; does `then` when `until` was shown. All it showed, its status."""
+        program = subprocess.Popen([self._program, *arguments], env=self._environ, stdout=subprocess.PIPE, text=True)
+        assert program.stdout is not None
+        watchdog = threading.Timer(WAIT_S, program.kill)
+        watchdog.start()
+        try:
+            shown = ""
+            for line in program.stdout:
+                shown += line
+                if until in line:
+                    break
+            then()
+            return shown + program.stdout.read(), program.wait()
+        finally:
+            watchdog.cancel()
+            program.kill()
+            program.wait()
 
     def typed(self, *arguments: str, lines: list[tuple[str, str]]) -> tuple[str, int]:
         """Runs it on a terminal: waits for each pattern, then types the line after it. What it showed, its status."""
@@ -206,6 +226,20 @@ def test_cli_logs_shows_what_commands_printed(cli: Cli, made: Callable[..., Sand
     warnings = cli.ok("sandbox", "logs", "--format", "json", "--level", "WARN", sandbox.sandbox_id)
     assert "trouble" in warnings
     assert "to-be-logged" not in [json.loads(line)["message"] for line in warnings.splitlines() if line[:1] == "{"]
+
+
+# Following metrics asks once, at its beginning, whether the sandbox runs: only "not found" ends it, as an error.
+@pytest.mark.parametrize(("what", "until", "status"), [("logs", "tick-3", 0), ("metrics", "cpuUsedPct", 1)])
+def test_cli_follows_a_sandbox_until_it_is_closed(
+    cli: Cli, made: Callable[..., Sandbox], what: str, until: str, status: int
+) -> None:
+    sandbox = made("follow")
+    sandbox.commands.run("for i in 1 2 3; do echo tick-$i; sleep 1; done; sleep 600", background=True, timeout=0)
+    shown, ended = cli.follow(
+        "sandbox", what, "--follow", "--format", "json", sandbox.sandbox_id, until=until, then=sandbox.kill
+    )
+    assert until in shown
+    assert ended == status
 
 
 def test_cli_metrics_shows_samples(cli: Cli, made: Callable[..., Sandbox]) -> None:
