@@ -14,6 +14,7 @@ from typing import Any
 from .actions import ACTIONS
 from .cdp import CDPError, Connection
 from .marks import draw_marks, element_properties
+from .observation import observe
 from .page import ActionError, Page
 
 SETTLE_S = 0.5
@@ -223,7 +224,7 @@ class Browser:
             try:
                 await page.send("Page.bringToFront")
                 await page.settle(DOCUMENT_S)
-                return await page.observe()
+                return await observe(page)
             except (CDPError, KeyError) as error:
                 # The page went elsewhere while it was looked at.
                 if self.closed.is_set():
