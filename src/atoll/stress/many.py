@@ -40,7 +40,7 @@ def concurrent(sizes: Sizes) -> Outcome:
             Series("time of a job", "s", [job.seconds for job in jobs], "job"),
             Series("jobs that are done", "jobs", list(range(1, len(ended) + 1)), "seconds", ended),
         ],
-        [f"{len(jobs) - len(good)} jobs failed: {error}" for error in errors[:5]],
+        [f"jobs that failed, of {len(jobs)}: {len(jobs) - len(good)}; {error}" for error in errors[:5]],
     )
 
 

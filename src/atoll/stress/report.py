@@ -18,7 +18,6 @@ from atoll.stress.runner import Report, ScenarioReport
 WIDTH, HEIGHT = 640, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
 MAX_POINTS = 600
-TICKS = 4
 
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c2430, #e6e9ee); --soft: light-dark(#66707f, #98a2b1);
@@ -32,7 +31,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   margin: 1rem 0; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .75rem .2rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); } td.number { text-align: right; white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); } .number { text-align: right; white-space: nowrap; }
 figure { margin: 1rem 0 0; } figcaption { color: var(--soft); } svg { width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .data { stroke: var(--plot); fill: none; stroke-width: 1.5; } svg .dot { fill: var(--plot); }
@@ -117,7 +116,7 @@ def _section(one: ScenarioReport) -> str:
             f'<td class="{"" if met is None else "good" if met else "bad"}">{escape(threshold)}</td></tr>'
             for name, value, threshold, met in rows
         )
-        parts.append(f"<table><tr><th>figure</th><th>value</th><th>threshold</th></tr>{body}</table>")
+        parts.append(f"<table><tr><th>figure</th><th class="number">value</th><th>threshold</th></tr>{body}</table>")
     parts += [f'<p class="soft">{escape(note)}</p>' for note in one.notes if note.strip()]
     parts += [plot(series) for series in one.series if series.values]
     return f"<section>{''.join(parts)}</section>"
@@ -136,8 +135,9 @@ def plot(series: Series) -> str:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / top * (HEIGHT - TOP - BOTTOM)
 
     grid = []
-    for tick in range(TICKS + 1):
-        value = top * tick / TICKS
+    ticks = 4 if f"{top:e}"[0] in "24" else 5  # round numbers: tops are 1, 2, 4 or 5 times a power of ten
+    for tick in range(ticks + 1):
+        value = top * tick / ticks
         y = at(low, value)[1]
         grid.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         grid.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
