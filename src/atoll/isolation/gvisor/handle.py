@@ -28,7 +28,6 @@ from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, Sa
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits
 
 _GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
-_RELAY_WITHIN_S = 10.0
 _GOFER = b"runsc-gofer\0"
 
 
@@ -83,16 +82,11 @@ class GvisorHandle(LinuxSandbox):
         if port in _GUEST_PORTS:
             return connection
         try:
-            answer = await asyncio.wait_for(self._loop.sock_recv(connection, 1), _RELAY_WITHIN_S)
-        except (OSError, TimeoutError) as error:
-            connection.close()
+            is_open = await guest_socket.is_relayed(connection)
+        except OSError as error:
             self._check_alive()
             raise PlatformError(f"cannot reach port {port} of sandbox {self.sandbox_id!r}: {error}") from error
-        except BaseException:
-            connection.close()
-            raise
-        if answer != b"\0":
-            connection.close()
+        if not is_open:
             self._check_alive()
             raise PortClosed(self.sandbox_id, port)
         return connection

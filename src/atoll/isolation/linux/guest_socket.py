@@ -8,8 +8,6 @@ import os
 import socket
 from pathlib import Path
 
-from atoll.isolation.base import PREAMBLE
-
 _CONNECT_WITHIN_S = 10.0
 _PATH_LIMIT = 100
 _RETRY_S = 0.005
@@ -56,15 +54,14 @@ async def connect(path: Path, first_bytes: bytes) -> socket.socket:
     return connection
 
 
-async def connect_relayed(path: Path, port: int) -> socket.socket | None:
-    """A connection to what listens on `port` inside, relayed by the guest; None if nothing does. Raises OSError."""
-    connection = await connect(path, PREAMBLE.format(port=port).encode())
+async def is_relayed(connection: socket.socket) -> bool:
+    """Whether the guest has connected it to a port inside, after the preamble; else it is closed. Raises OSError."""
     try:
         answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), _CONNECT_WITHIN_S)
     except BaseException:
         connection.close()
         raise
-    if answer == b"\0":
-        return connection
-    connection.close()
-    return None
+    if answer != b"\0":
+        connection.close()
+        return False
+    return True

@@ -81,8 +81,8 @@ class NamespacesHandle(LinuxSandbox):
         return connection
 
     async def _dial_relayed(self, port: int) -> socket.socket:
-        connection = await guest_socket.connect_relayed(self._state_dir / GUEST_SOCKET, port)
-        if connection is None:
+        connection = await connect_guest(self._state_dir / GUEST_SOCKET, port)
+        if not await guest_socket.is_relayed(connection):
             self._check_alive()
             raise PortClosed(self.sandbox_id, port)
         return connection

@@ -3,7 +3,7 @@
     pool of children: parked ──boot──► booted ──take──► limits, go ──► started ──► created (to the server)
            ▲ refilled when nobody waits
 
-A booted child has entered a root of the templates that were asked for last; one that is only parked fits any template.
+A booted child has entered a root of one of the templates that are asked for; one that is only parked fits any template.
 
 One thread, one selector, no event loop library, no signals: a fork copies exactly this. It is not pid 1 and never
 changes its own namespaces. When the server goes away it ends, and unfinished children with it; running sandboxes stay.
@@ -49,6 +49,7 @@ _REFILL_SOON_S = 0.003
 """A fork right behind a create competes with the newborn guest for the processor and makes its first answer late, so
 the pool waits a little; a nearly empty one does not, because a create that finds it empty waits longest of all."""
 _GIVE_UP_PARKING_AFTER = 3
+_REMEMBERED = 8
 _DISKS_OF_A_SIZE = 8
 _DISK_SIZES = 3
 # Modules that code may ask for by name at run time, when there is no file system to load them from.
@@ -78,6 +79,7 @@ class _Request:
         self.number = number
         self.spec = spec
         self.listener = listener
+        self.wanted: Wanted | None = None
         self.stages: dict[str, float] = {"received": time.monotonic()}
 
     def close(self) -> None:
@@ -147,8 +149,8 @@ class Zygote:
         """Roots that have been handed over: an empty directory of each is left."""
         self._failed: dict[_Child, tuple[_Request, str]] = {}
         self._parking_failures = 0
-        self._recent: list[Wanted] = []
-        """What was asked for last, newest first: the next create will most likely want it again."""
+        self._asked: deque[Wanted] = deque(maxlen=_REMEMBERED)
+        """What was asked for last: the next create will most likely want it again."""
         self._disks: dict[int, list[Disk]] = {}
         """Disks that the server made ahead of need, by size."""
         self._disk_templates = Templates()
@@ -195,7 +197,7 @@ class Zygote:
             return self._park_one
         plain = next((child for child in self._parked if child.wanted is None), None)
         booted = Counter(child.wanted for child in in_pool)
-        shares = self._shares()
+        shares = self._shares(booted)
         lacking = next((wanted for wanted, share in shares.items() if booted[wanted] < share), None)
         if lacking is None or (lacking.size_mib is not None and not self._disks.get(lacking.size_mib)):
             return None  # (a disk: the server is making one; here it would keep a caller waiting)
@@ -204,11 +206,18 @@ class Zygote:
         needless = next((child for child in self._parked if booted[child.wanted] > shares.get(child.wanted, 0)), None)
         return functools.partial(self._drop, needless) if needless is not None else None
 
-    def _shares(self) -> dict[Wanted | None, int]:
-        """How many of the pool should be booted for what: most for the newest, a third for the one before."""
-        if len(self._recent) < 2:
-            return dict.fromkeys(self._recent, self._park)
-        return {self._recent[0]: self._park - self._park // 3, self._recent[1]: self._park // 3}
+    def _shares(self, booted: Counter[Wanted | None]) -> dict[Wanted | None, int]:
+        """How many of the pool should be booted for what: two thirds for what is asked for most, the rest for the next.
+
+        What is there already counts for it: several that are asked for in turn must not drive each other out.
+        """
+        asked = Counter(self._asked)
+        first, second = [*sorted(asked, key=lambda wanted: asked[wanted] + booted[wanted], reverse=True), None, None][
+            :2
+        ]
+        if first is None or second is None:
+            return {first: self._park} if first is not None else {}
+        return {first: self._park - self._park // 3, second: self._park // 3}
 
     def _park_one(self) -> None:
         try:
@@ -224,7 +233,7 @@ class Zygote:
             disk = self._disk(wanted.size_mib) if wanted.size_mib is not None else None
             root = PreparedRoot(child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk)
         except (OSError, ValueError):
-            self._recent.remove(wanted)  # whoever asks for it next is told why
+            self._forget(wanted)
             return
         self._parked.remove(child)
         child.root, child.wanted, child.state = root, wanted, _State.BOOTING
@@ -235,6 +244,10 @@ class Zygote:
             self._discard(child, str(error))
         finally:
             os.close(mount)
+
+    def _forget(self, wanted: Wanted) -> None:
+        """It cannot be made ahead. Whoever asks for it next is told why."""
+        self._asked = deque((one for one in self._asked if one != wanted), _REMEMBERED)
 
     def _drop(self, child: _Child) -> None:
         """Ends a child of the pool that is of no use any more."""
@@ -260,7 +273,11 @@ class Zygote:
             raise _ServerGone
         self._quiet_since = time.monotonic()
         if body["op"] == "create":
-            self._waiting.append(_Request(body["id"], body["spec"], descriptors[0]))
+            request = _Request(body["id"], body["spec"], descriptors[0])
+            with contextlib.suppress(OSError, KeyError, TypeError):  # `_start` says what is wrong
+                request.wanted = self._wanted(request)
+                self._asked.append(request.wanted)
+            self._waiting.append(request)
             self._serve_waiting()
         elif body["op"] == "cancel":
             self._cancel(body["id"])
@@ -298,16 +315,8 @@ class Zygote:
 
     def _fitting(self, request: _Request) -> _Child | None:
         """A child of the pool, or on its way to it, that can become this sandbox: the further it is, the better."""
-        try:
-            wanted = self._wanted(request)
-        except (OSError, KeyError, TypeError):
-            wanted = None  # `_start` says what is wrong
-        if wanted is not None:
-            if wanted in self._recent:
-                self._recent.remove(wanted)
-            self._recent = [wanted, *self._recent[:1]]
         free = [*self._parked, *(c for c in self._young if c.state in _COMING and c.request is None)]
-        usable = [child for child in free if child.wanted is None or child.wanted == wanted]
+        usable = [child for child in free if child.wanted is None or child.wanted == request.wanted]
         best = min(usable, key=_distance, default=None)
         if best is not None and best.state is _State.PARKED:
             self._parked.remove(best)
@@ -501,8 +510,7 @@ class Zygote:
             return
         if child.request is None:
             if child.wanted is not None:
-                # Its template's fault, most likely: whoever asks for that next is told why.
-                self._recent = [wanted for wanted in self._recent if wanted != child.wanted]
+                self._forget(child.wanted)  # its template's fault, most likely
             else:
                 self._parking_failures += 1
             print(f"a sandbox made ahead failed: {reason}", file=sys.stderr, flush=True)
