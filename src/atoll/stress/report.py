@@ -116,7 +116,8 @@ def _section(one: ScenarioReport) -> str:
             f'<td class="{"" if met is None else "good" if met else "bad"}">{escape(threshold)}</td></tr>'
             for name, value, threshold, met in rows
         )
-        parts.append(f"<table><tr><th>figure</th><th class="number">value</th><th>threshold</th></tr>{body}</table>")
+        head = '<tr><th>figure</th><th class="number">value</th><th>threshold</th></tr>'
+        parts.append(f"<table>{head}{body}</table>")
     parts += [f'<p class="soft">{escape(note)}</p>' for note in one.notes if note.strip()]
     parts += [plot(series) for series in one.series if series.values]
     return f"<section>{''.join(parts)}</section>"
