@@ -35,11 +35,11 @@ class Place:
         self.run_dir = root / "run"
         self._count = 0
 
-    def spec(self, **env: str) -> SandboxSpec:
+    def spec(self, *, memory_mib: int = 256, **env: str) -> SandboxSpec:
         self._count += 1
         name = f"n{self._count:05}"
         (self.root / name).mkdir(mode=0o700)
-        limits = Limits(cpu_count=1, memory_mib=256, pids=100)
+        limits = Limits(cpu_count=1, memory_mib=memory_mib, pids=100)
         guest = GuestConfig(name, "base", name, env_vars=env, limits=limits)
         return SandboxSpec(name, self.layers, self.root / name, limits, guest)
 
@@ -113,6 +113,20 @@ async def test_a_root_made_ahead_serves_the_next_sandbox_of_that_template_only(
     await handle.kill()
     await backend.aclose()
     assert os.listdir(prepared) == []
+
+
+async def test_whoever_asks_for_what_is_not_booted_gets_what_was_asked_for(
+    place: Place, backend: NamespacesBackend
+) -> None:
+    prepared = place.run_dir / "prepared"
+    for memory_mib in (256, 128, 192, 256, 128, 192):
+        handle = await backend.create(place.spec(memory_mib=memory_mib))
+        shown = (await inside.run(handle, "df -m --output=size /dev/shm | tail -1; hostname; cat /etc/hostname")).out
+        assert shown.split() == [str(memory_mib // 2), handle.sandbox_id, handle.sandbox_id]
+        await handle.kill()
+        # Whatever is asked for in turn: those who wait are there again, each in a root of its own.
+        assert await eventually(lambda: prepared.is_dir() and len(os.listdir(prepared)) == 2)
+    assert await eventually(lambda: len(place.groups()) == 2 or not backend.capabilities)
 
 
 async def test_a_state_directory_of_a_failed_attempt_can_be_used_again(
