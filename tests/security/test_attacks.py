@@ -48,7 +48,7 @@ def field(
         server.stop()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("attempt", ALL, ids=lambda attempt: f"{attempt.family}-{attempt.name}")
 def test_an_attack_is_blocked_and_works_without_the_wall(attempt: Attempt, field: tuple[str, Range]) -> None:
     tier, place = field
