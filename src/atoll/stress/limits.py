@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from atoll.runtime import E2BRuntime, FileWriteAction
@@ -21,6 +22,7 @@ BEYOND = "stress-ng --verbose --vm 1 --vm-bytes {mib}M --vm-keep --timeout 10s -
 REFUSED = "(ulimit -v {limit_kib}; stress-ng --vm 1 --vm-bytes {mib}M --timeout 30s --metrics)"
 ABORTED = "aborted early, out of system resources"
 KILLED = "assuming killed by OOM killer"
+_PREFIX = re.compile(r"stress-ng: \w+: +\[\d+\] ")
 NO_RESOURCE = 3
 """stress-ng's exit code when it was refused memory; a worker that the kernel kills it replaces, and ends with 0."""
 
@@ -70,8 +72,7 @@ def cpu(sizes: Sizes) -> Outcome:
     notes = [] if after.content == "alive" else ["the shell did not answer afterwards"]
     if others > BUSY:
         notes.append(
-            f"everything else on this machine used {others:.1f} processors at the same time: what the sandbox got says "
-            "more of that than of its limit"
+            f"other work on this machine took {others:.1f} processors meanwhile: without it the sandbox would have got more"
         )
     return Outcome(figures, notes=notes)
 
@@ -112,7 +113,7 @@ def was_stopped(exit_code: int, output: str) -> bool:
 
 
 def _last_lines(output: str) -> str:
-    """What it came to, without stress-ng's tables and debugging."""
-    lines = [line.strip() for line in output.splitlines() if "metrc:" not in line and "no CPUs found" not in line]
-    told = [line for line in lines if "debug:" not in line or KILLED in line]
-    return " / ".join(told[-3:])[-400:] or "no output"
+    """What it came to, without stress-ng's tables and debugging, each thing once."""
+    lines = [line for line in output.splitlines() if "metrc:" not in line and "no CPUs found" not in line]
+    told = [_PREFIX.sub("", line.strip()) for line in lines if "debug:" not in line or KILLED in line]
+    return "; ".join(list(dict.fromkeys(told))[-3:])[-400:] or "no output"
