@@ -72,7 +72,8 @@ def cpu(sizes: Sizes) -> Outcome:
     notes = [] if after.content == "alive" else ["the shell did not answer afterwards"]
     if others > BUSY:
         notes.append(
-            f"other work on this machine took {others:.1f} processors meanwhile: without it the sandbox would have got more"
+            f"other work on this machine took {others:.1f} processors meanwhile: "
+            "without it the sandbox would have got more"
         )
     return Outcome(figures, notes=notes)
 
