@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, and_, cast, extract, func, literal, or_, select, union_all
@@ -34,10 +35,10 @@ class UsageTables:
         """How many there were just before that Unix second."""
         statement = select(func.count()).where(
             _was_one(team_id),
-            _second(sandboxes.c.started_at) < second,
-            or_(sandboxes.c.ended_at.is_(None), _second(sandboxes.c.ended_at) >= second),
+            sandboxes.c.started_at < _moment(second),
+            or_(sandboxes.c.ended_at.is_(None), sandboxes.c.ended_at >= _moment(second)),
         )
-        rows = await self._database.read(statement)
+        rows = await self._database.survey(statement)
         return int(rows[0]["count_1"])
 
     async def stretches(self, team_id: str, start: int, end: int, length: int) -> list[Stretch]:
@@ -50,10 +51,10 @@ class UsageTables:
         ended = _second(sandboxes.c.ended_at)
         moments = union_all(
             select(begun.label("at"), literal(1).label("started"), literal(1).label("change")).where(
-                _was_one(team_id), begun.between(start, end)
+                _was_one(team_id), _within(sandboxes.c.started_at, start, end)
             ),
             select(ended.label("at"), literal(0).label("started"), literal(-1).label("change")).where(
-                _was_one(team_id), ended.between(start, end)
+                _was_one(team_id), _within(sandboxes.c.ended_at, start, end)
             ),
         ).subquery()
         seconds = (
@@ -77,13 +78,21 @@ class UsageTables:
             .group_by(stretch)
             .order_by(stretch)
         )
-        rows = await self._database.read(statement)
+        rows = await self._database.survey(statement)
         return [Stretch(int(r["stretch"]), int(r["started"]), int(r["change"]), int(r["peak"])) for r in rows]
 
 
 def _was_one(team_id: str) -> ColumnElement[bool]:
     failed = sandboxes.c.end_reason == EndReason.CREATE_FAILED.value
     return and_(sandboxes.c.team_id == team_id, or_(sandboxes.c.end_reason.is_(None), ~failed))
+
+
+def _within(moment: ColumnElement[Any], start: int, end: int) -> ColumnElement[bool]:
+    return and_(moment >= _moment(start), moment < _moment(end + 1))
+
+
+def _moment(second: int) -> datetime:
+    return datetime.fromtimestamp(second, UTC)
 
 
 def _second(moment: ColumnElement[Any]) -> ColumnElement[int]:
