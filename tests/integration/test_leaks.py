@@ -296,8 +296,8 @@ def test_a_guest_that_dies_takes_its_sandbox_with_it(observed: Observed) -> None
             with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
                 os.kill(pid, signal.SIGKILL)
     eventually(lambda: not sandbox.is_running(), what="the sandbox is told as gone")
+    _use_and_kill(observed)  # those that waited have died too, and are made again for who asks
     observed.settles_at(before)
-    _use_and_kill(observed)
 
 
 def _is_init(pid: int) -> bool:

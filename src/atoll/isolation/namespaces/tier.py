@@ -170,8 +170,7 @@ class NamespacesBackend(IsolationBackend):
             raise
         finally:
             # Also after a create that failed: it may have used a disk up. What is too many the zygote gives back.
-            if self._stock is not None:
-                self._stock.fill(spec.limits.disk_mib, 1, zygote)
+            self._fill_stock(spec.limits.disk_mib, zygote)
         handle = self._live.add(created.record, created.pidfd)
         handle.stages = created.stages
         if created.egress:
@@ -191,6 +190,10 @@ class NamespacesBackend(IsolationBackend):
 
     def _handle(self, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
         return NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._live.forget, self._network)
+
+    def _fill_stock(self, size_mib: int, zygote: ZygoteClient) -> None:
+        if self._stock is not None and not self._closed:
+            self._stock.fill(size_mib, 1, zygote)
 
     def _note_exit(self, pid: int, status: int) -> None:
         if (handle := self._live.get(pid)) is not None:
@@ -226,9 +229,10 @@ class NamespacesBackend(IsolationBackend):
             if self._zygote is None:
                 if not self._layout.live.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")
-                self._zygote = await ZygoteClient.start(
+                self._zygote = zygote = await ZygoteClient.start(
                     self._layout, self._config.guest_entry, self._parked, self._note_exit, self._end_orphan
                 )
+                zygote.on_disk_lost = lambda size_mib: self._fill_stock(size_mib, zygote)
             return self._zygote
 
     def _log_hint(self) -> str:

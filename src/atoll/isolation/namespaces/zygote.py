@@ -545,6 +545,8 @@ class Zygote:
         if (failure := self._failed.pop(child, None)) is not None:
             self._refuse(*failure)  # only now: nothing of it is left
         self._serve_waiting()
+        if child.root is not None and child.wanted is not None and child.wanted.size_mib is not None:
+            self._tell({"op": "disk_lost", "size_mib": child.wanted.size_mib})
 
     def _end(self) -> None:
         """The server is gone: unfinished children end, sandboxes stay."""

@@ -89,6 +89,8 @@ class ZygoteClient:
         """Why sandboxes of this zygote have no way out; "" where they have one."""
         self.no_disk = ""
         """Why sandboxes of this zygote have no disk of their own size; "" where they have one."""
+        self.on_disk_lost: Callable[[int], None] = lambda size_mib: None
+        """Told of a disk of that size that went with a child of the pool: another will be wanted."""
         self._loop.add_reader(line.fileno(), self._readable)
 
     @staticmethod
@@ -240,7 +242,9 @@ class ZygoteClient:
 
     def _take(self, body: dict[str, Any], descriptors: list[int]) -> None:
         kind = body["op"]
-        if kind == "exited":
+        if kind == "disk_lost":
+            self.on_disk_lost(body["size_mib"])
+        elif kind == "exited":
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():
             self.no_egress = body["no_egress"]
