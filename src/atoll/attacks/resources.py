@@ -20,7 +20,7 @@ LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.dis
 _MIB = 1 << 20
 _SLACK = 1.1
 _USABLE_WITHIN_S, _TURN_WITHIN_S = 120.0, 45.0
-"""Among a hundred processes that want the one processor of a small sandbox, and on a busy machine, a turn comes late."""
+"""Among a hundred processes that want a small sandbox's one processor, and on a busy machine, a turn comes late."""
 
 _SENTRY_TASKS, _TASKS_EACH = 1024, 4
 _SENTRY_MEMORY = (96 + 2 * 256) * _MIB
@@ -43,15 +43,30 @@ def _harmed(*watched: Callable[[Scene], str | None]) -> Judge:
     return judge
 
 
-def _and_usable(judge: Judge) -> Judge:
+def _and_usable(judge: Judge, *, gvisor_may_end: bool = False) -> Judge:
+    """`gvisor_may_end`: the attacker's own sandbox may be lost in that tier (docs/threat-model.md says why)."""
+
     def late(scene: Scene) -> str | None:
         if found := judge(scene):
             return found
         if "DONE" in scene.output or "[" in scene.output[-60:]:
-            return _neighbour_lost(scene) or (None if scene.facts.get("killed") else _unusable(scene))
+            if found := _neighbour_lost(scene):
+                return found
+            if scene.facts.get("killed") or (found := _unusable(scene)) is None:
+                return None
+            return None if gvisor_may_end and sentry.pid_of(scene) is not None and _has_ended(scene) else found
         return None
 
     return late
+
+
+def _has_ended(scene: Scene) -> bool:
+    """Whether the platform says that the sandbox is no more."""
+    assert scene.sandbox is not None
+    try:
+        return not scene.sandbox.is_running(request_timeout=60)
+    except Exception:
+        return False
 
 
 def _neighbour_lost(scene: Scene) -> str | None:
@@ -76,7 +91,7 @@ def _unusable(scene: Scene) -> str | None:
     assert scene.sandbox is not None
     until = time.monotonic() + _USABLE_WITHIN_S
     failure = ""
-    while time.monotonic() < until:
+    while time.monotonic() < until and not _has_ended(scene):
         try:
             scene.sandbox.commands.run(_END_ALL, user="root", timeout=_TURN_WITHIN_S)
             if scene.sandbox.commands.run("echo here", timeout=_TURN_WITHIN_S).stdout == "here\n":
@@ -168,10 +183,18 @@ def _count(pattern: str, most: int, what: str) -> Judge:
 
 
 def _resource(
-    name: str, goal: str, source: str, judge: Judge, control: Control | Impossible, *, seconds: float = 6.0
+    name: str,
+    goal: str,
+    source: str,
+    judge: Judge,
+    control: Control | Impossible,
+    *,
+    seconds: float = 6.0,
+    gvisor_may_end: bool = False,
 ) -> Attempt:
     program = Program(source, "user", timeout_s=seconds + 14)
-    return Attempt(name, Family.RESOURCES, goal, program, _and_usable(judge), control, alone=True)
+    late = _and_usable(judge, gvisor_may_end=gvisor_may_end)
+    return Attempt(name, Family.RESOURCES, goal, program, late, control, alone=True)
 
 
 _DOWN = Impossible("it would take this machine down")
@@ -189,7 +212,7 @@ for _ in range(2):
         bomb()
 time.sleep(4)
 print("DONE", flush=True)
-""", _harmed(_processes), _DOWN),
+""", _harmed(_processes), _DOWN, gvisor_may_end=True),
     _resource("thread-bomb", "start threads without end", """
 import threading
 made = 0
