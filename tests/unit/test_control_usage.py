@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,3 +128,22 @@ async def test_another_teams_figures_are_not_told(world: World) -> None:
 def test_stretches_are_as_short_as_they_can_be(span: int, step: int) -> None:
     assert step_for(span) == step
     assert span // step < MAX_STRETCHES
+
+
+async def test_figures_are_told_while_the_stores_own_thread_is_busy(world: World) -> None:
+    await world.create()
+    busy, let_go = threading.Event(), threading.Event()
+
+    def hold(_connection: object) -> None:
+        busy.set()
+        let_go.wait()
+
+    held = asyncio.ensure_future(world.store._database.run(hold))
+    try:
+        await asyncio.to_thread(busy.wait)
+        second = int(START.timestamp())
+        (stretch,) = await world.store.usage.stretches(DEFAULT_TEAM_ID, second, second, 5)
+    finally:
+        let_go.set()
+        await held
+    assert stretch.started == 1
