@@ -18,7 +18,7 @@ import pytest
 from atoll.runtime.actions import CmdRunAction
 from atoll.runtime.observations import CmdOutputObservation, ErrorObservation
 from atoll.runtime.shell import Shell
-from atoll.runtime.shell_protocol import Ended, MarkReader, Output, ShellState, Started
+from atoll.runtime.shell_protocol import Ended, MarkReader, Output, ShellState, Started, note_path
 
 SOFT_S = 0.4
 
@@ -79,6 +79,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     made = Shell(LocalTerminal, LocalFiles(), cwd=str(tmp_path), soft_timeout_s=SOFT_S)
     yield made
     made.close()
+    Path(note_path(made._session._token)).unlink(missing_ok=True)
 
 
 def run(

@@ -30,8 +30,8 @@ _SAFE = frozenset(b'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def note_path(token: str) -> str:
-    """The file in which the shell leaves its last end mark."""
-    return f"/tmp/.atoll-end-{token}"
+    """The file in which the shell leaves its last end mark: in memory, and not where users look at their own."""
+    return f"/dev/shm/.atoll-end-{token}"
 
 
 def setup_lines(token: str) -> bytes:
