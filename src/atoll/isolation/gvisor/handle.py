@@ -49,9 +49,7 @@ class GvisorHandle(LinuxSandbox):
         super().__init__(record, pidfd, records, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self._relief: Relief | None = None
-        with contextlib.suppress(OSError):  # no memory controller: there is no limit either
-            full = FullMemory(self._group, start.host_limits(self._limits).memory_mib << 20, RESERVE)
-            self._relief = Relief(full, self._state_dir, self._say_oom)
+        self._watching = self._loop.create_task(self._watch_memory())
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
@@ -93,6 +91,18 @@ class GvisorHandle(LinuxSandbox):
 
     # -- limits --------------------------------------------------------------------------------------------------------
 
+    async def _watch_memory(self) -> None:
+        """Beside the create: for each threshold the kernel takes 10 to 20 ms."""
+        limit = start.host_limits(self._limits).memory_mib << 20
+        try:
+            full = await asyncio.to_thread(FullMemory, self._group, limit, RESERVE)
+        except OSError:  # no memory controller: there is no limit either; or the sandbox has ended
+            return
+        if self._dead.is_set():
+            full.close()
+        else:
+            self._relief = Relief(full, self._state_dir, self._say_oom)
+
     def _disk_used(self) -> int | None:
         if not self._record.get("disk_mib"):
             return super()._disk_used()
@@ -126,6 +136,7 @@ class GvisorHandle(LinuxSandbox):
             await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
         on_host = start.host_limits(limits)
         await asyncio.to_thread(self._group.limit, on_host)
+        await asyncio.shield(self._watching)
         if self._relief is not None:
             await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from atoll.isolation.linux.cgroups import Group
 
-_STEPS = 16
+_STEPS = 8
 """v1: thresholds between the limit and its reserve's end; caches may have passed the first one long ago."""
 
 
