@@ -199,6 +199,7 @@ def test_no_secret_is_logged(start: START) -> None:
     sandbox.files.write("x", "y")
     httpx.get(sandbox.download_url("x"))
     token = sandbox._envd_access_token
+    sandbox.kill()
     server.stop()
     log = server.log.read_text()
     assert "sandbox.created" in log
