@@ -57,6 +57,8 @@ class Settings:
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
     ATOLL_MAX_CPU, ATOLL_MAX_MEMORY_MIB, ATOLL_MAX_DISK_MIB, ATOLL_MAX_PIDS   the largest that a sandbox may be (as its
                          template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, wants)
+    ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
+                         (no limit: only the pace of each client holds it up)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -83,6 +85,7 @@ class Settings:
     max_memory_mib: int | None = None
     max_disk_mib: int | None = None
     max_pids: int | None = None
+    max_output_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
@@ -117,6 +120,7 @@ class Settings:
             max_memory_mib=_most(environ, "ATOLL_MAX_MEMORY_MIB"),
             max_disk_mib=_most(environ, "ATOLL_MAX_DISK_MIB"),
             max_pids=_most(environ, "ATOLL_MAX_PIDS"),
+            max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),

@@ -74,11 +74,12 @@ def test_limits_of_version_one(tmp_path: Path) -> None:
     mounts = _hierarchies(tmp_path, memory="cgroup memory", cpu="cgroup cpu", pids="cgroup pids")
     group = Cgroups.probe("b", mounts).group("g")
     _files(tmp_path / "memory/b/g", "memory.limit_in_bytes")
-    _files(tmp_path / "cpu/b/g", "cpu.cfs_period_us", "cpu.cfs_quota_us")
+    _files(tmp_path / "cpu/b/g", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.shares")
     _files(tmp_path / "pids/b/g", "pids.max")
     group.limit(LIMITS)
     assert (tmp_path / "memory/b/g/memory.limit_in_bytes").read_text() == str(64 << 20)
     assert (tmp_path / "cpu/b/g/cpu.cfs_quota_us").read_text() == "200000"
+    assert (tmp_path / "cpu/b/g/cpu.shares").read_text() == "2048"
     assert (tmp_path / "pids/b/g/pids.max").read_text() == "10"
 
 
@@ -87,10 +88,11 @@ def test_limits_of_version_two(tmp_path: Path) -> None:
     _v2(tmp_path / "unified", "cpu memory pids")
     group = Cgroups.probe("b", mounts).group("g")
     place = tmp_path / "unified/b/g"
-    _files(place, "memory.max", "memory.swap.max", "pids.max", "cpu.max")
+    _files(place, "memory.max", "memory.swap.max", "pids.max", "cpu.max", "cpu.weight")
     group.limit(LIMITS)
     read = {name: (place / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")}
     assert read == {"memory.max": str(64 << 20), "memory.swap.max": "0", "pids.max": "10", "cpu.max": "200000 100000"}
+    assert (place / "cpu.weight").read_text() == "200"
 
 
 def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ async def platform(
     ):
         node.subscribe(control.services.sandboxes)
         app = create_app(control.services, Authenticator(keys, store.keys))
-        edge = Edge(node, ClientCensus(app), domains=[domain])
+        output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
+        edge = Edge(node, ClientCensus(app), domains=[domain], output_limit=output)
         try:
             await edge.listen(sock)
             if tls is not None:

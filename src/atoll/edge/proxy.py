@@ -223,6 +223,7 @@ class ProxyExchange:
             or self._splice is not None
             or sink is None
             or self._left < AT_LEAST
+            or self._upstream.counted
         ):
             return
         self._upstream.pause()

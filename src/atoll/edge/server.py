@@ -60,9 +60,14 @@ class Connection(Protocol):
 
 
 class Edge:
-    """The way in. One per server process and event loop."""
+    """The way in. One per server process and event loop.
 
-    def __init__(self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = ()) -> None:
+    `output_limit`: bytes a second that each sandbox may send to its clients; None for no limit.
+    """
+
+    def __init__(
+        self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = (), output_limit: int | None = None
+    ) -> None:
         self.routes = routes
         self.app = app
         self.domains = frozenset({LOCAL_DOMAIN} | {domain_of(domain) for domain in domains})
@@ -72,7 +77,7 @@ class Edge:
         self.stopping = False
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
-        self.pool = Pool(self.now)
+        self.pool = Pool(self.now, output_limit)
         self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []

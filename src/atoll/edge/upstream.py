@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import httptools
 
 from atoll.edge.head import MAX_FIELDS, MAX_HEAD_BYTES, BadHead, Headers
+from atoll.edge.output_rate import OutputRates
 from atoll.edge.routes import GUEST_PORTS
 from atoll.model.seams import Route
 
@@ -64,9 +65,18 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection. Speaks HTTP/1.1 until a 101, then is a pipe."""
 
     def __init__(
-        self, key: tuple[str, int], sock: socket.socket, on_lost: Callable[[UpstreamConnection], None]
+        self,
+        key: tuple[str, int],
+        sock: socket.socket,
+        on_lost: Callable[[UpstreamConnection], None],
+        rates: OutputRates,
     ) -> None:
         self.key = key
+        self._rates = rates
+        self._waiting: asyncio.TimerHandle | None = None
+        """Runs while the sandbox has sent more than its rate allows: nothing is read until it ends."""
+        self._wanted = True
+        """Whether the reader's side wants to be given more."""
         self.reader: Reader | None = None
         self.reused = False
         self.idle_since = 0.0
@@ -123,6 +133,11 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     @property
+    def counted(self) -> bool:
+        """Every byte must come through here, for the sandbox's rate."""
+        return self._rates.limited
+
+    @property
     def socket(self) -> socket.socket:
         """For moving the rest of a body without reading it here; `body_moved` says that it is done."""
         return self._sock
@@ -142,12 +157,29 @@ class UpstreamConnection(asyncio.Protocol):
         self._raw = True
 
     def pause(self) -> None:
+        self._wanted = False
+        self._stop_reading()
+
+    def resume(self) -> None:
+        self._wanted = True
+        if self._waiting is None:
+            with contextlib.suppress(RuntimeError):
+                self.transport.resume_reading()
+
+    def _stop_reading(self) -> None:
         with contextlib.suppress(RuntimeError):
             self.transport.pause_reading()
 
-    def resume(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.transport.resume_reading()
+    def _count_output(self, size: int) -> None:
+        wait = self._rates.spend(self.key[0], size)
+        if wait > 0 and self._waiting is None and not self._lost:
+            self._stop_reading()
+            self._waiting = asyncio.get_running_loop().call_later(wait, self._waited)
+
+    def _waited(self) -> None:
+        self._waiting = None
+        if self._wanted and not self._lost:
+            self.resume()
 
     def close(self) -> None:
         """Ends it at once; what is not sent yet is dropped. The guest takes this as "the client went away"."""
@@ -162,6 +194,8 @@ class UpstreamConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
+        if self._rates.limited:
+            self._count_output(len(data))
         if self.reader is None:
             self._dirty = True
             self.transport.abort()
@@ -200,6 +234,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._on_lost(self)
         reader, self.reader = self.reader, None
         if reader is not None:
@@ -275,8 +311,9 @@ class UpstreamConnection(asyncio.Protocol):
 class Pool:
     """Idle upstream connections by sandbox and port, the youngest taken first; opens new ones."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], output_limit: int | None = None) -> None:
         self._clock = clock
+        self._rates = OutputRates(output_limit, clock)
         self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
         self._open: set[UpstreamConnection] = set()
 
@@ -309,7 +346,7 @@ class Pool:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(
-                lambda: UpstreamConnection((route.sandbox_id, port), sock, self._lost), sock=sock
+                lambda: UpstreamConnection((route.sandbox_id, port), sock, self._lost, self._rates), sock=sock
             )
         except BaseException:
             sock.close()
@@ -330,6 +367,7 @@ class Pool:
 
     def sweep(self) -> None:
         """Closes what has been idle for too long."""
+        self._rates.sweep()
         now = self._clock()
         for (_, port), idle in list(self._idle.items()):
             limit = GUEST_IDLE_S if port in GUEST_PORTS else USER_IDLE_S

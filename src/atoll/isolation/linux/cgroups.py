@@ -28,6 +28,9 @@ from atoll.model.sandbox import Limits
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 _V2_ENABLED = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
+_SHARES, _WEIGHT, _MAX_WEIGHT = 1024, 100, 10_000
+"""Of one processor, in versions 1 and 2: the kernel's own default. Who has twice as many gets twice as much of a busy
+machine."""
 _REMOVE_WITHIN_S = 3.0
 _USERS = "users"
 _APART = ("memory", "pids")
@@ -245,12 +248,14 @@ class Group:
         if (path := self.v1.get("cpu")) is not None:
             _write(path / "cpu.cfs_period_us", str(_PERIOD_US))
             _write(path / "cpu.cfs_quota_us", str(quota))
+            _write(path / "cpu.shares", str(_SHARES * limits.cpu_count))
         if self.v2 is None:
             return
         if "pids" in self.v2_controllers:
             _write(self.v2 / "pids.max", str(limits.pids))
         if "cpu" in self.v2_controllers:
             _write(self.v2 / "cpu.max", f"{quota} {_PERIOD_US}")
+            _write(self.v2 / "cpu.weight", str(min(_WEIGHT * limits.cpu_count, _MAX_WEIGHT)))
 
     def limit_memory(self, memory: int) -> None:
         """The limit of memory alone, in bytes. Raises OSError (EBUSY: more in use than wanted)."""
