@@ -32,6 +32,8 @@ Guest = Callable[[socket.socket, GuestConfig], NoReturn]
 
 SHARED = "/.atoll/io"
 SOCKET = "guest.sock"
+LISTENS = "listens"
+"""A file that says so: a socket whose file moves away between its bind and its listen is lost."""
 _SUDO = "/.atoll/guest/bin/sudo"
 CGROUPS = "/sys/fs/cgroup"
 """The only place where runsc mounts its own controllers."""
@@ -51,6 +53,7 @@ def main() -> NoReturn:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
+    os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     config = _take_over(listener)
     guest(listener, config)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET
 from atoll.isolation.gvisor import launch, oci
+from atoll.isolation.gvisor.boot import LISTENS
 from atoll.isolation.gvisor.runsc import Runsc
 from atoll.isolation.linux import guest_socket, recorded
 from atoll.isolation.linux.cgroups import Cgroups, Group
@@ -245,24 +246,19 @@ def _holder(place: Path) -> dict[str, Any]:
 
 
 async def _connect(place: Path, pidfd: int) -> socket.socket:
-    """Waits for the guest's socket, takes it out of the sandbox's sight and connects."""
+    """Waits until the guest listens, takes its socket out of the sandbox's sight and connects."""
     deadline = time.monotonic() + LAUNCH_WITHIN_S
-    inner, outer = place / launch.IO / GUEST_SOCKET, place / GUEST_SOCKET
-    while not inner.is_socket():
+    listens, outer = place / launch.IO / LISTENS, place / GUEST_SOCKET
+    while not listens.exists():
         if recorded.has_ended(pidfd):
             raise OSError("its first process ended")
         if time.monotonic() > deadline:
             raise TimeoutError("the guest did not come up in time")
         await asyncio.sleep(_POLL_S)
-    inner.rename(outer)
+    listens.unlink()
+    (place / launch.IO / GUEST_SOCKET).rename(outer)
     os.chmod(outer, 0o600)
-    while True:
-        try:
-            return await guest_socket.connect(outer, b"")
-        except ConnectionRefusedError:  # bound, and about to listen
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(_POLL_S)
+    return await guest_socket.connect(outer, b"")
 
 
 async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
