@@ -59,7 +59,7 @@ class Observed:
 
         def unchanged() -> Footprint | None:
             first = self.take()
-            time.sleep(0.7)
+            time.sleep(2.0)  # the pool fills up in steps, with pauses between them
             return first if first == self.take() and not self.directories() else None
 
         return eventually(unchanged, what="a server at rest", within_s=30)
@@ -290,14 +290,19 @@ def test_a_guest_that_dies_takes_its_sandbox_with_it(observed: Observed) -> None
     before = observed.at_rest()
     sandbox = observed.create()
     sandbox.commands.run("sleep 86372", background=True, timeout=0)
-    host = os.stat("/proc/self/ns/pid").st_ino
-    for pid, namespace in footprint.processes_of(observed.mark).items():
-        if namespace != host and _is_init(pid):
-            with contextlib.suppress(ProcessLookupError):  # ended by itself meanwhile
-                os.kill(pid, signal.SIGKILL)
+    processes = footprint.processes_of(observed.mark)
+    [its_own] = {namespace for pid, namespace in processes.items() if b"86372" in _command_line(pid)}
+    [guest] = [pid for pid, namespace in processes.items() if namespace == its_own and _is_init(pid)]
+    os.kill(guest, signal.SIGKILL)
     eventually(lambda: not sandbox.is_running(), what="the sandbox is told as gone")
-    _use_and_kill(observed)  # those that waited have died too, and are made again for who asks
     observed.settles_at(before)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # ended meanwhile
+        return b""
 
 
 def _is_init(pid: int) -> bool:

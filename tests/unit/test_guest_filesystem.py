@@ -15,7 +15,7 @@ from e2b import FileNotFoundException, FileType, InvalidArgumentException, Sandb
 from e2b.envd.filesystem import filesystem_pb
 
 from atoll.guest import directories, filesystem, handles
-from atoll.guest.copying import copy_entry
+from atoll.guest.copying import TEMPORARY_MOVE, copy_entry
 from atoll.guest.entries import permissions
 
 ROOT = os.geteuid() == 0
@@ -254,7 +254,7 @@ def test_rename_to_another_file_system_copies_all_there_is(sbx: Sandbox, home: P
         assert os.readlink(target / "link") == "inner/file"
     finally:
         sbx.files.remove(str(target))
-    assert not [name for name in os.listdir(other) if name.startswith(".atoll")]
+    assert not [name for name in os.listdir(other) if name.startswith(TEMPORARY_MOVE)]
 
 
 async def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

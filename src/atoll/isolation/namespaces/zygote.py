@@ -19,6 +19,7 @@ import json
 import os
 import resource
 import secrets
+import select
 import selectors
 import shutil
 import socket
@@ -80,6 +81,7 @@ class _Request:
         self.spec = spec
         self.listener = listener
         self.wanted: Wanted | None = None
+        self.tried_again = False
         self.stages: dict[str, float] = {"received": time.monotonic()}
 
     def close(self) -> None:
@@ -110,6 +112,14 @@ class _Child:
     def close_ways_out(self) -> None:
         while self.ways_out:
             os.close(self.ways_out.pop())
+
+
+def _is_gone(child: _Child) -> bool:
+    """Whether it has ended, or is about to: its end of the line closes before all of its namespace is dead."""
+    poller = select.poll()
+    poller.register(child.pidfd, select.POLLIN)
+    poller.register(child.control, 0)  # a hang-up is always told
+    return bool(poller.poll(0))
 
 
 def _distance(child: _Child) -> int:
@@ -317,10 +327,13 @@ class Zygote:
         """A child of the pool, or on its way to it, that can become this sandbox: the further it is, the better."""
         free = [*self._parked, *(c for c in self._young if c.state in _COMING and c.request is None)]
         usable = [child for child in free if child.wanted is None or child.wanted == request.wanted]
-        best = min(usable, key=_distance, default=None)
-        if best is not None and best.state is _State.PARKED:
-            self._parked.remove(best)
-        return best
+        for best in sorted(usable, key=_distance):
+            if _is_gone(best):
+                continue  # killed from outside; `_ended` comes to it in its turn
+            if best.state is _State.PARKED:
+                self._parked.remove(best)
+            return best
+        return None
 
     def _wanted(self, request: _Request) -> Wanted:
         limits = limits_from_json(request.spec["limits"])
@@ -508,6 +521,11 @@ class Zygote:
         """Ends a child that is no sandbox yet; `_ended` frees what it had."""
         if child.state is _State.ENDING:
             return
+        if child.request is not None and child.state in _COMING and not child.request.tried_again:
+            # Whoever waits for it has not been touched by its end: another child, once.
+            child.request.tried_again = True
+            self._waiting.appendleft(child.request)
+            child.request = None
         if child.request is None:
             if child.wanted is not None:
                 self._forget(child.wanted)  # its template's fault, most likely
