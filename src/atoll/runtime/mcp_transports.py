@@ -11,7 +11,7 @@ import queue
 import shlex
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
@@ -27,6 +27,8 @@ MAX_MESSAGE = 64 * 2**20
 _STDERR_TAIL = 2000
 
 Message = dict[str, Any]
+Inbox = queue.SimpleQueue[Message | str | None]
+"""What a thread has heard: messages, words on what went wrong, and None at the end (which stays)."""
 
 
 class MCPUnreachable(Exception):
@@ -53,7 +55,7 @@ class StdioTransport:
 
     def __init__(self, box: E2BBox, line: str, *, envs: Mapping[str, str], cwd: str) -> None:
         self._sandbox = box.sandbox
-        self._heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._heard: Inbox = queue.SimpleQueue()
         self._stderr = ""
         try:
             self._handle = self._sandbox.commands.run(
@@ -86,27 +88,22 @@ class StdioTransport:
         finally:
             self._heard.put(None)
 
+    def _ended(self, otherwise: object) -> str:
+        return f"the server has ended: {self._stderr.strip() or otherwise}"
+
     def exchange(self, message: Message, timeout_s: float) -> Iterator[Message]:
         try:
             self._sandbox.commands.send_stdin(self._pid, json.dumps(message) + "\n")
         except LOST as error:
             raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
         except SandboxException as error:
-            raise MCPUnreachable(f"the server has ended: {self._stderr.strip() or error}") from error
-        if "id" not in message or "method" not in message:
-            return
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                heard = self._heard.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                raise MCPTimeout from None
-            if heard is None:
-                self._heard.put(None)
-                raise MCPUnreachable(f"the server has ended: {self._stderr.strip() or 'it said nothing'}")
-            yield heard
-            if _answers(heard, message):
-                return
+            raise MCPUnreachable(self._ended(error)) from error
+        yield from _until_answer(
+            self._heard,
+            message,
+            timeout_s,
+            lambda: f"the server has ended: {self._stderr.strip() or 'it said nothing'}",
+        )
 
     def close(self) -> None:
         with suppress(Exception):
@@ -126,10 +123,10 @@ class StreamableHTTPTransport:
         limits = httpx.Timeout(30, read=timeout_s)
         try:
             with self._client.stream("POST", self._url, json=message, headers=headers, timeout=limits) as answer:
-                self._check(answer)
+                _check(self._url, answer)
                 if found := answer.headers.get("mcp-session-id"):
                     self._session["Mcp-Session-Id"] = found
-                if "id" not in message or "method" not in message:
+                if not _wants_answer(message):
                     return
                 if answer.headers.get("content-type", "").startswith("text/event-stream"):
                     heard: Iterable[Message] = (m for _, data in _events(answer) for m in _messages(data))
@@ -147,10 +144,6 @@ class StreamableHTTPTransport:
             raise MCPUnreachable(f"{self._url} cannot be reached: {error}") from error
         raise MCPUnreachable(f"{self._url} did not answer")
 
-    def _check(self, answer: httpx.Response) -> None:
-        if answer.status_code >= 300:
-            raise MCPUnreachable(f"{self._url} answers {answer.status_code} {answer.reason_phrase}")
-
     def close(self) -> None:
         if "Mcp-Session-Id" in self._session:
             with suppress(httpx.HTTPError):
@@ -164,7 +157,7 @@ class SSETransport:
     def __init__(self, url: str, headers: Mapping[str, str], connect_s: float = 30.0) -> None:
         self._url = url
         self._client = httpx.Client(headers=dict(headers), follow_redirects=False, timeout=30)
-        self._heard: queue.SimpleQueue[Message | str | None] = queue.SimpleQueue()
+        self._heard: Inbox = queue.SimpleQueue()
         self._post = ""
         threading.Thread(target=self._follow, name="atoll-mcp", daemon=True).start()
         try:
@@ -205,24 +198,8 @@ class SSETransport:
             answer = self._client.post(self._post, json=message)
         except httpx.HTTPError as error:
             raise MCPUnreachable(f"{self._url} cannot be reached: {error}") from error
-        if answer.status_code >= 300:
-            raise MCPUnreachable(f"{self._url} answers {answer.status_code} {answer.reason_phrase}")
-        if "id" not in message or "method" not in message:
-            return
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                heard = self._heard.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                raise MCPTimeout from None
-            if heard is None:
-                self._heard.put(None)
-                raise MCPUnreachable(f"{self._url} ended the connection")
-            if isinstance(heard, str):
-                continue
-            yield heard
-            if _answers(heard, message):
-                return
+        _check(self._url, answer)
+        yield from _until_answer(self._heard, message, timeout_s, lambda: f"{self._url} ended the connection")
 
     def close(self) -> None:
         self._client.close()
@@ -231,6 +208,35 @@ class SSETransport:
 def stdio_line(command: str, args: Iterable[str]) -> str:
     """The shell line that becomes the server."""
     return "exec " + shlex.join([command, *args])
+
+
+def _check(url: str, answer: httpx.Response) -> None:
+    if answer.status_code >= 300:
+        raise MCPUnreachable(f"{url} answers {answer.status_code} {answer.reason_phrase}")
+
+
+def _until_answer(inbox: Inbox, message: Message, timeout_s: float, ended: Callable[[], str]) -> Iterator[Message]:
+    """What comes up to the answer to `message`; nothing where none is due. `ended` says it of a server that is gone."""
+    if not _wants_answer(message):
+        return
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            heard = inbox.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            raise MCPTimeout from None
+        if heard is None:
+            inbox.put(None)
+            raise MCPUnreachable(ended())
+        if isinstance(heard, str):
+            continue
+        yield heard
+        if _answers(heard, message):
+            return
+
+
+def _wants_answer(message: Message) -> bool:
+    return "id" in message and "method" in message
 
 
 def _answers(heard: Message, message: Message) -> bool:
