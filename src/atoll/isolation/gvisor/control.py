@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import CONTROL_PORT, PREAMBLE
+from atoll.isolation.base import CONTROL_PORT
 from atoll.isolation.linux import guest_socket
 
 _WITHIN_S = 2.0
@@ -28,7 +28,7 @@ async def request(
 async def _request(path: Path, method: str, target: str, body: bytes) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     head = f"{method} {target} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    with await guest_socket.connect(path, PREAMBLE.format(port=CONTROL_PORT).encode()) as connection:
+    with await guest_socket.connect_guest(path, CONTROL_PORT) as connection:
         await loop.sock_sendall(connection, head.encode() + body)
         answer = b""
         while piece := await loop.sock_recv(connection, _ANSWER_MAX):

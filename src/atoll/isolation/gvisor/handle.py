@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import CONTROL_PORT, GUEST_SOCKET, PREAMBLE, EgressSockets
+from atoll.isolation.base import GUEST_SOCKET, EgressSockets
 from atoll.isolation.gvisor import control, start
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
@@ -25,9 +25,8 @@ from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits
+from atoll.model.sandbox import Limits
 
-_GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _GOFER = b"runsc-gofer\0"
 
 
@@ -74,10 +73,10 @@ class GvisorHandle(LinuxSandbox):
         """See SandboxHandle. Ports of the sandbox's programs are relayed by the guest."""
         self._check_alive()
         try:
-            connection = await guest_socket.connect(self._state_dir / GUEST_SOCKET, PREAMBLE.format(port=port).encode())
+            connection = await guest_socket.connect_guest(self._state_dir / GUEST_SOCKET, port)
         except OSError as error:
             raise SandboxGone(self.sandbox_id, "its guest does not answer") from error
-        if port in _GUEST_PORTS:
+        if port in guest_socket.GUEST_PORTS:
             return connection
         try:
             is_open = await guest_socket.is_relayed(connection)
@@ -103,16 +102,12 @@ class GvisorHandle(LinuxSandbox):
         else:
             self._relief = Relief(full, self._state_dir, self._say_oom)
 
-    def _disk_used(self) -> int | None:
-        if not self._record.get("disk_mib"):
-            return super()._disk_used()
+    def _inside(self) -> Iterator[int]:
         for pid in self._group.processes():
             # The gofer has made the sandbox's root its own; the sentry and its stubs have an empty one.
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(_GOFER):
-                    found = os.statvfs(f"/proc/{pid}/root")
-                    return (found.f_blocks - found.f_bfree) * found.f_frsize
-        return None
+                    yield pid
 
     async def _processes(self, usage: Usage) -> int | None:
         """Counted by the sandbox's own kernel: the host sees the sentry's threads only."""
@@ -127,11 +122,6 @@ class GvisorHandle(LinuxSandbox):
         return pids if isinstance(pids, int) else None
 
     async def _apply(self, limits: Limits) -> None:
-        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
-            raise BackendUnavailable(
-                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
-                hint="choose its size when it is made",
-            )
         if limits.pids != self._limits.pids:
             await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
         on_host = start.host_limits(limits)

@@ -8,6 +8,11 @@ import os
 import socket
 from pathlib import Path
 
+from atoll.isolation.base import CONTROL_PORT, PREAMBLE
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT
+
+GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
+"""What the guest answers itself."""
 _CONNECT_WITHIN_S = 10.0
 _PATH_LIMIT = 100
 _RETRY_S = 0.005
@@ -52,6 +57,11 @@ async def connect(path: Path, first_bytes: bytes) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+async def connect_guest(path: Path, port: int) -> socket.socket:
+    """A connection to the guest with the preamble sent. Raises OSError."""
+    return await connect(path, PREAMBLE.format(port=port).encode())
 
 
 async def is_relayed(connection: socket.socket) -> bool:

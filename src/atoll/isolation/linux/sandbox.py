@@ -4,7 +4,7 @@
 
 Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings, new limits. The
 ways in and out of a sandbox, how its limits are applied and how its end is worded are the tier's own (`_apply`,
-`_processes`, `_disk_used`, `_how_it_ended`, `_empty_group`).
+`_processes`, `_inside`, `_how_it_ended`, `_empty_group`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -147,9 +147,9 @@ class LinuxSandbox(SandboxHandle):
         """How many processes the sandbox has."""
         return usage.pids
 
-    def _disk_used(self) -> int | None:
-        """Bytes of its disk in use. Blocking; called in a thread."""
-        return disk_usage.of_tree(self._state_dir / "upper")
+    @abstractmethod
+    def _inside(self) -> Iterable[int]:
+        """Processes whose root is the sandbox's own. Blocking; called in a thread."""
 
     def _close(self) -> None:
         """Lets go of what the handle holds beside the pidfd, once the heart has stopped."""
@@ -179,6 +179,16 @@ class LinuxSandbox(SandboxHandle):
             pids=await self._processes(usage),
         )
 
+    def _disk_used(self) -> int | None:
+        """Bytes of its disk in use. Blocking; called in a thread."""
+        if not self._record.get("disk_mib"):
+            return disk_usage.of_tree(self._state_dir / "upper")
+        for pid in self._inside():
+            with contextlib.suppress(OSError):
+                found = os.statvfs(f"/proc/{pid}/root")
+                return (found.f_blocks - found.f_bfree) * found.f_frsize
+        return None
+
     async def update(self, limits: Limits) -> None:
         """See SandboxHandle."""
         self._check_alive()
@@ -186,6 +196,11 @@ class LinuxSandbox(SandboxHandle):
             raise BackendUnavailable(
                 f"limits of {', '.join(sorted(missing))} cannot be enforced on this machine",
                 hint="no writable cgroup controller; see `atoll doctor`",
+            )
+        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
+            raise BackendUnavailable(
+                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
+                hint="choose its size when it is made",
             )
         try:
             await self._apply(limits)

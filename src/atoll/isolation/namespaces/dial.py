@@ -12,12 +12,9 @@ import os
 import socket
 from pathlib import Path
 
-from atoll.isolation.base import CONTROL_PORT, PREAMBLE
 from atoll.isolation.linux import guest_socket
-from atoll.isolation.linux.network_thread import NetworkThread as NetworkThread
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT
+from atoll.isolation.linux.network_thread import NetworkThread
 
-GUEST_PORTS = frozenset({CONTROL_PORT, ENVD_PORT, INTERPRETER_PORT})
 _CONNECT_WITHIN_S = 10.0
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.ETIMEDOUT})
 
@@ -35,11 +32,6 @@ def bind_guest_socket(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-async def connect_guest(path: Path, port: int) -> socket.socket:
-    """A connection to the guest with the preamble sent. Raises OSError."""
-    return await guest_socket.connect(path, PREAMBLE.format(port=port).encode())
 
 
 async def connect_port(thread: NetworkThread, pidfd: int, port: int) -> socket.socket | None:

@@ -19,9 +19,11 @@ from typing import Any
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
 from atoll.isolation.linux import guest_socket, held_sockets
 from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.guest_socket import GUEST_PORTS, connect_guest
+from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
-from atoll.isolation.namespaces.dial import GUEST_PORTS, NetworkThread, connect_guest, connect_port
+from atoll.isolation.namespaces.dial import connect_port
 from atoll.isolation.namespaces.posture import processes_of_a_user
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import Limits
@@ -104,21 +106,10 @@ class NamespacesHandle(LinuxSandbox):
 
     # -- limits --------------------------------------------------------------------------------------------------------
 
-    def _disk_used(self) -> int | None:
-        if not self._record.get("disk_mib"):
-            return super()._disk_used()
-        try:
-            found = os.statvfs(f"/proc/{self.pid}/root")
-        except OSError:
-            return None
-        return (found.f_blocks - found.f_bfree) * found.f_frsize
+    def _inside(self) -> tuple[int]:
+        return (self.pid,)
 
     async def _apply(self, limits: Limits) -> None:
-        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
-            raise BackendUnavailable(
-                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
-                hint="choose its size when it is made",
-            )
         self._group.limit(limits)
         most_each = processes_of_a_user(limits.pids)
         with contextlib.suppress(OSError):  # it may have ended

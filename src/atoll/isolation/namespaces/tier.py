@@ -25,10 +25,11 @@ from atoll.isolation.linux import rootless, syscalls
 from atoll.isolation.linux.cgroups import Cgroups
 from atoll.isolation.linux.id_ranges import HOST_IDS_PER_SANDBOX
 from atoll.isolation.linux.kernel_log import KernelLog, KilledForMemory, pid_inside
+from atoll.isolation.linux.network_thread import NetworkThread
 from atoll.isolation.linux.recorded import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.namespaces import doctor, reclaim
-from atoll.isolation.namespaces.dial import NetworkThread, bind_guest_socket
+from atoll.isolation.namespaces.dial import bind_guest_socket
 from atoll.isolation.namespaces.disk_stock import DiskStock
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
