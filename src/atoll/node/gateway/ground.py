@@ -13,7 +13,7 @@ from atoll.model.network import Network
 from atoll.node.gateway.policy import Address, Ground
 
 _FRESH_S = 5.0
-_LOCAL = re.compile(r"^\s+\|-- ([0-9.]+)\n\s+/32 host LOCAL", re.M)
+_LOCAL = re.compile(r"^[ \t]+\|-- ([0-9.]+)\n[ \t]+/32 host LOCAL", re.M)
 
 
 def host_addresses(proc: Path = Path("/proc/net")) -> frozenset[Address]:
