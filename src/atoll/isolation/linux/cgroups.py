@@ -153,8 +153,8 @@ class Cgroups:
         """Makes the base directories and gives them their weight. Raises OSError with the path that cannot be made."""
         for point in set(self.v1.values()):
             (point / self.base).mkdir(exist_ok=True)
-        if (point := self.v1.get("cpu")) is not None:
-            _write(point / self.base / "cpu.shares", str(_ALL_SHARES))
+        if (cpu := self.v1.get("cpu")) is not None:
+            _write(cpu / self.base / "cpu.shares", str(_ALL_SHARES))
         if self.v2 is not None:
             wanted = " ".join(f"+{name}" for name in sorted(self.v2_controllers))
             (self.v2 / self.base).mkdir(exist_ok=True)
