@@ -41,7 +41,7 @@ _COLLECT = (
     "import json,sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from atoll.isolation.gvisor.collect import main; main(sys.argv[2])"
 )
-_OURS = ("atoll.guest", "atoll.wire", "atoll.model", "atoll.isolation.linux", "atoll.isolation.gvisor")
+_OURS = ("atoll.guest", "atoll.http1", "atoll.wire", "atoll.model", "atoll.isolation.linux", "atoll.isolation.gvisor")
 _PT_INTERP = 3
 _FACTS = "facts.json"
 _UNUSED_AFTER_S = 30 * 86400.0
