@@ -144,7 +144,7 @@ def _fetch(runtime: E2BRuntime, port: int) -> Fetched:
         status, body = refusal.code, refusal.read(1 << 16)
     except OSError as error:
         return Fetched(url, 0, 0, str(error))
-    title = re.search(rb"<title[^>]*>([^<]{1,200})", body, re.I)
+    title = re.search(rb"<title[^<>]*>([^<]{1,200})", body, re.I)
     return Fetched(url, status, len(body), title[1].decode(errors="replace").strip() if title else "")
 
 

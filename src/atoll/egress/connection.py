@@ -28,7 +28,7 @@ from atoll.egress.policy import Address, Verdict, decide_address, decide_name
 from atoll.egress.records import EgressRecord
 from atoll.egress.relay import Pipe
 from atoll.egress.requests import Refused, RequestStream
-from atoll.egress.sniff import MAX_HELLO, Beginning, Speech, sniff
+from atoll.egress.sniff import Beginning, Sniffer, Speech, sniff
 from atoll.model.network import canonical_name
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _QUIET_S = 0.3
 _WEB_PORTS = frozenset({80, 443})
 _MAX_QUESTIONS = 32
 _NOTHING = Beginning(Speech.OTHER)
+_UNHEARD = Beginning(Speech.UNDECIDED)
 
 log = structlog.get_logger("atoll.gateway")
 
@@ -152,17 +153,15 @@ class Connection:
 
     async def _listen(self, patience_s: float) -> tuple[bytes, Beginning]:
         """The connection's first bytes, as many as it takes to know its name."""
-        head = b""
-        beginning = sniff(head)
+        sniffer, beginning = Sniffer(), _UNHEARD
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while beginning.speech is Speech.UNDECIDED and len(head) <= 2 * MAX_HELLO:
+                while beginning.speech is Speech.UNDECIDED:
                     chunk = await self._loop.sock_recv(self._client, 1 << 14)
                     if not chunk:
                         break
-                    head += chunk
-                    beginning = sniff(head)
-        return head, beginning
+                    beginning = sniffer.feed(chunk)
+        return bytes(sniffer.data), beginning
 
     # -- joining -------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from atoll.egress.policy import Address, ForbiddenNetworks
 from atoll.model.network import Network
 
 _FRESH_S = 5.0
-_LOCAL = re.compile(r"^\s+\|-- ([0-9.]+)\n\s+/32 host LOCAL", re.M)
+_LOCAL = re.compile(r"^[ \t]+\|-- ([0-9.]+)\n[ \t]+/32 host LOCAL", re.M)
 
 
 def host_addresses(proc: Path = Path("/proc/net")) -> frozenset[Address]:

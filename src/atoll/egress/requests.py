@@ -15,10 +15,12 @@ from enum import Enum, auto
 from atoll.egress.sniff import host_name
 
 MAX_HEAD = 64 * 1024
+MAX_FIELDS = 256
 _MAX_LINE = 256
 
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)(?:[/?#].*)?", re.I | re.S)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _NOT_AGAIN = frozenset({b"upgrade", b"http2-settings"})
@@ -53,6 +55,8 @@ class RequestStream:
         self._left = 0
         self._requests = 0
         self._answer = b""
+        self._searched = 0
+        """How much of the buffer holds no end of what is waited for: bytes that come one by one are looked at once."""
 
     def feed(self, data: bytes) -> bytes:
         """What may leave now. Raises Refused."""
@@ -103,10 +107,16 @@ class RequestStream:
             case _:
                 raise Refused("bytes after a request to upgrade")
 
+    def _found(self, end: bytes, limit: int, otherwise: str) -> int:
+        """Where `end` begins; -1: not yet. Raises Refused beyond the limit."""
+        at = self._buffer.find(end, max(0, self._searched - len(end) + 1))
+        if at > limit or (at < 0 and len(self._buffer) > limit):
+            raise Refused(otherwise)
+        self._searched = len(self._buffer) if at < 0 else 0
+        return at
+
     def _line(self, limit: int = _MAX_LINE) -> bytes | None:
-        end = self._buffer.find(b"\r\n")
-        if end > limit or (end < 0 and len(self._buffer) > limit):
-            raise Refused("a line without an end")
+        end = self._found(b"\r\n", limit, "a line without an end")
         if end < 0:
             return None
         line = bytes(self._buffer[:end])
@@ -142,9 +152,7 @@ class RequestStream:
         if self._requests and self._buffer[:2] == b"\r\n":  # some old clients end a body with it
             del self._buffer[:2]
             return True
-        end = self._buffer.find(b"\r\n\r\n")
-        if end > MAX_HEAD or (end < 0 and len(self._buffer) > MAX_HEAD):
-            raise Refused("a head without an end")
+        end = self._found(b"\r\n\r\n", MAX_HEAD, "a head without an end")
         if end < 0:
             return False
         raw = bytes(self._buffer[:end])
@@ -159,12 +167,9 @@ class RequestStream:
         if request is None:
             raise Refused("not a request line")
         method, target, minor = request[1], request[2], request[3]
-        headers: list[tuple[bytes, bytes]] = []
-        for line in lines:
-            found = _HEADER.fullmatch(line)
-            if found is None:
-                raise Refused("not a header line")
-            headers.append((found[1], found[2]))
+        if len(lines) > MAX_FIELDS:
+            raise Refused("too many headers")
+        headers = [_field(line) for line in lines]
         added = self._judge(_host(method, target, headers))
         if added is None:
             raise Refused("the request's host is not allowed")
@@ -199,14 +204,22 @@ class RequestStream:
         return kept + ([(b"Connection", left)] if left else [])
 
 
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    """Name and value, without the blanks around the value. Raises Refused."""
+    name, colon, value = line.partition(b":")
+    if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+        raise Refused("not a header line")
+    return name, value.strip(b" \t")
+
+
 def _values(headers: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
     return [value for name, value in headers if name.lower() == wanted]
 
 
 def _host(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> str | None:
     """The one host that the request is for. Raises Refused where it names two, or is not for the server itself."""
-    if method == b"CONNECT":
-        raise Refused("CONNECT")
+    if method in (b"CONNECT", b"TRACE"):  # TRACE: the server would echo a rule's secret back into the sandbox
+        raise Refused(method.decode())
     hosts = _values(headers, b"host")
     if len(hosts) > 1:
         raise Refused("more than one Host")

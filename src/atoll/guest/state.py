@@ -20,7 +20,7 @@ class GuestState:
     def __init__(self, config: GuestConfig, users: Users) -> None:
         self.config = config
         self.users = users
-        self.env_vars: dict[str, str] = dict(config.env_vars)
+        self.env_vars: dict[str, str] = {**_identity(config), **config.env_vars}
         self.access_token = config.access_token
         self.default_user = config.default_user
         self.default_workdir = config.default_workdir
@@ -52,3 +52,8 @@ class GuestState:
 
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _identity(config: GuestConfig) -> dict[str, str]:
+    """By which programs know where they are, as in E2B (whose E2B_EVENTS_ADDRESS would lead nowhere here)."""
+    return {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": config.sandbox_id, "E2B_TEMPLATE_ID": config.template_id}

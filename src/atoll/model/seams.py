@@ -56,7 +56,7 @@ class NodeClient(Protocol):
     def node_id(self) -> str: ...
 
     async def create(self, request: NodeCreate) -> NodeSandbox:
-        """Starts a sandbox; returns when its guest's socket accepts.
+        """Starts a sandbox; returns when its guest's socket accepts. A cancelled one goes on until `kill` ends it.
 
         Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
         """

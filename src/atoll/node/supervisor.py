@@ -301,12 +301,7 @@ class Supervisor:
         self._tasks.create_task(
             self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
         )
-        try:
-            handle = await asyncio.shield(driver.started)
-        except asyncio.CancelledError:
-            # Whoever asked has gone: nobody would ever end it.
-            self._tasks.create_task(self._end_unwanted(driver))
-            raise
+        handle = await asyncio.shield(driver.started)
         try:
             attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):
@@ -492,10 +487,6 @@ class Supervisor:
                 _log.exception("node.event_lost", sandbox_id=handle.sandbox_id)
         with contextlib.suppress(AtollError):  # the guest may have been the victim
             await order(handle, "/notes", oom_note(victim))
-
-    async def _end_unwanted(self, driver: SandboxDriver) -> None:
-        await asyncio.wait([driver.started])
-        await driver.kill()
 
     async def _backend_for(self, tier: str) -> IsolationBackend:
         """The tier of a new sandbox, asked for or not. Raises NotOffered."""

@@ -97,6 +97,8 @@ class SandboxService:
     async def create(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         """Makes a sandbox; returns when its guest answers.
 
+        Cancelled, it makes none, or ends the one that it had begun; but not where an idempotency key can find it again.
+
         Raises InvalidRequest, TemplateNotFound, QuotaExceeded, CreateFailed, BackendUnavailable; Conflict for an
         idempotency key that was used for something else or for a sandbox that has ended.
         """
@@ -136,7 +138,6 @@ class SandboxService:
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            # The caller has gone and never learnt the id: nobody could use it or end it.
             self._background.begin(self._end_unwanted(record.sandbox_id, making))
             raise
 
@@ -185,10 +186,14 @@ class SandboxService:
             _log.exception("sandbox.undo_failed", sandbox_id=record.sandbox_id)  # the next start settles it
         self._quota.release(record.sandbox_id)
 
+    async def abandon(self, sandbox_id: str) -> None:
+        """Ends one whose maker never got to know of it."""
+        await self._end(sandbox_id, EndReason.KILLED)
+
     async def _end_unwanted(self, sandbox_id: str, making: asyncio.Future[SandboxRecord]) -> None:
         await asyncio.wait([making])
         if making.exception() is None:
-            await self._end(sandbox_id, EndReason.KILLED)
+            await self.abandon(sandbox_id)
 
     def _loads(self, template: Template) -> list[NodeLoad]:
         holders = self._templates.holders(template.template_id)

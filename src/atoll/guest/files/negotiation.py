@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})\s*", re.ASCII)
+_RANGE = re.compile(r"\s*+bytes\s*+=\s*+(\d{0,20})\s*+-\s*+(\d{0,20})\s*+", re.ASCII)
 _RANGES = re.compile(r"\s*bytes\s*=[\s\d,-]*", re.ASCII)
 _QVALUE = re.compile(r"\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*", re.ASCII | re.IGNORECASE)
 

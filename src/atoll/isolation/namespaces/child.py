@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.net import netlink
+from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
@@ -249,7 +250,9 @@ class SandboxInit:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
         close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
-        write_etc("localhost")  # for now: writing over what is there is quick, taking a file out of the template is not
+        # For now: writing over what is there is quick, making a file or taking it out of the template is not.
+        write_etc("localhost")
+        write_identity("", "")
         if self._ahead is not None:
             self._ahead()
 
@@ -259,8 +262,9 @@ class SandboxInit:
         """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
         self._step = "host name"
         socket.sethostname(config.hostname)
-        self._step = "/etc of the sandbox"
+        self._step = "/etc and /run of the sandbox"
         write_etc(config.hostname)
+        write_identity(config.sandbox_id, config.template_id)
         self._step = "descriptors"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -321,25 +325,7 @@ def write_etc(hostname: str) -> None:
     )
     resolver = f"nameserver {posture.NAMESERVER}\noptions timeout:2 attempts:2\n"
     for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
-        _write_file(f"/etc/{name}", text.encode())
-
-
-def _write_file(path: str, content: bytes) -> None:
-    # Cut to length afterwards and not with O_TRUNC: ext4 writes a file that was truncated out to the disk at once.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o644)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor = os.open(path, flags, 0o644)
-    except OSError:  # a symbolic link, as systemd's resolv.conf is
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o644)
-    try:
-        os.write(descriptor, content)
-        os.ftruncate(descriptor, len(content))
-    finally:
-        os.close(descriptor)
+        write_file(f"/etc/{name}", text.encode())
 
 
 def _exists(directory: int, name: str) -> bool:

@@ -161,13 +161,13 @@ def _without_commands(source: str) -> str:
     text = re.sub(r"(?<!\\)%.*", "", source)
     if begin := re.search(r"\\begin\{document\}", text):
         text = text[begin.end() :].partition(r"\end{document}")[0]
-    text = re.sub(r"\\(?:begin|end)\{[^}]*\}(?:\[[^\]]*\])?", "", text)
-    text = re.sub(r"\\(?:label|ref|cite|usepackage|includegraphics)(?:\[[^\]]*\])?\{[^}]*\}", "", text)
-    text = re.sub(r"\\(?:part|chapter|(?:sub)*section)\*?\{([^}]*)\}", r"\n\n§ \1\n", text)
+    text = re.sub(r"\\(?:begin|end)\{[^}]{0,200}\}(?:\[[^\]]{0,200}\])?", "", text)
+    text = re.sub(r"\\(?:label|ref|cite|usepackage|includegraphics)(?:\[[^\]]{0,200}\])?\{[^}]{0,200}\}", "", text)
+    text = re.sub(r"\\(?:part|chapter|(?:sub){0,2}section)\*?\{([^}]{0,200})\}", r"\n\n§ \1\n", text)
     text = text.replace(r"\\", "\n").replace("~", " ").replace("``", '"').replace("''", '"')
     text = re.sub(r"\\item\b\s*", "\n* ", text)
     text = re.sub(r"\\([%&$#_{}])", "\0\\1", text)
-    text = re.sub(r"\\[a-zA-Z]+\*?(?:\[[^\]]*\])?\s?|(?<!\0)[{}$]", "", text)
+    text = re.sub(r"\\[a-zA-Z]+\*?(?:\[[^\]]{0,200}\])?\s?|(?<!\0)[{}$]", "", text)
     return re.sub(r"\n{3,}", "\n\n", text.replace("\0", ""))
 
 

@@ -127,7 +127,7 @@ def parse_head(text: str, path: str = "the file") -> dict[str, Any]:
 
 def _add(items: list[Any], item: str, path: str, number: int) -> None:
     body = item[1:].strip() if item == "-" or item.startswith("- ") else None
-    pair = re.fullmatch(r"([\w-]+):(?:\s+(.*))?", item if body is None else body)
+    pair = re.fullmatch(r"([\w-]+):(?:\s++(.*))?", item if body is None else body)
     if body is not None:
         items.append({pair[1]: _value(pair[2] or "")} if pair is not None else _value(body))
     elif pair is not None and items and isinstance(items[-1], dict):
@@ -139,12 +139,22 @@ def _add(items: list[Any], item: str, path: str, number: int) -> None:
 def _value(text: str) -> Any:
     if text[:1] in ('"', "'") and text[-1:] == text[:1] and len(text) > 1:
         return text[1:-1]
-    text = re.sub(r"\s+#.*$", "", text)
+    text = _without_comment(text)
     if text.startswith("[") and text.endswith("]"):
         return [_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
     if text.lower() in ("", "null", "~"):
         return None
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _without_comment(text: str) -> str:
+    """What stands before a `#` that a blank precedes."""
+    at = text.find("#")
+    while at >= 0:
+        if text[at - 1 : at].isspace():
+            return text[:at].rstrip()
+        at = text.find("#", at + 1)
+    return text
 
 
 def _list(metadata: Mapping[str, Any], key: str, path: str) -> list[Any]:

@@ -26,6 +26,11 @@ from dataclasses import dataclass
 LINE_MAX = 1800
 """Bytes in a line; a terminal in canonical mode takes 4095."""
 
+MARK_MAX = 32 * 1024
+"""Bytes in a mark: directory, user and host name are a few kilobytes at most."""
+
+_GO = re.compile(rb"go;(\d{1,18})\x07")
+_BEGUN = re.compile(rb"|g|go|go;\d{0,18}|e|en|end")
 _SAFE = frozenset(b'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-+=/.,:;@%^()[]{}<>|&*?~#"$')
 
 
@@ -140,33 +145,51 @@ class MarkReader:
     """Cuts a terminal's byte stream at the marks, however the stream was chopped into pieces."""
 
     def __init__(self, token: str) -> None:
-        word = re.escape(token.encode())
         self._lead = b"\x1b]7771;" + token.encode() + b";"
-        self._mark = re.compile(
-            rb"\x1b\]7771;" + word + rb";(?:go;(?P<go>\d+)\x07|end;(?P<end>.*?)\x1f;" + word + rb"\x07)", re.DOTALL
-        )
+        self._end = b"\x1f;" + token.encode() + b"\x07"
         self._pending = b""
         self._command_id: int | None = None
 
     def feed(self, data: bytes) -> Iterator[Output | Started | Ended]:
-        """What `data` adds, in order. A mark that has only begun is held back until the rest of it comes."""
+        """What `data` adds, in order. A mark that has only begun is held back until the rest of it comes.
+
+        The token can be read inside, so marks may lie: one that cannot end well, or is too long, is plain output.
+        """
         text = self._pending + data
         at = 0
-        while (match := self._mark.search(text, at)) is not None:
-            if match.start() > at:
-                yield Output(self._command_id, text[at : match.start()])
-            at = match.end()
-            if match["go"] is not None:
-                self._command_id = int(match["go"])
-                yield Started(self._command_id)
-            else:
-                ended = _ended(match["end"])
-                self._command_id = None
-                yield ended
+        while (begin := text.find(self._lead, at)) >= 0:
+            inner = begin + len(self._lead)
+            following = text.find(self._lead, inner)
+            found, behind = self._mark(text, inner, following if following >= 0 else len(text))
+            if found is None and following < 0 and self._may_become_a_mark(text, inner):
+                break
+            if found is None:
+                yield Output(self._command_id, text[at:inner])
+                at = inner
+                continue
+            if begin > at:
+                yield Output(self._command_id, text[at:begin])
+            at = behind
+            self._command_id = found.command_id if isinstance(found, Started) else None
+            yield found
         keep = self._held_back(text, at)
         if keep > at:
             yield Output(self._command_id, text[at:keep])
         self._pending = text[keep:]
+
+    def _mark(self, text: bytes, inner: int, limit: int) -> tuple[Started | Ended | None, int]:
+        """The mark whose lead ends at `inner`, if it is whole before `limit`, and the offset behind it."""
+        if (go := _GO.match(text, inner, limit)) is not None:
+            return Started(int(go[1])), go.end()
+        if text.startswith(b"end;", inner):
+            end = text.find(self._end, inner, min(limit, inner + MARK_MAX))
+            if end >= 0:
+                return _ended(text[inner + 4 : end]), end + len(self._end)
+        return None, inner
+
+    def _may_become_a_mark(self, text: bytes, inner: int) -> bool:
+        begun = text[inner : inner + MARK_MAX]
+        return len(begun) < MARK_MAX and (begun.startswith(b"end;") or _BEGUN.fullmatch(begun) is not None)
 
     def resume(self, command_id: int | None) -> None:
         """After a gap in the stream: what had begun is lost, and what comes is output of `command_id`."""
@@ -201,4 +224,4 @@ def _ended(fields: bytes) -> Ended:
 
 
 def _number(text: str, otherwise: int) -> int:
-    return int(text) if text.isascii() and text.isdigit() else otherwise
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else otherwise

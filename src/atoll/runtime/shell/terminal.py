@@ -11,7 +11,7 @@ import re
 _SGR_AND_OSC = re.compile(
     r"\x1b\[[0-9;:]*m|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()*+][0-9A-Za-z]|\x1b[=>]|\x1b\[\?2004[hl]"
 )
-_LINE_END = re.compile(r"\r+\n")
+_LINE_END = re.compile(r"(?<!\r)\r++\n")
 _NEEDS_SCREEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _TOKEN = re.compile(
     r"(?P<text>[^\x00-\x1f\x7f]+)"
@@ -31,8 +31,10 @@ def render(raw: str, *, rows: int = 50) -> str:
     if _NEEDS_SCREEN.search(text) is None:
         return text
     screen = _Screen(rows)
-    for match in _TOKEN.finditer(text):
+    at = 0
+    while (match := _TOKEN.match(text, at)) is not None:  # the last of its alternatives takes whatever is left
         screen.feed(match)
+        at = match.end()
     return screen.text()
 
 
