@@ -323,7 +323,7 @@ def _kill_tree(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for _ in range(100):
-            others = tree.members(pid) - {pid}
+            others = set(tree.members(pid)) - {pid}
             if not others:
                 break
             for other in others:

@@ -2,44 +2,60 @@
 
 A command is its session (every command gets its own) and all descendants, also those that made sessions of their own. A
 daemon that has cut both ties (`setsid` and a dead parent) belongs to the sandbox, not to the command.
+
+A signal reaches parents before their children. Otherwise the command `sleep 100; true` could see its `sleep` die, go on
+and end with 0 in the moment before the signal reaches the command itself, and a killed command would look successful.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import defaultdict, deque
+from collections.abc import Iterable
 
 _ROUNDS = 256
 """An end to the sweeping, for the case that another tree keeps joining this one. See `_kill`."""
 
 
-def members(root: int) -> set[int]:
-    """Pids of the command that `root` leads, `root` included if it lives. Zombies are left out."""
+def members(root: int) -> list[int]:
+    """Pids of the command that `root` leads, `root` included if it lives; parents first. Zombies are left out."""
     parents: dict[int, int] = {}
-    found: set[int] = set()
+    children: dict[int, list[int]] = defaultdict(list)
+    session: list[int] = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         fields = _stat(entry)
         if fields is None or fields[0] in (b"Z", b"X"):
             continue
-        pid = int(entry)
-        parents[pid] = int(fields[1])
+        pid, parent = int(entry), int(fields[1])
+        parents[pid] = parent
+        children[parent].append(pid)
         if pid == root or int(fields[3]) == root:
-            found.add(pid)
-    grew = True
-    while grew:
-        children = {pid for pid, parent in parents.items() if parent in found and pid not in found}
-        grew = bool(children)
-        found |= children
-    return found
+            session.append(pid)
+    found = _descend(session, children)
+    tops = sorted((pid for pid in found if parents[pid] not in found), key=lambda pid: pid != root)
+    return list(_descend([*tops, *found], children))
+
+
+def _descend(starts: Iterable[int], children: dict[int, list[int]]) -> dict[int, None]:
+    """`starts` and everything below them, level by level, each once."""
+    seen: dict[int, None] = {}
+    waiting = deque(starts)
+    while waiting:
+        pid = waiting.popleft()
+        if pid not in seen:
+            seen[pid] = None
+            waiting.extend(children.get(pid, ()))
+    return seen
 
 
 def send_signal(root: int, number: int) -> bool:
     """Sends `number` to the whole tree. False when nobody was there to get it."""
     own = os.getpid()
     if number != signal.SIGKILL:
-        return _send(members(root) - {own}, number)
+        return _send(_others(root, {own}), number)
     return _kill(root, own)
 
 
@@ -49,23 +65,28 @@ def _kill(root: int, own: int) -> bool:
     What is stopped cannot fork and keeps its place under the limit of processes, so each sweep of stopping leaves
     less room for new ones, and the sweeping comes to an end; killing at once would make room for them instead.
     """
-    first = members(root) - {own}
+    first = _others(root, {own})
     if not first:
         return False
     _send(first, signal.SIGKILL)
-    late = members(root) - first - {own}
-    stopped: set[int] = set()
+    seen = {own, *first}
+    stopped: list[int] = []
     for _ in range(_ROUNDS):
+        late = _others(root, seen)
         if not late:
             break
         _send(late, signal.SIGSTOP)
-        stopped |= late
-        late = members(root) - stopped - first - {own}
+        seen.update(late)
+        stopped += late
     _send(stopped, signal.SIGKILL)
     return True
 
 
-def _send(pids: set[int], number: int) -> bool:
+def _others(root: int, known: set[int]) -> list[int]:
+    return [pid for pid in members(root) if pid not in known]
+
+
+def _send(pids: Iterable[int], number: int) -> bool:
     reached = False
     for pid in pids:
         try:
