@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.model.sandbox import Limits
 
 LIMITS = Limits(cpu_count=2, memory_mib=64, pids=10)
