@@ -24,9 +24,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from atoll.guest.files import metadata
 from atoll.guest.files.copying import copy_content
 from atoll.guest.files.directories import ensure_directories
-from atoll.guest.files.entries import METADATA_PREFIX
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import Place, exchange, open_path, open_place
 from atoll.guest.process.users import User
@@ -172,14 +172,15 @@ class Upload:
     def _store_attributes(self) -> None:
         if self._existing is not None:
             self._keep_attributes()
-        for key, value in self._metadata.items():
-            try:
-                os.setxattr(self.fd, METADATA_PREFIX + key, value.encode())
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise
-                reason = (error.strerror or "").lower()
-                raise HttpError(500, f"error storing metadata {key!r} on '{shown(self.path)}': {reason}") from error
+        if not self._metadata:
+            return
+        try:
+            metadata.replace(self.fd, self._metadata)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            reason = (error.strerror or "").lower()
+            raise HttpError(500, f"error storing metadata on '{shown(self.path)}': {reason}") from error
 
     def _keep_attributes(self) -> None:
         """ACLs and foreign attributes of the file that is replaced; the user's metadata is replaced as a whole."""
@@ -192,7 +193,7 @@ class Upload:
             )
             try:
                 for name in names:
-                    if not name.startswith(METADATA_PREFIX):
+                    if not name.startswith(metadata.PREFIX):
                         with contextlib.suppress(OSError):
                             os.setxattr(self.fd, name, os.getxattr(old, name))
             finally:
@@ -204,11 +205,7 @@ class Upload:
             await copy_content(self.fd, target)
             os.fchown(target, self._user.uid, self._user.gid)
             with contextlib.suppress(OSError):
-                for name in os.listxattr(target):
-                    if name.startswith(METADATA_PREFIX):
-                        os.removexattr(target, name)
-                for key, value in self._metadata.items():
-                    os.setxattr(target, METADATA_PREFIX + key, value.encode())
+                metadata.replace(target, self._metadata)
         finally:
             os.close(target)
 
