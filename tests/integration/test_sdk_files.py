@@ -276,6 +276,11 @@ def test_metadata_goes_where_its_file_goes_and_ends_with_it(sandbox: Sandbox) ->
     assert of("moved/er/note") == {"c": "3"}, "replaced as a whole"
     sandbox.files.write("moved/er/note", "z")
     assert not of("moved/er/note")
+    sandbox.files.write("linked", "z", metadata={"d": "4"})
+    sandbox.commands.run("ln linked second")
+    assert of("second") == {"d": "4"}
+    sandbox.files.write("linked", "z")
+    assert not of("second")
     for number in range(20):  # whose numbers the next files may get
         sandbox.files.write(f"gone/{number}", "x", metadata={"of": "the dead"})
     sandbox.commands.run("rm -r gone; mkdir gone; for n in $(seq 20); do echo > gone/$n; done")

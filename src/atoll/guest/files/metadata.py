@@ -40,8 +40,8 @@ def read(file: str | int, found: os.stat_result) -> dict[str, str]:
     follow = isinstance(file, int)
     try:
         names = os.listxattr(file, follow_symlinks=follow)
-    except OSError as error:
-        return dict(_kept.get(found)) if error.errno == errno.EOPNOTSUPP else {}
+    except OSError:
+        names = []
     metadata: dict[str, str] = {}
     for name in names:
         if name.startswith(PREFIX):
@@ -52,7 +52,7 @@ def read(file: str | int, found: os.stat_result) -> dict[str, str]:
                     continue
                 return metadata
             metadata[shown(name.removeprefix(PREFIX))] = value.decode("utf-8", "replace")
-    return metadata
+    return metadata or dict(_kept.get(found))
 
 
 def replace(file: int, metadata: Mapping[str, str]) -> None:
@@ -67,6 +67,8 @@ def replace(file: int, metadata: Mapping[str, str]) -> None:
         if error.errno != errno.EOPNOTSUPP:
             raise
         _kept.put(file, metadata)
+    else:
+        _kept.put(file, {})  # gVisor refuses to set an attribute, but not to list those that it does not have
 
 
 def copy_attributes(source: int, target: int) -> None:
