@@ -121,6 +121,7 @@ class Files:
         if not path:
             raise HttpError(400, "the 'path' query parameter is required for application/octet-stream uploads")
         upload = Upload.begin(self._resolve(path, user), user, metadata)
+        upload.expected = _announced(request)
         try:
             async for chunk in chunks:
                 upload.write(chunk)
@@ -184,11 +185,11 @@ class Files:
         upload = Upload.begin(self._resolve(destination, user), user, {})
         try:
             for path in paths:
-                fd, _ = downloads.open_regular(path)
+                fd, found = downloads.open_regular(path)
                 try:
                     upload.size += await copy_content(fd, upload.fd)
                 except OSError as error:
-                    raise failure(error, f"error composing '{shown(upload.path)}'") from error
+                    raise upload.failure(error, found.st_size) from error
                 finally:
                     os.close(fd)
             info = await upload.commit()
@@ -198,6 +199,13 @@ class Files:
         return Response.json(info)
 
 
+def _announced(request: Request) -> int | None:
+    """The size of a file that is sent as it is, where the request says it."""
+    length = request.headers.get("content-length")
+    coding = (request.headers.get("content-encoding") or "identity").strip().lower()
+    return int(length) if length is not None and coding == "identity" else None
+
+
 def _remove_sources(paths: list[str], destination: str) -> None:
     kept = os.path.realpath(destination)
     for path in dict.fromkeys(paths):
@@ -205,7 +213,7 @@ def _remove_sources(paths: list[str], destination: str) -> None:
             try:
                 os.unlink(path)
             except OSError as error:
-                raise failure(error, f"the file is composed, but '{shown(path)}' cannot be removed") from error
+                raise failure(error, "the file is composed, but this source of it cannot be removed:", path) from error
 
 
 def _compose_order(data: bytes) -> tuple[list[str], str, str | None]:
