@@ -121,7 +121,7 @@ class Files:
         if not path:
             raise HttpError(400, "the 'path' query parameter is required for application/octet-stream uploads")
         upload = Upload.begin(self._resolve(path, user), user, metadata)
-        upload.expected = _announced(request)
+        upload.expected = _announced(request) if arrivals.is_plain(request) else None
         try:
             async for chunk in chunks:
                 upload.write(chunk)
@@ -170,7 +170,9 @@ class Files:
                 f"you cannot upload multiple files to the same path '{shown(path)}' in one upload request, "
                 "only the first specified file was uploaded",
             )
-        return Upload.begin(path, user, metadata)
+        upload = Upload.begin(path, user, metadata)
+        upload.request_size = _announced(request)
+        return upload
 
     # -- compose ----------------------------------------------------------------------------------------------------
 
@@ -200,10 +202,9 @@ class Files:
 
 
 def _announced(request: Request) -> int | None:
-    """The size of a file that is sent as it is, where the request says it."""
+    """Bytes of the body, where the request says it."""
     length = request.headers.get("content-length")
-    coding = (request.headers.get("content-encoding") or "identity").strip().lower()
-    return int(length) if length is not None and coding == "identity" else None
+    return None if length is None else int(length)
 
 
 def _remove_sources(paths: list[str], destination: str) -> None:

@@ -14,27 +14,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def mount_point(path: str) -> str:
-    """Where the file system that `path` is in, or would be made in, is mounted."""
-    where = os.path.realpath(path)
+    """Where the file system is mounted in which `path` stands or would be made."""
+    # The directory is asked: of a file an overlay shows the device of the layer that it is in.
+    where = os.path.dirname(os.path.realpath(path))
     while not os.path.ismount(where):
         where = os.path.dirname(where)
     return where
 
 
-def shortage(error: OSError, path: str, needed: int | None = None, *, exact: bool = False, held: int = 0) -> str:
+def shortage(error: OSError, path: str, needed: str = "", held: int = 0) -> str:
     """Why `error`, one of FULL, came of writing at `path`, in numbers.
 
-    `needed` bytes are what the write would have taken, or at least that unless `exact`; `held` bytes are what the
-    unfinished write has taken and gives back.
+    `needed`: what the write would have taken, in words; `held`: bytes that it has taken already and gives back.
     """
     place = mount_point(path)
     found = os.statvfs(place)
-    free = found.f_bavail * found.f_frsize + held
-    said = "disk quota exceeded" if error.errno == errno.EDQUOT else "not enough disk space"
+    numbers = f"{found.f_bavail * found.f_frsize + held} bytes free in the file system at '{shown(place)}'"
     if found.f_files and not found.f_favail:
-        numbers = f"all {found.f_files} files (inodes) are in use, {free} bytes are free"
-    elif needed is None:
-        numbers = f"{free} bytes free"
-    else:
-        numbers = f"{'' if exact else 'at least '}{needed} bytes needed, {free} bytes free"
-    return f"{said}: {numbers} in the file system at '{shown(place)}'"
+        numbers += f", but all of its {found.f_files} files (inodes) are in use"
+    reason = "disk quota exceeded" if error.errno == errno.EDQUOT else "not enough disk space"
+    return f"{reason}: {f'{needed} needed, ' if needed else ''}{numbers}"

@@ -78,7 +78,9 @@ class Upload:
     fd: int
     size: int = 0
     expected: int | None = None
-    """How many bytes the file will have, where the client has said so."""
+    """How many bytes the file will have, where the client says so."""
+    request_size: int | None = None
+    """How many bytes the request has that the file is a part of, where the client says so."""
 
     @staticmethod
     def begin(path: str, user: User, metadata: Mapping[str, str]) -> Upload:
@@ -233,10 +235,15 @@ class Upload:
         """The HTTP error for a failed write of `more` bytes, or of what follows the last one."""
         if error.errno not in FULL:
             return failure(error, "error writing file", self.path)
-        needed = max(self.size + more, self.expected or 0)
         held = os.fstat(self.fd).st_blocks * 512 if more else 0
-        reason = shortage(error, self.path, needed, exact=self.expected is not None, held=held)
+        reason = shortage(error, self.path, self._needed(self.size + more, known=not more), held)
         return HttpError(507, f"error writing file '{shown(self.path)}': {reason}")
+
+    def _needed(self, size: int, *, known: bool) -> str:
+        if known or self.expected is not None:
+            return f"{max(size, self.expected or 0)} bytes"
+        of = "" if self.request_size is None else f" (of a request of {self.request_size})"
+        return f"at least {size} bytes{of}"
 
 
 def _place_of(path: str, user: User) -> Place:
