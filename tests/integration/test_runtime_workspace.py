@@ -26,8 +26,8 @@ from atoll.runtime import (
     SandboxConfig,
     VSCodeRequirement,
 )
-from atoll.runtime.box import find_sandboxes
-from atoll.runtime.events import Event, EventSource
+from atoll.runtime.events.base import Event, EventSource
+from atoll.runtime.sandbox.box import find_sandboxes
 from support import documents
 
 MakeRuntime = Callable[..., E2BRuntime]

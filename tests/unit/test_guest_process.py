@@ -26,10 +26,10 @@ from e2b.exceptions import (
     TimeoutException,
 )
 
-from atoll.guest import tree
-from atoll.guest.process import Channels, Process
-from atoll.wire import process
-from atoll.wire.connect import envelope
+from atoll.guest.process import tree
+from atoll.guest.process.process import Channels, Process
+from atoll.wire.envd import process
+from atoll.wire.envd.connect import envelope
 
 
 @pytest.fixture(scope="module")
