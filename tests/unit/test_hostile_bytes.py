@@ -9,10 +9,13 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
 from atoll.node.gateway.sniff import MAX_HELLO, Sniffer, sniff
-from support.effort import assert_linear, cpu_seconds
+from atoll.runtime.terminal import render
+from support.effort import assert_linear, cpu_seconds, peak_bytes
 
 Family = Callable[[int], bytes]
 
@@ -72,3 +75,41 @@ def test_a_head_that_comes_byte_by_byte_is_read_once() -> None:
             stream.feed(b"a")
 
     assert_linear(feed, MAX_HEAD // 4)
+
+
+# -- the runtime's terminal: bytes of any program in the sandbox -------------------------------------------------------
+
+SCREENS = [
+    family("inserts", lambda n: b"\x1b[9999@" * (n // 7)),
+    family("inserts into a long line", lambda n: b"x" * (n // 2) + b"\r" + b"\x1b[@" * (n // 6)),
+    family("deletes from a long line", lambda n: b"x" * (n // 2) + b"\r" + b"\x1b[P" * (n // 6)),
+    family("erasing a long line up to its end", lambda n: b"x" * (n // 2) + b"\x1b[1K" * (n // 8)),
+    family("blanking a long line", lambda n: b"x" * (n // 2) + b"\r" + b"\x1b[9999X" * (n // 14)),
+    family("lines put in", lambda n: b"\x1b[50L" * (n // 5)),
+    family("lines put in above others", lambda n: b"\n" * (n // 2) + b"\x1b[H" + b"\x1b[50L" * (n // 10)),
+    family("tabs", lambda n: b"\t" * n + b"x"),
+    family("tabs and a character", lambda n: b"\tx" * (n // 2)),
+    family("far to the right on each line", lambda n: b"\x1b[9999Cx\n" * (n // 10)),
+    family("carriage returns", lambda n: b"\r" * n + b"\x07"),
+    family("line feeds on a screen", lambda n: b"\x07" + b"\n" * n),
+    family("saved and restored", lambda n: b"\x1b7\n\x1b8\x1b[50L" * (n // 10)),
+    family("long numbers", lambda n: b"\x1b[" + b"1" * n + b"H"),
+    family("many numbers", lambda n: b"\x1b[" + b"1;" * (n // 2) + b"H"),
+    family("commands without an end", lambda n: b"\x1b]0;" * (n // 4)),
+    family("strings without an end", lambda n: b"\x1bP" * (n // 2)),
+    family("sequences without an end", lambda n: b"\x1b[" + b"1 " * (n // 2)),
+    family("another screen and back", lambda n: b"\x1b[?47h\x1b[?47l" * (n // 12)),
+]
+
+
+@pytest.mark.parametrize("make", SCREENS)
+def test_a_programs_bytes_are_rendered_in_linear_time_and_memory(make: Family) -> None:
+    assert_linear(lambda size: render(make(size).decode()), 50_000)
+    text = make(200_000).decode()
+    assert peak_bytes(lambda: render(text)) < 60_000_000
+
+
+@given(st.text(alphabet="\x1b[]?0123456789;ABCDEFGHJKLMPX@\r\n\t\bhlsu 78ab", max_size=400))
+def test_any_bytes_can_be_rendered(text: str) -> None:
+    assert len(render(text)) < 4_100_000
+    assert render(text).count("\n") < 400 + 50
