@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
 from atoll.node.gateway.sniff import MAX_HELLO, Sniffer, sniff
+from atoll.runtime.microagents import MAX_FILE_BYTES, MicroagentError, load, parse_head, variables
+from atoll.runtime.microagents import MAX_HEAD as MAX_HEAD_OF_AGENT
 from atoll.runtime.terminal import render
 from support.effort import assert_linear, cpu_seconds, peak_bytes
 
@@ -113,3 +115,48 @@ def test_a_programs_bytes_are_rendered_in_linear_time_and_memory(make: Family) -
 def test_any_bytes_can_be_rendered(text: str) -> None:
     assert len(render(text)) < 4_100_000
     assert render(text).count("\n") < 400 + 50
+
+
+# -- micro-agents: files of a repository -------------------------------------------------------------------------------
+
+FILES = [
+    family("blanks before no comment", lambda n: b"---\nname: a" + b" " * n + b"b\n---\ntext"),
+    family("blanks and hashes", lambda n: b"---\nname: a" + b" #" * n + b"\n---\ntext"),
+    family("open brackets", lambda n: b"---\nname: " + b"[" * n + b"\n---\ntext"),
+    family("open braces", lambda n: b"---\nname: " + b"{a: " * n + b"\n---\ntext"),
+    family("indentation", lambda n: b"---\n" + b"".join(b" " * i + b"a:\n" for i in range(int((2 * n) ** 0.5)))),
+    family("lists in lists", lambda n: b"---\n" + b"- " * n + b"\n---\ntext"),
+    family("quotes", lambda n: b"---\na: " + b"'\"" * n + b"\n---\ntext"),
+    family("tags", lambda n: b"---\na: " + b"!a " * n + b"\n---\ntext"),
+    family("anchors", lambda n: b"---\n" + b"? &a " * n + b"\n---\ntext"),
+    family("keys", lambda n: b"---\n" + b"? " * n + b"\n---\ntext"),
+    family("lines of a list", lambda n: b"---\ntriggers:\n" + b"- a\n" * n + b"---\ntext"),
+    family("ends that are none", lambda n: b"---\n" + b"--- x\n" * n),
+    family("variables", lambda n: b"${a" * n),
+]
+
+
+@pytest.mark.parametrize("make", FILES)
+@pytest.mark.parametrize("limit", [MAX_HEAD_OF_AGENT, MAX_FILE_BYTES])
+def test_a_repositorys_micro_agent_is_read_in_bounded_time(make: Family, limit: int) -> None:
+    text = make(limit)[: limit - 200].decode() + "\n---\n"
+
+    def read() -> None:
+        with contextlib.suppress(MicroagentError):
+            load(text, "a.md")
+        variables(text)
+
+    assert cpu_seconds(read, 1) < 2
+    assert peak_bytes(read) < 30 * MAX_FILE_BYTES
+
+
+def test_an_alias_in_a_head_cannot_grow() -> None:
+    layers = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    with pytest.raises(MicroagentError, match=r"line 2 .* alias"):
+        parse_head(f"a0: &a0 [x]\n{layers}triggers: [*a8]")
+
+
+@given(st.text(alphabet="-?:[]{},#&*!|>'\"% \t\nab0", max_size=300))
+def test_any_head_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(MicroagentError):
+        load(f"---\n{text}\n---\nbody", "a.md")
