@@ -41,7 +41,8 @@ from atoll.runtime.options import (
     missing_template_hint,
     sandbox_options,
 )
-from atoll.runtime.tree import PACK, UNPACK, tar_size, tar_stream, told, zip_of_tar
+from atoll.runtime.tree import MAX_COPY_BYTES, PACK, UNPACK, TooMuch, tar_size, tar_stream, told, zip_of_tar
+from atoll.runtime.untar import BadArchive
 
 SID_KEY = "atoll.sid"
 """Metadata under which a session's sandbox is found again, from any process."""
@@ -240,10 +241,11 @@ class E2BBox:
         if done.exit_code != 0:
             raise AgentRuntimeError(f"copying {source} to {sandbox_dest} failed in the sandbox: {done.output.strip()}")
 
-    def copy_from(self, path: str) -> Path:
+    def copy_from(self, path: str, max_bytes: int = MAX_COPY_BYTES) -> Path:
         """A temporary zip file on the host with a file, or with what is in a directory; the caller removes it.
 
-        Raises FileNotFoundError, ValueError (not an absolute path), AgentRuntimeError.
+        `max_bytes`: the most that all files together may have. Raises FileNotFoundError, ValueError (not an absolute
+        path), AgentRuntimeError (also for more than that, or where the sandbox sends no honest archive).
         """
         if not PurePosixPath(path).is_absolute():
             raise ValueError(f"the path is an absolute path in the sandbox, not {path!r}")
@@ -255,7 +257,11 @@ class E2BBox:
             raise AgentRuntimeError(f"packing {path} failed in the sandbox: {done.output.strip()}")
         try:
             with lost_sandbox_raises():
-                return zip_of_tar(self._chunks(archive))
+                return zip_of_tar(self._chunks(archive), max_bytes)
+        except BadArchive as error:
+            raise AgentRuntimeError(f"what the sandbox sent of {path} is no archive of files: {error}") from error
+        except TooMuch as error:
+            raise AgentRuntimeError(f"{path} is too much to copy: {error}", hint="copy parts of it") from error
         finally:
             self.execute(f"rm -f -- {shlex.quote(archive)}", user="root")
 
