@@ -6,6 +6,8 @@ Families of bytes that were once dear, and random ones; the same families grow f
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 
 from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
 from atoll.node.gateway.sniff import MAX_HELLO, Sniffer, sniff
+from atoll.runtime.mcp_transports import Inbox, Lines, MCPUnreachable
 from atoll.runtime.microagents import MAX_FILE_BYTES, MicroagentError, load, parse_head, variables
 from atoll.runtime.microagents import MAX_HEAD as MAX_HEAD_OF_AGENT
+from atoll.runtime.shell_protocol import MARK_MAX, Ended, MarkReader, Output, Started
 from atoll.runtime.terminal import render
 from support.effort import assert_linear, cpu_seconds, peak_bytes
 
@@ -160,3 +164,76 @@ def test_an_alias_in_a_head_cannot_grow() -> None:
 def test_any_head_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(MicroagentError):
         load(f"---\n{text}\n---\nbody", "a.md")
+
+
+# -- the runtime: marks of the shell, MCP servers ----------------------------------------------------------------------
+
+LEAD, END = b"\x1b]7771;token;", b"\x1f;token\x07"
+MARKS = [
+    family("leads", lambda n: LEAD * (n // 13)),
+    family("ends that never end", lambda n: (LEAD + b"end;") * (n // 17)),
+    family("one end that never ends", lambda n: LEAD + b"end;" + b"x" * n),
+    family("separators", lambda n: LEAD + b"end;" + b"\x1f" * n),
+    family("digits", lambda n: LEAD + b"go;" + b"1" * n),
+    family("true marks", lambda n: (LEAD + b"end;0\x1f0\x1f1\x1f\x1fu\x1fh\x1fp\x1f/" + END) * (n // 36)),
+]
+
+
+@pytest.mark.parametrize("make", MARKS)
+@pytest.mark.parametrize("piece", [100, 65536])
+def test_the_shells_marks_are_read_in_linear_time_and_none_is_waited_for_for_ever(make: Family, piece: int) -> None:
+    def read(size: int) -> int:
+        data, reader, told = make(size), MarkReader("token"), 0
+        for at in range(0, len(data), piece):
+            told += sum(len(one.data) for one in reader.feed(data[at : at + piece]) if isinstance(one, Output))
+        assert len(reader._pending) <= MARK_MAX
+        return told
+
+    assert_linear(read, 250_000)
+
+
+def test_a_mark_follows_one_that_never_ended() -> None:
+    events = list(MarkReader("token").feed(LEAD + b"go;" + LEAD + b"go;7\x07x"))
+    assert events == [Output(None, LEAD), Output(None, b"go;"), Started(7), Output(7, b"x")]
+
+
+def test_numbers_too_long_to_be_any_are_no_mark() -> None:
+    assert all(isinstance(one, Output) for one in MarkReader("token").feed(LEAD + b"go;" + b"1" * 5000 + b"\x07"))
+    ended = list(MarkReader("token").feed(LEAD + b"end;" + b"1" * 5000 + b"\x1f" + b"9" * 5000 + END))
+    assert isinstance(ended[0], Ended)
+    assert (ended[0].command_id, ended[0].state.exit_code) == (0, -1)
+
+
+def test_lines_of_a_server_are_cut_in_linear_time_and_bounded() -> None:
+    def read(size: int) -> None:
+        lines = Lines()
+        for _ in range(size):
+            list(lines.feed("abc"))
+
+    assert_linear(read, 50_000)
+    with pytest.raises(MCPUnreachable, match="100 characters"):
+        list(Lines(100).feed("x" * 101))
+    lines = Lines()
+    assert [*lines.feed("a\r\nb"), *lines.feed("c\n\nd")] == ["a", "bc", ""]
+
+
+def test_a_server_that_floods_waits_until_somebody_reads() -> None:
+    inbox, put = Inbox(1000), []
+
+    def flood() -> None:
+        for number in range(20):
+            inbox.put({"n": number}, 100)
+            put.append(number)
+        inbox.put(None)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    thread.join(0.3)
+    assert len(put) == 10, "as much as was allowed"
+    assert [inbox.get(5) for _ in range(21)] == [*({"n": number} for number in range(20)), None]
+    thread.join(5)
+    assert not thread.is_alive()
+    inbox.close()
+    inbox.put({"n": 1}, 5000)
+    with pytest.raises(queue.Empty):
+        inbox.get(0)
