@@ -31,7 +31,7 @@ from atoll.model.sandbox import Limits
 from atoll.model.template import Template
 from atoll.node import leases
 from atoll.node.recipes.build import Workplace, build_layer, remove_tree
-from atoll.node.recipes.builtin import RECIPES
+from atoll.node.recipes.builtin import RECIPES, recipe_named
 from atoll.node.recipes.recipe import OnProgress, Progress, Recipe, revision
 
 FORMAT = 1
@@ -148,10 +148,7 @@ class TemplateStore:
     # ------------------------------------------------------------------------------------------------ building
 
     def _recipe(self, name: str) -> Recipe:
-        for recipe in self._recipes.values():
-            if name == recipe.name or name in recipe.names:
-                return recipe
-        raise TemplateNotFound(name, tuple(sorted(self._recipes)))
+        return recipe_named(name, self._recipes)
 
     def _revision(self, recipe: Recipe) -> str:
         return revision(recipe, self._revision(self._recipe(recipe.parent)) if recipe.parent else "")
