@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
-from atoll.node.gateway.sniff import MAX_HELLO, Sniffer, sniff
+from atoll.egress.requests import MAX_HEAD, Refused, RequestStream
+from atoll.egress.sniff import MAX_HELLO, Sniffer, sniff
 from support.effort import assert_linear, cpu_seconds
 
 Family = Callable[[int], bytes]
