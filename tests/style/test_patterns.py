@@ -22,7 +22,7 @@ OURS = {"attacks/": "patterns for what the suite's own attempts print, and for f
 
 LINEAR = {
     (
-        "guest/multipart.py",
+        "guest/files/multipart.py",
         ";",
     ): "a quote behind `=` is never escaped: only the last parameter can be without an end"
 }

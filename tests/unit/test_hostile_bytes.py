@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
-from atoll.node.gateway.sniff import MAX_HELLO, Sniffer, sniff
-from atoll.runtime.mcp_transports import Inbox, Lines, MCPUnreachable
-from atoll.runtime.microagents import MAX_FILE_BYTES, MicroagentError, load, parse_head, variables
-from atoll.runtime.microagents import MAX_HEAD as MAX_HEAD_OF_AGENT
-from atoll.runtime.shell_protocol import MARK_MAX, Ended, MarkReader, Output, Started
-from atoll.runtime.terminal import render
+from atoll.egress.requests import MAX_HEAD, Refused, RequestStream
+from atoll.egress.sniff import MAX_HELLO, Sniffer, sniff
+from atoll.runtime.mcp.transports import Inbox, Lines, MCPUnreachable
+from atoll.runtime.repository.microagents import MAX_FILE_BYTES, MicroagentError, load, parse_head, variables
+from atoll.runtime.repository.microagents import MAX_HEAD as MAX_HEAD_OF_AGENT
+from atoll.runtime.shell.protocol import MARK_MAX, Ended, MarkReader, Output, Started
+from atoll.runtime.shell.terminal import render
 from support.effort import assert_linear, cpu_seconds, peak_bytes
 
 Family = Callable[[int], bytes]

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.runtime.tree import TooMuch, zip_of_tar
-from atoll.runtime.untar import BLOCK, MAX_EXTENDED, BadArchive, Kind, members
+from atoll.runtime.files.tree import TooMuch, zip_of_tar
+from atoll.runtime.files.untar import BLOCK, MAX_EXTENDED, BadArchive, Kind, members
 from support.effort import assert_linear, peak_bytes
 
 END = bytes(2 * BLOCK)

@@ -23,7 +23,7 @@ from rich.text import Text
 from atoll.cli.run import platform_environ
 from atoll.config import Settings
 from atoll.runtime import E2BRuntime, JupyterRequirement, Step, Summary, event_to_dict, load_run, replay
-from atoll.runtime.events import Event
+from atoll.runtime.events.base import Event
 from atoll.runtime.replay import Outcome, needs_jupyter
 
 MAX_SHOWN_LINES = 14

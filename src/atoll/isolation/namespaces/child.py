@@ -30,12 +30,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, mounts, netlink, rootless, seccomp, syscalls
-from atoll.isolation.linux.fork import rewrite_command_line
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.net import netlink
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
+from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
+from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
+from atoll.isolation.namespaces.spawn_thread import SpawnThread
 from atoll.isolation.namespaces.spec_codec import guest_from_json
-from atoll.isolation.namespaces.starter import Starter
 from atoll.model.sandbox import GuestConfig
 
 GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -48,7 +50,7 @@ _TTY_GROUP = 5
 _SYSTEM = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
-class Birth:
+class SandboxInit:
     """The set-up of one sandbox, seen from inside. `control` is the line to the zygote."""
 
     def __init__(
@@ -88,7 +90,7 @@ class Birth:
             body, descriptors = self._told()
             if body["op"] == "boot":
                 self._enter(descriptors.pop(), body["memory_mib"])
-                self._get_ready()
+                self._prewarm()
                 messages.send(self._control, {"op": "booted"})
                 body, descriptors = self._told()
                 self._reach("go")
@@ -98,7 +100,7 @@ class Birth:
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
             listener, log = descriptors
             config = guest_from_json(body["guest"])
-            self._assume(config, body["limits"], log)
+            self._apply_identity(config, body["limits"], log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
@@ -145,7 +147,7 @@ class Birth:
             os.write(descriptor, b"0")
             os.close(descriptor)
         self._step = "the thread that starts programs"
-        self._starter = Starter(self._enter_users_group)
+        self._starter = SpawnThread(self._enter_users_group)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         self._step = "stage mounts"
         mounts.make_private()
@@ -244,7 +246,7 @@ class Birth:
         self._step = "bounding set and filter"
         self._confine()
 
-    def _get_ready(self) -> None:
+    def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
         close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
@@ -256,7 +258,7 @@ class Birth:
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
-    def _assume(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
+    def _apply_identity(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
         """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
         self._step = "host name"
         socket.sethostname(config.hostname)
