@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest.pid1 import elevate, quota
+from atoll.isolation.gvisor import terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
@@ -107,6 +108,7 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
         raise OSError(f"{', '.join(left)} cannot be unmounted")
     _cover(SHARED)
     _mount_shared_memory(config.limits.memory_mib)
+    tty = terminals.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = _OPEN_FILES[1] if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES[1])
@@ -118,6 +120,8 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
     caps.limit_own(GUEST_CAPABILITIES)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+    if tty is not None:
+        terminals.serve(tty)  # last: the thread is to have no more rights than the guest
 
 
 def _cover(place: str) -> None:
