@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest.pid1 import elevate, quota
+from atoll.guest.process import pty
 from atoll.isolation.gvisor import terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
@@ -121,6 +122,7 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
     if tty is not None:
+        pty.kernel_is_gvisor()
         terminals.serve(tty)  # last: the thread is to have no more rights than the guest
 
 
