@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from atoll.egress import dns
-from atoll.egress.policy import Address, Verdict, decide_address, decide_name
+from atoll.egress.policy import Verdict, decide_address, decide_name
 from atoll.egress.records import EgressRecord
 from atoll.egress.relay import Pipe
 from atoll.egress.requests import Refused, RequestStream
 from atoll.egress.sniff import Beginning, Sniffer, Speech, sniff
+from atoll.model.addresses import Address
 from atoll.model.network import canonical_name
 
 if TYPE_CHECKING:
@@ -361,6 +362,7 @@ class Connection:
                     pending += chunk
                 size = int.from_bytes(pending[:2], "big")
                 query, pending = pending[2 : 2 + size], pending[2 + size :]
+                await self._exit.turn_to_ask()
                 record = self._new_record("dns", "", 53)
                 answer = await self._exit.lookups.answer(query, record, tcp=True)
                 if answer is None:
