@@ -80,9 +80,13 @@ class EgressPolicy:
             NetworkPolicy.checked(allow_internet=allow_internet, allow_out=allow_out, deny_out=deny_out)
         )
 
-    def headers_for(self, name: str) -> dict[str, str]:
+    def headers_for(self, name: str, scheme: str, port: int) -> dict[str, str]:
         """What the rules add to requests for this host; it holds secrets."""
-        return headers_for(self.rules, canonical_name(name)) if self.rules else {}
+        return headers_for(self.rules, canonical_name(name), scheme, port) if self.rules else {}
+
+    def has_rule_for(self, name: str, port: int) -> bool:
+        """Whether anything is added to requests for this host on this port, encrypted or not."""
+        return any(self.headers_for(name, scheme, port) for scheme in ("https", "http"))
 
     @cached_property
     def closed(self) -> bool:
