@@ -276,9 +276,9 @@ def test_a_full_disk_is_said_and_the_old_file_stays(sbx: Sandbox, home: Path) ->
 def test_an_unknown_user_is_said() -> None:
     from atoll.guest.process.users import Users
     from atoll.guest.state import GuestState
-    from atoll.model.sandbox import GuestConfig
+    from atoll.model.sandbox import SandboxSpec
 
-    with serve_in_thread(GuestState(GuestConfig("s", "t", "h"), Users("/nonexistent", "/nonexistent"))) as url:
+    with serve_in_thread(GuestState(SandboxSpec("s", "t"), Users("/nonexistent", "/nonexistent"))) as url:
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):
             sandbox(url).files.read("x", user="nobody-here")
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):
