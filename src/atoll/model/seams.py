@@ -74,6 +74,14 @@ class NodeClient(Protocol):
         """All that are alive on this node now."""
         ...
 
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """Makes the built-in template `name` where it is missing; returns when it is there.
+
+        Cancelling gives up the waiting, not the work. Raises TemplateNotFound (nothing to make it of),
+        TemplateNotReady after `wait_s`, BuildFailed.
+        """
+        ...
+
     async def templates(self) -> Sequence[Template]:
         """All that a create may name."""
         ...

@@ -27,11 +27,20 @@ from atoll.egress.forbidden import HostNetworks
 from atoll.egress.gateway import EgressContext
 from atoll.egress.intercept import Interception, tell_guest_to_trust
 from atoll.egress.registry import EgressRegistry
+from atoll.images.builds import TemplateBuilds
 from atoll.images.lookup import Templates
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
 from atoll.isolation.guest_client import order
-from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    BackendUnavailable,
+    CallerError,
+    CreateFailed,
+    NotOffered,
+    SandboxGone,
+    TemplateNotFound,
+)
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
@@ -90,6 +99,7 @@ class Supervisor:
     Args:
         data_dir: below it `sandboxes/`, `trash/`, `run/` are made. One server at a time.
         templates: what a create may name.
+        builds: makes built-in ones that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
@@ -106,6 +116,7 @@ class Supervisor:
         *,
         data_dir: Path,
         templates: Templates,
+        builds: TemplateBuilds | None = None,
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
@@ -116,6 +127,7 @@ class Supervisor:
     ) -> None:
         self._node_id = node_id
         self._templates = templates
+        self._builds = builds
         self._isolation = isolation
         self._keep = keep_sandboxes
         self._load = load_backend
@@ -362,6 +374,15 @@ class Supervisor:
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
         return [NodeSandbox(name, live.tier) for name, live in self._live.items() if live.handle is not None]
+
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """See NodeClient.make_template."""
+        try:
+            self._templates.find_template(name)
+        except TemplateNotFound:
+            if self._builds is None:
+                raise
+            await self._builds.make(name, wait_s)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""

@@ -99,10 +99,12 @@ class SandboxService:
 
         Cancelled, it makes none, or ends the one that it had begun; but not where an idempotency key can find it again.
 
-        Raises InvalidRequest, TemplateNotFound, QuotaExceeded, CreateFailed, BackendUnavailable; Conflict for an
-        idempotency key that was used for something else or for a sandbox that has ended.
+        Raises InvalidRequest, TemplateNotFound, TemplateNotReady, BuildFailed, QuotaExceeded, CreateFailed,
+        BackendUnavailable; Conflict for an idempotency key that was used for something else or for a sandbox that has
+        ended.
         """
         check_order(order, self.policy)
+        await self._templates.prepare(order.template, self.policy.template_wait_s)
         if order.idempotency_key is None:
             return await self._make(caller, order)
         return await self._make_once(caller, order, order.idempotency_key)
