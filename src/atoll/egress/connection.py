@@ -370,3 +370,6 @@ class Connection:
                 if answer is None:
                     return
                 await self._loop.sock_sendall(self._client, struct.pack(">H", len(answer)) + answer)
+            self._client.shutdown(socket.SHUT_WR)
+            while await self._loop.sock_recv(self._client, 1 << 12):
+                pass  # a reset now would overtake the last answers
