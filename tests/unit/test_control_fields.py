@@ -193,6 +193,13 @@ async def test_what_is_not_there_yet_is_refused_and_never_not_found(
     await _refused(world, method, path.replace("{id}", await world.create()), {"name": "n", "tags": []}, why)
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/sandboxes/{id}/clone"), ("POST", "/v4/sandboxes")])
+async def test_a_call_that_is_newer_than_the_server_is_not_a_sandbox_that_is_not_found(
+    world: World, method: str, path: str
+) -> None:
+    await _refused(world, method, path.replace("{id}", await world.create()), {}, "not supported by this server (Atoll")
+
+
 async def test_defaults_that_the_sdks_send_pass(world: World) -> None:
     await world.create(
         autoPause=False,
