@@ -138,6 +138,18 @@ class Route:
     mask_request_host: str | None = None
 
 
+class RouteSink(Protocol):
+    """Who is told of every sandbox that can be reached from now on, and of every one that no longer can."""
+
+    def add(self, route: Route) -> None:
+        """Opens the way to a sandbox; replaces what was known of it."""
+        ...
+
+    def remove(self, sandbox_id: str) -> None:
+        """Closes it. Idempotent."""
+        ...
+
+
 class RouteTable(Protocol):
     """Sandbox id → where to dial. The edge knows nothing else. All calls are synchronous look-ups in memory."""
 

@@ -35,7 +35,7 @@ from atoll.model.errors import AtollError, BackendUnavailable, CallerError, Crea
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
+from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
@@ -135,6 +135,7 @@ class Supervisor:
         self._backend_start = asyncio.Lock()
         self._live: dict[str, _Live] = {}
         self._events: NodeEvents | None = None
+        self._sink: RouteSink | None = None
         self._recent_templates: dict[str, tuple[float, Template]] = {}
         self._untold: list[Ended] = []
         self._stopping = False
@@ -320,7 +321,7 @@ class Supervisor:
         live = self._live.get(sandbox_id)
         if live is None:
             return False
-        live.route = None
+        self._unpublish(live)
         await self._egress.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
@@ -384,6 +385,16 @@ class Supervisor:
         for ended in untold:
             self._tasks.create_task(self._tell(ended))
 
+    def subscribe_routes(self, sink: RouteSink) -> None:
+        """From now on `sink` is told which sandboxes can be reached, beginning with those of now."""
+        self._sink = sink
+        for route in self.routes():
+            sink.add(route)
+
+    def tiers(self) -> dict[str, Sequence[str]]:
+        """Each tier that runs, and the limits that its sandboxes do not keep."""
+        return {name: self.unenforced(name) for name in self._backends}
+
     # RouteTable
 
     def find(self, sandbox_id: str) -> Route | None:
@@ -435,6 +446,13 @@ class Supervisor:
             traffic_access_token=record.traffic_access_token,
             mask_request_host=record.mask_request_host,
         )
+        if self._sink is not None:
+            self._sink.add(live.route)
+
+    def _unpublish(self, live: _Live) -> None:
+        if live.route is not None and self._sink is not None:
+            self._sink.remove(live.route.sandbox_id)
+        live.route = None
 
     async def _see_through(self, live: _Live, life: Coroutine[None, None, Ended | None]) -> None:
         """The body of a sandbox's task: its driver, and then the news of its end. Never raises but CancelledError."""
@@ -445,7 +463,7 @@ class Supervisor:
             _log.exception("sandbox.driver_failed", sandbox_id=live.driver.sandbox_id)
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
-            live.route = None
+            self._unpublish(live)
             await self._egress.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()
