@@ -302,7 +302,12 @@ class Supervisor:
         self._tasks.create_task(
             self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
         )
-        handle = await asyncio.shield(driver.started)
+        try:
+            handle = await asyncio.shield(driver.started)
+        except asyncio.CancelledError:
+            # The control process is gone, or has given it up: nobody else would end it.
+            self._tasks.create_task(driver.kill(), name=f"given up {request.sandbox_id}")
+            raise
         try:
             attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):

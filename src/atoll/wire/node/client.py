@@ -14,6 +14,7 @@ import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,6 +42,13 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 _log = structlog.get_logger("atoll.control")
 
 
+@dataclass(slots=True)
+class _Call:
+    answered: asyncio.Future[tuple[Any, Sequence[int]]]
+    channel: Channel | None = None
+    """Over which it was sent: with that connection the answer is lost."""
+
+
 class RemoteNode:
     """`async with RemoteNode(connect) as node:` returns once the node has said who it is.
 
@@ -59,7 +67,7 @@ class RemoteNode:
         self._dial = dial
         self.reconnected = reconnected
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[tuple[Any, Sequence[int]]]] = {}
+        self._pending: dict[int, _Call] = {}
         self._channel: Channel | None = None
         self._connected = asyncio.Event()
         self._events: NodeEvents | None = None
@@ -97,7 +105,7 @@ class RemoteNode:
             await asyncio.wait([self._running])
         for telling in list(self._telling):
             telling.cancel()
-        self._lost()
+        self._lost(self._channel)
 
     # The connection
 
@@ -117,7 +125,7 @@ class RemoteNode:
                         self._take(*await channel.receive())
                 finally:
                     channel.close()
-                    self._lost()
+                    self._lost(channel)
             except (KeyError, TypeError, ValueError) as error:
                 _log.error("node.nonsense", node=self._node_id, error=repr(error))
             except (OSError, ChannelClosed) as error:
@@ -141,22 +149,23 @@ class RemoteNode:
         self._channel = channel
         self._connected.set()
 
-    def _lost(self) -> None:
-        self._channel = None
-        self._connected.clear()
-        pending, self._pending = self._pending, {}
-        for waiting in pending.values():
-            if not waiting.done():
-                waiting.set_exception(NodeUnreachable(f"the connection to node {self._node_id!r} was lost"))
-                waiting.exception()  # whoever asked may have been cancelled
+    def _lost(self, channel: Channel | None) -> None:
+        """Whatever was asked over it gets no answer any more."""
+        if self._channel is channel:
+            self._channel = None
+            self._connected.clear()
+        for call in self._pending.values():
+            if call.channel is channel and not call.answered.done():
+                call.answered.set_exception(NodeUnreachable(f"the connection to node {self._node_id!r} was lost"))
+                call.answered.exception()  # whoever asked may have been cancelled
 
     def _take(self, body: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-        waiting = self._pending.pop(body["id"], None) if isinstance(body.get("id"), int) else None
-        if waiting is not None and not waiting.done():
+        call = self._pending.get(body["id"]) if isinstance(body.get("id"), int) else None
+        if call is not None and not call.answered.done():
             if "error" in body:
-                waiting.set_exception(error_from_json(body["error"]))
+                call.answered.set_exception(error_from_json(body["error"]))
             else:
-                waiting.set_result((body.get("ok"), descriptors))
+                call.answered.set_result((body.get("ok"), descriptors))
                 return
         for descriptor in descriptors:
             os.close(descriptor)
@@ -239,24 +248,35 @@ class RemoteNode:
 
     async def _ask(self, name: str, arguments: Mapping[str, Any]) -> tuple[Any, Sequence[int]]:
         """Raises NodeUnreachable, or what the node raised. Cancelling it cancels the call on the node."""
-        channel = await self._current_channel()
         number = next(self._numbers)
-        answered: asyncio.Future[tuple[Any, Sequence[int]]] = asyncio.get_running_loop().create_future()
-        self._pending[number] = answered
+        call = _Call(asyncio.get_running_loop().create_future())
+        self._pending[number] = call
         try:
-            await channel.send({"id": number, "call": name, "args": arguments})
-            return await answered
-        except ChannelClosed as error:
-            raise NodeUnreachable(f"the connection to node {self._node_id!r} was lost") from error
+            await self._send(call, {"id": number, "call": name, "args": arguments})
+            return await call.answered
         except asyncio.CancelledError:
-            if answered.done() and not answered.cancelled() and answered.exception() is None:
-                for descriptor in answered.result()[1]:
-                    os.close(descriptor)
-            with contextlib.suppress(ChannelClosed):
-                await channel.send({"cancel": number})
+            await self._give_up(number, call)
             raise
         finally:
             self._pending.pop(number, None)
+
+    async def _send(self, call: _Call, message: dict[str, Any]) -> None:
+        """Sends it whole, over a new connection if need be. Raises NodeUnreachable."""
+        while call.channel is None:
+            call.channel = channel = await self._current_channel()
+            try:
+                await channel.send(message)
+            except ChannelClosed:
+                call.channel = None  # it was not received: nothing speaks against sending it again
+                self._lost(channel)
+
+    async def _give_up(self, number: int, call: _Call) -> None:
+        if call.answered.done() and not call.answered.cancelled() and call.answered.exception() is None:
+            for descriptor in call.answered.result()[1]:
+                os.close(descriptor)
+        elif call.channel is not None:
+            with contextlib.suppress(ChannelClosed):
+                await call.channel.send({"cancel": number})
 
     async def _current_channel(self) -> Channel:
         try:
