@@ -20,8 +20,7 @@ from atoll.edge.routes import LiveRoutes
 from atoll.isolation.base import SandboxHandle
 from atoll.model.errors import CreateFailed, NodeUnreachable, PlatformError, PortClosed, SandboxGone, TemplateNotFound
 from atoll.model.logs import LogEntry
-from atoll.model.sandbox import ENVD_PORT, EndReason, GuestConfig, Limits, OomKill
-from atoll.model.seams import NodeCreate
+from atoll.model.sandbox import ENVD_PORT, EndReason, Limits, OomKill, SandboxSpec
 from atoll.node.supervisor import Supervisor
 from atoll.tls import Authority
 from atoll.wire.node import VERSION
@@ -38,9 +37,8 @@ async def _until(reached: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def _request(sandbox_id: str = "i0001", **env: str) -> NodeCreate:
-    guest = GuestConfig(sandbox_id=sandbox_id, template_id="tid0", hostname="h", access_token="t", env_vars=env)
-    return NodeCreate(sandbox_id, "tid0", Limits(), guest)
+def _request(sandbox_id: str = "i0001", **env: str) -> SandboxSpec:
+    return SandboxSpec(sandbox_id=sandbox_id, template_id="tid0", access_token="t", env_vars=env)
 
 
 class _Events:

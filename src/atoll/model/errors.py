@@ -17,6 +17,7 @@
         ├── CreateFailed       a sandbox could not be made; everything was undone
         ├── BuildFailed        a template could not be built; nothing half-built is left
         ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
+        ├── TemplateNotReady   it is still being built: the message says how far it is              503
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
 A command that exits non-zero is a *result*, never one of these.
@@ -116,6 +117,10 @@ class BuildFailed(PlatformError):
 
 class NodeUnreachable(PlatformError):
     """A node does not answer. Whether it did what was asked is unknown."""
+
+
+class TemplateNotReady(PlatformError):
+    """A template is still being built, whoever waits for it or not. The message says how far it is."""
 
 
 class BackendUnavailable(PlatformError):

@@ -22,8 +22,8 @@ import structlog
 
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, Limits, SandboxStats
-from atoll.model.seams import NodeClient, NodeCreate, NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeClient, NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.wire.node import VERSION
 from atoll.wire.node.channel import Channel, ChannelClosed
@@ -305,7 +305,7 @@ class RemoteNode:
         """See NodeClient."""
         return self._node_id
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
         """See NodeClient."""
         made: NodeSandbox = await self._call("create", request=request)
         return made
@@ -313,10 +313,6 @@ class RemoteNode:
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient."""
         return bool(await self._call("kill", sandbox_id=sandbox_id, reason=reason))
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """See NodeClient."""
-        await self._call("update_limits", sandbox_id=sandbox_id, limits=limits)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""
@@ -344,6 +340,10 @@ class RemoteNode:
         """See NodeClient."""
         alive: Sequence[NodeSandbox] = await self._call("sandboxes")
         return alive
+
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """See NodeClient."""
+        await self._call("make_template", name=name, wait_s=wait_s)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""
