@@ -163,6 +163,11 @@ async def test_templates_and_limits_are_told(world: _World) -> None:
     assert world.node.node_id == "local"
 
 
+async def test_a_template_that_nobody_can_make_is_named(world: _World) -> None:
+    with pytest.raises(TemplateNotFound, match="'none'"):
+        await world.node.make_template("none", 1.0)
+
+
 async def test_a_create_that_is_given_up_leaves_no_sandbox(world: _World) -> None:
     asking = asyncio.create_task(world.node.create(_request()))
     await _until(lambda: world.agent._live)

@@ -241,7 +241,7 @@ class RemoteNode:
 
     # Commands
 
-    async def _call(self, name: str, **arguments: Any) -> Any:
+    async def _call(self, name: str, /, **arguments: Any) -> Any:
         operation = operations(NodeClient)[name]
         answer, _ = await self._ask(name, operation.encode_arguments(arguments))
         return operation.decode_result(answer)
