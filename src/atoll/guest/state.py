@@ -14,7 +14,8 @@ from atoll.wire.http import Headers
 class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
-    Writers: `/init` (`guest/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
+    Writers: `/init` (`guest/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
+    `/limits` (`guest/machine.py`) changes `limits`.
     """
 
     def __init__(self, config: GuestConfig, users: Users) -> None:
@@ -24,6 +25,7 @@ class GuestState:
         self.access_token = config.access_token
         self.default_user = config.default_user
         self.default_workdir = config.default_workdir
+        self.limits = config.limits
         self.started_at = time.monotonic()
         self.log = GuestLog()
 

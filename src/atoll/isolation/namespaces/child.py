@@ -27,16 +27,18 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from atoll.isolation.linux import caps, mounts, netlink, rootless, seccomp, syscalls
 from atoll.isolation.linux.fork import rewrite_command_line
+from atoll.isolation.linux.meter import Meter
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.spec_codec import guest_from_json
+from atoll.isolation.namespaces.machine import Machine
+from atoll.isolation.namespaces.spec_codec import guest_from_json, limits_from_json
 from atoll.isolation.namespaces.starter import Starter
-from atoll.model.sandbox import GuestConfig
+from atoll.model.sandbox import GuestConfig, Limits
 
 GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
 
@@ -57,10 +59,12 @@ class Birth:
         group: Iterable[int],
         users: Iterable[int],
         guest: GuestMain,
-        program: bytes,
+        programs: tuple[bytes, bytes],
         last_cap: int,
         *,
         egress: bool,
+        meter: Meter,
+        machine: Machine,
         rootless: bool = False,
         ahead: Callable[[], None] | None = None,
     ) -> None:
@@ -69,14 +73,19 @@ class Birth:
         self._users = list(users)
         self._guest = guest
         self._ahead = ahead
-        self._program = program
+        self._programs = programs
+        """The filter of the first process, and that of what it starts."""
         self._last_cap = last_cap
         self._with_egress = egress
+        self._meter = meter
+        self._machine = machine
+        self._kept = list(meter.descriptors)
+        """Descriptors that the guest goes on using."""
         self._rootless = rootless
         self._egress: list[int] = []
         self._step = "begin"
         self._stages: dict[str, float] = {}
-        self._stage = -1
+        self._stage = self._shown = self._asked = -1
 
     def run(self) -> NoReturn:
         """Becomes the guest, or reports why not and ends."""
@@ -87,15 +96,15 @@ class Birth:
             messages.send(self._control, {"op": "parked", "egress": self._egress}, handed_over)
             body, descriptors = self._told()
             if body["op"] == "boot":
-                self._enter(descriptors.pop(), body["memory_mib"])
+                self._enter(descriptors.pop(), body)
                 self._get_ready()
                 messages.send(self._control, {"op": "booted"})
                 body, descriptors = self._told()
                 self._reach("go")
             else:
                 self._reach("go")
-                self._enter(descriptors.pop(0), body["limits"]["memory_mib"])
-                close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
+                self._enter(descriptors.pop(0), body)
+                close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept, *descriptors})
             listener, log = descriptors
             config = guest_from_json(body["guest"])
             self._assume(config, body["limits"], log)
@@ -120,7 +129,7 @@ class Birth:
 
     def _prepare(self) -> None:
         self._step = "close inherited descriptors"
-        close_all_but({0, 1, 2, self._control.fileno(), *self._group, *self._users})
+        close_all_but({0, 1, 2, self._control.fileno(), *self._group, *self._users, *self._kept})
         rewrite_command_line("atoll-guest")
         syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
         os.environ.pop("ATOLL_FOOTPRINT_MARK", None)
@@ -162,27 +171,35 @@ class Birth:
             os.write(descriptor, b"0")
             os.close(descriptor)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        self._confine()
+        if syscalls.time_namespaces_take_spawned():
+            with contextlib.suppress(OSError):  # a kernel without: programs see the machine's time since boot
+                syscalls.unshare(syscalls.CLONE_NEWTIME)
+        self._confine(answered=True)
         caps.limit_own(posture.KEPT_CAPABILITIES)
 
-    def _confine(self) -> None:
-        """What the calling thread starts. It itself keeps its capabilities for now."""
+    def _confine(self, *, answered: bool = False) -> None:
+        """What the calling thread starts. It itself keeps its capabilities for now.
+
+        `answered`: with calls that the guest answers, which can therefore not make them.
+        """
         caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
-        seccomp.install(self._program)  # while the capability for it is still held
+        if not answered:
+            seccomp.install(self._programs[0])  # while the capability for it is still held
+            return
+        self._asked = seccomp.listen(self._programs[1])
+        self._kept.append(self._asked)
 
     def _stage_mounts(self) -> None:
-        """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
+        """Builds /dev, /proc and /sys on a scratch file system; `_enter` moves them into the root when it is known."""
         place = next(path for path in _STAGES if os.path.isdir(path) and not os.path.islink(path))
         mounts.attach_and_close(mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")]), mounts.AT_FDCWD, place)
         stage = self._stage = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for name in ("root", "dev", "proc", "sys", "empty"):
+        for name in ("root", "dev", "proc", "sys", "empty", "shown"):
             os.mkdir(name, 0o755, dir_fd=stage)
         empty = [("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")]
         mounts.attach_and_close(mounts.new("tmpfs", empty, attributes=_SYSTEM | mounts.RDONLY), stage, "empty")
-        # An empty /sys: the real one shows the host's hardware, and nothing that agents run needs it (CPU counts come
-        # from sched_getaffinity and /proc).
-        mounts.attach_and_close(mounts.clone("empty", directory=stage), stage, "sys")
         self._stage_dev(stage)
+        self._stage_shown(stage)
         self._stage_proc(stage)
 
     def _stage_dev(self, stage: int) -> None:
@@ -205,6 +222,27 @@ class Birth:
         mounts.attach_and_close(mounts.new("devpts", terminals, attributes=mounts.NOSUID | mounts.NOEXEC), dev, "pts")
         os.close(dev)
 
+    def _stage_shown(self, stage: int) -> None:
+        """The files, empty, in which the guest will show the sandbox's machine; from here on only it can write them."""
+        self._step = "files that show the machine"
+        shown = self._shown = os.open("shown", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
+        self._kept.append(shown)
+        for name in posture.SHOWN_PROC_FILES:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=shown)
+            if name == "cgroups":
+                os.write(descriptor, self._machine.controllers.encode())
+            os.close(descriptor)
+        place = ""
+        for name in ("sys", "devices", "system", "cpu"):
+            place = f"{place}{name}/"
+            os.mkdir(place, 0o755, dir_fd=shown)
+        os.close(os.open(f"{place}online", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=shown))
+        for name in ("possible", "present"):
+            os.link(f"{place}online", f"{place}{name}", src_dir_fd=shown, dst_dir_fd=shown)
+        # Nothing else in /sys: the real one shows the host's hardware, and nothing that agents run needs it.
+        read_only = mounts.clone("sys", directory=shown, attributes=_SYSTEM | mounts.RDONLY)
+        mounts.attach_and_close(read_only, stage, "sys")
+
     def _stage_proc(self, stage: int) -> None:
         self._step = "proc"
         mounts.attach_and_close(mounts.new("proc", attributes=_SYSTEM), stage, "proc")
@@ -219,6 +257,10 @@ class Birth:
         for name in posture.MASKED_PROC_DIRECTORIES:
             if _exists(proc, name):
                 mounts.attach_and_close(mounts.clone("empty", directory=stage), proc, name)
+        for name in posture.SHOWN_PROC_FILES:
+            if _exists(proc, name):
+                shown = mounts.clone(name, directory=self._shown, attributes=_SYSTEM | mounts.RDONLY)
+                mounts.attach_and_close(shown, proc, name)
         for name in posture.READ_ONLY_PROC:
             read_only = mounts.clone(name, directory=proc, attributes=_SYSTEM | mounts.RDONLY)
             mounts.attach_and_close(read_only, proc, name)
@@ -226,13 +268,15 @@ class Birth:
 
     # -- a template's root ---------------------------------------------------------------------------------------------
 
-    def _enter(self, mount: int, memory_mib: int) -> None:
+    def _enter(self, mount: int, word: Mapping[str, Any]) -> None:
         """The root becomes this process's, and the wall around whatever it may start stands."""
+        limits = limits_from_json(word["limits"])
+        self._show_machine(limits, word["processors"], word["boot_s"])
         self._step = "root file system"
         stage = self._stage
         mounts.attach_and_close(mount, stage, "root")
         root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
-        self._mount_shared_memory(stage, memory_mib)
+        self._mount_shared_memory(stage, limits.memory_mib)
         for name in ("dev", "proc", "sys"):
             self._step = f"/{name} of the template"
             _ensure_directory(root, name, 0o755)
@@ -244,10 +288,19 @@ class Birth:
         self._step = "bounding set and filter"
         self._confine()
 
+    def _show_machine(self, limits: Limits, processors: Sequence[int], boot_s: int) -> None:
+        """Programs run on these processors, and see a machine of that size."""
+        self._step = "what is seen of the machine"
+        self._starter.run(lambda: os.sched_setaffinity(0, processors))
+        if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
+            described = self._machine.describe(processors)
+            read = {"memory": self._meter.memory, "cpu": self._meter.cpu}
+            show(self._shown, limits, described, **read, boot_s=boot_s, asked=self._asked)
+
     def _get_ready(self) -> None:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
-        close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
+        close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept})
         # For now: writing over what is there is quick, making a file or taking it out of the template is not.
         write_etc("localhost")
         write_identity("", "")

@@ -18,9 +18,11 @@ from atoll.isolation.base import Verdict
 from atoll.isolation.linux import caps, syscalls
 from atoll.isolation.linux.fork import fork_into, map_ids
 from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.meter import Meter
 from atoll.isolation.linux.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth
+from atoll.isolation.namespaces.machine import Machine
 from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
@@ -59,8 +61,11 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
         hint = "raise /proc/sys/user/max_*_namespaces; in a container, run it privileged"
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
-        program = posture.seccomp_program()
-        Birth(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress, rootless=rootless).run()
+        programs = posture.seccomp_program(), posture.programs_seccomp_program()
+        Birth(
+            theirs, [], [], _guest, programs, caps.last_cap(),
+            egress=not no_egress, meter=Meter({}), machine=Machine(), rootless=rootless,
+        ).run()  # fmt: skip
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))
@@ -112,8 +117,8 @@ def _go(line: socket.socket, place: Path, mount: int) -> None:
     spec = spec_to_json(SandboxSpec("trial", (), place, Limits(), config))
     log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with socket.socket(socket.AF_UNIX) as listener:
-        messages.send(
-            line, {"op": "go", "guest": spec["guest"], "limits": spec["limits"]}, [mount, listener.fileno(), log]
-        )
+        body = {"op": "go", "guest": spec["guest"], "limits": spec["limits"]}
+        shown = {"processors": Machine().take(Limits().cpu_count), "boot_s": 0}
+        messages.send(line, {**body, **shown}, [mount, listener.fileno(), log])
     os.close(mount)
     os.close(log)
