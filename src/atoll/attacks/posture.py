@@ -193,6 +193,8 @@ def _devices(scene: Scene, pid: int) -> str | None:
 
 def _sys(scene: Scene, pid: int) -> str | None:
     sys = Path(f"/proc/{pid}/root/sys")
+    if (top := os.listdir(sys)) != ["devices"]:
+        return f"/sys shows {sorted(top)}"
     found = [str(path.relative_to(sys)) for path in sys.rglob("*") if not path.is_dir()]
     extra = set(found) - {f"devices/system/cpu/{name}" for name in ("online", "possible", "present")}
     return f"/sys shows {sorted(extra)[:5]}" if extra else None

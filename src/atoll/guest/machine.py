@@ -53,7 +53,7 @@ class Machine:
         self._directory = directory
         self._boot_s = boot_s
         self._asked = asked
-        self._read = readings if readings.memory() else _of_processes(readings)
+        self._read = _with_what_is_seen(readings)
         self._limits = Limits()
         self._processors: tuple[int, ...] = ()
         self._last = (time.monotonic(), 0)
@@ -163,8 +163,8 @@ class Machine:
         self._written[name] = text
 
 
-def _of_processes(readings: Readings) -> Readings:
-    """Without a controller that counts: what the visible processes have."""
+def _with_what_is_seen(readings: Readings) -> Readings:
+    """Where no controller counts: what the visible processes have."""
 
     def memory() -> Figures:
         used, cache = metrics.memory_of_processes()
@@ -173,7 +173,7 @@ def _of_processes(readings: Readings) -> Readings:
     def cpu() -> Figures:
         return {"user_us": int(metrics.cpu_of_processes() * 1_000_000)}
 
-    return Readings(memory, readings.cpu if readings.cpu() else cpu)
+    return Readings(readings.memory if readings.memory() else memory, readings.cpu if readings.cpu() else cpu)
 
 
 def _processes() -> tuple[int, int]:

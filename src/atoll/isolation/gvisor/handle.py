@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.gvisor import control, start
+from atoll.isolation.gvisor import start
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
-from atoll.isolation.linux import guest_socket, held_sockets
+from atoll.isolation.linux import control, guest_socket, held_sockets
 from atoll.isolation.linux.cgroups import Cgroups, Usage
 from atoll.isolation.linux.full_memory import FullMemory
 from atoll.isolation.linux.recorded import open_recorded

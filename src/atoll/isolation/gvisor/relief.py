@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET
-from atoll.isolation.gvisor import control
+from atoll.isolation.linux import control
 from atoll.isolation.linux.full_memory import FullMemory
 from atoll.model.sandbox import OomKill
 

@@ -35,7 +35,7 @@ from atoll.isolation.linux.fork import rewrite_command_line
 from atoll.isolation.linux.meter import Meter
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.machine import Machine
+from atoll.isolation.linux.machine import Machine
 from atoll.isolation.namespaces.spec_codec import guest_from_json, limits_from_json
 from atoll.isolation.namespaces.starter import Starter
 from atoll.model.sandbox import GuestConfig, Limits

@@ -22,7 +22,7 @@ from atoll.isolation.linux.meter import Meter
 from atoll.isolation.linux.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth
-from atoll.isolation.namespaces.machine import Machine
+from atoll.isolation.linux.machine import Machine
 from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec

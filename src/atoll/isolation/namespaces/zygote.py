@@ -41,7 +41,7 @@ from atoll.isolation.linux.run_records import limits_to_json
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import Birth, GuestMain
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.machine import Machine
+from atoll.isolation.linux.machine import Machine
 from atoll.isolation.namespaces.root import PreparedRoot, Wanted, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
 from atoll.model.sandbox import Limits
