@@ -44,9 +44,9 @@ from atoll.runtime import (
     RuntimeStatus,
     SandboxConfig,
 )
-from atoll.runtime.box import SID_KEY
-from atoll.runtime.embedded import connection
-from atoll.runtime.lease import LEASE_S, Lease
+from atoll.runtime.sandbox.box import SID_KEY
+from atoll.runtime.sandbox.embedded import connection
+from atoll.runtime.sandbox.lease import LEASE_S, Lease
 
 SOFT_S = 1.0
 MakeRuntime = Callable[..., E2BRuntime]

@@ -23,9 +23,9 @@ from atoll.runtime import (
     MCPStdioServerConfig,
 )
 from atoll.runtime.config import RuntimeConfig
-from atoll.runtime.mcp import MCPServers
-from atoll.runtime.mcp_bridge import MCPBridge
-from atoll.runtime.observations import ErrorObservation, MCPObservation
+from atoll.runtime.events.observations import ErrorObservation, MCPObservation
+from atoll.runtime.mcp.bridge import MCPBridge
+from atoll.runtime.mcp.client import MCPServers
 
 SERVER = r"""
 import json, os, sys, time

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from atoll.config import Settings
-from atoll.node.images import TemplateStore
-from atoll.node.recipes import RECIPES, Recipe
+from atoll.images.recipes import RECIPES, Recipe
+from atoll.images.store import TemplateStore
 from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
 from support.server import ServerProcess
 

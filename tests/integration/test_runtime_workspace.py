@@ -25,7 +25,7 @@ from atoll.runtime import (
     SandboxConfig,
     VSCodeRequirement,
 )
-from atoll.runtime.box import find_sandboxes
+from atoll.runtime.sandbox.box import find_sandboxes
 from support import documents
 
 MakeRuntime = Callable[..., E2BRuntime]

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from _fake_guest import RunningGuest, running_guest
 
-from atoll.guest.users import User, Users, user_in_header
+from atoll.guest.process.users import User, Users, user_in_header
+from atoll.http1.server import Headers
 from atoll.isolation.base import CONTROL_PORT
 from atoll.model.errors import PortClosed
-from atoll.wire.connect import ConnectError
-from atoll.wire.http import Headers
+from atoll.wire.envd.connect import ConnectError
 
 TOKEN = "secret-token"
 

@@ -24,11 +24,12 @@ from e2b import (
     SandboxException,
 )
 
-from atoll.guest import arrivals, uploads
-from atoll.guest.arrivals import PIECE, gunzip
-from atoll.guest.downloads import content_type, disposition
-from atoll.guest.users import User
-from atoll.wire.http import HttpError
+from atoll.guest.files import upload_body as arrivals
+from atoll.guest.files import uploads
+from atoll.guest.files.downloads import content_type, disposition
+from atoll.guest.files.upload_body import PIECE, gunzip
+from atoll.guest.process.users import User
+from atoll.http1.server import HttpError
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="giving files to another user needs root")
@@ -273,8 +274,8 @@ def test_a_full_disk_is_said_and_the_old_file_stays(sbx: Sandbox, home: Path) ->
 
 
 def test_an_unknown_user_is_said() -> None:
+    from atoll.guest.process.users import Users
     from atoll.guest.state import GuestState
-    from atoll.guest.users import Users
     from atoll.model.sandbox import GuestConfig
 
     with serve_in_thread(GuestState(GuestConfig("s", "t", "h"), Users("/nonexistent", "/nonexistent"))) as url:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from atoll.model import errors
-from atoll.wire.errors import TABLE, error_reply, plain_error
+from atoll.wire.rest.errors import TABLE, error_reply, plain_error
 
 RETRIED_BY_SDKS = {429, 502, 503, 504}
 

@@ -14,19 +14,19 @@ from contextlib import asynccontextmanager
 
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
+from atoll.control.access.auth import Authenticator
+from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
-from atoll.control.auth import Authenticator
-from atoll.control.clients import ClientCensus
-from atoll.control.orders import Policy
-from atoll.control.outbound import parse_networks
+from atoll.control.events.outbound import parse_networks
 from atoll.control.plane import ControlPlane
-from atoll.control.sizing import Maximum
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
+from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import is_address, split_targets
-from atoll.node.images import TemplateStore
 from atoll.node.supervisor import Supervisor
 
 EDGE_GRACE_S = 3.0
@@ -77,7 +77,7 @@ async def platform(
         node.subscribe(control.services.sandboxes)
         app = create_app(control.services, Authenticator(keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        edge = Edge(node, ClientCensus(app), domains=[domain], output_limit=output)
+        edge = Edge(node, ClientVersionLog(app), domains=[domain], output_limit=output)
         try:
             await edge.listen(sock)
             if tls is not None:

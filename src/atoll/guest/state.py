@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 
 from atoll.guest.log import GuestLog
-from atoll.guest.users import User, Users, expand_path, user_in_header
+from atoll.guest.process.users import User, Users, expand_path, user_in_header
+from atoll.http1.server import Headers
 from atoll.model.sandbox import GuestConfig
-from atoll.wire.http import Headers
 
 
 class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
-    Writers: `/init` (`guest/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
-    `/limits` (`guest/machine.py`) changes `limits`.
+    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
+    `/limits` (`guest/machine/shown.py`) changes `limits`.
     """
 
     def __init__(self, config: GuestConfig, users: Users) -> None:

@@ -22,8 +22,15 @@ from typing import Self
 
 import structlog
 
+from atoll.egress.budget import Budget
+from atoll.egress.forbidden import HostNetworks
+from atoll.egress.gateway import EgressContext
+from atoll.egress.intercept import Interception, tell_guest_to_trust
+from atoll.egress.registry import EgressRegistry
+from atoll.images.lookup import Templates
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
+from atoll.isolation.guest_client import order
 from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
@@ -33,16 +40,9 @@ from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
 from atoll.node.driver import Ended, SandboxDriver
-from atoll.node.gateway.budget import Budget
-from atoll.node.gateway.gates import Gates
-from atoll.node.gateway.gateway import Surroundings
-from atoll.node.gateway.ground import HostGround
-from atoll.node.gateway.intercept import Interception, tell_guest_to_trust
-from atoll.node.guest_orders import order
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
 from atoll.node.record import NodeRecord
-from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
 from atoll.tls import Authority
 
@@ -124,8 +124,10 @@ class Supervisor:
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
-        self._gates = Gates(
-            Surroundings(HostGround(egress_allow_private), Budget.of_this_process(), self._interception, name_servers)
+        self._egress = EgressRegistry(
+            EgressContext(
+                HostNetworks(egress_allow_private), Budget.of_this_process(), self._interception, name_servers
+            )
         )
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -253,7 +255,7 @@ class Supervisor:
             )
             self._publish(live, handle, record)
             try:
-                await self._gates.attach(handle, record.network)
+                await self._egress.attach(handle, record.network)
             except AtollError as error:  # it lives on without a way out; nothing can leave
                 _log.error("egress.not_attached", sandbox_id=record.sandbox_id, error=str(error))
             return record.sandbox_id
@@ -301,7 +303,7 @@ class Supervisor:
         )
         handle = await asyncio.shield(driver.started)
         try:
-            attached = await self._gates.attach(handle, request.network)
+            attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):
                 await driver.kill()
                 raise _no_way_out(handle.tier)
@@ -319,7 +321,7 @@ class Supervisor:
         if live is None:
             return False
         live.route = None
-        await self._gates.detach(sandbox_id)
+        await self._egress.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
@@ -346,11 +348,11 @@ class Supervisor:
         handle = self._running(sandbox_id).handle
         if handle is None:
             raise SandboxGone(sandbox_id, "it is still being made")
-        if not self._gates.has(sandbox_id):
+        if not self._egress.has(sandbox_id):
             raise _no_way_out(handle.tier)
         if network.rules:
             await tell_guest_to_trust(handle, self._interception.authority.pem)
-        self._gates.update(sandbox_id, network)
+        self._egress.update(sandbox_id, network)
         state_dir = self._sandboxes_dir / sandbox_id
         record = records.read(state_dir)
         if record is not None:
@@ -359,7 +361,7 @@ class Supervisor:
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
         self._running(sandbox_id)
-        return self._gates.connections(sandbox_id)
+        return self._egress.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""
@@ -444,7 +446,7 @@ class Supervisor:
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
             live.route = None
-            await self._gates.detach(live.driver.sandbox_id)
+            await self._egress.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()
             self._live.pop(live.driver.sandbox_id, None)

@@ -21,13 +21,13 @@ from openhands.runtime.base import Runtime  # type: ignore[import-not-found]
 from openhands.runtime.runtime_status import RuntimeStatus as _TheirStatus  # type: ignore[import-not-found]
 
 from atoll.runtime import runtime as _ours
-from atoll.runtime.actions import MCPAction
-from atoll.runtime.box import E2BBox
 from atoll.runtime.errors import AgentRuntimeError
-from atoll.runtime.event_json import action_from_dict, event_to_dict
-from atoll.runtime.events import Observation
-from atoll.runtime.filestore import E2BFileStore
-from atoll.runtime.mcp_bridge import MCPBridge
+from atoll.runtime.events.actions import MCPAction
+from atoll.runtime.events.base import Observation
+from atoll.runtime.events.serialization import action_from_dict, event_to_dict
+from atoll.runtime.files.filestore import E2BFileStore
+from atoll.runtime.mcp.bridge import MCPBridge
+from atoll.runtime.sandbox.box import E2BBox
 from atoll.runtime.status import RuntimeStatus
 
 

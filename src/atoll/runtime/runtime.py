@@ -16,7 +16,14 @@ from typing import Any
 
 from e2b import SandboxException
 
-from atoll.runtime.actions import (
+from atoll.runtime.browser.browser import NO_BROWSER, Browser
+from atoll.runtime.errors import (
+    LOST,
+    AgentRuntimeDisconnectedError,
+    AgentRuntimeError,
+    AgentRuntimeUnavailableError,
+)
+from atoll.runtime.events.actions import (
     ACTIONS,
     AgentThinkAction,
     BrowseInteractiveAction,
@@ -29,20 +36,8 @@ from atoll.runtime.actions import (
     MCPAction,
     TaskTrackingAction,
 )
-from atoll.runtime.box import JUPYTER_TEMPLATE
-from atoll.runtime.browser import NO_BROWSER, Browser
-from atoll.runtime.errors import (
-    LOST,
-    AgentRuntimeDisconnectedError,
-    AgentRuntimeError,
-    AgentRuntimeUnavailableError,
-)
-from atoll.runtime.events import Action, ActionConfirmationStatus, EventSource, Observation
-from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
-from atoll.runtime.mcp import MCPServers
-from atoll.runtime.mcp_config import MCPConfig
-from atoll.runtime.microagents import Microagent
-from atoll.runtime.observations import (
+from atoll.runtime.events.base import Action, ActionConfirmationStatus, EventSource, Observation
+from atoll.runtime.events.observations import (
     AgentThinkObservation,
     CmdOutputMetadata,
     CmdOutputObservation,
@@ -54,8 +49,13 @@ from atoll.runtime.observations import (
     NullObservation,
     UserRejectObservation,
 )
-from atoll.runtime.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url, owner_repository
-from atoll.runtime.shell import TIMEOUT_MESSAGE
+from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
+from atoll.runtime.mcp.client import MCPServers
+from atoll.runtime.mcp.config import MCPConfig
+from atoll.runtime.repository.microagents import Microagent
+from atoll.runtime.repository.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url, owner_repository
+from atoll.runtime.sandbox.box import JUPYTER_TEMPLATE
+from atoll.runtime.shell.shell import TIMEOUT_MESSAGE
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
 

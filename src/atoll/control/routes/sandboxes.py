@@ -7,18 +7,18 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from atoll.control.auth import Caller
-from atoll.control.listing import ListQuery, parse_metadata, parse_page_token
-from atoll.control.log_query import MAX_LIMIT, LogQuery
-from atoll.control.orders import CreateOrder
+from atoll.control.access.auth import Caller
 from atoll.control.routes import ordering
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
 from atoll.control.routes.leaving import Owed, cancelled_with
-from atoll.control.services import Services
+from atoll.control.sandboxes.listing import ListQuery, parse_metadata, parse_page_token
+from atoll.control.sandboxes.orders import CreateOrder
+from atoll.control.sandboxes.service import Services
+from atoll.control.telemetry.log_query import MAX_LIMIT, LogQuery
 from atoll.model.errors import InvalidRequest, SandboxNotFound
 from atoll.model.logs import LogLevel
 from atoll.model.sandbox import SandboxState
-from atoll.wire import rest
+from atoll.wire.rest import bodies as rest
 
 router = APIRouter(tags=["sandboxes"])
 

@@ -22,12 +22,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atoll.guest import elevate, quota
+from atoll.guest.pid1 import elevate, quota
 from atoll.isolation.gvisor import shown
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
-from atoll.isolation.linux import caps, seccomp, syscalls
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
+from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.model.sandbox import GuestConfig, Limits
 
 Guest = Callable[[socket.socket, GuestConfig], NoReturn]

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, LOOPBACK_ADDRESS
-from atoll.isolation.linux import mounts, netlink, nft, syscalls
-from atoll.isolation.linux.disk_image import IMAGE, mount_image
-from atoll.isolation.linux.fork import fork_into, map_ids
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk.image import IMAGE, mount_image
+from atoll.isolation.linux.net import netlink, nft
+from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
 WORK = "work"
@@ -59,6 +61,8 @@ class Order:
     """Whether the sandbox gets a network namespace with a way out; otherwise runsc gives it one without."""
     disk: bool
     """Whether what the sandbox writes goes to the image in `place`; otherwise to a directory there."""
+    memory_mib: int
+    """What gVisor is to tell as the size of the machine."""
     command: list[str]
 
     def to_json(self) -> str:
@@ -173,6 +177,10 @@ def _mount(order: Order) -> None:
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
     for descriptor in (userns, own, upper, work, *layers):
         os.close(descriptor)
+    # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
+    with open(f"{order.stage}/meminfo", "x") as meminfo:
+        meminfo.write(f"MemTotal: {order.memory_mib << 10} kB\n")
+    mounts.attach_and_close(mounts.clone(f"{order.stage}/meminfo"), mounts.AT_FDCWD, "/proc/meminfo")
 
 
 def _fresh(path: str, mode: int, *, keep: bool) -> None:

@@ -1,7 +1,7 @@
 """Inside a gVisor sandbox, before the guest: files that show its size lie over those of gVisor's own /proc and /sys.
 
-gVisor's kernel tells the memory and the processors that it was started with, and counts no processor time in /proc/stat.
-The files are those of `guest/machine.py`; the directory that holds them is covered afterwards, with the one it lies on.
+gVisor's kernel tells the memory and the processors that it was started with, and /proc/stat counts no processor time.
+The files are those of `guest/machine/shown.py`; their directory is covered afterwards, with the one it lies on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from atoll.isolation.linux.machine import Machine
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.model.sandbox import Limits
 
 _FILES = {name: f"/proc/{name}" for name in ("cpuinfo", "loadavg", "meminfo", "stat")} | {
@@ -35,13 +35,10 @@ def show(place: str, limits: Limits, guest_shows: Callable[..., None]) -> None:
     """`place`: a mount point to be covered by the caller. `guest_shows`: the guest's `show_machine`. Raises OSError."""
     kernels = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
     machine = Machine()
-    processors = machine.take(limits.cpu_count)
-    os.sched_setaffinity(0, processors)
     _mount("none", place, "tmpfs", _SAFE, "mode=0700,size=1m")
     directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.makedirs(f"{place}/{os.path.dirname(_ONLINE)}")
-    described = machine.describe(processors)
-    guest_shows(directory, limits, described, memory=lambda: _memory(kernels), cpu=dict, boot_s=0)
+    guest_shows(directory, limits, (), hardware=machine, memory=lambda: _memory(kernels), cpu=dict, boot_s=0)
     for name, target in _FILES.items():
         source = f"{place}/{name}" if target.startswith("/proc/") else f"{place}/{_ONLINE}"
         _mount(source, target, None, _MS_BIND)

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
-from atoll.isolation.linux import disk_usage
-from atoll.isolation.linux.cgroups import Cgroups, Group, Usage
-from atoll.isolation.linux.recorded import has_ended, open_recorded
+from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
+from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.net import control
+from atoll.isolation.linux.process_identity import has_ended, open_recorded
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
-from atoll.isolation.linux.syscalls import pidfd_kill
+from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxStats
 
@@ -45,7 +46,7 @@ class LinuxSandbox(SandboxHandle):
 
     enforced: ClassVar[frozenset[str]]
     """Controllers without which this tier cannot keep the limits that it announces."""
-    heart: ClassVar[str]
+    init_process: ClassVar[str]
     """What the process of the pidfd is, for messages."""
 
     def __init__(
@@ -70,6 +71,8 @@ class LinuxSandbox(SandboxHandle):
         self._state_dir = Path(record["state_dir"])
         self._killed = False
         self._frozen = False
+        self._unshown = False
+        """Its limits were changed while it was frozen."""
         self._detached = False
         self._failure: str | None = None
         self._loop = asyncio.get_running_loop()
@@ -84,13 +87,13 @@ class LinuxSandbox(SandboxHandle):
         self._oom_unexplained = 0
         self._oom_unsaid = 0
         self._oom_allowance = (0.0, float(_OOM_BURST))
-        self._loop.add_reader(pidfd, self._heart_stopped)
+        self._loop.add_reader(pidfd, self._on_init_exit)
 
     def _check_alive(self) -> None:
         if self._dead.is_set() or has_ended(self._pidfd):
-            raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.heart} ended")
+            raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.init_process} ended")
 
-    # -- ended for want of memory ----------------------------------------------------------------------------------
+    # -- ended because memory ran out ----------------------------------------------------------------------------------
 
     def on_oom(self, tell: Callable[[OomKill], None]) -> None:
         """See SandboxHandle."""
@@ -137,11 +140,11 @@ class LinuxSandbox(SandboxHandle):
 
     @abstractmethod
     async def _empty_group(self) -> bool:
-        """Once the heart has stopped: nothing of the sandbox is left and its cgroup is removed. Raises OSError."""
+        """Once the first process has ended: nothing remains and the cgroup is removed. Raises OSError."""
 
     @abstractmethod
     async def _how_it_ended(self, oom_kills: int | None) -> str:
-        """Words for an end that was not asked for. `oom_kills`: processes the kernel had ended for want of memory."""
+        """Words for an unexpected end. `oom_kills`: how many processes the kernel's OOM killer ended."""
 
     async def _processes(self, usage: Usage) -> int | None:
         """How many processes the sandbox has."""
@@ -152,7 +155,7 @@ class LinuxSandbox(SandboxHandle):
         """Processes whose root is the sandbox's own. Blocking; called in a thread."""
 
     def _close(self) -> None:
-        """Lets go of what the handle holds beside the pidfd, once the heart has stopped."""
+        """Lets go of what the handle holds beside the pidfd, once the init_process has stopped."""
 
     # -- limits --------------------------------------------------------------------------------------------------------
 
@@ -212,6 +215,7 @@ class LinuxSandbox(SandboxHandle):
             ) from error
         self._limits = limits
         self._record["limits"] = limits_to_json(limits)
+        await self._show_limits()
         self._records.write_record(self._group.name, self._record)
 
     # -- stop and go ---------------------------------------------------------------------------------------------------
@@ -248,6 +252,16 @@ class LinuxSandbox(SandboxHandle):
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
         self._frozen = False
+        if self._unshown:
+            await self._show_limits()
+
+    async def _show_limits(self) -> None:
+        """Has its guest show them to its programs; a frozen one does when it goes on. They hold in any case."""
+        self._unshown = self._frozen
+        if not self._frozen:
+            body = {"limits": limits_to_json(self._limits), "processors": self._record.get("processors", [])}
+            with contextlib.suppress(OSError, ValueError, TimeoutError):
+                await control.request(self._state_dir / GUEST_SOCKET, "POST", "/limits", body)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -291,7 +305,7 @@ class LinuxSandbox(SandboxHandle):
             os.close(self._pidfd)
             self._detached = True
 
-    def _heart_stopped(self) -> None:
+    def _on_init_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self._dead.set()
         self._releasing = self._loop.create_task(self._finish())
@@ -325,10 +339,10 @@ _Handle = TypeVar("_Handle", bound=LinuxSandbox)
 
 
 class LiveSandboxes(Generic[_Handle]):
-    """The handles of one backend by the pid of their heart: one for each sandbox, however often it is adopted."""
+    """The handles of one backend by the pid of their first process: one per sandbox, however often it is adopted."""
 
-    def __init__(self, heart: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
-        self._heart = heart
+    def __init__(self, init_process: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
+        self._init_process = init_process
         self._make = make
         self._by_pid: dict[int, _Handle] = {}
 
@@ -349,7 +363,7 @@ class LiveSandboxes(Generic[_Handle]):
             if record.get("version") != RECORD_VERSION or Path(record["state_dir"]) != Path.cwd() / state_dir:
                 raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
             if (pidfd := open_recorded(record)) is None:
-                raise SandboxGone(sandbox_id, f"{self._heart} is no more")
+                raise SandboxGone(sandbox_id, f"{self._init_process} is no more")
             if (known := self._by_pid.get(int(record["pid"]))) is not None:
                 os.close(pidfd)
                 return known
@@ -360,7 +374,7 @@ class LiveSandboxes(Generic[_Handle]):
             raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
 
     def get(self, pid: int) -> _Handle | None:
-        """The living sandbox with that heart."""
+        """The living sandbox with that init_process."""
         return self._by_pid.get(pid)
 
     def __iter__(self) -> Iterator[_Handle]:

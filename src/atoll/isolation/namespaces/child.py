@@ -30,14 +30,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, mounts, netlink, rootless, seccomp, syscalls
-from atoll.isolation.linux.fork import rewrite_command_line
-from atoll.isolation.linux.meter import Meter
+from atoll.isolation.linux.cgroups.meter import Meter
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.net import netlink
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
+from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
+from atoll.isolation.linux.sys.fork import rewrite_command_line
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.linux.machine import Machine
+from atoll.isolation.namespaces.spawn_thread import SpawnThread
 from atoll.isolation.namespaces.spec_codec import guest_from_json, limits_from_json
-from atoll.isolation.namespaces.starter import Starter
 from atoll.model.sandbox import GuestConfig, Limits
 
 GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -50,7 +52,7 @@ _TTY_GROUP = 5
 _SYSTEM = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
-class Birth:
+class SandboxInit:
     """The set-up of one sandbox, seen from inside. `control` is the line to the zygote."""
 
     def __init__(
@@ -97,7 +99,7 @@ class Birth:
             body, descriptors = self._told()
             if body["op"] == "boot":
                 self._enter(descriptors.pop(), body)
-                self._get_ready()
+                self._prewarm()
                 messages.send(self._control, {"op": "booted"})
                 body, descriptors = self._told()
                 self._reach("go")
@@ -107,7 +109,7 @@ class Birth:
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept, *descriptors})
             listener, log = descriptors
             config = guest_from_json(body["guest"])
-            self._assume(config, body["limits"], log)
+            self._apply_identity(config, body["limits"], log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
@@ -154,7 +156,7 @@ class Birth:
             os.write(descriptor, b"0")
             os.close(descriptor)
         self._step = "the thread that starts programs"
-        self._starter = Starter(self._enter_users_group)
+        self._starter = SpawnThread(self._enter_users_group)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         self._step = "stage mounts"
         mounts.make_private()
@@ -291,13 +293,12 @@ class Birth:
     def _show_machine(self, limits: Limits, processors: Sequence[int], boot_s: int) -> None:
         """Programs run on these processors, and see a machine of that size."""
         self._step = "what is seen of the machine"
-        self._starter.run(lambda: os.sched_setaffinity(0, processors))
+        self._programs_start_there()
         if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
-            described = self._machine.describe(processors)
-            read = {"memory": self._meter.memory, "cpu": self._meter.cpu}
-            show(self._shown, limits, described, **read, boot_s=boot_s, asked=self._asked)
+            told = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
+            show(self._shown, limits, processors, **told, boot_s=boot_s, asked=self._asked)
 
-    def _get_ready(self) -> None:
+    def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
         close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept})
@@ -309,7 +310,7 @@ class Birth:
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
-    def _assume(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
+    def _apply_identity(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
         """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
         self._step = "host name"
         socket.sethostname(config.hostname)
@@ -335,11 +336,13 @@ class Birth:
         shared = mounts.new("tmpfs", options, attributes=mounts.NOSUID | mounts.NODEV)
         mounts.attach_and_close(shared, stage, "dev/shm")
 
-    def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
-        self._control.close()
+    def _programs_start_there(self) -> None:
         # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
         if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
             start_programs_in(self._starter.run)
+
+    def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
+        self._control.close()
         try:
             self._guest(socket.socket(fileno=listener_descriptor), config)
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.linux import guest_socket, held_sockets
-from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.guest_socket import GUEST_PORTS, connect_guest
-from atoll.isolation.linux.network_thread import NetworkThread
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.net import guest_socket, held_sockets
+from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
+from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
@@ -37,7 +38,7 @@ class NamespacesHandle(LinuxSandbox):
 
     tier = "namespaces"
     enforced = frozenset({"memory", "pids", "cpu"})
-    heart = "its first process"
+    init_process = "its first process"
 
     def __init__(
         self,
@@ -111,9 +112,23 @@ class NamespacesHandle(LinuxSandbox):
 
     async def _apply(self, limits: Limits) -> None:
         self._group.limit(limits)
+        if limits.cpu_count != self._limits.cpu_count:
+            await asyncio.to_thread(self._move, limits.cpu_count)
         most_each = processes_of_a_user(limits.pids)
         with contextlib.suppress(OSError):  # it may have ended
             resource.prlimit(self.pid, resource.RLIMIT_NPROC, (most_each, most_each))
+
+    def _move(self, count: int) -> None:
+        """All that runs goes to so many processors: some of those that it had, or others with them."""
+        had, usable = self._record.get("processors") or [], sorted(os.sched_getaffinity(0))
+        others = random.sample(usable, len(usable))
+        chosen = list(dict.fromkeys([*(one for one in had if one in usable), *others]))[:count]
+        self._record["processors"] = sorted(chosen)
+        for _ in range(2):  # some are born meanwhile
+            for pid in self._group.processes() - {self.pid}:
+                with contextlib.suppress(OSError):
+                    for thread in os.listdir(f"/proc/{pid}/task"):
+                        os.sched_setaffinity(int(thread), chosen)
 
     async def checkpoint(self, directory: Path) -> None:
         """See SandboxHandle: this tier cannot."""
@@ -134,12 +149,12 @@ class NamespacesHandle(LinuxSandbox):
         if self.status is None:
             await asyncio.sleep(_STATUS_GRACE_S)  # the zygote's word may be on its way
         if self.status is None:
-            how = f"{self.heart} ended"
+            how = f"{self.init_process} ended"
         elif os.WIFSIGNALED(self.status):
-            how = f"{self.heart} was ended by signal {signal.Signals(os.WTERMSIG(self.status)).name}"
+            how = f"{self.init_process} was ended by signal {signal.Signals(os.WTERMSIG(self.status)).name}"
         else:
-            how = f"{self.heart} exited with {os.waitstatus_to_exitcode(self.status)}"
-        return f"{how}; the kernel had killed {oom_kills} processes for want of memory" if oom_kills else how
+            how = f"{self.init_process} exited with {os.waitstatus_to_exitcode(self.status)}"
+        return f"{how}; the kernel had killed {oom_kills} processes because memory ran out" if oom_kills else how
 
     async def _empty_group(self) -> bool:
         deadline = self._loop.time() + _RELEASE_WITHIN_S

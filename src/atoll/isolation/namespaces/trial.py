@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atoll.isolation.base import Verdict
-from atoll.isolation.linux import caps, syscalls
-from atoll.isolation.linux.fork import fork_into, map_ids
-from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
-from atoll.isolation.linux.meter import Meter
-from atoll.isolation.linux.rootless import map_within
+from atoll.isolation.linux.cgroups.meter import Meter
+from atoll.isolation.linux.sys import caps, syscalls
+from atoll.isolation.linux.sys.fork import fork_into, map_ids
+from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.sys.machine import Machine
+from atoll.isolation.linux.sys.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.child import Birth
-from atoll.isolation.linux.machine import Machine
+from atoll.isolation.namespaces.child import SandboxInit
 from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
@@ -62,7 +62,7 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
         programs = posture.seccomp_program(), posture.programs_seccomp_program()
-        Birth(
+        SandboxInit(
             theirs, [], [], _guest, programs, caps.last_cap(),
             egress=not no_egress, meter=Meter({}), machine=Machine(), rootless=rootless,
         ).run()  # fmt: skip
