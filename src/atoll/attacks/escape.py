@@ -91,7 +91,7 @@ for number in os.listdir("/proc/2/fd") if os.path.exists("/proc/2") else []:
 for place in ways:
     attempt(os.chmod, place, 0o666)
 kept = [attempt(os.open, place, os.O_WRONLY) for place in ways]
-hold(seconds=3)
+hold(kept)
 """,
         judges.may_write("meminfo"),
         Control(needs="/proc/meminfo"),
