@@ -28,7 +28,7 @@ from typing import Any
 
 from atoll.images import leases
 from atoll.images.recipes.build import Workplace, build_layer, remove_tree
-from atoll.images.recipes.builtin import RECIPES
+from atoll.images.recipes.builtin import RECIPES, recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress, Recipe, revision
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
@@ -148,10 +148,7 @@ class TemplateStore:
     # ------------------------------------------------------------------------------------------------ building
 
     def _recipe(self, name: str) -> Recipe:
-        for recipe in self._recipes.values():
-            if name == recipe.name or name in recipe.names:
-                return recipe
-        raise TemplateNotFound(name, tuple(sorted(self._recipes)))
+        return recipe_named(name, self._recipes)
 
     def _revision(self, recipe: Recipe) -> str:
         return revision(recipe, self._revision(self._recipe(recipe.parent)) if recipe.parent else "")

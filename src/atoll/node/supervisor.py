@@ -27,15 +27,24 @@ from atoll.egress.forbidden import HostNetworks
 from atoll.egress.gateway import EgressContext
 from atoll.egress.intercept import Interception, tell_guest_to_trust
 from atoll.egress.registry import EgressRegistry
+from atoll.images.builds import TemplateBuilds
 from atoll.images.lookup import Templates
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
 from atoll.isolation.guest_client import order
-from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    BackendUnavailable,
+    CallerError,
+    CreateFailed,
+    NotOffered,
+    SandboxGone,
+    TemplateNotFound,
+)
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
+from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
@@ -90,6 +99,7 @@ class Supervisor:
     Args:
         data_dir: below it `sandboxes/`, `trash/`, `run/` are made. One server at a time.
         templates: what a create may name.
+        builds: makes built-in ones that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
@@ -106,6 +116,7 @@ class Supervisor:
         *,
         data_dir: Path,
         templates: Templates,
+        builds: TemplateBuilds | None = None,
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
@@ -116,6 +127,7 @@ class Supervisor:
     ) -> None:
         self._node_id = node_id
         self._templates = templates
+        self._builds = builds
         self._isolation = isolation
         self._keep = keep_sandboxes
         self._load = load_backend
@@ -269,7 +281,7 @@ class Supervisor:
     def node_id(self) -> str:
         return self._node_id
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
         """See NodeClient.create."""
         began = time.monotonic()
         if self._stopping:
@@ -279,18 +291,12 @@ class Supervisor:
         template = self._template(request.template_id)
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
-        spec = SandboxSpec(
-            sandbox_id=request.sandbox_id,
-            lower_dirs=template.layers,
-            state_dir=state_dir,
-            limits=request.limits,
-            guest=self._trusting(request),
-        )
+        spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
         record = NodeRecord(
             sandbox_id=request.sandbox_id,
             tier=backend.name,
             template_id=template.template_id,
-            envd_access_token=request.guest.access_token,
+            envd_access_token=request.access_token,
             traffic_access_token=request.traffic_access_token,
             mask_request_host=request.mask_request_host,
             network=request.network,
@@ -299,7 +305,7 @@ class Supervisor:
         live = _Live(driver, backend.name)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(
-            self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
+            self._see_through(live, driver.create(backend, spec, paths, record)), name=f"sandbox {request.sandbox_id}"
         )
         handle = await asyncio.shield(driver.started)
         try:
@@ -325,10 +331,6 @@ class Supervisor:
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """See NodeClient.update_limits."""
-        await self._running(sandbox_id).driver.update(limits)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
@@ -373,6 +375,15 @@ class Supervisor:
         """See NodeClient.sandboxes."""
         return [NodeSandbox(name, live.tier) for name, live in self._live.items() if live.handle is not None]
 
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """See NodeClient.make_template."""
+        try:
+            self._templates.find_template(name)
+        except TemplateNotFound:
+            if self._builds is None:
+                raise
+            await self._builds.make(name, wait_s)
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
         return self._templates.list_templates()
@@ -411,11 +422,9 @@ class Supervisor:
         self._recent_templates = fresh | {name: (now, template)}
         return template
 
-    def _trusting(self, request: NodeCreate) -> GuestConfig:
+    def _trusting(self, spec: SandboxSpec) -> SandboxSpec:
         """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        if not request.network.rules:
-            return request.guest
-        return replace(request.guest, ca_certificate=self._interception.authority.pem)
+        return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
 
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)

@@ -23,6 +23,8 @@ class Policy:
     domain: str | None = None
     maximum: Maximum = field(default_factory=Maximum)
     """How large a sandbox may be."""
+    template_wait_s: int = 50
+    """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, OomKill, SandboxRecord, SandboxState, SandboxStats
-from atoll.model.seams import NodeClient, NodeCreate
+from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxRecord, SandboxSpec, SandboxState, SandboxStats
+from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
 __all__ = ["Policy", "SandboxService", "Services", "TemplateService"]
@@ -99,10 +99,12 @@ class SandboxService:
 
         Cancelled, it makes none, or ends the one that it had begun; but not where an idempotency key can find it again.
 
-        Raises InvalidRequest, TemplateNotFound, QuotaExceeded, CreateFailed, BackendUnavailable; Conflict for an
-        idempotency key that was used for something else or for a sandbox that has ended.
+        Raises InvalidRequest, TemplateNotFound, TemplateNotReady, BuildFailed, QuotaExceeded, CreateFailed,
+        BackendUnavailable; Conflict for an idempotency key that was used for something else or for a sandbox that has
+        ended.
         """
         check_order(order, self.policy)
+        await self._templates.prepare(order.template, self.policy.template_wait_s)
         if order.idempotency_key is None:
             return await self._make(caller, order)
         return await self._make_once(caller, order, order.idempotency_key)
@@ -153,7 +155,7 @@ class SandboxService:
             raise
         added = time.perf_counter()
         try:
-            made = await node.create(_node_create(record, order, template))
+            made = await node.create(_spec(record, order, template))
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
@@ -518,24 +520,17 @@ TIER_KEY = "atoll.tier"
 """Metadata by which a create call asks for an isolation tier."""
 
 
-def _node_create(record: SandboxRecord, order: CreateOrder, template: Template) -> NodeCreate:
-    guest = GuestConfig(
+def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> SandboxSpec:
+    return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
-        hostname=record.sandbox_id,
+        limits=record.limits,
         env_vars={**template.env_vars, **order.env_vars},
         access_token=record.envd_access_token,
         default_user=template.default_user,
         default_workdir=template.default_workdir,
         start_cmd=template.start_cmd,
         interpreter=template.interpreter,
-        limits=record.limits,
-    )
-    return NodeCreate(
-        sandbox_id=record.sandbox_id,
-        template_id=record.template_id,
-        limits=record.limits,
-        guest=guest,
         tier=order.metadata.get(TIER_KEY) or None,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,

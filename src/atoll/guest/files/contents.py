@@ -122,6 +122,7 @@ class Files:
         if not path:
             raise HttpError(400, "the 'path' query parameter is required for application/octet-stream uploads")
         upload = Upload.begin(self._resolve(path, user), user, metadata)
+        upload.expected = _announced(request) if arrivals.is_plain(request) else None
         try:
             async for chunk in chunks:
                 upload.write(chunk)
@@ -170,7 +171,9 @@ class Files:
                 f"you cannot upload multiple files to the same path '{shown(path)}' in one upload request, "
                 "only the first specified file was uploaded",
             )
-        return Upload.begin(path, user, metadata)
+        upload = Upload.begin(path, user, metadata)
+        upload.request_size = _announced(request)
+        return upload
 
     # -- compose ----------------------------------------------------------------------------------------------------
 
@@ -185,11 +188,11 @@ class Files:
         upload = Upload.begin(self._resolve(destination, user), user, {})
         try:
             for path in paths:
-                fd, _ = downloads.open_regular(path)
+                fd, found = downloads.open_regular(path)
                 try:
                     upload.size += await copy_content(fd, upload.fd)
                 except OSError as error:
-                    raise failure(error, f"error composing '{shown(upload.path)}'") from error
+                    raise upload.failure(error, found.st_size) from error
                 finally:
                     os.close(fd)
             info = await upload.commit()
@@ -199,6 +202,12 @@ class Files:
         return Response.json(info)
 
 
+def _announced(request: Request) -> int | None:
+    """Bytes of the body, where the request says it."""
+    length = request.headers.get("content-length")
+    return None if length is None else int(length)
+
+
 def _remove_sources(paths: list[str], destination: str) -> None:
     kept = os.path.realpath(destination)
     for path in dict.fromkeys(paths):
@@ -206,7 +215,7 @@ def _remove_sources(paths: list[str], destination: str) -> None:
             try:
                 os.unlink(path)
             except OSError as error:
-                raise failure(error, f"the file is composed, but '{shown(path)}' cannot be removed") from error
+                raise failure(error, "the file is composed, but this source of it cannot be removed:", path) from error
 
 
 def _compose_order(data: bytes) -> tuple[list[str], str, str | None]:

@@ -41,7 +41,7 @@ def open_regular(path: str) -> tuple[int, os.stat_result]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise HttpError(404, f"path '{shown(path)}' does not exist") from error
     except OSError as error:
-        raise failure(error, f"error checking if path '{shown(path)}' exists") from error
+        raise failure(error, "error looking for", path) from error
     if stat.S_ISDIR(mode):
         raise HttpError(400, f"path '{shown(path)}' is a directory")
     if not stat.S_ISREG(mode):
@@ -49,7 +49,7 @@ def open_regular(path: str) -> tuple[int, os.stat_result]:
     try:
         fd = open_path(path, os.O_RDONLY)
     except OSError as error:
-        raise failure(error, f"error opening file '{shown(path)}'") from error
+        raise failure(error, "error opening file", path) from error
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         os.close(fd)
@@ -87,18 +87,20 @@ def plain(fd: int, found: os.stat_result, path: str, headers: Headers) -> tuple[
             except negotiation.RangeNotSatisfiable as error:
                 raise HttpError(416, str(error), (("content-range", f"bytes */{size}"),)) from error
             if span is not None:
-                return _span(fd, 206, [*common, ("content-range", span.content_range(size))], span)
-    return _span(fd, 200, common, negotiation.Span(0, size))
+                return _span(fd, path, 206, [*common, ("content-range", span.content_range(size))], span)
+    return _span(fd, path, 200, common, negotiation.Span(0, size))
 
 
-def _span(fd: int, status: int, headers: list[tuple[str, str]], span: negotiation.Span) -> tuple[Response, bool]:
+def _span(
+    fd: int, path: str, status: int, headers: list[tuple[str, str]], span: negotiation.Span
+) -> tuple[Response, bool]:
     if span.count > WHOLE:
         return Response(status, headers, FileBody(os.fdopen(fd, "rb", 0), span.offset, span.count)), True
     try:
         # procfs and sysfs announce sizes of 0 or 4096 whatever they hold: believe what can be read.
         data = os.pread(fd, span.count or WHOLE, span.offset)
     except OSError as error:
-        raise failure(error, "error reading file") from error
+        raise failure(error, "error reading file", path) from error
     return Response(status, headers, data), False
 
 

@@ -21,6 +21,7 @@ from atoll.guest.files.copying import TEMPORARY_MOVE, copy_entry
 from atoll.guest.files.entries import CachedNames, Names, describe
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import Place, open_directory, open_place
+from atoll.guest.files.space import FULL, shortage
 from atoll.guest.files.uploads import TEMPORARY
 from atoll.guest.process.users import User
 from atoll.guest.state import GuestState
@@ -59,8 +60,10 @@ _CODES: Mapping[int, Code] = {
 }
 
 
-def failure(error: OSError, what: str) -> ConnectError:
-    """The RPC error for a failed system call; `what` was attempted on which path."""
+def failure(error: OSError, what: str, where: str = "") -> ConnectError:
+    """The RPC error for a failed system call; `what` was attempted on which path, `where` something was to be made."""
+    if error.errno in FULL and where:
+        return ConnectError(Code.FAILED_PRECONDITION, f"{what}: {shortage(error, where)}")
     code = _CODES.get(error.errno or 0, Code.INTERNAL)
     return ConnectError(code, f"{what}: {(error.strerror or str(error)).lower()}")
 
@@ -116,7 +119,8 @@ class Filesystem:
             finally:
                 os.close(target.directory)
         except OSError as error:
-            raise failure(error, f"error renaming '{shown(source)}' to '{shown(destination)}'") from error
+            what = f"error renaming '{shown(source)}' to '{shown(destination)}'"
+            raise failure(error, what, destination) from error
         finally:
             os.close(origin.directory)
         return MoveResponse(entry=self._entry(destination))
@@ -182,7 +186,7 @@ def _ensure(path: str, user: User) -> None:
     except NotADirectoryError as error:
         raise ConnectError(Code.INVALID_ARGUMENT, f"a part of the path is not a directory: {shown(path)}") from error
     except OSError as error:
-        raise failure(error, f"error creating directory '{shown(path)}'") from error
+        raise failure(error, f"error creating directory '{shown(path)}'", path) from error
 
 
 async def _walk(fd: int, path: str, depth: int, names: CachedNames) -> list[EntryInfo]:

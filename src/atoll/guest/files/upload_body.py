@@ -43,10 +43,19 @@ def metadata_of(headers: Headers) -> dict[str, str]:
     return found
 
 
+def _coding(request: Request) -> str:
+    return (request.headers.get("content-encoding") or "").strip().lower()
+
+
+def is_plain(request: Request) -> bool:
+    """Whether the body is sent as it is."""
+    return _coding(request) in ("", "identity")
+
+
 def decoded(request: Request) -> AsyncIterator[bytes]:
     """The body without its Content-Encoding. Raises HttpError for a coding that is not known."""
-    coding = (request.headers.get("content-encoding") or "").strip().lower()
-    if coding in ("", "identity"):
+    coding = _coding(request)
+    if is_plain(request):
         return _arriving(request.body)
     if coding in ("gzip", "x-gzip"):
         return gunzip(_arriving(request.body))

@@ -24,11 +24,12 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from atoll.guest.files import metadata
 from atoll.guest.files.copying import copy_content
 from atoll.guest.files.directories import ensure_directories
-from atoll.guest.files.entries import METADATA_PREFIX
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import Place, exchange, open_path, open_place
+from atoll.guest.files.space import FULL, shortage
 from atoll.guest.process.users import User
 from atoll.http1.server import HttpError
 
@@ -38,15 +39,16 @@ TEMPORARY_NEW = TEMPORARY + "n-"
 TEMPORARY_OLD = TEMPORARY + "o-"
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OVERWRITE = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OVERWRITE = _WRITE | os.O_TRUNC
 _NO_ROOM_FOR_OTHERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EOPNOTSUPP)
 
 
-def failure(error: OSError, what: str) -> HttpError:
+def failure(error: OSError, what: str, path: str) -> HttpError:
     """The HTTP error for a failed system call: 507 for a full disk, the caller's fault where it is one, else 500."""
-    if error.errno in _FULL:
-        return HttpError(507, f"{what}: not enough disk space available")
+    what = f"{what} '{shown(path)}'"
+    if error.errno in FULL:
+        return HttpError(507, f"{what}: {shortage(error, path)}")
     status = {
         errno.ENOENT: 404,
         errno.EACCES: 403,
@@ -75,6 +77,10 @@ class Upload:
     """Empty when the target itself is written."""
     fd: int
     size: int = 0
+    expected: int | None = None
+    """How many bytes the file will have, where the client says so."""
+    request_size: int | None = None
+    """How many bytes the request has that the file is a part of, where the client says so."""
 
     @staticmethod
     def begin(path: str, user: User, metadata: Mapping[str, str]) -> Upload:
@@ -95,7 +101,7 @@ class Upload:
             if directory >= 0:
                 os.close(directory)
             if isinstance(error, OSError):
-                raise failure(error, f"error opening file '{shown(path)}'") from error
+                raise failure(error, "error opening file", path) from error
             raise
         return Upload(path, user, metadata, directory, name, existing, temporary, fd)
 
@@ -106,7 +112,7 @@ class Upload:
             while written < len(data):
                 written += os.write(self.fd, memoryview(data)[written:])
         except OSError as error:
-            raise self._failure(error, "error writing file") from error
+            raise self.failure(error, len(data)) from error
         self.size += len(data)
 
     async def commit(self) -> dict[str, object]:
@@ -115,7 +121,7 @@ class Upload:
             if self._temporary:
                 await self._publish()
         except OSError as error:
-            raise self._failure(error, "error writing file") from error
+            raise self.failure(error) from error
         finally:
             self.abort()
         info: dict[str, object] = {"path": shown(self.path), "name": shown(os.path.basename(self.path)), "type": "file"}
@@ -172,14 +178,16 @@ class Upload:
     def _store_attributes(self) -> None:
         if self._existing is not None:
             self._keep_attributes()
-        for key, value in self._metadata.items():
-            try:
-                os.setxattr(self.fd, METADATA_PREFIX + key, value.encode())
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise
-                reason = (error.strerror or "").lower()
-                raise HttpError(500, f"error storing metadata {key!r} on '{shown(self.path)}': {reason}") from error
+        if not self._metadata:
+            return
+        try:
+            metadata.replace(self.fd, self._metadata)
+        except OSError as error:
+            what = "error storing metadata on"
+            if error.errno in FULL:
+                raise failure(error, what, self.path) from error
+            reason = (error.strerror or "").lower()
+            raise HttpError(500, f"{what} '{shown(self.path)}': {reason}") from error
 
     def _keep_attributes(self) -> None:
         """ACLs and foreign attributes of the file that is replaced; the user's metadata is replaced as a whole."""
@@ -192,32 +200,47 @@ class Upload:
             )
             try:
                 for name in names:
-                    if not name.startswith(METADATA_PREFIX):
+                    if not name.startswith(metadata.PREFIX):
                         with contextlib.suppress(OSError):
                             os.setxattr(self.fd, name, os.getxattr(old, name))
             finally:
                 os.close(old)
 
-    async def _copy_over(self) -> None:
-        target = os.open(self._name, _OVERWRITE, dir_fd=self._directory)
+    def _reserve(self, target: int) -> None:
+        """Room for the new content, before the old is touched: a full disk must not cost what is there."""
+        before = os.fstat(target).st_size
         try:
+            os.posix_fallocate(target, 0, max(self.size, 1))
+        except OSError as error:
+            os.ftruncate(target, before)
+            if error.errno in FULL:
+                raise
+
+    async def _copy_over(self) -> None:
+        target = os.open(self._name, _WRITE, dir_fd=self._directory)
+        try:
+            self._reserve(target)
             await copy_content(self.fd, target)
+            os.ftruncate(target, self.size)
             os.fchown(target, self._user.uid, self._user.gid)
             with contextlib.suppress(OSError):
-                for name in os.listxattr(target):
-                    if name.startswith(METADATA_PREFIX):
-                        os.removexattr(target, name)
-                for key, value in self._metadata.items():
-                    os.setxattr(target, METADATA_PREFIX + key, value.encode())
+                metadata.replace(target, self._metadata)
         finally:
             os.close(target)
 
-    def _failure(self, error: OSError, what: str) -> HttpError:
-        if error.errno in _FULL:
-            return HttpError(
-                507, f"attempted to write {self.size} bytes to '{shown(self.path)}': not enough disk space"
-            )
-        return failure(error, f"{what} '{shown(self.path)}'")
+    def failure(self, error: OSError, more: int = 0) -> HttpError:
+        """The HTTP error for a failed write of `more` bytes, or of what follows the last one."""
+        if error.errno not in FULL:
+            return failure(error, "error writing file", self.path)
+        held = os.fstat(self.fd).st_blocks * 512 if more else 0
+        reason = shortage(error, self.path, self._needed(self.size + more, known=not more), held)
+        return HttpError(507, f"error writing file '{shown(self.path)}': {reason}")
+
+    def _needed(self, size: int, *, known: bool) -> str:
+        if known or self.expected is not None:
+            return f"{max(size, self.expected or 0)} bytes"
+        of = "" if self.request_size is None else f" (of a request of {self.request_size})"
+        return f"at least {size} bytes{of}"
 
 
 def _place_of(path: str, user: User) -> Place:
@@ -231,7 +254,7 @@ def _place_of(path: str, user: User) -> Place:
     except NotADirectoryError as error:
         raise HttpError(400, f"a part of the path is not a directory: {shown(path)}") from error
     except OSError as error:
-        raise failure(error, f"error ensuring directories of '{shown(path)}'") from error
+        raise failure(error, "error ensuring directories of", path) from error
 
 
 def _status(directory: int, name: str) -> os.stat_result | None:

@@ -1,10 +1,12 @@
-"""The recipes that ship with Atoll. Data only."""
+"""The recipes that ship with Atoll, and finding one by name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from atoll.images.recipes.recipe import Recipe
+from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 
 BASE = Recipe(
@@ -66,3 +68,11 @@ BROWSER = Recipe(
 )  # fmt: skip
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})
+
+
+def recipe_named(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:
+    """By its name or one of its other names. Raises TemplateNotFound naming those that exist."""
+    for recipe in recipes.values():
+        if name == recipe.name or name in recipe.names:
+            return recipe
+    raise TemplateNotFound(name, tuple(sorted(recipes)))

@@ -25,7 +25,7 @@ from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import usage as disk_usage
 from atoll.isolation.linux.net import control
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
-from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxStats
@@ -214,9 +214,9 @@ class LinuxSandbox(SandboxHandle):
                 hint="it may use more memory now than the new limit allows, or be frozen",
             ) from error
         self._limits = limits
-        self._record["limits"] = limits_to_json(limits)
-        await self._show_limits()
+        self._record["limits"] = limits.as_json()
         self._records.write_record(self._group.name, self._record)
+        await self._show_limits()
 
     # -- stop and go ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class LinuxSandbox(SandboxHandle):
         """Has its guest show them to its programs; a frozen one does when it goes on. They hold in any case."""
         self._unshown = self._frozen
         if not self._frozen:
-            body = {"limits": limits_to_json(self._limits), "processors": self._record.get("processors", [])}
+            body = {"limits": self._limits.as_json(), "processors": self._record.get("processors", [])}
             with contextlib.suppress(OSError, ValueError, TimeoutError):
                 await control.request(self._state_dir / GUEST_SOCKET, "POST", "/limits", body)
 

@@ -15,7 +15,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
+
+from atoll.runtime.files.untar import Kind, Member, members
 
 CHUNK = 256 * 1024
 PROGRESS_STEP = 1024 * 1024
@@ -124,20 +126,24 @@ def _exactly(file: IO[bytes], size: int) -> Iterator[bytes]:
         yield piece
 
 
-def zip_of_tar(chunks: Iterator[bytes]) -> Path:
+MAX_COPY_BYTES = 32 * 2**30
+MAX_COPY_FILES = 1_000_000
+
+
+class TooMuch(Exception):
+    """What is to be copied is more than was allowed."""
+
+
+def zip_of_tar(chunks: Iterator[bytes], max_bytes: int = MAX_COPY_BYTES) -> Path:
     """A temporary zip file with what the tar stream holds; the caller removes it.
 
-    Names that would leave the archive's root (the sandbox wrote them) are left out. Links are kept as links.
+    The sandbox wrote the stream. Left out: names that would leave the archive's root, links that point out of it, what
+    stands below a link, and a second member of a name. Raises BadArchive, TooMuch.
     """
-    stream: Any = _Reader(chunks)
     with tempfile.NamedTemporaryFile(prefix="atoll-", suffix=".zip", delete=False) as out:
         try:
-            with (
-                tarfile.open(fileobj=stream, mode="r|") as archive,
-                zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as target,
-            ):
-                for member in archive:
-                    _add(archive, member, target)
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as target:
+                _Packer(target, max_bytes).add_all(members(_Reader(chunks).read))
         except BaseException:
             with suppress(OSError):
                 os.unlink(out.name)
@@ -145,42 +151,76 @@ def zip_of_tar(chunks: Iterator[bytes]) -> Path:
     return Path(out.name)
 
 
-def _add(archive: tarfile.TarFile, member: tarfile.TarInfo, target: zipfile.ZipFile) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or str(name) == ".":
-        return
-    info = zipfile.ZipInfo(str(name) + ("/" if member.isdir() else ""))
-    info.compress_type = zipfile.ZIP_DEFLATED
-    if member.isdir():
-        info.external_attr = (stat.S_IFDIR | member.mode) << 16
-        target.writestr(info, b"")
-    elif member.issym():
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-        target.writestr(info, member.linkname)
-    elif (source := archive.extractfile(member)) is not None:
-        info.external_attr = (stat.S_IFREG | member.mode) << 16
-        with target.open(info, "w", force_zip64=True) as file:
-            while piece := source.read(CHUNK):
-                file.write(piece)
+class _Packer:
+    def __init__(self, target: zipfile.ZipFile, max_bytes: int) -> None:
+        self._target = target
+        self._max_bytes = max_bytes
+        self._left = max_bytes
+        self._links: set[PurePosixPath] = set()
+        self._seen: set[PurePosixPath] = set()
+
+    def add_all(self, found: Iterator[Member]) -> None:
+        for number, member in enumerate(found):
+            self._left -= member.size
+            if self._left < 0:
+                raise TooMuch(f"more than {self._max_bytes} bytes")
+            if number >= MAX_COPY_FILES:
+                raise TooMuch(f"more than {MAX_COPY_FILES} files")
+            name = PurePosixPath(member.name)
+            if self._may_stand(name, member):
+                self._seen.add(name)
+                self._add(name, member)
+
+    def _may_stand(self, name: PurePosixPath, member: Member) -> bool:
+        if name.is_absolute() or ".." in name.parts or str(name) == "." or name in self._seen:
+            return False
+        if self._links and not self._links.isdisjoint(name.parents):
+            return False
+        return member.kind is not Kind.LINK or _stays_inside(name, member.target)
+
+    def _add(self, name: PurePosixPath, member: Member) -> None:
+        info = zipfile.ZipInfo(str(name) + ("/" if member.kind is Kind.DIRECTORY else ""))
+        info.compress_type = zipfile.ZIP_DEFLATED
+        if member.kind is Kind.DIRECTORY:
+            info.external_attr = (stat.S_IFDIR | member.mode) << 16
+            self._target.writestr(info, b"")
+        elif member.kind is Kind.LINK:
+            self._links.add(name)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            self._target.writestr(info, member.target)
+        else:
+            info.external_attr = (stat.S_IFREG | member.mode) << 16
+            with self._target.open(info, "w", force_zip64=True) as file:
+                for piece in member.content:
+                    file.write(piece)
+
+
+def _stays_inside(name: PurePosixPath, target: str) -> bool:
+    if not target or target.startswith("/"):
+        return False
+    depth = len(name.parts) - 1
+    for part in PurePosixPath(target).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return True
 
 
 class _Reader:
-    """A stream of chunks as a file that tarfile can read from."""
+    """A stream of chunks as a file that can be read."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._rest = b""
+        self._chunk = memoryview(b"")
 
-    def read(self, size: int = -1) -> bytes:
-        parts, have = [self._rest], len(self._rest)
-        while have < size or size < 0:
-            piece = next(self._chunks, b"")
-            if not piece:
+    def read(self, size: int) -> bytes:
+        """So many bytes, fewer only at the end."""
+        parts: list[memoryview] = []
+        while size:
+            self._chunk = self._chunk or memoryview(next(self._chunks, b""))
+            if not self._chunk:
                 break
+            piece, self._chunk = self._chunk[:size], self._chunk[size:]
             parts.append(piece)
-            have += len(piece)
-        data = b"".join(parts)
-        if size < 0:
-            size = len(data)
-        self._rest = data[size:]
-        return data[:size]
+            size -= len(piece)
+        return b"".join(parts)

@@ -6,11 +6,13 @@ Owns the bytes of the three transports of the Model Context Protocol (2025-06-18
 
 from __future__ import annotations
 
+import codecs
 import json
 import queue
 import shlex
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -26,9 +28,11 @@ MAX_MESSAGE = 64 * 2**20
 """Bytes of one message; a server that sends more is taken for broken."""
 _STDERR_TAIL = 2000
 
+MAX_HELD = 2 * MAX_MESSAGE
+"""Bytes that wait for a reader; whoever sends more waits until some are taken."""
+
 Message = dict[str, Any]
-Inbox = queue.SimpleQueue[Message | str | None]
-"""What a thread has heard: messages, words on what went wrong, and None at the end (which stays)."""
+Heard = Message | str | None
 
 
 class MCPUnreachable(Exception):
@@ -37,6 +41,65 @@ class MCPUnreachable(Exception):
 
 class MCPTimeout(Exception):
     """The server did not answer in time."""
+
+
+class Inbox:
+    """What a thread has heard: messages, words on what went wrong, and None at the end (which stays)."""
+
+    def __init__(self, max_bytes: int = MAX_HELD) -> None:
+        self._max_bytes = max_bytes
+        self._held: deque[tuple[Heard, int]] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, heard: Heard, size: int = 0) -> None:
+        """Waits while there is no room for it, unless it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not size or self._bytes < self._max_bytes)
+            if self._closed and heard is not None:
+                return
+            self._held.append((heard, size))
+            self._bytes += size
+            self._changed.notify_all()
+
+    def get(self, timeout: float) -> Heard:
+        """The oldest. Raises queue.Empty: nothing came within `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._held, timeout):
+                raise queue.Empty
+            heard, size = self._held.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+            return heard
+
+    def close(self) -> None:
+        """Nobody reads any more: what comes is dropped."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Lines:
+    """Cuts text at line feeds, however it was chopped; each character is looked at once."""
+
+    def __init__(self, max_length: int = MAX_MESSAGE) -> None:
+        self._max_length = max_length
+        self._begun: list[str] = []
+        self._length = 0
+
+    def feed(self, text: str) -> Iterator[str]:
+        """The lines that `text` completes, without their ends. Raises MCPUnreachable: one is too long."""
+        *whole, rest = text.split("\n")
+        for line in whole:
+            self._begun.append(line)
+            yield "".join(self._begun).removesuffix("\r")
+            self._begun, self._length = [], 0
+        self._length += len(rest)
+        if self._length > self._max_length:
+            raise MCPUnreachable(f"it sends a line of more than {self._max_length} characters")
+        if rest:
+            self._begun.append(rest)
 
 
 class Transport(Protocol):
@@ -55,7 +118,7 @@ class StdioTransport:
 
     def __init__(self, box: E2BBox, line: str, *, envs: Mapping[str, str], cwd: str) -> None:
         self._sandbox = box.sandbox
-        self._heard: Inbox = queue.SimpleQueue()
+        self._heard = Inbox()
         self._stderr = ""
         try:
             self._handle = self._sandbox.commands.run(
@@ -69,17 +132,13 @@ class StdioTransport:
         threading.Thread(target=self._follow, name="atoll-mcp", daemon=True).start()
 
     def _follow(self) -> None:
-        rest = ""
+        lines = Lines()
         try:
             for out, err, _ in self._handle:
-                self._stderr = (self._stderr + (err or ""))[-_STDERR_TAIL:]
-                lines = (rest + (out or "")).split("\n")
-                rest = lines.pop()
-                if len(rest) > MAX_MESSAGE:
-                    break
-                for text in lines:
+                self._stderr = (self._stderr + (err or "")[-_STDERR_TAIL:])[-_STDERR_TAIL:]
+                for text in lines.feed(out or ""):
                     for message in _messages(text):
-                        self._heard.put(message)
+                        self._heard.put(message, len(text))
             self._handle.wait()
         except CommandExitException as ended:
             self._stderr = self._stderr or f"it ended with exit code {ended.exit_code}"
@@ -106,6 +165,7 @@ class StdioTransport:
         )
 
     def close(self) -> None:
+        self._heard.close()
         with suppress(Exception):
             self._sandbox.commands.kill(self._pid)
 
@@ -157,7 +217,7 @@ class SSETransport:
     def __init__(self, url: str, headers: Mapping[str, str], connect_s: float = 30.0) -> None:
         self._url = url
         self._client = httpx.Client(headers=dict(headers), follow_redirects=False, timeout=30)
-        self._heard: Inbox = queue.SimpleQueue()
+        self._heard = Inbox()
         self._post = ""
         threading.Thread(target=self._follow, name="atoll-mcp", daemon=True).start()
         try:
@@ -187,7 +247,7 @@ class SSETransport:
                         self._heard.put(f"/post {target}")
                     else:
                         for message in _messages(data):
-                            self._heard.put(message)
+                            self._heard.put(message, len(data))
         except Exception as error:
             self._heard.put(f"it cannot be reached: {error}")
         finally:
@@ -202,6 +262,7 @@ class SSETransport:
         yield from _until_answer(self._heard, message, timeout_s, lambda: f"{self._url} ended the connection")
 
     def close(self) -> None:
+        self._heard.close()
         self._client.close()
 
 
@@ -263,11 +324,17 @@ def _limited(answer: httpx.Response) -> Iterator[bytes]:
         yield piece
 
 
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    lines, decoder = Lines(), codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in answer.iter_bytes():
+        yield from lines.feed(decoder.decode(piece))
+
+
 def _events(answer: httpx.Response) -> Iterator[tuple[str, str]]:
     """(kind, data) of a stream of server-sent events."""
     kind, size = "message", 0
     data: list[str] = []
-    for line in answer.iter_lines():
+    for line in _lines(answer):
         size += len(line)
         if size > MAX_MESSAGE:
             raise MCPUnreachable(f"an event is longer than {MAX_MESSAGE} bytes")

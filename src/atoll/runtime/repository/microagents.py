@@ -1,8 +1,8 @@
 """Micro-agents: instructions in Markdown that a repository keeps for its agents, read from a directory tree.
 
 Owns the files' format: an optional head of `key: value` lines between `---`, then text. Which kind one is follows from
-its head: inputs make a task, triggers make knowledge, neither makes instructions that always apply. The head is read as
-the small part of YAML that these files use, so that no YAML library is needed; what it cannot read is refused by name.
+its head: inputs make a task, triggers make knowledge, neither makes instructions that always apply. The head is YAML,
+all of it text but booleans and null; no tags, no anchors, and of a size that an author would write.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
+import yaml
+
+MAX_HEAD = 16 * 1024
+"""Characters in a head."""
+MAX_BRACKETS = 64
+"""Opening ones: the parser looks at each open one again for every token."""
 MAX_FILE_BYTES = 1024 * 1024
 MAX_FILES = 500
 LEGACY = ".openhands_instructions"
@@ -95,66 +101,52 @@ def variables(content: str) -> list[str]:
 
 def split_head(text: str, path: str = "the file") -> tuple[dict[str, Any], str]:
     """(head, text after it). Raises MicroagentError."""
-    found = _HEAD.match(text)
+    found = _HEAD.match(text[:MAX_HEAD])
     if found is None:
+        if text.startswith("---\n") and "\n---\n" in text[MAX_HEAD:]:
+            raise MicroagentError(f"{path}: its head is longer than {MAX_HEAD} characters")
         return {}, text.strip()
     return parse_head(found[1], path), text[found.end() :].strip()
 
 
+class _HeadLoader(yaml.BaseLoader):  # type: ignore[misc]  # published without type information
+    """Scalars stay text; an alias, which can stand for any amount of it, is refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="an alias is not taken here", problem_mark=mark)
+        found: yaml.Node | None = super().compose_node(parent, index)
+        return found
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        text: str = super().construct_scalar(node)
+        if node.style is not None:
+            return text
+        return _WORDS.get(text.lower(), text)
+
+
+_WORDS = {"true": True, "false": False, "": None, "null": None, "~": None}
+
+
 def parse_head(text: str, path: str = "the file") -> dict[str, Any]:
-    """Keys with scalars, lists of scalars, and lists of mappings of scalars. Raises MicroagentError."""
-    head: dict[str, Any] = {}
-    key = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        indented, item = line[:1] in (" ", "\t", "-"), line.strip()
-        if not indented:
-            key, colon, value = item.partition(":")
-            key = key.strip()
-            if not colon or not key or (value and not value[0].isspace()):
-                raise MicroagentError(f"{path}: line {number} of its head is not `key: value`: {line!r}")
-            head[key] = _value(value.strip())
-            continue
-        if head.get(key) is None and key:
-            head[key] = []
-        items = head.get(key)
-        if not isinstance(items, list):
-            raise MicroagentError(f"{path}: line {number} of its head belongs to no list: {line!r}")
-        _add(items, item, path, number)
-    return head
-
-
-def _add(items: list[Any], item: str, path: str, number: int) -> None:
-    body = item[1:].strip() if item == "-" or item.startswith("- ") else None
-    pair = re.fullmatch(r"([\w-]+):(?:\s++(.*))?", item if body is None else body)
-    if body is not None:
-        items.append({pair[1]: _value(pair[2] or "")} if pair is not None else _value(body))
-    elif pair is not None and items and isinstance(items[-1], dict):
-        items[-1][pair[1]] = _value(pair[2] or "")
-    else:
-        raise MicroagentError(f"{path}: line {number} of its head cannot be read: {item!r}")
-
-
-def _value(text: str) -> Any:
-    if text[:1] in ('"', "'") and text[-1:] == text[:1] and len(text) > 1:
-        return text[1:-1]
-    text = _without_comment(text)
-    if text.startswith("[") and text.endswith("]"):
-        return [_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
-    if text.lower() in ("", "null", "~"):
-        return None
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _without_comment(text: str) -> str:
-    """What stands before a `#` that a blank precedes."""
-    at = text.find("#")
-    while at >= 0:
-        if text[at - 1 : at].isspace():
-            return text[:at].rstrip()
-        at = text.find("#", at + 1)
-    return text
+    """A mapping of text, lists and mappings. Raises MicroagentError."""
+    if len(text) > MAX_HEAD:
+        raise MicroagentError(f"{path}: its head is longer than {MAX_HEAD} characters")
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise MicroagentError(f"{path}: its head has more than {MAX_BRACKETS} brackets")
+    try:
+        head = yaml.load(text, _HeadLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        raise MicroagentError(f"{path}: line {line} of its head cannot be read: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        raise MicroagentError(f"{path}: its head cannot be read, from line 1 on: {type(error).__name__}") from error
+    if head is None:
+        return {}
+    if not isinstance(head, dict):
+        raise MicroagentError(f"{path}: line 1 of its head is not `key: value`")
+    return {str(key): value for key, value in head.items()}
 
 
 def _list(metadata: Mapping[str, Any], key: str, path: str) -> list[Any]:

@@ -17,11 +17,13 @@ from urllib.parse import quote
 
 from atoll.runtime.errors import AgentRuntimeError
 from atoll.runtime.events.actions import CmdRunAction, FileReadAction, FileWriteAction
-from atoll.runtime.events.base import Action, EventSource, Observation
+from atoll.runtime.events.base import Action, Event, EventSource, Observation
 from atoll.runtime.events.observations import CmdOutputObservation, FileReadObservation
 from atoll.runtime.repository.microagents import LEGACY, MAX_FILE_BYTES, MAX_FILES, Microagent, load, load_all
 
 SETUP_SCRIPT = ".openhands/setup.sh"
+SETUP_COMMAND = f"chmod +x {SETUP_SCRIPT} && source {SETUP_SCRIPT}"
+"""OpenHands' own words, by which either side knows it in a log."""
 SETUP_TIMEOUT_S = 600.0
 PRE_COMMIT = ".openhands/pre-commit.sh"
 HOOK_MARK = "This hook was installed by OpenHands"
@@ -108,12 +110,12 @@ class ActsOnSandbox(Protocol):
 
 
 class Repository:
-    """The repository work of one runtime. `tell` is called before an action that belongs into the event log."""
+    """The repository work of one runtime. `tell` is called with what belongs into the event log."""
 
     def __init__(
         self,
         runtime: ActsOnSandbox,
-        tell: Callable[[Action, EventSource], None],
+        tell: Callable[[Event, EventSource], None],
         log: logging.Logger,
     ) -> None:
         self._runtime = runtime
@@ -136,14 +138,14 @@ class Repository:
         self._must(f"cd {where} && git checkout {chosen}", "git checkout")
 
     def run_setup_script(self) -> Observation | None:
-        """Sources the repository's set-up script in the agent's shell; None if there is none."""
+        """Sources the repository's set-up script in the agent's shell, once; None if there is none."""
         if self._read(SETUP_SCRIPT) is None:
             return None
-        action = CmdRunAction(
-            f"chmod +x {SETUP_SCRIPT} && source {SETUP_SCRIPT}", blocking=True, hidden=True, timeout=SETUP_TIMEOUT_S
-        )
+        action = CmdRunAction(SETUP_COMMAND, blocking=True, hidden=True, timeout=SETUP_TIMEOUT_S)
         self._tell(action, EventSource.ENVIRONMENT)
-        return self._runtime.run_action(action)
+        observation = self._runtime.run_action(action)
+        self._tell(observation, EventSource.ENVIRONMENT)
+        return observation
 
     def has_hook_script(self) -> bool:
         return self._read(PRE_COMMIT) is not None
@@ -248,6 +250,12 @@ class Repository:
         if not isinstance(found, CmdOutputObservation) or found.exit_code != 0:
             said = found.content.strip()
             raise AgentRuntimeError(f"{what} failed: {said.replace(secret, '…') if secret else said}")
+
+
+def is_setup(event: Any) -> bool:
+    """Whether an event of a log, ours or OpenHands', is the set-up script's action. It is run by who put it there."""
+    by_environment = getattr(event.source, "value", event.source) == EventSource.ENVIRONMENT.value
+    return by_environment and getattr(event, "command", None) == SETUP_COMMAND
 
 
 def parse_changes(text: str) -> list[dict[str, str]]:

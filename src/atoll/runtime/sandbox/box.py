@@ -32,7 +32,8 @@ from e2b_code_interpreter import Sandbox
 
 from atoll.runtime.config import SandboxConfig
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError, lost_sandbox_raises
-from atoll.runtime.files.tree import PACK, UNPACK, tar_size, tar_stream, told, zip_of_tar
+from atoll.runtime.files.tree import MAX_COPY_BYTES, PACK, UNPACK, TooMuch, tar_size, tar_stream, told, zip_of_tar
+from atoll.runtime.files.untar import BadArchive
 from atoll.runtime.options import (
     DEFAULT_TEMPLATE,
     JUPYTER_TEMPLATE,
@@ -240,10 +241,11 @@ class E2BBox:
         if done.exit_code != 0:
             raise AgentRuntimeError(f"copying {source} to {sandbox_dest} failed in the sandbox: {done.output.strip()}")
 
-    def copy_from(self, path: str) -> Path:
+    def copy_from(self, path: str, max_bytes: int = MAX_COPY_BYTES) -> Path:
         """A temporary zip file on the host with a file, or with what is in a directory; the caller removes it.
 
-        Raises FileNotFoundError, ValueError (not an absolute path), AgentRuntimeError.
+        `max_bytes`: the most that all files together may have. Raises FileNotFoundError, ValueError (not an absolute
+        path), AgentRuntimeError (also for more than that, or where the sandbox sends no honest archive).
         """
         if not PurePosixPath(path).is_absolute():
             raise ValueError(f"the path is an absolute path in the sandbox, not {path!r}")
@@ -255,7 +257,11 @@ class E2BBox:
             raise AgentRuntimeError(f"packing {path} failed in the sandbox: {done.output.strip()}")
         try:
             with lost_sandbox_raises():
-                return zip_of_tar(self._chunks(archive))
+                return zip_of_tar(self._chunks(archive), max_bytes)
+        except BadArchive as error:
+            raise AgentRuntimeError(f"what the sandbox sent of {path} is no archive of files: {error}") from error
+        except TooMuch as error:
+            raise AgentRuntimeError(f"{path} is too much to copy: {error}", hint="copy parts of it") from error
         finally:
             self.execute(f"rm -f -- {shlex.quote(archive)}", user="root")
 
