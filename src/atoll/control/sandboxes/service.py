@@ -26,7 +26,7 @@ from atoll.control.events.webhooks import EventService
 from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.listing import ListQuery, Page, select_page
-from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, check_timeout
+from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order, check_timeout
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import decide
 from atoll.control.sandboxes.sizing import limits_for
@@ -220,7 +220,6 @@ class SandboxService:
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
             network=order.network,
-            auto_pause=order.auto_pause,
         )
 
     # Look
@@ -514,10 +513,6 @@ def plain_id(text: str) -> str | None:
 def _check_same_request(key: str, digest: str, order: CreateOrder) -> None:
     if digest != order.request_digest:
         raise Conflict(f"the idempotency key {key!r} was used for a different request", hint="take a new key")
-
-
-TIER_KEY = "atoll.tier"
-"""Metadata by which a create call asks for an isolation tier."""
 
 
 def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> SandboxSpec:
