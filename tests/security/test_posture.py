@@ -12,7 +12,7 @@ import pytest
 from atoll.isolation.base import BackendConfig
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.registry import load
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
 from support.host import requires
 
@@ -64,8 +64,7 @@ async def sandbox(templates_dir: Path, tmp_path: Path) -> AsyncIterator[Namespac
     await backend.start()
     try:
         limits = Limits(cpu_count=1, memory_mib=256, pids=100)
-        guest = GuestConfig("posture", "base", "box", limits=limits, access_token=None)
-        handle = await backend.create(SandboxSpec("posture", layers, state_dir, limits, guest))
+        handle = await backend.create(SandboxSpec("posture", "base", limits), SandboxPaths(layers, state_dir))
         assert isinstance(handle, NamespacesHandle)
         try:
             yield handle

@@ -40,7 +40,7 @@ from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
 from atoll.guest.watch.service import Watch
 from atoll.http1.server import Handler, Request, Response
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, SandboxSpec
 from atoll.wire.envd.connect import Service
 from atoll.wire.envd.filesystem import SERVICE as FILESYSTEM
 
@@ -56,14 +56,14 @@ start_programs_in = spawn.start_programs_in
 """For a tier that has a thread for it, before `main`."""
 
 
-def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
+def main(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
     """Serves until the sandbox ends. Never returns."""
     status = 1
     try:
         prepare_process()
         gc.freeze()
         with _runner as runner:
-            runner.run(serve(listener, config))
+            runner.run(serve(listener, spec))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -91,13 +91,13 @@ def warm_up() -> None:
     warmup.exercise(build_servers)
 
 
-async def serve(listener: socket.socket, config: GuestConfig, users: Users | None = None) -> None:
+async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None = None) -> None:
     """Everything, on the running loop, until it is cancelled."""
     loop = asyncio.get_running_loop()
-    state = GuestState(config, users or Users())
+    state = GuestState(spec, users or Users())
     sys.stderr = Tee(state.log, sys.stderr)
-    if config.ca_certificate is not None:
-        trust.install(config.ca_certificate, state.env_vars)
+    if spec.ca_certificate is not None:
+        trust.install(spec.ca_certificate, state.env_vars)
     reaper = Reaper(loop)
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()
@@ -145,7 +145,7 @@ def _envd(guest: Guest) -> Router:
 
 
 def _interpreter(guest: Guest) -> Handler:
-    if guest.state.config.interpreter:
+    if guest.state.spec.interpreter:
         interpreter = Interpreter(guest.state, guest.reaper)
         interpreter.start()
         return interpreter.handle

@@ -26,7 +26,7 @@ class Metrics:
 
     def read(self) -> dict[str, Any]:
         """One reading. Never raises: what cannot be read is 0."""
-        limits = self._state.config.limits
+        limits = self._state.spec.limits
         total = limits.memory_mib * _MIB
         used, cache = _memory()
         used = min(used, total)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from atoll.model.errors import InvalidRequest
@@ -83,7 +82,7 @@ class NetworkPolicy:
     allow_out: tuple[str, ...] = ()
     deny_out: tuple[str, ...] = ()
     dns_servers: tuple[str, ...] | None = None
-    rules: Rules = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    rules: Rules = field(default_factory=dict, repr=False)
 
     @staticmethod
     def checked(
@@ -100,7 +99,7 @@ class NetworkPolicy:
             tuple(allow_out),
             tuple(deny_out),
             tuple(dns_servers) if dns_servers is not None else None,
-            MappingProxyType({canonical_name(host): tuple(sets) for host, sets in (rules or {}).items()}),
+            {canonical_name(host): tuple(sets) for host, sets in (rules or {}).items()},
         )
         _check_targets(policy)
         _check_dns_servers(policy.dns_servers or ())
@@ -128,7 +127,7 @@ class NetworkPolicy:
             tuple(value["allow_out"]),
             tuple(value["deny_out"]),
             tuple(servers) if servers is not None else None,
-            MappingProxyType({host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()}),
+            {host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()},
         )
 
 

@@ -13,31 +13,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, GuestConfig, Limits, OomKill, SandboxStats
+from atoll.model.sandbox import EndReason, OomKill, SandboxSpec, SandboxStats
 from atoll.model.template import Template
-
-
-@dataclass(frozen=True, slots=True)
-class NodeCreate:
-    """What control asks a node to start. Values only: a node may be another machine."""
-
-    sandbox_id: str
-    template_id: str
-    limits: Limits
-    guest: GuestConfig
-    tier: str | None = None
-    """A tier asked for by name, or None for the node's own choice."""
-    traffic_access_token: str | None = field(default=None, repr=False)
-    """What traffic to user ports must carry (`Route.traffic_access_token`); None: public."""
-    mask_request_host: str | None = None
-    """`Route.mask_request_host`."""
-    network: NetworkPolicy = field(default_factory=NetworkPolicy)
-    """What it may reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +27,7 @@ class NodeSandbox:
 
     sandbox_id: str
     tier: str
-    steps_ms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    steps_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 class NodeClient(Protocol):
@@ -55,7 +36,7 @@ class NodeClient(Protocol):
     @property
     def node_id(self) -> str: ...
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
         """Starts a sandbox; returns when its guest's socket accepts. A cancelled one goes on until `kill` ends it.
 
         Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
@@ -64,10 +45,6 @@ class NodeClient(Protocol):
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
-        ...
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """Raises SandboxGone."""
         ...
 
     async def stats(self, sandbox_id: str) -> SandboxStats:

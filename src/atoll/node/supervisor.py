@@ -43,8 +43,8 @@ from atoll.model.errors import (
 )
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
+from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeEvents, NodeSandbox, Route
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
@@ -281,7 +281,7 @@ class Supervisor:
     def node_id(self) -> str:
         return self._node_id
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
         """See NodeClient.create."""
         began = time.monotonic()
         if self._stopping:
@@ -291,18 +291,12 @@ class Supervisor:
         template = self._template(request.template_id)
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
-        spec = SandboxSpec(
-            sandbox_id=request.sandbox_id,
-            lower_dirs=template.layers,
-            state_dir=state_dir,
-            limits=request.limits,
-            guest=self._trusting(request),
-        )
+        spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
         record = NodeRecord(
             sandbox_id=request.sandbox_id,
             tier=backend.name,
             template_id=template.template_id,
-            envd_access_token=request.guest.access_token,
+            envd_access_token=request.access_token,
             traffic_access_token=request.traffic_access_token,
             mask_request_host=request.mask_request_host,
             network=request.network,
@@ -311,7 +305,7 @@ class Supervisor:
         live = _Live(driver, backend.name)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(
-            self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
+            self._see_through(live, driver.create(backend, spec, paths, record)), name=f"sandbox {request.sandbox_id}"
         )
         handle = await asyncio.shield(driver.started)
         try:
@@ -337,10 +331,6 @@ class Supervisor:
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """See NodeClient.update_limits."""
-        await self._running(sandbox_id).driver.update(limits)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
@@ -432,11 +422,9 @@ class Supervisor:
         self._recent_templates = fresh | {name: (now, template)}
         return template
 
-    def _trusting(self, request: NodeCreate) -> GuestConfig:
+    def _trusting(self, spec: SandboxSpec) -> SandboxSpec:
         """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        if not request.network.rules:
-            return request.guest
-        return replace(request.guest, ca_certificate=self._interception.authority.pem)
+        return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
 
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)

@@ -24,7 +24,7 @@ from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import usage as disk_usage
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
-from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxStats
@@ -211,7 +211,7 @@ class LinuxSandbox(SandboxHandle):
                 hint="it may use more memory now than the new limit allows, or be frozen",
             ) from error
         self._limits = limits
-        self._record["limits"] = limits_to_json(limits)
+        self._record["limits"] = limits.as_json()
         self._records.write_record(self._group.name, self._record)
 
     # -- stop and go ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from atoll.isolation.linux.disk import mounts
@@ -37,10 +37,9 @@ from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spawn_thread import SpawnThread
-from atoll.isolation.namespaces.spec_codec import guest_from_json
-from atoll.model.sandbox import GuestConfig
+from atoll.model.sandbox import SandboxSpec
 
-GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
+GuestMain = Callable[[socket.socket, SandboxSpec], NoReturn]
 
 _STAGES = ("/mnt", "/srv", "/opt", "/usr")
 """Where a scratch file system may hide the host's directory: any that exists, in this mount namespace only."""
@@ -88,26 +87,26 @@ class SandboxInit:
             handed_over = self._egress if self._rootless else ()
             messages.send(self._control, {"op": "parked", "egress": self._egress}, handed_over)
             body, descriptors = self._told()
-            if body["op"] == "boot":
+            if booted := body["op"] == "boot":
                 self._enter(descriptors.pop(), body["memory_mib"])
                 self._prewarm()
                 messages.send(self._control, {"op": "booted"})
-                body, descriptors = self._told()
-                self._reach("go")
-            else:
-                self._reach("go")
-                self._enter(descriptors.pop(0), body["limits"]["memory_mib"])
+                _, descriptors = self._told()
+            self._reach("go")
+            self._step = "what was asked for"
+            spec = SandboxSpec.from_json(messages.unseal(descriptors.pop()))
+            if not booted:
+                self._enter(descriptors.pop(0), spec.limits.memory_mib)
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
-            listener, log = descriptors
-            config = guest_from_json(body["guest"])
-            self._apply_identity(config, body["limits"], log)
+            log, listener = descriptors
+            self._apply_identity(spec, log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
             with contextlib.suppress(OSError):
                 messages.send(self._control, {"op": "failed", "error": f"{self._step}: {error}"})
             os._exit(1)
-        self._become_guest(listener, config)
+        self._become_guest(listener, spec)
 
     def _told(self) -> tuple[dict[str, Any], list[int]]:
         body, descriptors = messages.receive(self._control)
@@ -258,13 +257,13 @@ class SandboxInit:
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
-    def _apply_identity(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
+    def _apply_identity(self, spec: SandboxSpec, log: int) -> None:
         """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
         self._step = "host name"
-        socket.sethostname(config.hostname)
+        socket.sethostname(spec.sandbox_id)
         self._step = "/etc and /run of the sandbox"
-        write_etc(config.hostname)
-        write_identity(config.sandbox_id, config.template_id)
+        write_etc(spec.sandbox_id)
+        write_identity(spec.sandbox_id, spec.template_id)
         self._step = "descriptors"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -272,7 +271,7 @@ class SandboxInit:
         os.close(null)
         os.close(log)
         self._step = "limits"
-        set_resource_limits(limits["pids"])
+        set_resource_limits(spec.limits.pids)
         self._step = "capabilities"
         caps.limit_own(posture.KEPT_CAPABILITIES)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -284,13 +283,13 @@ class SandboxInit:
         shared = mounts.new("tmpfs", options, attributes=mounts.NOSUID | mounts.NODEV)
         mounts.attach_and_close(shared, stage, "dev/shm")
 
-    def _become_guest(self, listener_descriptor: int, config: GuestConfig) -> NoReturn:
+    def _become_guest(self, listener_descriptor: int, spec: SandboxSpec) -> NoReturn:
         self._control.close()
         # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
         if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
             start_programs_in(self._starter.run)
         try:
-            self._guest(socket.socket(fileno=listener_descriptor), config)
+            self._guest(socket.socket(fileno=listener_descriptor), spec)
         finally:
             os._exit(1)  # whatever a guest does: never back into the zygote's loop, of which this is a fork
 

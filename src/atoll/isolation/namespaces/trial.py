@@ -22,8 +22,7 @@ from atoll.isolation.linux.sys.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import SandboxInit
 from atoll.isolation.namespaces.root import build_root
-from atoll.isolation.namespaces.spec_codec import spec_to_json
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import SandboxSpec
 
 _Row = tuple[str, str, str, str]
 
@@ -42,7 +41,7 @@ def main(near: str, rootless: str) -> None:
     print(json.dumps(rows))
 
 
-def _guest(listener: socket.socket, config: GuestConfig) -> NoReturn:
+def _guest(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
     os._exit(0)
 
 
@@ -108,12 +107,9 @@ def _expect(line: socket.socket, wanted: str) -> dict[str, Any]:
 
 
 def _go(line: socket.socket, place: Path, mount: int) -> None:
-    config = GuestConfig("trial", "trial", "trial")
-    spec = spec_to_json(SandboxSpec("trial", (), place, Limits(), config))
+    spec = messages.seal(SandboxSpec("trial", "trial").as_json())
     log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with socket.socket(socket.AF_UNIX) as listener:
-        messages.send(
-            line, {"op": "go", "guest": spec["guest"], "limits": spec["limits"]}, [mount, listener.fileno(), log]
-        )
-    os.close(mount)
-    os.close(log)
+        messages.send(line, {"op": "go"}, [mount, log, listener.fileno(), spec])
+    for descriptor in (mount, log, spec):
+        os.close(descriptor)

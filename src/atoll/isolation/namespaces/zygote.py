@@ -41,7 +41,7 @@ from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import GuestMain, SandboxInit
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.root import PoolKey, PreparedRoot, build_root
-from atoll.isolation.namespaces.spec_codec import limits_from_json
+from atoll.model.sandbox import Limits
 
 _UNFINISHED_AT_ONCE = 2 + len(os.sched_getaffinity(0))
 """A few more than can run, for those that wait for the kernel. Twelve on two cores cost a fifth more processor time
@@ -77,18 +77,21 @@ _COMING = frozenset({_State.PREPARING, _State.BOOTING})
 class _Request:
     """One create of the server."""
 
-    def __init__(self, number: int, spec: dict[str, Any], listener: int) -> None:
-        self.number = number
-        self.spec = spec
-        self.listener = listener
+    def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int) -> None:
+        self.number: int = body["id"]
+        self.sandbox_id: str = body["sandbox_id"]
+        self.lower_dirs: list[str] = body["lower_dirs"]
+        self.state_dir: str = body["state_dir"]
+        self.limits = Limits.from_json(body["limits"])
+        self.handed_on = [listener, sealed_spec]
+        """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
         self.wanted: PoolKey | None = None
         self.tried_again = False
         self.stages: dict[str, float] = {"received": time.monotonic()}
 
     def close(self) -> None:
-        if self.listener >= 0:
-            os.close(self.listener)
-            self.listener = -1
+        while self.handed_on:
+            os.close(self.handed_on.pop())
 
 
 class _Child:
@@ -284,8 +287,8 @@ class Zygote:
             raise _ServerGone
         self._quiet_since = time.monotonic()
         if body["op"] == "create":
-            request = _Request(body["id"], body["spec"], descriptors[0])
-            with contextlib.suppress(OSError, KeyError, TypeError):  # `_start` says what is wrong
+            request = _Request(body, *descriptors)
+            with contextlib.suppress(OSError):  # `_start` says what is wrong
                 request.wanted = self._wanted(request)
                 self._asked.append(request.wanted)
             self._waiting.append(request)
@@ -337,8 +340,8 @@ class Zygote:
         return None
 
     def _wanted(self, request: _Request) -> PoolKey:
-        limits = limits_from_json(request.spec["limits"])
-        return PoolKey.of(request.spec["lower_dirs"], None if self._no_disk else limits.disk_mib, limits)
+        size_mib = None if self._no_disk else request.limits.disk_mib
+        return PoolKey.of(request.lower_dirs, size_mib, request.limits)
 
     def _unfinished(self) -> int:
         return sum(child.request is not None for child in self._young)
@@ -398,24 +401,22 @@ class Zygote:
         descriptors: list[int] = []
         request.stages["taken"] = time.monotonic()
         try:
-            state_dir = Path(request.spec["state_dir"])
+            state_dir = Path(request.state_dir)
             if child.root is not None:
                 child.root.move(state_dir)
                 self._spent.append(child.root)
                 child.root = None
             else:
-                child.group.limit(limits_from_json(request.spec["limits"]))
-                descriptors.append(self._root(child, request.spec, state_dir))
-            descriptors.append(request.listener)
+                child.group.limit(request.limits)
+                descriptors.append(self._root(child, request, state_dir))
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
             # Known to the next server before the sandbox can run, whatever happens to this one.
             self._layout.write_record(child.group.name, self._record(child, request))
-            body = {"op": "go", "guest": request.spec["guest"], "limits": request.spec["limits"]}
-            messages.send(child.control, body, descriptors)
+            messages.send(child.control, {"op": "go"}, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
@@ -424,17 +425,16 @@ class Zygote:
             self._refuse(request, str(error))
         finally:
             for descriptor in descriptors:
-                if descriptor != request.listener:
-                    os.close(descriptor)
+                os.close(descriptor)
             request.close()
 
-    def _root(self, child: _Child, spec: dict[str, Any], state_dir: Path) -> int:
+    def _root(self, child: _Child, request: _Request, state_dir: Path) -> int:
         """A root made on the spot."""
         disk = None
         if not self._no_disk:
-            disk = self._disk(spec["limits"]["disk_mib"])
+            disk = self._disk(request.limits.disk_mib)
             disk.move(state_dir)
-        return build_root(child.pid, child.id_base, spec["lower_dirs"], state_dir, disk)
+        return build_root(child.pid, child.id_base, request.lower_dirs, state_dir, disk)
 
     def _store_disk(self, disk: Disk) -> None:
         """Keeps it, unless there are enough: a burst must not leave its peak behind, nor a size that was used once."""
@@ -458,16 +458,16 @@ class Zygote:
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
             "version": 1,
-            "sandbox_id": request.spec["sandbox_id"],
+            "sandbox_id": request.sandbox_id,
             "pid": child.pid,
             "started_ticks": child.started_ticks,
             "boot_id": self._boot_id,
             "group": child.group.name,
             "id_base": child.id_base,
-            "state_dir": request.spec["state_dir"],
-            "limits": request.spec["limits"],
+            "state_dir": request.state_dir,
+            "limits": request.limits.as_json(),
             "egress": child.egress,
-            "disk_mib": None if self._no_disk else request.spec["limits"]["disk_mib"],
+            "disk_mib": None if self._no_disk else request.limits.disk_mib,
         }
 
     # -- the children --------------------------------------------------------------------------------------------------
