@@ -1,5 +1,5 @@
 # type: ignore
-"""LangChain's standard suite for sandboxes (langchain-tests), for langchain-e2b's synchronous and asynchronous class."""
+"""LangChain's standard suite for sandboxes (langchain-tests), for both classes of langchain-e2b."""
 
 import asyncio
 

@@ -34,7 +34,7 @@ async def main() -> dict:
         found["moved"] = (await session.exec("cat", "moved.txt", shell=False)).stdout.decode()
         started = await session.pty_exec_start("read line; echo got $line; exit 5", tty=True, yield_time_s=1.0)
         answered = await session.pty_write_stdin(session_id=started.process_id, chars="word\n", yield_time_s=2.0)
-        found["pty"] = [answered.output.decode(), answered.exit_code]
+        found["pty"] = answered.output.decode()
         endpoint = await session.resolve_exposed_port(8000)
         found["port"] = endpoint.host
         found["running"] = await session.running()
