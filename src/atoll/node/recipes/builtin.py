@@ -30,19 +30,35 @@ BASE = Recipe(
 
 CODE_INTERPRETER = Recipe(
     name="code-interpreter-v1",
-    summary="base with a Jupyter kernel, numpy, pandas, matplotlib and scikit-learn",
+    summary="base with Jupyter kernels, compilers and the libraries of data science, language, images and sound",
     script="code-interpreter-v1.sh",
     parent="base",
     names=("code-interpreter",),
+    apt_packages=(
+        # what `pip install` and `npm install` compile with where there is no binary
+        "gcc", "g++", "make", "libc6-dev", "python3-dev", "pkg-config",
+        # labels in Chinese, Japanese and Korean: one font of 5 MB has them all
+        "fonts-wqy-microhei",
+    ),
     pip_packages=(
         # the kernels: Python, shell, JavaScript and TypeScript
         "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",
+        # what plotly and altair need to show a figure in a notebook, and code that runs a loop inside the kernel's
+        "nbformat", "nest_asyncio",
         # matplotlib figures as data, by the makers of the SDK that reads it
         "e2b-charts>=1.0,<2",
-        # what the platform promises
-        "numpy", "pandas", "matplotlib", "scikit-learn",
-        # what people import next
-        "pillow", "requests", "sympy", "openpyxl", "pypdf", "plotly", "seaborn", "beautifulsoup4",
+        # tables and numbers
+        "numpy", "pandas", "scipy", "scikit-learn", "xarray", "numba", "sympy", "jinja2", "orjson", "pytz", "joblib",
+        # charts
+        "matplotlib", "seaborn", "plotly", "kaleido", "bokeh", "altair",
+        # pictures and sound; OpenCV without its windows, which need a display and its libraries
+        "pillow", "imageio", "scikit-image", "opencv-python-headless<5", "librosa", "soundfile",
+        # language
+        "nltk", "spacy", "gensim", "textblob",
+        # documents and the web
+        "openpyxl", "xlrd", "python-docx", "pypdf", "beautifulsoup4", "lxml", "requests", "aiohttp",
+        # what agents check their work with
+        "pytest",
     ),
     env_vars=MappingProxyType({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
     interpreter=True,
