@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -89,11 +90,6 @@ def text_of(lines: list[dict[str, Any]]) -> str:
 
 def count_of(lines: list[dict[str, Any]]) -> int:
     return next(line["execution_count"] for line in lines if line["type"] == "number_of_executions")
-
-
-async def wait_until_gone(pid: int) -> None:
-    while alive([pid]):
-        await asyncio.sleep(0.01)
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -184,8 +180,10 @@ async def test_a_kernel_that_dies_says_so_and_the_next_cell_has_a_fresh_one(clie
 
 async def test_the_first_cell_of_a_fresh_kernel_is_told_what_became_of_the_old_one(client: httpx.AsyncClient) -> None:
     pid = int(text_of(await execute(client, "pid")))
+    watched = os.pidfd_open(pid)
     os.kill(pid, 9)
-    await wait_until_gone(pid)
+    await asyncio.to_thread(select.select, [watched], [], [])
+    os.close(watched)
     lines = await execute(client, "echo alive")
     (note,) = [line["text"] for line in lines if line["type"] == "stderr"]
     assert "SIGKILL" in note
