@@ -36,7 +36,7 @@ def test_a_cell_after_the_death_is_told_once_that_the_variables_are_lost(interpr
     killed_between_cells(interpreter)
     first = interpreter.run_code("'kept' in globals()")
     assert first.text == "False"
-    assert "variables are lost" in "".join(first.logs.stderr)
+    assert "variables of earlier cells are lost" in "".join(first.logs.stderr)
     assert interpreter.run_code("1").logs.stderr == []
 
 

@@ -99,4 +99,4 @@ def test_a_kernel_that_ended_has_all_of_it_again(js: Run) -> None:
     assert js("globalThis.kept = 1; process.exit(3)").error.name == "KernelDied"
     again = js("typeof kept + ' ' + typeof require")
     assert value(again) == "undefined function"
-    assert "variables are lost" in "".join(again.logs.stderr)
+    assert "variables of earlier cells are lost" in "".join(again.logs.stderr)

@@ -51,6 +51,12 @@ def test_what_is_no_json_or_too_large_is_text_alone(run: Run, code: str) -> None
     assert result.text
 
 
+def test_half_characters_and_very_long_numbers_do_not_lose_the_result(run: Run) -> None:
+    assert only(run("['\\ud800']")).json == ["?"]
+    assert only(run("[2 ** 5000]")).json is None
+    assert only(run("import pandas\npandas.DataFrame({'a': ['\\ud800']})")).data == {"a": ["?"]}
+
+
 def test_a_table_that_is_too_large_to_be_sent_is_still_shown(run: Run) -> None:
     result = only(run("import numpy, pandas\npandas.DataFrame(numpy.ones((4000, 2000)))"))
     assert result.data is None

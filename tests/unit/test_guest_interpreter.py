@@ -187,7 +187,7 @@ async def test_the_first_cell_of_a_fresh_kernel_is_told_what_became_of_the_old_o
     lines = await execute(client, "echo alive")
     (note,) = [line["text"] for line in lines if line["type"] == "stderr"]
     assert "SIGKILL" in note
-    assert "variables are lost" in note
+    assert "variables of earlier cells are lost" in note
     assert text_of(lines) == "alive"
     assert "stderr" not in kinds(await execute(client, "echo again"))
 

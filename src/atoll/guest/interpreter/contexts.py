@@ -194,7 +194,7 @@ class Context:
                 kernel = await self._live_kernel()
                 output.source = kernel
                 if self._lost is not None:
-                    note = f"[{self._lost}; a fresh one runs this cell: its variables are lost]\n"
+                    note = f"[{self._lost}; this cell runs on a fresh one, the variables of earlier cells are lost]\n"
                     output.put(jupyter.stream_line("stderr", note))
                     self._lost = None
                 await self._run(kernel, code, env, output)

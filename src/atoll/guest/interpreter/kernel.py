@@ -249,7 +249,7 @@ class Kernel:
         """Ends the cell when nothing more is to come of it; else says how long what is missing is waited for."""
         ordered = not self._uses_tcp
         complete = cell.idle and (ordered or cell.reply is not None)
-        if complete and (ordered or cell.published & {"execute_result", "error"}):
+        if complete and (ordered or cell.sink is _nowhere or cell.published & {"execute_result", "error"}):
             cell.finish()
             return
         if cell.timer is not None:

@@ -43,10 +43,17 @@ class _ChartFormatter(_BaseFormatter):  # type: ignore[misc]
         return default
 
 
+def _sendable(text: str) -> str:
+    """Without lone surrogates: a message that holds one is never sent."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _plain(value: Any) -> Any:
     """A cell of a table as JSON knows it."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _sendable(value)
     if hasattr(value, "isoformat"):
         text = value.isoformat()
         return None if text == "NaT" else text
@@ -67,6 +74,9 @@ def _plain(value: Any) -> Any:
 _MOST_BYTES = 16 * 1024 * 1024
 """A value that is larger is shown without `data` and `json`: a message of more than 64 MiB never arrives."""
 
+_MOST_BITS = 1024
+"""A longer number is no number to those who read JSON; Python itself refuses to write very long ones."""
+
 
 class _NotJson(Exception):
     """The value has a part that JSON does not know, or is too large."""
@@ -81,7 +91,9 @@ def _structured(value: Any) -> Any:
         left -= 8 + (len(value) if isinstance(value, str) else 0)
         if left < 0:
             raise _NotJson
-        if value is None or isinstance(value, bool | str | int):
+        if isinstance(value, str):
+            return _sendable(value)
+        if value is None or (isinstance(value, int) and value.bit_length() <= _MOST_BITS):
             return value
         if isinstance(value, float):
             return value if value - value == 0 else None
@@ -103,7 +115,7 @@ def _structured(value: Any) -> Any:
 
 def _json_key(key: Any) -> str:
     if key is None or isinstance(key, bool | str | int | float):
-        return str(key)
+        return _sendable(str(key))
     raise _NotJson
 
 
@@ -228,7 +240,7 @@ class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._loaders: dict[str, Any] = {}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in self._calls or name in self._loaders:
+        if name not in self._calls:
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
