@@ -71,5 +71,5 @@ def test_a_kernel_starts_without_any_of_it(run: Run) -> None:
     loaded = json.loads(run("import json, sys\nprint(json.dumps(sorted(sys.modules)))").logs.stdout[0])
     roots = {name.partition(".")[0] for name in loaded}
     # What the kernel itself is made of.
-    own = {"jinja2", "tornado"}
+    own = {"orjson", "tornado"}
     assert roots & set(MODULES) - own == set()

@@ -36,7 +36,7 @@ def test_a_list_or_dictionary_is_json_as_well_and_complete(run: Run) -> None:
     }
     long = only(run("list(range(5000))"))
     assert long.json == list(range(5000))
-    assert long.text.startswith("[0, 1, 2")
+    assert long.text.startswith("[0,\n 1,\n 2")
 
 
 def test_numbers_of_numpy_and_days_are_json(run: Run) -> None:
@@ -54,7 +54,6 @@ def test_what_is_no_json_or_too_large_is_text_alone(run: Run, code: str) -> None
 def test_half_characters_and_very_long_numbers_do_not_lose_the_result(run: Run) -> None:
     assert only(run("['\\ud800']")).json == ["?"]
     assert only(run("[2 ** 5000]")).json is None
-    assert only(run("import pandas\npandas.DataFrame({'a': ['\\ud800']})")).data == {"a": ["?"]}
 
 
 def test_a_table_that_is_too_large_to_be_sent_is_still_shown(run: Run) -> None:
