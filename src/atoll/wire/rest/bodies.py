@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atoll.model.logs import LogEntry as LogEntryModel
-from atoll.model.network import NetworkConnection
+from atoll.model.network import HIDDEN, NetworkConnection
 from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
@@ -416,7 +416,10 @@ def _network(record: SandboxRecord) -> NetworkDetail:
         allow_out=list(network.allow_out) or None,
         deny_out=list(network.deny_out) or None,
         dns_servers=list(network.dns_servers) if network.dns_servers is not None else None,
-        rules={host: [{"transform": {"headers": dict(one)}} for one in sets] for host, sets in network.rules.items()}
+        rules={
+            host: [{"transform": {"headers": dict.fromkeys(one, HIDDEN)}} for one in sets]
+            for host, sets in network.rules.items()
+        }
         or None,
     )
 
