@@ -31,13 +31,14 @@ class NodeSandbox:
 
 
 class NodeClient(Protocol):
-    """What control may ask of a node. In process now, over the wire later: nothing here shares memory or disk."""
+    """What control may ask of a node. Spoken over `wire.node` always: nothing here shares memory or disk."""
 
     @property
     def node_id(self) -> str: ...
 
     async def create(self, request: SandboxSpec) -> NodeSandbox:
-        """Starts a sandbox; returns when its guest's socket accepts. A cancelled one goes on until `kill` ends it.
+        """Starts a sandbox; returns when its guest's socket accepts. Cancelled, or asked for by a process that ended
+        meanwhile, it is undone.
 
         Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
         """
@@ -121,6 +122,18 @@ class Route:
     traffic_access_token: str | None = field(default=None, repr=False)
     """When set, traffic to user ports must carry it in `e2b-traffic-access-token`."""
     mask_request_host: str | None = None
+
+
+class RouteSink(Protocol):
+    """Who is told of every sandbox that can be reached from now on, and of every one that no longer can."""
+
+    def add(self, route: Route) -> None:
+        """Opens the way to a sandbox; replaces what was known of it."""
+        ...
+
+    def remove(self, sandbox_id: str) -> None:
+        """Closes it. Idempotent."""
+        ...
 
 
 class RouteTable(Protocol):

@@ -44,7 +44,7 @@ from atoll.model.errors import (
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodeSandbox, Route
+from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
@@ -147,6 +147,7 @@ class Supervisor:
         self._backend_start = asyncio.Lock()
         self._live: dict[str, _Live] = {}
         self._events: NodeEvents | None = None
+        self._sink: RouteSink | None = None
         self._recent_templates: dict[str, tuple[float, Template]] = {}
         self._untold: list[Ended] = []
         self._stopping = False
@@ -307,7 +308,12 @@ class Supervisor:
         self._tasks.create_task(
             self._see_through(live, driver.create(backend, spec, paths, record)), name=f"sandbox {request.sandbox_id}"
         )
-        handle = await asyncio.shield(driver.started)
+        try:
+            handle = await asyncio.shield(driver.started)
+        except asyncio.CancelledError:
+            # The control process is gone, or has given it up: nobody else would end it.
+            self._tasks.create_task(driver.kill(), name=f"given up {request.sandbox_id}")
+            raise
         try:
             attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):
@@ -326,7 +332,7 @@ class Supervisor:
         live = self._live.get(sandbox_id)
         if live is None:
             return False
-        live.route = None
+        self._unpublish(live)
         await self._egress.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
@@ -395,6 +401,16 @@ class Supervisor:
         for ended in untold:
             self._tasks.create_task(self._tell(ended))
 
+    def subscribe_routes(self, sink: RouteSink) -> None:
+        """From now on `sink` is told which sandboxes can be reached, beginning with those of now."""
+        self._sink = sink
+        for route in self.routes():
+            sink.add(route)
+
+    def tiers(self) -> dict[str, Sequence[str]]:
+        """Each tier that runs, and the limits that its sandboxes do not keep."""
+        return {name: self.unenforced(name) for name in self._backends}
+
     # RouteTable
 
     def find(self, sandbox_id: str) -> Route | None:
@@ -444,6 +460,13 @@ class Supervisor:
             traffic_access_token=record.traffic_access_token,
             mask_request_host=record.mask_request_host,
         )
+        if self._sink is not None:
+            self._sink.add(live.route)
+
+    def _unpublish(self, live: _Live) -> None:
+        if live.route is not None and self._sink is not None:
+            self._sink.remove(live.route.sandbox_id)
+        live.route = None
 
     async def _see_through(self, live: _Live, life: Coroutine[None, None, Ended | None]) -> None:
         """The body of a sandbox's task: its driver, and then the news of its end. Never raises but CancelledError."""
@@ -454,7 +477,7 @@ class Supervisor:
             _log.exception("sandbox.driver_failed", sandbox_id=live.driver.sandbox_id)
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
-            live.route = None
+            self._unpublish(live)
             await self._egress.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()

@@ -424,3 +424,8 @@ class BackendContract(InsideContract):
             assert (await handle.stats()).memory_total == 1024 << 20
             hog = await inside.run(handle, "python3 -c 'x = bytearray(600 << 20); print(len(x))'")
             assert hog.out.strip() == str(600 << 20)
+            seen = await inside.run(
+                handle, "awk '/MemTotal/{print $2}' /proc/meminfo; nproc; grep -c ^processor /proc/cpuinfo"
+            )
+            processors = min(2, len(os.sched_getaffinity(0)))
+            assert list(map(int, seen.out.split())) == [1024 << 10, processors, processors]
