@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import io
 import os
@@ -28,6 +29,7 @@ from e2b import (
 from atoll.guest.files import upload_body as arrivals
 from atoll.guest.files import uploads
 from atoll.guest.files.downloads import content_type, disposition
+from atoll.guest.files.space import shortage
 from atoll.guest.files.upload_body import PIECE, gunzip
 from atoll.guest.process.users import User
 from atoll.http1.server import HttpError
@@ -357,12 +359,18 @@ def test_inodes_that_have_run_out_are_not_taken_for_bytes(sbx: Sandbox, home: Pa
         os.system(f"umount {place}")
 
 
+def test_a_quota_is_not_taken_for_a_full_disk(home: Path) -> None:
+    said = shortage(OSError(errno.EDQUOT, "quota"), f"{home}/to/be/made", "7 bytes")
+    assert re.fullmatch(r"disk quota exceeded: 7 bytes needed, \d+ bytes free in the file system at '/.*'", said)
+    assert shortage(OSError(errno.ENOSPC, "full"), f"{home}/x").startswith("not enough disk space: ")
+
+
 def test_an_unknown_user_is_said() -> None:
     from atoll.guest.process.users import Users
     from atoll.guest.state import GuestState
-    from atoll.model.sandbox import GuestConfig
+    from atoll.model.sandbox import SandboxSpec
 
-    with serve_in_thread(GuestState(GuestConfig("s", "t", "h"), Users("/nonexistent", "/nonexistent"))) as url:
+    with serve_in_thread(GuestState(SandboxSpec("s", "t"), Users("/nonexistent", "/nonexistent"))) as url:
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):
             sandbox(url).files.read("x", user="nobody-here")
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):

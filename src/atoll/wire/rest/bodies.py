@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atoll.model.logs import LogEntry as LogEntryModel
-from atoll.model.network import NetworkConnection
+from atoll.model.network import HIDDEN, NetworkConnection
 from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
@@ -50,17 +50,23 @@ class VolumeMount(_In):
     path: str
 
 
-class Transform(_In):
+class _Strict(BaseModel):
+    """Keeps what it does not know, so that it can be refused: half a policy would be a hole in it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Transform(_Strict):
     headers: dict[str, str] | None = None
 
 
-class NetworkRule(_In):
+class NetworkRule(_Strict):
     """What is done to requests for the host that it stands under."""
 
     transform: Transform | None = None
 
 
-class NetworkEgress(_In):
+class NetworkEgress(_Strict):
     """What create and update say alike about what a sandbox may reach. `egressProxy` is only looked at to refuse it."""
 
     allow_out: list[Text] | None = Field(default=None, validation_alias="allowOut")
@@ -81,9 +87,12 @@ class NetworkConfig(NetworkEgress):
 
 
 class NetworkUpdate(NetworkEgress):
-    """PUT /sandboxes/{id}/network."""
+    """PUT /sandboxes/{id}/network. What only a create can say is looked at to refuse it."""
 
     allow_internet_access: bool | None = None
+    allow_public_traffic: bool | None = Field(default=None, validation_alias="allowPublicTraffic")
+    mask_request_host: str | None = Field(default=None, validation_alias="maskRequestHost")
+    https_ports: list[int] | None = Field(default=None, validation_alias="httpsPorts")
 
 
 class NewSandboxV2(_In):
@@ -120,6 +129,12 @@ class ConnectSandboxV2(_In):
 
     timeout: Timeout | None = None
     memory: bool | None = None
+
+
+class ResumedSandbox(_In):
+    """POST /sandboxes/{id}/resume, as older SDKs ask. Nothing is paused here: only what is refused is read."""
+
+    auto_pause: bool | None = Field(default=None, validation_alias="autoPause")
 
 
 class TimeoutRequest(_In):
@@ -388,7 +403,7 @@ def listed(record: SandboxRecord) -> ListedSandbox:
 
 
 def detail(record: SandboxRecord, domain: str | None, unenforced: Sequence[str] = ()) -> SandboxDetail:
-    """All about one. `onTimeout` is what will happen, which may be less than `autoPause` asked for."""
+    """All about one."""
     return SandboxDetail(
         **_common(record),
         envd_access_token=record.envd_access_token,
@@ -407,7 +422,10 @@ def _network(record: SandboxRecord) -> NetworkDetail:
         allow_out=list(network.allow_out) or None,
         deny_out=list(network.deny_out) or None,
         dns_servers=list(network.dns_servers) if network.dns_servers is not None else None,
-        rules={host: [{"transform": {"headers": dict(one)}} for one in sets] for host, sets in network.rules.items()}
+        rules={
+            host: [{"transform": {"headers": dict.fromkeys(one, HIDDEN)}} for one in sets]
+            for host, sets in network.rules.items()
+        }
         or None,
     )
 
