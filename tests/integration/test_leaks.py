@@ -215,9 +215,8 @@ def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed)
 @contextlib.contextmanager
 def _creates_held_up(observed: Observed) -> Iterator[None]:
     """Whatever the server would start a sandbox by stands still within the block."""
-    children = [
-        int(pid) for pid in Path(f"/proc/{observed.server.pid}/task/{observed.server.pid}/children").read_text().split()
-    ]
+    node = observed.server.pid_of("node")
+    children = [int(pid) for pid in Path(f"/proc/{node}/task/{node}/children").read_text().split()]
     for pid in children:
         os.kill(pid, signal.SIGSTOP)
     try:

@@ -128,6 +128,8 @@ def _be(role: Role, plan: Plan, parent: int, writing: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         os.set_inheritable(writing, False)
         rewrite_command_line(f"atoll: {role.value}")
+        if role is Role.NODE:
+            plan.close_sockets()
         if role is Role.FRONT:
             _give_up(plan)
         end_with_parent(parent)

@@ -31,11 +31,13 @@ from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
 from atoll.model.errors import PlatformError
 from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
-from atoll.server.plan import Plan, prepare_directories
+from atoll.server.plan import Plan, control_dir, prepare_directories
 from atoll.server.rights import unused_user
 
 _PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
 """Before a process that keeps ending is started once more."""
+_REFRESH_S = 1.0
+"""How often an operator's certificate is looked at."""
 _STEADY_S = 30.0
 """After so long the next end counts as the first."""
 
@@ -66,11 +68,11 @@ def serve(settings: Settings, wires: Wires) -> None:
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user = unused_user() if os.getuid() == 0 else None
         with contextlib.ExitStack() as sockets:
-            tls = open_domain(settings)
+            prepare_directories(settings.data_dir, user)
+            tls = open_domain(settings, control_dir(settings.data_dir), user)
             if tls is not None:
                 sockets.enter_context(contextlib.closing(tls.sock))
             sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
-            prepare_directories(settings.data_dir, user)
             gc.freeze()  # what is loaded now stays, and is shared with every child
             Launcher(Plan(settings, tuple(keys), sock, tls, user), wires).run()
     _log.info("stopped")
@@ -85,6 +87,7 @@ class Launcher:
         self._node = Child(Role.NODE, plan)
         self._front = Child(Role.FRONT, plan)
         self._stopping = False
+        self._certificates = plan.tls.files if plan.tls is not None else None
         self._ends: dict[Role, list[float]] = {Role.NODE: [], Role.FRONT: []}
         self._due: dict[Role, float] = {}
 
@@ -160,6 +163,10 @@ class Launcher:
     def _wait(self, waking: int, until: float | None) -> None:
         """Until a signal, news of a child or the lifeline's end."""
         lifeline = self._wires.lifeline_fd
+        if self._certificates is not None:
+            with contextlib.suppress(OSError):  # half written: next time
+                self._certificates.refresh()
+            until = min(until or float("inf"), time.monotonic() + _REFRESH_S)
         ears = [waking, *(child.ear for child in (self._node, self._front) if child.ear is not None)]
         if lifeline is not None and not self._stopping:
             ears.append(lifeline)

@@ -39,6 +39,12 @@ class Plan:
         """Where the node hears the front."""
         return node_dir(self.settings.data_dir) / "control.sock"
 
+    def close_sockets(self) -> None:
+        """In a process that no stranger is to reach."""
+        self.sock.close()
+        if self.tls is not None:
+            self.tls.sock.close()
+
     @property
     def database_url(self) -> str:
         return database_url(self.settings)
