@@ -25,6 +25,7 @@ from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
+from atoll.egress.forbidden import HostNetworks
 from atoll.images.builds import TemplateBuilds, program
 from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
@@ -95,7 +96,7 @@ async def platform(
             policy=policy,
             logs_dir=settings.data_dir / "logs",
             metrics_dir=settings.data_dir / "metrics",
-            webhook_networks=parse_networks(settings.webhook_allow_private),
+            webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
