@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.config import default_data_dir
+from atoll.images.store import TemplateStore
 from atoll.model.errors import TemplateNotFound
 from atoll.model.template import Template
-from atoll.node.images import TemplateStore
 from atoll.testing import footprint
 
 ENVD, INTERPRETER = 49983, 49999

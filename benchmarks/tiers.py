@@ -20,11 +20,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from atoll.config import Settings
+from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig, IsolationBackend
 from atoll.isolation.registry import load
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
-from atoll.node.images import TemplateStore
 from atoll.testing import inside
 
 SETTLE_S = 2.5

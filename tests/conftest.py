@@ -34,7 +34,7 @@ SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_AP
 def templates_dir() -> Path:
     """Where templates are built once for all: ATOLL_TEMPLATES_DIR or the default data directory's."""
     from atoll.config import Settings
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     directory = Settings.from_environ(os.environ).templates_dir
     TemplateStore(directory).ensure_template("base")
@@ -44,7 +44,7 @@ def templates_dir() -> Path:
 @pytest.fixture(scope="session")
 def interpreter_template(templates_dir: Path) -> None:
     """The template `code-interpreter-v1`, built if needed."""
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     TemplateStore(templates_dir).ensure_template("code-interpreter-v1")
 
@@ -52,8 +52,8 @@ def interpreter_template(templates_dir: Path) -> None:
 @pytest.fixture(scope="session")
 def browser_template(interpreter_template: None, templates_dir: Path) -> None:
     """The template `browser`, built if needed: a minute. Skips where Debian's Chromium cannot be had."""
+    from atoll.images.store import TemplateStore
     from atoll.model.errors import BackendUnavailable, BuildFailed
-    from atoll.node.images import TemplateStore
 
     try:
         TemplateStore(templates_dir).ensure_template("browser")

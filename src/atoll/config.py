@@ -62,6 +62,10 @@ class Settings:
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
+    ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
+                         they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
+                         when a create first asks for them
+    ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is told to come again (50)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
@@ -89,6 +93,8 @@ class Settings:
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
+    prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
+    template_wait_s: int = 50
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -124,4 +130,8 @@ class Settings:
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
+            prepare_templates=_list(
+                {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
+            ),
+            template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
         )

@@ -21,7 +21,7 @@ class TestNamespaces(BackendContract):
     @pytest.fixture(autouse=True)
     def template(self, request: pytest.FixtureRequest) -> None:
         skip_without("namespaces")
-        from atoll.node.images import TemplateStore
+        from atoll.images.store import TemplateStore
 
         directory: Path = request.getfixturevalue("templates_dir")
         type(self)._layers = TemplateStore(directory).find_template("base").layers
@@ -40,7 +40,7 @@ class TestGvisor(BackendContract):
     @pytest.fixture(autouse=True)
     def template(self, request: pytest.FixtureRequest) -> None:
         skip_without("gvisor")
-        from atoll.node.images import TemplateStore
+        from atoll.images.store import TemplateStore
 
         directory: Path = request.getfixturevalue("templates_dir")
         type(self)._layers = TemplateStore(directory).find_template("base").layers

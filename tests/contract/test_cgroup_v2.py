@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux.cgroups import Cgroups, Group
+from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from support.host import requires
 
 pytestmark = requires("root")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll.isolation.base import BackendConfig
 from atoll.isolation.gvisor.tier import GvisorBackend
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
 from atoll.testing import inside
@@ -27,7 +27,7 @@ def _spec(root: Path, name: str, layers: tuple[Path, ...]) -> SandboxSpec:
 async def test_a_waiting_sandbox_is_taken_and_none_is_left_when_the_server_stops(
     tmp_path: Path, templates_dir: Path
 ) -> None:
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     layers = TemplateStore(templates_dir).find_template("base").layers
     backend = GvisorBackend(BackendConfig(tmp_path / "run", tools_dir=TOOLS, environ=os.environ), ready=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atoll.isolation.base import BackendConfig, Capability
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.tier import NamespacesBackend
 from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
@@ -52,7 +52,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, templates_dir: Path) -> Place:
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     return Place(tmp_path, TemplateStore(templates_dir).find_template("base").layers)
 

@@ -6,6 +6,7 @@ Each test has a server of its own, so that no other test's sandboxes are in the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -13,14 +14,14 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from e2b import Sandbox, SandboxException
+from e2b import Sandbox, SandboxException, TimeoutException
 from sdk_support import eventually, is_alive
 
 from atoll.testing import footprint
@@ -170,29 +171,96 @@ def test_creates_that_fail_leave_nothing(observed: Observed) -> None:
     observed.settles_at(before)
 
 
+LEAVE_AFTER_S = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2)
+
+
+def _create_request(observed: Observed) -> bytes:
+    body = b'{"templateID":"base","timeout":3600}'
+    head = (
+        f"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {observed.server.api_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _leave(observed: Observed, after_s: float) -> str | None:
+    """Asks for a sandbox and leaves; its id if the answer came before. It reads on, so that none is missed."""
+    address = urllib.parse.urlsplit(observed.server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as sock:
+        sock.sendall(_create_request(observed))
+        time.sleep(after_s)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    return json.loads(answer.partition(b"\r\n\r\n")[2])["sandboxID"] if answer else None
+
+
+def _listed(observed: Observed) -> set[str]:
+    answer = httpx.get(f"{observed.server.url}/v2/sandboxes", headers={"X-API-Key": observed.server.api_key})
+    return {item["sandboxID"] for item in answer.json()}
+
+
 def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed) -> None:
     before = observed.at_rest()
-    address = urllib.parse.urlsplit(observed.server.url)
-    body = b'{"templateID":"base","timeout":300}'
-    for n in range(30):
-        with socket.create_connection((address.hostname, address.port)) as sock:
-            sock.sendall(
-                f"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {observed.server.api_key}\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
-            time.sleep(0.001 * (n % 10))
-    with httpx.Client(base_url=observed.server.url, headers={"X-API-Key": observed.server.api_key}) as api:
-
-        def none_but_finished() -> bool:
-            # A create that was through before the client left has made a sandbox that its owner may list and kill.
-            for item in api.get("/v2/sandboxes").json():
-                api.delete(f"/sandboxes/{item['sandboxID']}")
-            return not _grown(before, observed.take()) and not observed.directories()
-
-        with contextlib.suppress(AssertionError):
-            eventually(none_but_finished, what="the footprint before", within_s=30)
+    answered = {_leave(observed, after_s) for _ in range(3) for after_s in LEAVE_AFTER_S}
+    with ThreadPoolExecutor(24) as pool:  # more than are kept warm
+        answered |= set(pool.map(lambda n: _leave(observed, LEAVE_AFTER_S[n % 8]), range(24)))
+    assert None in answered, "no client left before it had its answer"
+    answered -= {None}
+    eventually(lambda: _listed(observed) == answered, what="none but those whose makers know of them", within_s=30)
+    for sandbox_id in answered:
+        Sandbox.kill(sandbox_id, **observed.options)
     observed.settles_at(before)
+
+
+@contextlib.contextmanager
+def _creates_held_up(observed: Observed) -> Iterator[None]:
+    """Whatever the server would start a sandbox by stands still within the block."""
+    children = [
+        int(pid) for pid in Path(f"/proc/{observed.server.pid}/task/{observed.server.pid}/children").read_text().split()
+    ]
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _gives_up(observed: Observed) -> None:
+    """The SDK's create with a time-out that is too short."""
+    with pytest.raises((TimeoutException, httpx.TimeoutException)):
+        observed.create(timeout=3600, request_timeout=1, retries=0)
+
+
+def _closes(observed: Observed) -> None:
+    address = urllib.parse.urlsplit(observed.server.url)
+    with socket.create_connection((address.hostname, address.port)) as sock:
+        sock.sendall(_create_request(observed))
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("leave", [_gives_up, _closes])
+def test_a_create_that_goes_on_when_its_client_has_left_is_undone(
+    observed: Observed, leave: Callable[[Observed], None]
+) -> None:
+    before = observed.at_rest()
+    with _creates_held_up(observed):
+        leave(observed)
+        assert len(observed.directories()) == 1, "nothing was begun"
+    observed.settles_at(before)
+    assert _listed(observed) == set()
+
+
+def test_a_create_with_an_idempotency_key_is_there_for_who_asks_again(observed: Observed) -> None:
+    with _creates_held_up(observed), pytest.raises((TimeoutException, httpx.TimeoutException)):
+        observed.create(idempotency_key="once-more", request_timeout=1, retries=0)
+    (left,) = eventually(lambda: _listed(observed), what="the sandbox that nobody has heard of yet")
+    found = observed.create(idempotency_key="once-more")
+    assert found.sandbox_id == left
+    assert found.commands.run("echo hi").stdout == "hi\n"
+    assert _listed(observed) == {left}
+    found.kill()
 
 
 def test_clients_that_leave_in_the_middle_cost_the_server_nothing(observed: Observed) -> None:

@@ -1,4 +1,4 @@
-"""A process that the kernel ended for want of memory: its sandbox says which one, in its log and as an event."""
+"""A process that the kernel ended because memory ran out: its sandbox says which one, in its log and as an event."""
 
 from __future__ import annotations
 

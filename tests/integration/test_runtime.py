@@ -34,8 +34,8 @@ from atoll.runtime import (
     load_run,
     replay,
 )
-from atoll.runtime.actions import UnknownAction
-from atoll.runtime.events import Action, ActionConfirmationStatus
+from atoll.runtime.events.actions import UnknownAction
+from atoll.runtime.events.base import Action, ActionConfirmationStatus
 from atoll.runtime.replay import Outcome
 from support.host import skip_without
 
@@ -325,7 +325,7 @@ def test_without_a_server_a_runtime_brings_its_own(no_server: dict[str, str]) ->
 
 def test_the_embedded_platform_ends_with_a_process_that_is_killed(no_server: dict[str, str]) -> None:
     code = (
-        "from atoll.runtime.embedded import shared\nimport time\n"
+        "from atoll.runtime.sandbox.embedded import shared\nimport time\n"
         "p = shared(); p.start(); print(p._process.pid, p.url, flush=True); time.sleep(600)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], env=no_server, stdout=subprocess.PIPE, text=True)

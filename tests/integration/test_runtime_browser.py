@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from atoll.runtime import BrowseInteractiveAction, BrowseURLAction, CmdRunAction, E2BRuntime, FileWriteAction
-from atoll.runtime.browser import png_of
+from atoll.runtime.browser.browser import png_of
 from atoll.runtime.config import RuntimeConfig
-from atoll.runtime.observations import BrowserOutputObservation, ErrorObservation, FileDownloadObservation
+from atoll.runtime.events.observations import BrowserOutputObservation, ErrorObservation, FileDownloadObservation
 
 pytestmark = pytest.mark.timeout(600)  # the first one may build the template
 

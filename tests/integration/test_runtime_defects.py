@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -44,9 +46,9 @@ from atoll.runtime import (
     RuntimeStatus,
     SandboxConfig,
 )
-from atoll.runtime.box import SID_KEY
-from atoll.runtime.embedded import connection
-from atoll.runtime.lease import LEASE_S, Lease
+from atoll.runtime.sandbox.box import SID_KEY
+from atoll.runtime.sandbox.embedded import connection
+from atoll.runtime.sandbox.lease import LEASE_S, Lease
 
 SOFT_S = 1.0
 MakeRuntime = Callable[..., E2BRuntime]
@@ -400,6 +402,24 @@ def test_09_copy_from_returns_a_zip(runtime: E2BRuntime) -> None:
 def test_09_copy_from_of_nothing_raises(runtime: E2BRuntime) -> None:
     with pytest.raises(FileNotFoundError):
         runtime.copy_from("/workspace/none")
+
+
+def test_09_a_program_in_tars_place_cannot_make_the_host_write_what_it_never_sent(runtime: E2BRuntime) -> None:
+    """Root inside packs the archive: three blocks that declare a file of 64 MiB, all holes."""
+    run(runtime, "mkdir d; echo 1 > d/x")
+    runtime.copy_from("/workspace/d").unlink()
+    sizes = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**26)}
+    member = tarfile.TarInfo("big")
+    member.size, member.pax_headers = 512, sizes
+    hostile = member.tobuf(tarfile.PAX_FORMAT) + b"0\n".ljust(512, b"\0") + bytes(1024)
+    with tarfile.open(fileobj=io.BytesIO(hostile)) as archive:
+        assert archive.getmembers()[0].size == 2**26, "the control: Python's reader believes it"
+    assert runtime.sandbox is not None
+    files = runtime.sandbox.sandbox.files
+    files.write("/usr/bin/tar", '#!/bin/bash\ncat /tmp/hostile > "$3"\n', user="root")
+    files.write("/tmp/hostile", hostile)
+    with pytest.raises(AgentRuntimeError, match="sparse"):
+        runtime.copy_from("/workspace/d")
 
 
 # ---------------------------------------------------------------------------------------------------------- 10

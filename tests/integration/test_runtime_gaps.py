@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from e2b import Sandbox
 
-from atoll.runtime import AgentRuntimeDisconnectedError, CmdOutputObservation, CmdRunAction, E2BRuntime, terminal_link
+from atoll.runtime import AgentRuntimeDisconnectedError, CmdOutputObservation, CmdRunAction, E2BRuntime
+from atoll.runtime.shell import terminal_link
 
 
 class Relay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import threading
@@ -23,9 +24,9 @@ from atoll.runtime import (
     MCPStdioServerConfig,
 )
 from atoll.runtime.config import RuntimeConfig
-from atoll.runtime.mcp import MCPServers
-from atoll.runtime.mcp_bridge import MCPBridge
-from atoll.runtime.observations import ErrorObservation, MCPObservation
+from atoll.runtime.events.observations import ErrorObservation, MCPObservation
+from atoll.runtime.mcp.bridge import MCPBridge
+from atoll.runtime.mcp.client import MCPServers
 
 SERVER = r"""
 import json, os, sys, time
@@ -237,3 +238,20 @@ def test_a_server_that_is_not_there_is_named_with_its_reason(server: Any) -> Non
         found = runtime.run_action(MCPAction("far", {}))
         assert isinstance(found, ErrorObservation)
         assert "http://127.0.0.1:9/sse: " in found.content
+
+
+async def test_a_tool_is_called_from_within_a_running_event_loop_as_well(server: Any) -> None:
+    local = MCPStdioServerConfig("local", "python3", ["/workspace/s.py"])
+    runtime = E2BRuntime(RuntimeConfig(mcp=MCPConfig(stdio_servers=[local])))
+    try:
+        await runtime.connect()
+        runtime.run_action(FileWriteAction("/workspace/s.py", SERVER))
+        action = MCPAction("count", {"by": 2})
+        found = [
+            runtime.run_action(action),
+            await runtime.call_tool_mcp(action),
+            await asyncio.to_thread(runtime.run_action, action),
+        ]
+    finally:
+        runtime.close()
+    assert [json.loads(each.content)["content"][0]["text"] for each in found] == ["2", "4", "6"]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from atoll.config import Settings
-from atoll.node.images import TemplateStore
-from atoll.node.recipes import RECIPES, Recipe
+from atoll.images.recipes import RECIPES, Recipe
+from atoll.images.store import TemplateStore
 from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
 from support.server import ServerProcess
 
@@ -73,11 +73,29 @@ def test_attaching_finds_the_sandbox_and_an_unknown_session_raises_openhands_own
     assert "READY" in found["status"]
 
 
+def test_openhands_runs_the_setup_script_once_and_its_log_has_what_came_of_it(seen: dict[str, Any]) -> None:
+    events = seen["actions"]["setup"]["events"]
+    actions = [event for event in events if "source .openhands/setup.sh" in event.get("args", {}).get("command", "")]
+    assert [action["source"] for action in actions] == ["environment"]
+    answers = {event["cause"]: event["content"] for event in events if "observation" in event}
+    assert answers[actions[0]["id"]].strip() == "ran"
+    assert events[-1]["content"].strip() == "up ran"
+
+
 def test_openhands_finds_and_calls_a_tool_of_a_program_inside_the_sandbox(seen: dict[str, Any]) -> None:
     assert seen["tools"]["tools"] == ["greet"]
     answer = seen["tools"]["answer"]
     assert (answer["observation"], answer["extras"]["name"]) == ("mcp", "greet")
     assert json.loads(answer["content"])["content"][0]["text"] == "hello you"
+
+
+@pytest.mark.parametrize(("where", "who"), [("inside", "the loop"), ("outside", "nobody's loop")])
+def test_a_tool_is_an_action_like_any_other_inside_and_outside_of_an_event_loop(
+    seen: dict[str, Any], where: str, who: str
+) -> None:
+    answer = seen["tools"][where]
+    assert answer["observation"] == "mcp"
+    assert json.loads(answer["content"])["content"][0]["text"] == f"hello {who}"
 
 
 def test_a_recorded_run_goes_through_openhands_own_controller(seen: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from atoll.runtime import (
     SandboxConfig,
     VSCodeRequirement,
 )
-from atoll.runtime.box import find_sandboxes
+from atoll.runtime.events.base import Event, EventSource
+from atoll.runtime.sandbox.box import find_sandboxes
 from support import documents
 
 MakeRuntime = Callable[..., E2BRuntime]
@@ -133,6 +135,36 @@ def test_the_setup_script_runs_in_the_agents_own_shell(make: MakeRuntime) -> Non
     runtime.maybe_run_setup_script()
     assert run(runtime, "echo $FROM_SETUP; pwd") == "yes\n/tmp"
     assert told == [RuntimeStatus.SETTING_UP_WORKSPACE]
+
+
+def test_the_setup_script_runs_once_also_with_the_runtime_as_a_listener_to_its_own_event_stream(
+    make: MakeRuntime,
+) -> None:
+    class Stream:
+        """Numbers events and hands them on at once, as an event stream does."""
+
+        def __init__(self) -> None:
+            self.events: list[Event] = []
+            self.listeners: list[Callable[[Event], None]] = []
+
+        def add_event(self, event: Event, source: EventSource) -> None:
+            self.events.append(replace(event, id=len(self.events), source=source))
+            for listener in self.listeners:
+                listener(self.events[-1])
+
+    stream = Stream()
+    runtime = make(event_stream=stream)
+    stream.listeners.append(runtime.on_event)
+    run(runtime, "mkdir .openhands && echo 'echo ran | tee -a /tmp/ran' > .openhands/setup.sh")
+    runtime.maybe_run_setup_script()
+    assert [type(event).__name__ for event in stream.events] == ["CmdRunAction", "CmdOutputObservation"]
+    assert getattr(stream.events[1], "content", None) == "ran"
+    # The same command by the agent is the agent's own: it runs.
+    stream.add_event(
+        CmdRunAction(getattr(stream.events[0], "command", ""), blocking=True, timeout=60), EventSource.AGENT
+    )
+    assert [event.cause for event in stream.events[2:]] == [None, 2]
+    assert run(runtime, "cat /tmp/ran") == "ran\nran"
 
 
 def test_the_pre_commit_script_decides_and_a_hook_that_was_there_still_runs(make: MakeRuntime) -> None:

@@ -20,7 +20,7 @@ import pytest
 from e2b import Sandbox
 from sdk_support import eventually
 
-from atoll.wire import process
+from atoll.wire.envd import process
 
 COUNT = 4_000_000
 NUMBERS = f"seq {COUNT}"

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from atoll.images.recipes import RECIPES, Recipe
+from atoll.images.store import TemplateStore
 from atoll.model.errors import BuildFailed
-from atoll.node.images import TemplateStore
-from atoll.node.recipes import RECIPES, Recipe
 from atoll.stress import SCENARIOS, Sizes, run
 
 SMALL = Sizes(edits=10, requests=10, iterations=2, cpu_s=1.0, at_once=4, jobs=6, actions=2, hard_timeout_s=0.5)

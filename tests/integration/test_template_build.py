@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from atoll.images.recipes import RECIPES, Recipe
+from atoll.images.store import TemplateStore
 from atoll.model.errors import BuildFailed
-from atoll.node.images import TemplateStore
-from atoll.node.recipes import RECIPES, Recipe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds as root are tested as root")
 
@@ -82,8 +82,8 @@ def test_a_failed_build_shows_why_and_leaves_nothing(templates: Path, tmp_path: 
 def test_a_build_that_is_killed_leaves_no_process_and_the_next_one_succeeds(templates: Path, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from atoll.node.images import TemplateStore
-from atoll.node.recipes import RECIPES, Recipe
+from atoll.images.store import TemplateStore
+from atoll.images.recipes import RECIPES, Recipe
 layered = Recipe("layered", "a test", {str(tmp_path / "script.sh")!r}, parent="base")
 TemplateStore(Path({str(templates)!r}), {{"base": RECIPES["base"], "layered": layered}}).ensure_template("layered")
 """

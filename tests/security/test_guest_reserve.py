@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from atoll.isolation.base import BackendConfig, IsolationBackend
-from atoll.isolation.linux import caps
-from atoll.isolation.linux.cgroups import Group
+from atoll.isolation.linux.cgroups.groups import Group
+from atoll.isolation.linux.sys import caps
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.registry import load
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
@@ -91,7 +91,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[IsolationBackend]:
 
 @pytest.fixture
 async def sandbox(backend: IsolationBackend, templates_dir: Path, tmp_path: Path) -> AsyncIterator[NamespacesHandle]:
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     layers = TemplateStore(templates_dir).find_template("base").layers
     (tmp_path / "state").mkdir(mode=0o700)

@@ -55,7 +55,7 @@ for line in sys.argv[1:]:
 
 @pytest.fixture
 async def sandbox(templates_dir: Path, tmp_path: Path) -> AsyncIterator[NamespacesHandle]:
-    from atoll.node.images import TemplateStore
+    from atoll.images.store import TemplateStore
 
     layers = TemplateStore(templates_dir).find_template("base").layers
     state_dir = tmp_path / "state of a sandbox"

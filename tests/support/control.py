@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 from starlette.types import ASGIApp
 
+from atoll.control.access.auth import Authenticator
 from atoll.control.app import create_app
-from atoll.control.auth import Authenticator
 from atoll.control.clock import Clock
-from atoll.control.orders import Policy
-from atoll.control.outbound import parse_networks
+from atoll.control.events.outbound import parse_networks
 from atoll.control.plane import ControlPlane
-from atoll.control.services import Services
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.service import Services
 from atoll.control.store import Store, default_url
 from atoll.isolation.registry import BackendFactory
 from atoll.model.errors import TemplateNotFound

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.node.recipes import debian, pip_settings
+from atoll.images.recipes import debian, pip_settings
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = Path(__file__).parent / "openhands_packages"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from openhands.core.config import OpenHandsConfig
@@ -14,6 +15,7 @@ from openhands.core.config.mcp_config import MCPConfig, MCPStdioServerConfig
 from openhands.core.exceptions import AgentRuntimeDisconnectedError
 from openhands.core.main import run_controller
 from openhands.core.setup import create_runtime
+from openhands.events import EventSource
 from openhands.events.action import (
     BrowseURLAction,
     CmdRunAction,
@@ -78,6 +80,7 @@ def actions() -> dict:
         seen["zip"] = runtime.copy_from("/workspace/tree").stat().st_size > 0
         runtime.run_action(CmdRunAction("cd /workspace && git init -q . && git add -A"))
         seen["changes"] = runtime.get_git_changes("/workspace")
+        seen["setup"] = setup(runtime)
         attached = get_runtime_cls(NAME)(config(), None, None, sid="openhands-test", attach_to_existing=True)
         asyncio.run(attached.connect())
         seen["attached"] = attached.run_action(CmdRunAction("cat /workspace/a.txt")).content
@@ -92,6 +95,20 @@ def actions() -> dict:
     return seen
 
 
+def setup(runtime) -> dict:
+    """The set-up script, then an action that the event stream brings to the runtime after it."""
+    stream = runtime.event_stream
+    runtime.run_action(FileWriteAction("/workspace/.openhands/setup.sh", "echo ran | tee -a /tmp/ran\nexport SET=up\n"))
+    runtime.run_action(CmdRunAction("cd /workspace"))
+    runtime.maybe_run_setup_script()
+    after = CmdRunAction("echo $SET $(cat /tmp/ran)")
+    stream.add_event(after, EventSource.USER)
+    deadline = time.monotonic() + 60
+    while not any(event.cause == after.id for event in stream.search_events()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return {"events": [event_to_dict(event) for event in stream.search_events()]}
+
+
 def tools() -> dict:
     servers = MCPConfig(stdio_servers=[MCPStdioServerConfig(name="s", command="python3", args=["/workspace/s.py"])])
     runtime = create_runtime(config(mcp=servers), sid="openhands-mcp")
@@ -101,10 +118,14 @@ def tools() -> dict:
         await asyncio.to_thread(runtime.run_action, FileWriteAction("/workspace/s.py", MCP_SERVER))
         offered = await fetch_mcp_tools_from_config(runtime.get_mcp_config())
         answer = await runtime.call_tool_mcp(MCPAction(name="greet", arguments={"who": "you"}))
-        return {"tools": [tool["function"]["name"] for tool in offered], "answer": event_to_dict(answer)}
+        inside = runtime.run_action(MCPAction(name="greet", arguments={"who": "the loop"}))
+        tools = [tool["function"]["name"] for tool in offered]
+        return {"tools": tools, "answer": event_to_dict(answer), "inside": event_to_dict(inside)}
 
     try:
-        return asyncio.run(talk())
+        found = asyncio.run(talk())
+        outside = runtime.run_action(MCPAction(name="greet", arguments={"who": "nobody's loop"}))
+        return {**found, "outside": event_to_dict(outside)}
     finally:
         runtime.close()
 

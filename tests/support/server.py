@@ -71,7 +71,7 @@ class ServerProcess:
                 stdout=out,
                 stderr=out,
                 pass_fds=(writing,),
-                env={**clean, "ATOLL_LOG_LEVEL": "debug", **(environ or {})},
+                env={**clean, "ATOLL_LOG_LEVEL": "debug", "ATOLL_PREPARE_TEMPLATES": "", **(environ or {})},
             )
         os.close(writing)
         server = ServerProcess(process, data_dir, log)

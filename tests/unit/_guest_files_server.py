@@ -11,16 +11,16 @@ from e2b import AsyncSandbox, Sandbox
 from e2b.connection_config import ConnectionConfig
 from packaging.version import Version
 
-from atoll.guest.files import OPEN_ROUTES, Files
-from atoll.guest.filesystem import Filesystem
+from atoll.guest.files.contents import OPEN_ROUTES, Files
+from atoll.guest.files.service import Filesystem
+from atoll.guest.process.users import User, Users
 from atoll.guest.server import Router
 from atoll.guest.state import GuestState
-from atoll.guest.users import User, Users
-from atoll.guest.watch import Watch
+from atoll.guest.watch.service import Watch
+from atoll.http1.server import HttpConnection, Request, Response
 from atoll.model.sandbox import ENVD_VERSION, GuestConfig
-from atoll.wire.connect import Service
-from atoll.wire.filesystem import SERVICE
-from atoll.wire.http import HttpConnection, Request, Response
+from atoll.wire.envd.connect import Service
+from atoll.wire.envd.filesystem import SERVICE
 
 GUEST_UID = 4321
 GUEST_GID = 4322

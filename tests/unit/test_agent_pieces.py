@@ -35,7 +35,7 @@ from atoll.runtime import (
     FileReadObservation,
     Observation,
 )
-from atoll.runtime.events import Action
+from atoll.runtime.events.base import Action
 
 HEAD = SessionHead("s", "do it", "m")
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from atoll.control.clients import TESTED, clients_of
+from atoll.control.access.client_versions import TESTED, clients_of
 from compatibility import table
 from matrix import versions
 from support.npm import install_node_modules

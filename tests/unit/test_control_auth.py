@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.auth import (
+from atoll.control.access.auth import (
     API_KEY_FILE,
     DEFAULT_TEAM_ID,
     Authenticator,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from atoll.control import clients
-from atoll.control.clients import TESTED, ClientCensus
+from atoll.control.access import client_versions as clients
+from atoll.control.access.client_versions import TESTED, ClientVersionLog
 
 
 class _Behind:
@@ -26,7 +26,7 @@ def _visit(agents: list[str]) -> tuple[int, list[dict[str, Any]]]:
     """How many were served, and what was logged of them."""
     behind = _Behind()
     with capture_logs() as logged:
-        census = ClientCensus(behind)
+        census = ClientVersionLog(behind)
         for agent in agents:
             scope = {"type": "http", "headers": [(b"user-agent", agent.encode())]}
             asyncio.run(census(scope, None, None))
@@ -67,5 +67,5 @@ def test_whoever_claims_a_thousand_versions_fills_neither_log_nor_memory() -> No
 
 def test_what_is_no_request_passes_by() -> None:
     behind = _Behind()
-    asyncio.run(ClientCensus(behind)({"type": "lifespan"}, None, None))
+    asyncio.run(ClientVersionLog(behind)({"type": "lifespan"}, None, None))
     assert behind.served == 1

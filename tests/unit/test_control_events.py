@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from atoll.control.courier import AT_ONCE_PER_WEBHOOK, Courier
-from atoll.control.outbound import Outbound, parse_networks
-from atoll.control.retries import DELAYS_S, MAX_ATTEMPTS
+from atoll.control.events.dispatcher import AT_ONCE_PER_WEBHOOK, WebhookDispatcher
+from atoll.control.events.outbound import Outbound, parse_networks
+from atoll.control.events.retries import DELAYS_S, MAX_ATTEMPTS
 from atoll.control.store import Store, default_url
 from atoll.model.events import Delivery, DeliveryState, EventType, Webhook
 from atoll.model.sandbox import EndReason
@@ -150,7 +150,7 @@ async def test_a_team_may_not_have_any_number_of_webhooks(world: World) -> None:
     assert [one.status_code for one in answers] == [201] * 20 + [429]
 
 
-# The courier, with time in hand
+# The dispatcher, with time in hand
 
 
 def _delivery(number: int = 0, webhook_id: str = "w1") -> Delivery:
@@ -178,7 +178,7 @@ async def _only(store: Store, **wanted: Any) -> Delivery:
 
 
 async def _pass_time(clock: ManualClock, enough: Callable[[], bool]) -> None:
-    """In steps: the courier asks a real database between its naps."""
+    """In steps: the dispatcher asks a real database between its naps."""
     async with asyncio.timeout(30):
         while not enough():
             await clock.advance(20)
@@ -190,7 +190,7 @@ async def test_a_failed_delivery_is_tried_again_later_and_later_until_it_arrives
     async with receiver(500, 0, 404, 200) as target, asyncio.TaskGroup() as tasks:
         await store.events.add_webhook(_webhook(target.url))
         await store.events.add_deliveries([_delivery()])
-        running = tasks.create_task(Courier(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
+        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
         for attempt in (1, 2, 3):
             waiting = await _only(store, attempts=attempt)
             assert waiting.state is DeliveryState.PENDING
@@ -210,7 +210,7 @@ async def test_in_the_end_it_is_given_up_and_the_log_says_why(store: Store) -> N
     async with receiver(503) as target, asyncio.TaskGroup() as tasks:
         await store.events.add_webhook(_webhook(target.url))
         await store.events.add_deliveries([_delivery()])
-        running = tasks.create_task(Courier(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
+        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
         for attempt in range(1, MAX_ATTEMPTS):
             await _only(store, attempts=attempt)
             await _pass_time(clock, lambda: len(target.received) > attempt)  # noqa: B023
@@ -223,13 +223,13 @@ async def test_what_may_not_be_reached_or_is_disabled_is_given_up_at_once(store:
     async with receiver() as target, asyncio.TaskGroup() as tasks:
         await store.events.add_webhook(_webhook(target.url))
         await store.events.add_deliveries([_delivery()])
-        courier = Courier(store.events, ManualClock(NOW), Outbound())
-        running = tasks.create_task(courier.run())
+        dispatcher = WebhookDispatcher(store.events, ManualClock(NOW), Outbound())
+        running = tasks.create_task(dispatcher.run())
         refused = await _only(store, state=DeliveryState.FAILED)
         assert "not a public address" in (refused.error or "")
         await store.events.change_webhook(_webhook(target.url, enabled=False))
         await store.events.change_delivery(_delivery())
-        courier.wake()
+        dispatcher.wake()
         disabled = await _only(store, state=DeliveryState.FAILED, error="the webhook was disabled")
         assert disabled.attempts == 0
         assert target.received == []
@@ -252,7 +252,7 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(store: Store) -> None
         await store.events.add_webhook(_webhook("http://quick/", "w1"))
         await store.events.add_deliveries([_delivery(number, "w0") for number in range(20)])
         await store.events.add_deliveries([_delivery(99, "w1")])
-        running = tasks.create_task(Courier(store.events, ManualClock(NOW), Slow()).run())
+        running = tasks.create_task(WebhookDispatcher(store.events, ManualClock(NOW), Slow()).run())
         await _only(store, state=DeliveryState.DELIVERED)
         assert under_way.count("http://slow/") == AT_ONCE_PER_WEBHOOK
         release.set()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.control.listing import (
+from atoll.control.sandboxes.listing import (
     ListQuery,
     page_token,
     parse_metadata,

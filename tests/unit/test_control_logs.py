@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.control import logbook as module
-from atoll.control.log_query import LogQuery, select
-from atoll.control.logbook import Logbook
+from atoll.control.telemetry import logbook as module
+from atoll.control.telemetry.log_query import LogQuery, select
+from atoll.control.telemetry.logbook import Logbook
 from atoll.model.logs import LogEntry, LogLevel
 from atoll.node.log_tail import parse
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.control.metering import EVERY_S, Meter
-from atoll.control.readings import CAPACITY, Reading, ReadingFiles, Series
+from atoll.control.telemetry.metering import EVERY_S, Meter
+from atoll.control.telemetry.readings import CAPACITY, Reading, ReadingFiles, Series
 from atoll.model.errors import SandboxGone
 from atoll.model.sandbox import SandboxStats
 from atoll.testing.clock import ManualClock

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from e2b import Secret
 
-from atoll.control.holdings import Holdings
-from atoll.control.orders import CreateOrder, Policy, check_order
-from atoll.control.placement import NodeLoad, choose_node
+from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.routes.ordering import order_from, states_from
-from atoll.control.services import new_sandbox_id, plain_id
+from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
+from atoll.control.sandboxes.quota import SandboxQuota
+from atoll.control.sandboxes.service import new_sandbox_id, plain_id
 from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
 from atoll.model.sandbox import SANDBOX_ID, SandboxState
-from atoll.wire.rest import NewSandboxV2
+from atoll.wire.rest.bodies import NewSandboxV2
 
 
 def _order(**fields) -> CreateOrder:
@@ -116,25 +116,25 @@ def test_states_come_as_a_comma_list_or_repeated() -> None:
 
 
 def test_a_quota_counts_from_the_order_to_the_end() -> None:
-    holdings = Holdings(quota=2)
-    holdings.take("a", "t", "n")
-    holdings.take("b", "t", "n")
+    quota = SandboxQuota(quota=2)
+    quota.take("a", "t", "n")
+    quota.take("b", "t", "n")
     with pytest.raises(QuotaExceeded, match="may have 2"):
-        holdings.take("c", "t", "n")
-    holdings.take("d", "other", "n")
-    holdings.release("a")
-    holdings.release("a")
-    holdings.take("c", "t", "n")
-    assert holdings.on_node("n") == 3
-    assert holdings.node_of("a") is None
+        quota.take("c", "t", "n")
+    quota.take("d", "other", "n")
+    quota.release("a")
+    quota.release("a")
+    quota.take("c", "t", "n")
+    assert quota.on_node("n") == 3
+    assert quota.node_of("a") is None
 
 
 def test_what_exists_is_counted_even_beyond_a_quota_that_was_lowered() -> None:
-    holdings = Holdings(quota=1)
+    quota = SandboxQuota(quota=1)
     for name in "abc":
-        holdings.take(name, "t", "n", beyond_quota=True)
+        quota.take(name, "t", "n", beyond_quota=True)
     with pytest.raises(QuotaExceeded):
-        holdings.take("d", "t", "n")
+        quota.take("d", "t", "n")
 
 
 def test_the_least_loaded_node_with_the_template_is_chosen() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.control.outbound import NoAnswer, Outbound, is_allowed, parse_networks, parse_target
-from atoll.control.retries import DELAYS_S, MAX_ATTEMPTS, delay_after
+from atoll.control.events.outbound import NoAnswer, Outbound, is_allowed, parse_networks, parse_target
+from atoll.control.events.retries import DELAYS_S, MAX_ATTEMPTS, delay_after
 from atoll.model.errors import Forbidden, InvalidRequest
 from support.receiver import LOOPBACK, receiver
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atoll.control.access.auth import digest_of, new_key
+from atoll.control.access.gate import MAX_BODY, PUBLIC
 from atoll.control.app import api
-from atoll.control.auth import digest_of, new_key
-from atoll.control.gate import MAX_BODY, PUBLIC
-from atoll.control.orders import Policy
+from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import ApiKey, Team
 from atoll.model.errors import PlatformError
 from atoll.model.sandbox import EndReason, SandboxState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.control.sizing import Maximum, limits_for
+from atoll.control.sandboxes.sizing import Maximum, limits_for
 from atoll.model.errors import InvalidRequest
 from atoll.model.sandbox import Limits
 

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from atoll.control.access.auth import digest_of, new_key
 from atoll.control.app import api
-from atoll.control.auth import digest_of, new_key
 from atoll.control.store import ApiKey, Team
 from support.control import API_KEY, World, plane
 
@@ -199,7 +199,7 @@ def _lists() -> list[str]:
 
 
 async def test_the_quota_of_one_team_is_not_the_others(world: World, tmp_path: Path) -> None:
-    from atoll.control.orders import Policy
+    from atoll.control.sandboxes.orders import Policy
 
     async with plane(tmp_path / "small", policy=Policy(max_sandboxes=1)) as small:
         await small.create()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from atoll.control.auth import DEFAULT_TEAM_ID
-from atoll.control.teams import MAX_STRETCHES, step_for
+from atoll.control.access.auth import DEFAULT_TEAM_ID
+from atoll.control.access.teams import MAX_STRETCHES, step_for
 from atoll.model.errors import CreateFailed
 from atoll.testing.clock import ManualClock
 from support.control import World, plane

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atoll.control.expiry import Expiry
+from atoll.control.sandboxes.expiry import Expiry
 from atoll.testing.clock import ManualClock
 
 

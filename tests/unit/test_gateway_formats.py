@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.node.gateway import dns
-from atoll.node.gateway.names import AnsweredNames
-from atoll.node.gateway.sniff import Speech, sniff
+from atoll.egress import dns
+from atoll.egress.names import AnsweredNames
+from atoll.egress.sniff import Speech, sniff
 
 
 def client_hello(name: str | None) -> bytes:

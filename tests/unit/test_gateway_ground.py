@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from atoll.node.gateway.budget import Budget, Pace
-from atoll.node.gateway.ground import HostGround, host_addresses
-from atoll.node.gateway.policy import Ground
+from atoll.egress.budget import Budget, Pace
+from atoll.egress.forbidden import HostNetworks, host_addresses
+from atoll.egress.policy import ForbiddenNetworks
 
 FIB_TRIE = """Main:
   +-- 0.0.0.0/0 3 0 5
@@ -34,7 +34,7 @@ def test_every_address_of_every_interface_is_the_hosts(tmp_path: Path) -> None:
 
 def test_a_new_address_of_the_host_is_noticed() -> None:
     now, found = [0.0], [ip("5.9.0.1")]
-    ground = HostGround(read=lambda: frozenset(found), clock=lambda: now[0])
+    ground = HostNetworks(read=lambda: frozenset(found), clock=lambda: now[0])
     found.append(ip("5.9.0.2"))
     assert not ground().forbids(ip("5.9.0.2"))
     now[0] = 6.0
@@ -43,11 +43,11 @@ def test_a_new_address_of_the_host_is_noticed() -> None:
 
 def test_an_opened_range_does_not_open_the_host_in_it_but_its_very_address_does() -> None:
     host = frozenset({ip("10.1.0.5")})
-    by_range = Ground(host, (ipaddress.ip_network("10.1.0.0/16"),))
+    by_range = ForbiddenNetworks(host, (ipaddress.ip_network("10.1.0.0/16"),))
     assert by_range.forbids(ip("10.1.0.5"))
     assert not by_range.forbids(ip("10.1.0.6"))
-    assert not Ground(host, (ipaddress.ip_network("10.1.0.5/32"),)).forbids(ip("10.1.0.5"))
-    assert Ground(host, (ipaddress.ip_network("0.0.0.0/0"),)).forbids(ip("127.0.0.1"))
+    assert not ForbiddenNetworks(host, (ipaddress.ip_network("10.1.0.5/32"),)).forbids(ip("10.1.0.5"))
+    assert ForbiddenNetworks(host, (ipaddress.ip_network("0.0.0.0/0"),)).forbids(ip("127.0.0.1"))
 
 
 def test_a_budget_and_a_pace_run_out_and_recover() -> None:

@@ -6,11 +6,11 @@ import ipaddress
 
 import pytest
 
+from atoll.egress.policy import EgressPolicy, ForbiddenNetworks, Verdict, decide_address, decide_name, matches
 from atoll.model.errors import InvalidRequest
-from atoll.node.gateway.policy import EgressPolicy, Ground, Verdict, decide_address, decide_name, matches
 
 PUBLIC = ipaddress.ip_address("93.184.215.14")
-GROUND = Ground(host_addresses=frozenset({ipaddress.ip_address("5.9.0.1")}))
+GROUND = ForbiddenNetworks(host_addresses=frozenset({ipaddress.ip_address("5.9.0.1")}))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_private_metadata_and_host_addresses_are_refused_whatever_the_sandbox_as
 
 
 def test_only_the_operator_opens_a_private_range() -> None:
-    ground = Ground(private_allowed=(ipaddress.ip_network("10.1.0.0/16"),))
+    ground = ForbiddenNetworks(private_allowed=(ipaddress.ip_network("10.1.0.0/16"),))
     assert decide_address(EgressPolicy(), ground, ipaddress.ip_address("10.1.2.3")) is Verdict.ALLOWED
     assert decide_address(EgressPolicy(), ground, ipaddress.ip_address("10.2.0.1")) is Verdict.DENIED_PRIVATE
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.node.gateway.requests import MAX_HEAD, Refused, RequestStream
+from atoll.egress.requests import MAX_HEAD, Refused, RequestStream
 
 GOOD = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n"
 BODY = b"POST /up HTTP/1.1\r\nHost: good.test\r\nContent-Length: 3\r\n\r\nabc"

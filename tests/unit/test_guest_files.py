@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from e2b import (
     SandboxException,
 )
 
-from atoll.guest import arrivals, uploads
-from atoll.guest.arrivals import PIECE, gunzip
-from atoll.guest.downloads import content_type, disposition
-from atoll.guest.users import User
-from atoll.wire.http import HttpError
+from atoll.guest.files import upload_body as arrivals
+from atoll.guest.files import uploads
+from atoll.guest.files.downloads import content_type, disposition
+from atoll.guest.files.upload_body import PIECE, gunzip
+from atoll.guest.process.users import User
+from atoll.http1.server import HttpError
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="giving files to another user needs root")
@@ -256,25 +258,108 @@ def test_a_mount_point_is_written_in_place(sbx: Sandbox, home: Path) -> None:
         os.system(f"umount {home}/mounted")
 
 
-@needs_root
-def test_a_full_disk_is_said_and_the_old_file_stays(sbx: Sandbox, home: Path) -> None:
-    disk = home / "disk"
-    disk.mkdir()
-    if os.system(f"mount -t tmpfs -o size=1m tmpfs {disk} 2>/dev/null") != 0:
+DISK = 1024 * 1024
+PAGE = 4096
+TOO_MUCH = 2 * DISK + 5
+
+
+@pytest.fixture
+def disk(home: Path) -> Iterator[Path]:
+    """A file system of one mebibyte in the home directory, of which one page is used."""
+    place = home / "disk"
+    place.mkdir()
+    if os.system(f"mount -t tmpfs -o size={DISK} tmpfs {place} 2>/dev/null") != 0:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        sbx.files.write("disk/f", "old")
-        with pytest.raises(NotEnoughSpaceException, match="not enough disk space"):
-            sbx.files.write("disk/f", os.urandom(2 * 1024 * 1024))
-        assert sbx.files.read("disk/f") == "old"
-        assert os.listdir(disk) == ["f"]
+        (place / "f").write_text("old")
+        yield place
+        assert os.listdir(place) == ["f"]
+        assert (place / "f").read_text() == "old"
     finally:
-        os.system(f"umount {disk}")
+        os.system(f"umount {place}")
+
+
+def numbers(said: str, disk: Path) -> tuple[bool, int]:
+    """Whether what is needed is known and not just a minimum, and how much it is; what is free is always known."""
+    found = re.fullmatch(
+        rf".*'{disk}/f': not enough disk space: (at least )?(\d+) bytes(?: \(of a request of \d+\))? needed, "
+        rf"{DISK - PAGE} bytes free in the file system at '{disk}'",
+        said,
+    )
+    assert found is not None, said
+    return found[1] is None, int(found[2])
+
+
+@needs_root
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_full_disk_is_said_in_numbers_and_the_old_file_stays(
+    http: httpx.Client, disk: Path, gzipped: bool, chunked: bool
+) -> None:
+    data = os.urandom(TOO_MUCH)
+    body = gzip.compress(data, 1) if gzipped else data
+    headers = {"content-type": "application/octet-stream", **({"content-encoding": "gzip"} if gzipped else {})}
+    content = iter([body[:DISK], body[DISK:]]) if chunked else body
+    answer = http.post("/files", params={"path": f"{disk}/f"}, content=content, headers=headers)
+    assert answer.status_code == 507
+    exact, needed = numbers(answer.json()["message"], disk)
+    assert exact is (not gzipped and not chunked)
+    assert needed == TOO_MUCH if exact else DISK - PAGE < needed <= TOO_MUCH
+
+
+@needs_root
+def test_a_full_disk_is_said_of_the_file_among_several_that_did_not_fit(http: httpx.Client, disk: Path) -> None:
+    parts = [("file", (f"{disk}/g", b"fits")), ("file", (f"{disk}/f", os.urandom(TOO_MUCH)))]
+    answer = http.post("/files", files=parts)
+    size = int(answer.request.headers["content-length"])
+    (disk / "g").unlink()  # what came before is there
+    assert answer.status_code == 507
+    said = answer.json()["message"].replace(f"{DISK - 2 * PAGE} bytes free", f"{DISK - PAGE} bytes free")
+    exact, needed = numbers(said, disk)
+    assert not exact
+    assert DISK - 2 * PAGE < needed < size
+    assert f"(of a request of {size})" in said
+
+
+@needs_root
+def test_the_sdk_raises_its_own_error_for_a_full_disk(sbx: Sandbox, disk: Path) -> None:
+    for data in (os.urandom(TOO_MUCH), io.BytesIO(os.urandom(TOO_MUCH))):
+        with pytest.raises(NotEnoughSpaceException) as caught:
+            sbx.files.write("disk/f", data)
+        numbers(str(caught.value), disk)
+    (disk.parent / "big").write_bytes(bytes(TOO_MUCH))
+    with pytest.raises(SandboxException, match=f"{DISK - PAGE} bytes free in the file system at '{disk}'"):
+        sbx.files.rename("big", "disk/big")
+
+
+@needs_root
+def test_a_file_with_other_names_keeps_its_content_when_the_new_one_does_not_fit(sbx: Sandbox, disk: Path) -> None:
+    os.link(disk / "f", disk / "g")
+    with pytest.raises(NotEnoughSpaceException, match=f"{DISK * 5 // 8} bytes needed"):
+        sbx.files.write("disk/f", os.urandom(DISK * 5 // 8))  # there is room for it once, and not twice
+    assert (disk / "g").read_text() == "old"
+    (disk / "g").unlink()
+
+
+@needs_root
+def test_inodes_that_have_run_out_are_not_taken_for_bytes(sbx: Sandbox, home: Path) -> None:
+    place = home / "few"
+    place.mkdir()
+    if os.system(f"mount -t tmpfs -o nr_inodes=2 tmpfs {place} 2>/dev/null") != 0:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        sbx.files.write("few/one", "x")
+        with pytest.raises(NotEnoughSpaceException, match=r"but all of its 2 files \(inodes\) are in use"):
+            sbx.files.write("few/two", "x")
+        with pytest.raises(SandboxException, match=r"but all of its 2 files \(inodes\) are in use"):
+            sbx.files.make_dir("few/dir")
+    finally:
+        os.system(f"umount {place}")
 
 
 def test_an_unknown_user_is_said() -> None:
+    from atoll.guest.process.users import Users
     from atoll.guest.state import GuestState
-    from atoll.guest.users import Users
     from atoll.model.sandbox import GuestConfig
 
     with serve_in_thread(GuestState(GuestConfig("s", "t", "h"), Users("/nonexistent", "/nonexistent"))) as url:

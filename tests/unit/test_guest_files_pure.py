@@ -7,7 +7,7 @@ from e2b.sandbox.signature import get_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.guest import negotiation, paths, signing
+from atoll.guest.files import negotiation, paths, signing
 
 HOME = "/home/user"
 

@@ -14,9 +14,11 @@ from connectrpc.errors import ConnectError as SdkConnectError
 from e2b import FileNotFoundException, FileType, InvalidArgumentException, Sandbox, SandboxException
 from e2b.envd.filesystem import filesystem_pb
 
-from atoll.guest import directories, filesystem, handles
-from atoll.guest.copying import TEMPORARY_MOVE, copy_entry
-from atoll.guest.entries import permissions
+from atoll.guest.files import directories
+from atoll.guest.files import safe_open as handles
+from atoll.guest.files import service as filesystem
+from atoll.guest.files.copying import TEMPORARY_MOVE, copy_entry
+from atoll.guest.files.entries import permissions
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="giving files to another user needs root")

@@ -18,13 +18,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from atoll.guest import contexts, kernel
-from atoll.guest.interpreter import Interpreter
-from atoll.guest.reaper import Reaper
+from atoll.guest.interpreter import contexts, kernel
+from atoll.guest.interpreter.service import Interpreter
+from atoll.guest.pid1.reaper import Reaper
+from atoll.guest.process.users import User, Users
 from atoll.guest.state import GuestState
-from atoll.guest.users import User, Users
+from atoll.http1.server import HttpConnection
 from atoll.model.sandbox import GuestConfig
-from atoll.wire.http import HttpConnection
 
 FAKE_KERNEL = Path(__file__).with_name("_fake_kernel.py")
 

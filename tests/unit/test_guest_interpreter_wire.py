@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.guest import jupyter, kernelspecs, zmtp
-from atoll.guest.contexts import _variables
-from atoll.guest.zmtp import Decoder, SocketType, ZmtpError, encode, handshake
+from atoll.guest.interpreter import jupyter, kernelspecs, zmtp
+from atoll.guest.interpreter.contexts import _variables
+from atoll.guest.interpreter.zmtp import Decoder, SocketType, ZmtpError, encode, handshake
 
 PEER = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 NAMES = st.from_regex(r"X[A-Z]{1,5}", fullmatch=True)

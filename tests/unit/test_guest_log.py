@@ -10,8 +10,8 @@ import pytest
 
 from atoll.guest import log as guest_log
 from atoll.guest.log import BUDGET, KEPT_BYTES, LINE_MAX, CellLog, CommandLog, GuestLog, Tee
-from atoll.wire.http import Body, Headers, HttpError, Request
-from atoll.wire.process import DataEvent, EndEvent, ProcessConfig
+from atoll.http1.server import Body, Headers, HttpError, Request
+from atoll.wire.envd.process import DataEvent, EndEvent, ProcessConfig
 
 SHELL = ProcessConfig(cmd="/bin/bash", args=["-l", "-c", "make all"])
 

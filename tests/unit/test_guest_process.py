@@ -7,6 +7,7 @@ import base64
 import concurrent.futures
 import json
 import os
+import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -25,10 +26,10 @@ from e2b.exceptions import (
     TimeoutException,
 )
 
-from atoll.guest import tree
-from atoll.guest.process import Channels, Process
-from atoll.wire import process
-from atoll.wire.connect import envelope
+from atoll.guest.process import tree
+from atoll.guest.process.process import Channels, Process
+from atoll.wire.envd import process
+from atoll.wire.envd.connect import envelope
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,27 @@ def test_kill_ends_the_whole_tree_also_children_with_sessions_of_their_own(sandb
     pids = tree.members(handle.pid)
     assert handle.kill() is True
     wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_signal_reaches_parents_before_their_children(sandbox: Sandbox) -> None:
+    # A session that ends between its leader and the deepest process, so that pids and depth disagree for some of them.
+    handle = sandbox.commands.run(
+        "for i in $(seq 20); do setsid sh -c 'sleep 1000; true' & done; wait", background=True
+    )
+    wait_until(lambda: len(tree.members(handle.pid)) == 41)
+    order = tree.members(handle.pid)
+    assert order[0] == handle.pid
+    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in order[1:]}
+    assert all(order.index(parent) < order.index(pid) for pid, parent in parents.items())
+    handle.kill()
+
+
+def test_a_command_whose_child_dies_first_goes_on_which_is_what_the_order_prevents(sandbox: Sandbox) -> None:
+    handle = sandbox.commands.run("sleep 1000; true", background=True)
+    wait_until(lambda: len(tree.members(handle.pid)) == 2)
+    for pid in reversed(tree.members(handle.pid)[1:]):
+        os.kill(pid, signal.SIGKILL)
+    assert handle.wait().exit_code == 0
 
 
 def test_killing_what_is_gone_is_false(sandbox: Sandbox) -> None:

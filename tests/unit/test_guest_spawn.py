@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from atoll.guest.process import end_event
-from atoll.guest.reaper import Exit
-from atoll.guest.spawn import CwdMissing, spawn
-from atoll.guest.users import User
-from atoll.wire.process import EndEvent
+from atoll.guest.pid1.reaper import Exit
+from atoll.guest.process.process import end_event
+from atoll.guest.process.spawn import CwdMissing, spawn
+from atoll.guest.process.users import User
+from atoll.wire.envd.process import EndEvent
 
 PATH = {"PATH": "/usr/bin:/bin"}
 OTHER = User("other", 4321, 4322, (4322, 4400, 4401), "/", "/bin/sh")

@@ -20,15 +20,16 @@ from e2b import (
     SandboxException,
 )
 
-from atoll.guest import watch as watch_module
-from atoll.guest import watch_hub, watch_tree
-from atoll.guest.inotify import Q_OVERFLOW, RawEvent
-from atoll.guest.watch import Watch
-from atoll.guest.watch_hub import Hub
-from atoll.guest.watch_tree import Tree
-from atoll.wire.connect import Call, Code, ConnectError
-from atoll.wire.filesystem import CreateWatcherRequest, EventType, GetWatcherEventsRequest, WatchDirRequest
-from atoll.wire.http import Headers
+from atoll.guest.watch import hub as watch_hub
+from atoll.guest.watch import service as watch_module
+from atoll.guest.watch import tree as watch_tree
+from atoll.guest.watch.hub import Hub
+from atoll.guest.watch.inotify import Q_OVERFLOW, RawEvent
+from atoll.guest.watch.service import Watch
+from atoll.guest.watch.tree import Tree
+from atoll.http1.server import Headers
+from atoll.wire.envd.connect import Call, Code, ConnectError
+from atoll.wire.envd.filesystem import CreateWatcherRequest, EventType, GetWatcherEventsRequest, WatchDirRequest
 
 CREATE, WRITE = FilesystemEventType.CREATE, FilesystemEventType.WRITE
 REMOVE, RENAME, CHMOD = FilesystemEventType.REMOVE, FilesystemEventType.RENAME, FilesystemEventType.CHMOD

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from atoll.images.recipes.build import Workplace
+from atoll.images.recipes.recipe import OnProgress, Progress, Recipe
+from atoll.images.store import TemplateStore
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
-from atoll.node.images import TemplateStore
-from atoll.node.recipes.build import Workplace
-from atoll.node.recipes.recipe import OnProgress, Progress, Recipe
 
 
 class Builder:

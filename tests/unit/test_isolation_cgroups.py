@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.model.sandbox import Limits
 
 LIMITS = Limits(cpu_count=2, memory_mib=64, pids=10)
@@ -93,6 +93,18 @@ def test_limits_of_version_two(tmp_path: Path) -> None:
     read = {name: (place / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max")}
     assert read == {"memory.max": str(64 << 20), "memory.swap.max": "0", "pids.max": "10", "cpu.max": "200000 100000"}
     assert (place / "cpu.weight").read_text() == "200"
+
+
+def test_all_sandboxes_together_weigh_less_than_one_program_of_the_host(tmp_path: Path) -> None:
+    one = Cgroups.probe("b", _hierarchies(tmp_path / "one", cpu="cgroup cpu", pids="cgroup pids"))
+    _files(tmp_path / "one/cpu/b", "cpu.shares")
+    one.prepare()
+    assert (tmp_path / "one/cpu/b/cpu.shares").read_text() == "256", "a program has 1024"
+    mounts = _hierarchies(tmp_path / "two", unified="cgroup2 rw")
+    _v2(tmp_path / "two/unified", "cpu memory pids")
+    _files(tmp_path / "two/unified/b", "cgroup.subtree_control", "cpu.weight")
+    Cgroups.probe("b", mounts).prepare()
+    assert (tmp_path / "two/unified/b/cpu.weight").read_text() == "25", "a program has 100"
 
 
 def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) -> None:

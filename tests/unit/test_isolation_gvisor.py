@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from atoll.guest import elevate
-from atoll.guest import relief as guest_relief
-from atoll.guest.users import User
+from atoll.guest.pid1 import elevate
+from atoll.guest.pid1 import relief as guest_relief
+from atoll.guest.process.users import User
 from atoll.isolation.gvisor import fetch, launch, oci, relief, runsc, sudo
 from atoll.isolation.gvisor.fetch import Source
-from atoll.isolation.linux.cgroups import Group
-from atoll.isolation.linux.full_memory import FullMemory
+from atoll.isolation.linux.cgroups.full_memory import FullMemory
+from atoll.isolation.linux.cgroups.groups import Group
 from atoll.model.errors import BackendUnavailable
 from atoll.model.sandbox import Limits, OomKill
 from atoll.node.backends import may_be_asked_for

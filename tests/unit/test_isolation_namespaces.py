@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux import disk_usage
-from atoll.isolation.linux.id_ranges import IdRanges, delegated
-from atoll.isolation.linux.syscalls import boot_id, start_time
+from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.sys.id_ranges import IdRanges, delegated
+from atoll.isolation.linux.sys.syscalls import boot_id, start_time
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.reclaim import open_recorded

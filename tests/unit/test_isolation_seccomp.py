@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from atoll.isolation.gvisor import posture as gvisor
-from atoll.isolation.linux.seccomp import Rule, Test, assemble
+from atoll.isolation.linux.sys.seccomp import Rule, Test, assemble
 from atoll.isolation.namespaces.posture import NEWEST_SYSCALL, seccomp_rules
 
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

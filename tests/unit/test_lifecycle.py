@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.control.recovery import Verdict, decide
+from atoll.control.sandboxes.recovery import Verdict, decide
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS, check_transition
 from atoll.model.sandbox import EndReason, SandboxState

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.guest.multipart import PART_END, Event, MultipartError, MultipartParser, PartBegin, boundary_of
+from atoll.guest.files.multipart import PART_END, Event, MultipartError, MultipartParser, PartBegin, boundary_of
 
 Part = tuple[PartBegin, bytes]
 

@@ -286,23 +286,6 @@ async def test_a_failed_create_is_undone_and_told_in_our_own_words(tmp_path: Pat
         assert await node.kill("i0001", EndReason.KILLED) is False
 
 
-async def test_a_create_whose_asker_has_gone_is_ended(tmp_path: Path) -> None:
-    async with _troubled(tmp_path) as (node, backend):
-        backend.hold = asyncio.Event()
-        asking = asyncio.create_task(node.create(_request()))
-        async with asyncio.timeout(20):
-            while not backend.made:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        asking.cancel()
-        await asyncio.wait([asking])
-        assert asking.cancelled()
-        driver = node._live["i0001"].driver
-        backend.hold.set()
-        await asyncio.wait_for(driver.finished.wait(), 20)
-        assert (await backend.made[0].wait()).killed
-        assert list((tmp_path / "sandboxes").iterdir()) == []
-
-
 async def test_a_kill_during_a_create_ends_it_as_soon_as_it_is_made(tmp_path: Path) -> None:
     async with _troubled(tmp_path) as (node, backend):
         backend.hold = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Ends for want of memory: the kernel's line read, those counted but not seen, a flood summed up, the words of it."""
+"""OOM kills: the kernel's line parsed, those counted but not seen, a flood summed up, and the wording."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux import kernel_log
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
 from atoll.isolation.linux.sandbox import LinuxSandbox
+from atoll.isolation.linux.sys import kernel_log
 from atoll.model.sandbox import Limits, OomKill
 from atoll.node.oom import oom_note
 
@@ -62,7 +62,7 @@ def test_a_process_is_known_by_its_pid_inside_while_it_is_there() -> None:
 class _Sandbox(LinuxSandbox):
     tier = "test"
     enforced = frozenset()
-    heart = "its process"
+    init_process = "its process"
 
     async def dial(self, port: int):  # type: ignore[no-untyped-def]
         raise NotImplementedError
@@ -84,7 +84,7 @@ class _Sandbox(LinuxSandbox):
 
 
 @pytest.fixture
-def heart() -> Iterator[int]:
+def init_process() -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
         process.kill()
@@ -113,8 +113,8 @@ class _World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, heart: int) -> _World:
-    return _World(tmp_path, heart)
+async def world(tmp_path: Path, init_process: int) -> _World:
+    return _World(tmp_path, init_process)
 
 
 async def test_a_seen_end_is_told_once(world: _World) -> None:

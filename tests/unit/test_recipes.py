@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from atoll.images.recipes import RECIPES, build, debian, pip_settings
+from atoll.images.recipes.debian import Source
+from atoll.images.recipes.recipe import revision
 from atoll.model.errors import BuildFailed
-from atoll.node.recipes import RECIPES, build, debian, pip_settings
-from atoll.node.recipes.debian import Source
-from atoll.node.recipes.recipe import revision
 
 DEB822 = """\
 Types: deb

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.runtime.bash_split import split_commands
+from atoll.runtime.shell.bash_split import split_commands
 
 ONE = [
     "ls",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.runtime.browser import address, driver_archive
-from atoll.runtime.browser_actions import SIGNATURES, BadActions, Call, parse_actions
-from atoll.runtime.browser_driver import actions, keys, marks
-from atoll.runtime.browser_text import page_text
-from atoll.runtime.browser_tree import tree_text
+from atoll.runtime.browser.accessibility_tree import tree_text
+from atoll.runtime.browser.action_language import SIGNATURES, BadActions, Call, parse_actions
+from atoll.runtime.browser.browser import address, driver_archive
+from atoll.runtime.browser.driver import actions, keys, marks
+from atoll.runtime.browser.page_text import page_text
 
 
 def test_calls_are_read_with_their_arguments_by_name() -> None:

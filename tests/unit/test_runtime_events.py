@@ -17,15 +17,15 @@ from atoll.runtime import (
     event_from_dict,
     event_to_dict,
 )
-from atoll.runtime.actions import ACTIONS, UnknownAction
-from atoll.runtime.event_json import parse_old_edit
-from atoll.runtime.observations import (
+from atoll.runtime.events.actions import ACTIONS, UnknownAction
+from atoll.runtime.events.observations import (
     MAX_CMD_OUTPUT_SIZE,
     OBSERVATIONS,
     CmdOutputMetadata,
     CmdOutputObservation,
     UnknownObservation,
 )
+from atoll.runtime.events.serialization import parse_old_edit
 
 RECORDED = Path(__file__).parents[2] / "examples" / "create-and-serve.json"
 

@@ -11,15 +11,15 @@ import pytest
 from e2b import AuthenticationException, RateLimitException, SandboxException
 
 from atoll.runtime import SandboxConfig
-from atoll.runtime.box import connection_of, is_passing
 from atoll.runtime.options import (
     REFUSED,
-    TOLD,
+    WARNED,
     HostCopy,
     missing_template_hint,
     sandbox_options,
     template_of_toml,
 )
+from atoll.runtime.sandbox.box import connection_of, is_passing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "runtime.md"
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_done_is_refused_with_the_fields_name(field: str, value: 
 
 
 def test_every_refused_and_told_field_exists() -> None:
-    assert set(REFUSED) | set(TOLD) <= set(SandboxConfig.model_fields)
+    assert set(REFUSED) | set(WARNED) <= set(SandboxConfig.model_fields)
 
 
 def test_settings_of_other_runtimes_are_told() -> None:

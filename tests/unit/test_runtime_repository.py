@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.runtime.microagents import MicroagentError, MicroagentType, load, load_all, parse_head
-from atoll.runtime.repository import clone_url, owner_repository, parse_changes
-from atoll.runtime.vscode import parse_listening
+from atoll.runtime.repository.microagents import MicroagentError, MicroagentType, load, load_all, parse_head
+from atoll.runtime.repository.repository import clone_url, owner_repository, parse_changes
+from atoll.runtime.sandbox.vscode import parse_listening
 
 
 def test_the_kind_of_a_microagent_follows_from_its_head() -> None:

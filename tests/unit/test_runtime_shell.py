@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from atoll.runtime.actions import CmdRunAction
-from atoll.runtime.observations import CmdOutputObservation, ErrorObservation
-from atoll.runtime.shell import Shell
-from atoll.runtime.shell_protocol import Ended, MarkReader, Output, ShellState, Started, note_path
+from atoll.runtime.events.actions import CmdRunAction
+from atoll.runtime.events.observations import CmdOutputObservation, ErrorObservation
+from atoll.runtime.shell.protocol import Ended, MarkReader, Output, ShellState, Started, note_path
+from atoll.runtime.shell.shell import Shell
 
 SOFT_S = 0.4
 

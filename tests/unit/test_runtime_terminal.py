@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.runtime.terminal import render
+from atoll.runtime.shell.terminal import render
 
 
 @pytest.mark.parametrize(

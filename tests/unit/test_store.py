@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from atoll.control.auth import DEFAULT_TEAM_ID
+from atoll.control.access.auth import DEFAULT_TEAM_ID
 from atoll.control.store import ApiKey, Idempotency, Store, Team, default_url
 from atoll.control.store.migrate import MIGRATIONS
 from atoll.control.store.schema import REVISION, metadata

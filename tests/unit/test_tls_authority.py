@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.guest import trust
+from atoll.guest.pid1 import trust
 from atoll.model.errors import PlatformError
 from atoll.tls import Authority
 

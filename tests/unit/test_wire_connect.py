@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from connectrpc.code import Code as TheirCode
 
-from atoll.wire import connect
-from atoll.wire.connect import (
+from atoll.http1.server import Body, Headers, Request, Response
+from atoll.wire.envd import connect
+from atoll.wire.envd.connect import (
     HTTP_STATUS,
     Call,
     Code,
@@ -22,8 +23,14 @@ from atoll.wire.connect import (
     parse_timeout_ms,
     read_envelopes,
 )
-from atoll.wire.http import Body, Headers, Request, Response
-from atoll.wire.process import ConnectRequest, DataEvent, ListRequest, ListResponse, ProcessInfo, StreamInputResponse
+from atoll.wire.envd.process import (
+    ConnectRequest,
+    DataEvent,
+    ListRequest,
+    ListResponse,
+    ProcessInfo,
+    StreamInputResponse,
+)
 
 
 async def _list(request: ListRequest, call: Call) -> ListResponse:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.wire import http
-from atoll.wire.http import ClientDisconnected, FileBody, Handler, HttpConnection, HttpError, Request, Response
+from atoll.http1 import server as http
+from atoll.http1.server import ClientDisconnected, FileBody, Handler, HttpConnection, HttpError, Request, Response
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Open = Callable[[], Awaitable[tuple[Reader, Writer]]]

@@ -17,8 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp as GoogleTimestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.wire import filesystem, process
-from atoll.wire.messages import DecodeError, Message, Timestamp
+from atoll.wire.envd import filesystem, process
+from atoll.wire.envd.messages import DecodeError, Message, Timestamp
 
 _RENAMED = {
     "process.PTY.Size": process.PTYSize,

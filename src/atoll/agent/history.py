@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from atoll.agent.chat import Message, Reply, ToolCall
-from atoll.runtime.actions import MessageAction, SystemMessageAction
-from atoll.runtime.events import Action, Event, EventSource, Observation
-from atoll.runtime.observations import (
+from atoll.runtime.events.actions import MessageAction, SystemMessageAction
+from atoll.runtime.events.base import Action, Event, EventSource, Observation
+from atoll.runtime.events.observations import (
     CmdOutputObservation,
     FileReadObservation,
     IPythonRunCellObservation,

@@ -18,10 +18,10 @@ from atoll.agent.chat import Chat, Message, ModelError, Reply, ToolCall
 from atoll.agent.history import call_metadata, messages
 from atoll.agent.session import Session
 from atoll.agent.tools import ToolFault, action_of
-from atoll.runtime.actions import AgentFinishAction, MessageAction, SystemMessageAction, UnknownAction
 from atoll.runtime.errors import AgentRuntimeError
-from atoll.runtime.events import Action, Event, EventSource, Observation
-from atoll.runtime.observations import ErrorObservation
+from atoll.runtime.events.actions import AgentFinishAction, MessageAction, SystemMessageAction, UnknownAction
+from atoll.runtime.events.base import Action, Event, EventSource, Observation
+from atoll.runtime.events.observations import ErrorObservation
 from atoll.runtime.replay import RunsActions
 
 MAX_TALK = 3

@@ -22,10 +22,10 @@ from typing import Any, Self, TypeVar
 
 from atoll.model.errors import AtollError
 from atoll.runtime import event_from_dict, event_to_dict
-from atoll.runtime.actions import AgentFinishAction
 from atoll.runtime.errors import MalformedEvent
-from atoll.runtime.events import Action, Event, EventSource, Observation
-from atoll.runtime.observations import ErrorObservation
+from atoll.runtime.events.actions import AgentFinishAction
+from atoll.runtime.events.base import Action, Event, EventSource, Observation
+from atoll.runtime.events.observations import ErrorObservation
 
 FORMAT = 1
 INTERRUPTED = "The session was interrupted before this action was observed: whether it was carried out is not known."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atoll.agent.chat import Message, ToolCall
-from atoll.runtime.actions import (
+from atoll.runtime.events.actions import (
     AgentFinishAction,
     AgentThinkAction,
     BrowseInteractiveAction,
@@ -19,8 +19,8 @@ from atoll.runtime.actions import (
     IPythonRunCellAction,
     TaskTrackingAction,
 )
-from atoll.runtime.editor import COMMANDS
-from atoll.runtime.events import Action, FileReadSource
+from atoll.runtime.events.base import Action, FileReadSource
+from atoll.runtime.files.editor import COMMANDS
 
 
 class ToolFault(ValueError):

@@ -235,7 +235,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _check("sysfs", "see the host's hardware", _sys),
     _check("host-name-seen", "see the host's name", _host_name),
     _check("guest-environment", "find secrets of the server in the guest", _guest_secrets),
-    _check("guest-is-last-to-go", "have the guest ended for want of memory", _memory_victim, "user"),
+    _check("guest-is-last-to-go", "have the guest ended because memory ran out", _memory_victim, "user"),
     _check("guest-is-opaque", "look into the guest", _first_visible),
 )
 

@@ -35,7 +35,7 @@ from atoll.runtime import (
     load_run,
     replay,
 )
-from atoll.runtime.events import Action, Event, EventSource
+from atoll.runtime.events.base import Action, Event, EventSource
 from atoll.runtime.replay import Outcome, needs_jupyter
 
 GONE = (

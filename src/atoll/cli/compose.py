@@ -14,19 +14,20 @@ from contextlib import asynccontextmanager
 
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
+from atoll.control.access.auth import Authenticator
+from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
-from atoll.control.auth import Authenticator
-from atoll.control.clients import ClientCensus
-from atoll.control.orders import Policy
-from atoll.control.outbound import parse_networks
+from atoll.control.events.outbound import parse_networks
 from atoll.control.plane import ControlPlane
-from atoll.control.sizing import Maximum
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
+from atoll.images.builds import TemplateBuilds, program
+from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import is_address, split_targets
-from atoll.node.images import TemplateStore
 from atoll.node.supervisor import Supervisor
 
 EDGE_GRACE_S = 3.0
@@ -45,8 +46,13 @@ async def platform(
     domain = tls.domain if tls else settings.domain or f"localhost:{sock.getsockname()[1]}"
     maximum = Maximum(settings.max_cpu, settings.max_memory_mib, settings.max_disk_mib, settings.max_pids)
     policy = Policy(
-        max_timeout_s=settings.max_timeout_s, max_sandboxes=settings.max_sandboxes, domain=domain, maximum=maximum
+        max_timeout_s=settings.max_timeout_s,
+        max_sandboxes=settings.max_sandboxes,
+        domain=domain,
+        maximum=maximum,
+        template_wait_s=settings.template_wait_s,
     )
+    templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     egress_private, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
     for server in settings.name_servers:
         if not is_address(server):
@@ -55,9 +61,11 @@ async def platform(
         raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
     async with (
         Store(settings.database_url or default_url(settings.data_dir)) as store,
+        TemplateBuilds(program(settings.templates_dir)) as builds,
         Supervisor(
             data_dir=settings.data_dir,
-            templates=TemplateStore(settings.templates_dir, holder=settings.data_dir),
+            templates=templates,
+            builds=builds,
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=egress_private,
@@ -77,7 +85,9 @@ async def platform(
         node.subscribe(control.services.sandboxes)
         app = create_app(control.services, Authenticator(keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        edge = Edge(node, ClientCensus(app), domains=[domain], output_limit=output)
+        edge = Edge(node, ClientVersionLog(app), domains=[domain], output_limit=output)
+        known = {template.template_id for template in templates.list_templates()}
+        builds.prepare([name for name in settings.prepare_templates if name not in known])
         try:
             await edge.listen(sock)
             if tls is not None:

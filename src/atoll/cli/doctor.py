@@ -14,11 +14,11 @@ from rich.console import Console
 
 from atoll.cli import running
 from atoll.config import Settings
+from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.model.errors import AtollError
 from atoll.node.backends import automatic_order
-from atoll.node.images import TemplateStore
 
 _MARKS = {Verdict.OK: "[green]ok  [/green]", Verdict.WARN: "[yellow]warn[/yellow]", Verdict.FAIL: "[red]FAIL[/red]"}
 
@@ -46,7 +46,7 @@ class Report:
 
 def examine(settings: Settings) -> Report:
     """Looks at everything, changes nothing but a directory of its own that it removes."""
-    sections = {"atoll": _around(settings)}
+    sections = {"atoll": _context(settings)}
     tiers: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as scratch:
         for name in registry.names():
@@ -100,7 +100,7 @@ async def _tier(name: str, config: BackendConfig) -> list[Finding]:
         return [Finding("load", Verdict.FAIL, str(error), "reinstall the package that brings this tier")]
 
 
-def _around(settings: Settings) -> list[Finding]:
+def _context(settings: Settings) -> list[Finding]:
     found = [_data_dir(settings.data_dir), _templates(settings.templates_dir)]
     server = running.find(settings.data_dir)
     detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"

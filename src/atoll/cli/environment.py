@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from atoll.cli import running
 from atoll.cli.domain import domain_environ
 from atoll.config import Settings
-from atoll.control.auth import configured_keys
+from atoll.control.access.auth import configured_keys
 from atoll.model.errors import Conflict
 
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from atoll.cli.run import platform_environ
 from atoll.config import Settings
 from atoll.runtime import E2BRuntime, JupyterRequirement, Step, Summary, event_to_dict, load_run, replay
-from atoll.runtime.events import Event
+from atoll.runtime.events.base import Event
 from atoll.runtime.replay import Outcome, needs_jupyter
 
 MAX_SHOWN_LINES = 14
@@ -144,7 +144,7 @@ def _fetch(runtime: E2BRuntime, port: int) -> Fetched:
         status, body = refusal.code, refusal.read(1 << 16)
     except OSError as error:
         return Fetched(url, 0, 0, str(error))
-    title = re.search(rb"<title[^>]*>([^<]{1,200})", body, re.I)
+    title = re.search(rb"<title[^<>]*>([^<]{1,200})", body, re.I)
     return Fetched(url, status, len(body), title[1].decode(errors="replace").strip() if title else "")
 
 

@@ -45,7 +45,7 @@ def platform_environ(settings: Settings, template: str, *, embedded: bool = Fals
         with _environ(client_environ(settings)):
             yield
         return
-    from atoll.runtime.embedded import EmbeddedPlatform
+    from atoll.runtime.sandbox.embedded import EmbeddedPlatform
 
     environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
     with EmbeddedPlatform(environ) as platform:

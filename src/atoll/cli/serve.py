@@ -27,7 +27,7 @@ from atoll.cli import logs, running
 from atoll.cli.compose import platform
 from atoll.cli.domain import TlsDomain, open_domain
 from atoll.config import Settings
-from atoll.control.auth import configured_keys
+from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
 
 STOP_S = 30.0

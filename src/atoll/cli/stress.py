@@ -16,7 +16,7 @@ from rich.table import Table
 from atoll.cli.run import platform_environ
 from atoll.config import Settings
 from atoll.model.errors import InvalidRequest
-from atoll.runtime.embedded import ensure_template
+from atoll.runtime.sandbox.embedded import ensure_template
 from atoll.stress import SCENARIOS, ScenarioReport, Sizes, as_json, html, parse_thresholds, run, table_rows
 from atoll.stress.runner import FULL, QUICK
 

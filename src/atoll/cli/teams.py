@@ -7,8 +7,8 @@ import uuid
 from typing import Any
 
 from atoll.config import Settings
+from atoll.control.access.keys import KeyService
 from atoll.control.clock import SystemClock
-from atoll.control.keys import KeyService
 from atoll.control.store import Store, Team, default_url
 from atoll.model.errors import InvalidRequest, NotFound
 

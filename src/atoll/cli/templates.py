@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from atoll.node.images import TemplateStore
-from atoll.node.recipes.recipe import Progress as Step
+from atoll.images.recipes.recipe import Progress as Step
+from atoll.images.store import TemplateStore
 
 
 def build(templates_dir: Path, name: str) -> None:

@@ -16,12 +16,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import atoll
-from atoll.control.auth import Authenticator
-from atoll.control.gate import Gate
+from atoll.control.access.auth import Authenticator
+from atoll.control.access.gate import Gate
 from atoll.control.routes import events, health, keys, network, not_offered, sandboxes, teams, templates
-from atoll.control.services import Services
+from atoll.control.sandboxes.service import Services
 from atoll.model.errors import AtollError, InvalidRequest
-from atoll.wire.errors import ErrorReply, error_reply, plain_error
+from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
 
 def create_app(services: Services, auth: Authenticator) -> ASGIApp:

@@ -9,18 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atoll.control.access.keys import KeyService
+from atoll.control.access.teams import TeamService
 from atoll.control.background import Background
 from atoll.control.clock import Clock, SystemClock
-from atoll.control.courier import Courier
-from atoll.control.journal import Journal
-from atoll.control.keys import KeyService
-from atoll.control.logbook import Logbook
-from atoll.control.outbound import Network, Outbound
-from atoll.control.readings import ReadingFiles
-from atoll.control.services import Policy, SandboxService, Services, TemplateService
+from atoll.control.events.dispatcher import WebhookDispatcher
+from atoll.control.events.journal import Journal
+from atoll.control.events.outbound import Network, Outbound
+from atoll.control.events.webhooks import EventService
+from atoll.control.sandboxes.service import Policy, SandboxService, Services, TemplateService
 from atoll.control.store import Store
-from atoll.control.teams import TeamService
-from atoll.control.webhooks import EventService
+from atoll.control.telemetry.logbook import Logbook
+from atoll.control.telemetry.readings import ReadingFiles
 from atoll.model.seams import NodeClient
 
 
@@ -60,8 +60,8 @@ class ControlPlane:
         self._background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes)
-        self._courier = Courier(store.events, clock, outbound)
-        self._journal = Journal(store, clock, self._courier, templates.build_of)
+        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
+        self._journal = Journal(store, clock, self._dispatcher, templates.build_of)
         sandboxes = SandboxService(
             store=store,
             nodes=nodes,
@@ -87,7 +87,7 @@ class ControlPlane:
             await stack.enter_async_context(self._background)
             await self.services.sandboxes.recover()
             self._background.keep_running(self._journal.run())
-            lives = [*self.services.sandboxes.housekeeping(), self._courier.run()]
+            lives = [*self.services.sandboxes.housekeeping(), self._dispatcher.run()]
             housekeeping = [self._background.keep_running(life) for life in lives]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()

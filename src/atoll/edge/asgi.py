@@ -3,7 +3,8 @@
 Owns: scope, streamed request bodies with back-pressure, response framing, the size limit of JSON bodies.
 Does not own: routing, authentication, what a body means, the application's start and stop (the composition root's).
 
-A client that goes away does not cancel the application: what it has begun (a create, a kill) it finishes.
+A client that goes away does not cancel the application: what it has begun (a kill) it finishes. It is told, as ASGI
+has it: `receive` answers `http.disconnect`, and `send` raises ClientLeft once the answer cannot be delivered.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class ClientLeft(OSError):
+    """Nobody is there to get the answer."""
 
 
 class AsgiExchange:
@@ -137,6 +142,8 @@ class AsgiExchange:
             await edge.app(self._scope(), self._receive, self._send)
             if not self._complete and not self._gone:
                 raise PlatformError("the application returned without an answer")
+        except ClientLeft:
+            pass
         except Exception:
             edge.log.exception("request failed", method=self._method, path=self._path)
             self._fail()
@@ -158,7 +165,7 @@ class AsgiExchange:
         head = self._head
         return {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1" if head.http11 else "1.0",
             "method": self._method,
             "scheme": "https" if head.secure else "http",
@@ -192,8 +199,11 @@ class AsgiExchange:
             await self._wake.wait()
 
     async def _send(self, message: Message) -> None:
-        if self._gone or self._complete:
+        if self._complete:
             return
+        if self._gone or (self._response is None and self._client.peer_left):
+            self._gone = True
+            raise ClientLeft("the client has gone")
         if message["type"] == "http.response.start":
             self._start_message = message
             return

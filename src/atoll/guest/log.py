@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TextIO
 
-from atoll.wire.http import HttpError, Request, Response
-from atoll.wire.process import DataEvent, EndEvent, ProcessConfig
+from atoll.http1.server import HttpError, Request, Response
+from atoll.wire.envd.process import DataEvent, EndEvent, ProcessConfig
 
 KEPT_BYTES = 256 * 1024
 BUDGET = 64 * 1024

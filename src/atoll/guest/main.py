@@ -3,7 +3,7 @@
 Called after a fork from a zygote that has imported this module: everything the guest will ever need is loaded by then,
 because the root has changed and nothing can be imported any more. `main` relies on neither argv, cwd, environment nor
 the inherited standard descriptors. **One thread, or two**: where the tier has made a
-second one, programs are started in it (`guest/spawn.py`) while this one waits. Nothing else may use threads
+second one, programs are started in it (`guest/process/spawn.py`) while this one waits. Nothing else may use threads
 (`to_thread`, `run_in_executor`, `getaddrinfo` of a name): `umask`, directory and descriptors are shared.
 
 To add a service: build it in `build_servers` and mount it on the envd router; the interpreter has a hook of its own.
@@ -22,26 +22,27 @@ import sys
 import traceback
 from typing import NoReturn
 
-from atoll.guest import elevate, notes, quota, relief, spawn, trust, warmup
-from atoll.guest.files import OPEN_ROUTES as FILES_OPEN_ROUTES
-from atoll.guest.files import Files
-from atoll.guest.filesystem import Filesystem
-from atoll.guest.init import Init, prepare_process, run_start_cmd
-from atoll.guest.interpreter import Interpreter
+from atoll.guest.files.contents import OPEN_ROUTES as FILES_OPEN_ROUTES
+from atoll.guest.files.contents import Files
+from atoll.guest.files.service import Filesystem
+from atoll.guest.interpreter.service import Interpreter
 from atoll.guest.log import Tee
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
-from atoll.guest.process_service import ProcessService, ProcessTable
-from atoll.guest.reaper import Reaper
+from atoll.guest.pid1 import elevate, notes, quota, relief, trust, warmup
+from atoll.guest.pid1.init import Init, prepare_process, run_start_cmd
+from atoll.guest.pid1.reaper import Reaper
+from atoll.guest.process import spawn
+from atoll.guest.process.service import ProcessService, ProcessTable
+from atoll.guest.process.users import Users
 from atoll.guest.server import Router
 from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
-from atoll.guest.users import Users
-from atoll.guest.watch import Watch
+from atoll.guest.watch.service import Watch
+from atoll.http1.server import Handler, Request, Response
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig
-from atoll.wire.connect import Service
-from atoll.wire.filesystem import SERVICE as FILESYSTEM
-from atoll.wire.http import Handler, Request, Response
+from atoll.wire.envd.connect import Service
+from atoll.wire.envd.filesystem import SERVICE as FILESYSTEM
 
 _JSON_CODECS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
 """`json.loads` guesses among these from the first bytes, which a client chooses."""
@@ -86,7 +87,7 @@ def prepare() -> None:
 
 
 def warm_up() -> None:
-    """For the zygote, once, before it forks: see `guest/warmup.py`."""
+    """For the zygote, once, before it forks: see `guest/pid1/warmup.py`."""
     warmup.exercise(build_servers)
 
 

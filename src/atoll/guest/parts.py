@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from atoll.guest.process_service import ProcessTable
-from atoll.guest.reaper import Reaper
+from atoll.guest.pid1.reaper import Reaper
+from atoll.guest.process.service import ProcessTable
 from atoll.guest.state import GuestState
 
 

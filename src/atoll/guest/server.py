@@ -9,8 +9,8 @@ import hmac
 from collections.abc import Iterable
 
 from atoll.guest.state import GuestState
-from atoll.wire.connect import Code, ConnectError, Service
-from atoll.wire.http import Handler, Request, Response
+from atoll.http1.server import Handler, Request, Response
+from atoll.wire.envd.connect import Code, ConnectError, Service
 
 _RPC_TYPES = ("application/json", "application/proto", "application/connect+json", "application/connect+proto")
 

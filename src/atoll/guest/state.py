@@ -6,21 +6,21 @@ import time
 from collections.abc import Mapping
 
 from atoll.guest.log import GuestLog
-from atoll.guest.users import User, Users, expand_path, user_in_header
+from atoll.guest.process.users import User, Users, expand_path, user_in_header
+from atoll.http1.server import Headers
 from atoll.model.sandbox import GuestConfig
-from atoll.wire.http import Headers
 
 
 class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
-    Writers: `/init` (`guest/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
+    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
     """
 
     def __init__(self, config: GuestConfig, users: Users) -> None:
         self.config = config
         self.users = users
-        self.env_vars: dict[str, str] = dict(config.env_vars)
+        self.env_vars: dict[str, str] = {**_identity(config), **config.env_vars}
         self.access_token = config.access_token
         self.default_user = config.default_user
         self.default_workdir = config.default_workdir
@@ -52,3 +52,8 @@ class GuestState:
 
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _identity(config: GuestConfig) -> dict[str, str]:
+    """By which programs know where they are, as in E2B (whose E2B_EVENTS_ADDRESS would lead nowhere here)."""
+    return {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": config.sandbox_id, "E2B_TEMPLATE_ID": config.template_id}

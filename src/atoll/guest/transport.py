@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 
-from atoll.wire.http import Handler, HttpConnection
+from atoll.http1.server import Handler, HttpConnection
 
 _PREAMBLE = re.compile(rb"ATOLL/1 ([0-9]{1,5})\n")
 _PREAMBLE_MAX = len(b"ATOLL/1 65535\n")

@@ -134,7 +134,7 @@ class SandboxHandle(ABC):
         """One reading, from the host's side. Raises SandboxGone."""
 
     def on_oom(self, tell: Callable[[OomKill], None]) -> None:
-        """From now on `tell` hears (in the loop, never twice of one) of processes ended for want of memory.
+        """From now on `tell` hears (in the loop, never twice of one) of processes ended because memory ran out.
 
         A tier that cannot tell one process from another never calls it.
         """

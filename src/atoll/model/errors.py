@@ -16,6 +16,7 @@
     └── PlatformError          our fault or the machine's                            HTTP 5xx
         ├── CreateFailed       a sandbox could not be made; everything was undone
         ├── BuildFailed        a template could not be built; nothing half-built is left
+        ├── TemplateNotReady   it is still being built: the message says how far it is              503
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
 A command that exits non-zero is a *result*, never one of these.
@@ -111,6 +112,10 @@ class CreateFailed(PlatformError):
 
 class BuildFailed(PlatformError):
     """A template could not be built. The message ends with the log's tail, the hint says where the whole log is."""
+
+
+class TemplateNotReady(PlatformError):
+    """A template is still being built, whoever waits for it or not. The message says how far it is."""
 
 
 class BackendUnavailable(PlatformError):

@@ -19,7 +19,7 @@ class EventType(StrEnum):
     RESUMED = "sandbox.lifecycle.resumed"
     KILLED = "sandbox.lifecycle.killed"
     OUT_OF_MEMORY = "sandbox.lifecycle.out_of_memory"
-    """Ours: the kernel ended a process of it for want of memory; the sandbox lives on."""
+    """Ours: the kernel ended a process of it because memory ran out; the sandbox lives on."""
 
 
 @dataclass(frozen=True, slots=True)

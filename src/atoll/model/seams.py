@@ -56,7 +56,7 @@ class NodeClient(Protocol):
     def node_id(self) -> str: ...
 
     async def create(self, request: NodeCreate) -> NodeSandbox:
-        """Starts a sandbox; returns when its guest's socket accepts.
+        """Starts a sandbox; returns when its guest's socket accepts. A cancelled one goes on until `kill` ends it.
 
         Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
         """
@@ -95,6 +95,14 @@ class NodeClient(Protocol):
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """All that are alive on this node now."""
+        ...
+
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """Makes the built-in template `name` where it is missing; returns when it is there.
+
+        Cancelling gives up the waiting, not the work. Raises TemplateNotFound (nothing to make it of),
+        TemplateNotReady after `wait_s`, BuildFailed.
+        """
         ...
 
     async def templates(self) -> Sequence[Template]:

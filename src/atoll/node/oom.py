@@ -1,4 +1,4 @@
-"""How the end of a process for want of memory is worded in its sandbox's log. Pure."""
+"""How the end of a process because memory ran out is worded in its sandbox's log. Pure."""
 
 from __future__ import annotations
 

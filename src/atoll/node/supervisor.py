@@ -22,9 +22,25 @@ from typing import Self
 
 import structlog
 
+from atoll.egress.budget import Budget
+from atoll.egress.forbidden import HostNetworks
+from atoll.egress.gateway import EgressContext
+from atoll.egress.intercept import Interception, tell_guest_to_trust
+from atoll.egress.registry import EgressRegistry
+from atoll.images.builds import TemplateBuilds
+from atoll.images.lookup import Templates
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
-from atoll.model.errors import AtollError, BackendUnavailable, CallerError, CreateFailed, NotOffered, SandboxGone
+from atoll.isolation.guest_client import order
+from atoll.model.errors import (
+    AtollError,
+    BackendUnavailable,
+    CallerError,
+    CreateFailed,
+    NotOffered,
+    SandboxGone,
+    TemplateNotFound,
+)
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
@@ -33,16 +49,9 @@ from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
 from atoll.node.driver import Ended, SandboxDriver
-from atoll.node.gateway.budget import Budget
-from atoll.node.gateway.gates import Gates
-from atoll.node.gateway.gateway import Surroundings
-from atoll.node.gateway.ground import HostGround
-from atoll.node.gateway.intercept import Interception, tell_guest_to_trust
-from atoll.node.guest_orders import order
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
 from atoll.node.record import NodeRecord
-from atoll.node.template_store import Templates
 from atoll.node.trash import Trash
 from atoll.tls import Authority
 
@@ -90,6 +99,7 @@ class Supervisor:
     Args:
         data_dir: below it `sandboxes/`, `trash/`, `run/` are made. One server at a time.
         templates: what a create may name.
+        builds: makes built-in ones that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
@@ -106,6 +116,7 @@ class Supervisor:
         *,
         data_dir: Path,
         templates: Templates,
+        builds: TemplateBuilds | None = None,
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
@@ -116,6 +127,7 @@ class Supervisor:
     ) -> None:
         self._node_id = node_id
         self._templates = templates
+        self._builds = builds
         self._isolation = isolation
         self._keep = keep_sandboxes
         self._load = load_backend
@@ -124,8 +136,10 @@ class Supervisor:
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
-        self._gates = Gates(
-            Surroundings(HostGround(egress_allow_private), Budget.of_this_process(), self._interception, name_servers)
+        self._egress = EgressRegistry(
+            EgressContext(
+                HostNetworks(egress_allow_private), Budget.of_this_process(), self._interception, name_servers
+            )
         )
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
@@ -253,7 +267,7 @@ class Supervisor:
             )
             self._publish(live, handle, record)
             try:
-                await self._gates.attach(handle, record.network)
+                await self._egress.attach(handle, record.network)
             except AtollError as error:  # it lives on without a way out; nothing can leave
                 _log.error("egress.not_attached", sandbox_id=record.sandbox_id, error=str(error))
             return record.sandbox_id
@@ -299,14 +313,9 @@ class Supervisor:
         self._tasks.create_task(
             self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
         )
+        handle = await asyncio.shield(driver.started)
         try:
-            handle = await asyncio.shield(driver.started)
-        except asyncio.CancelledError:
-            # Whoever asked has gone: nobody would ever end it.
-            self._tasks.create_task(self._end_unwanted(driver))
-            raise
-        try:
-            attached = await self._gates.attach(handle, request.network)
+            attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):
                 await driver.kill()
                 raise _no_way_out(handle.tier)
@@ -324,7 +333,7 @@ class Supervisor:
         if live is None:
             return False
         live.route = None
-        await self._gates.detach(sandbox_id)
+        await self._egress.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
@@ -351,11 +360,11 @@ class Supervisor:
         handle = self._running(sandbox_id).handle
         if handle is None:
             raise SandboxGone(sandbox_id, "it is still being made")
-        if not self._gates.has(sandbox_id):
+        if not self._egress.has(sandbox_id):
             raise _no_way_out(handle.tier)
         if network.rules:
             await tell_guest_to_trust(handle, self._interception.authority.pem)
-        self._gates.update(sandbox_id, network)
+        self._egress.update(sandbox_id, network)
         state_dir = self._sandboxes_dir / sandbox_id
         record = records.read(state_dir)
         if record is not None:
@@ -364,7 +373,7 @@ class Supervisor:
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
         self._running(sandbox_id)
-        return self._gates.connections(sandbox_id)
+        return self._egress.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""
@@ -375,6 +384,15 @@ class Supervisor:
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
         return [NodeSandbox(name, live.tier) for name, live in self._live.items() if live.handle is not None]
+
+    async def make_template(self, name: str, wait_s: float) -> None:
+        """See NodeClient.make_template."""
+        try:
+            self._templates.find_template(name)
+        except TemplateNotFound:
+            if self._builds is None:
+                raise
+            await self._builds.make(name, wait_s)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
@@ -449,7 +467,7 @@ class Supervisor:
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
             live.route = None
-            await self._gates.detach(live.driver.sandbox_id)
+            await self._egress.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()
             self._live.pop(live.driver.sandbox_id, None)
@@ -490,10 +508,6 @@ class Supervisor:
                 _log.exception("node.event_lost", sandbox_id=handle.sandbox_id)
         with contextlib.suppress(AtollError):  # the guest may have been the victim
             await order(handle, "/notes", oom_note(victim))
-
-    async def _end_unwanted(self, driver: SandboxDriver) -> None:
-        await asyncio.wait([driver.started])
-        await driver.kill()
 
     async def _backend_for(self, tier: str) -> IsolationBackend:
         """The tier of a new sandbox, asked for or not. Raises NotOffered."""

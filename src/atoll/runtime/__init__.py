@@ -1,6 +1,16 @@
 """The agent runtime: OpenHands' runtime contract on E2B sandboxes. What is exported here is the public interface."""
 
-from atoll.runtime.actions import (
+from atoll.runtime.config import RuntimeConfig, SandboxConfig
+from atoll.runtime.errors import (
+    AgentRuntimeDisconnectedError,
+    AgentRuntimeError,
+    AgentRuntimeNotFoundError,
+    AgentRuntimeNotReadyError,
+    AgentRuntimeTimeoutError,
+    AgentRuntimeUnavailableError,
+    MalformedEvent,
+)
+from atoll.runtime.events.actions import (
     AgentFinishAction,
     AgentThinkAction,
     BrowseInteractiveAction,
@@ -15,20 +25,7 @@ from atoll.runtime.actions import (
     NullAction,
     TaskTrackingAction,
 )
-from atoll.runtime.box import E2BBox, E2BSandbox, Executed
-from atoll.runtime.config import RuntimeConfig, SandboxConfig
-from atoll.runtime.embedded import EmbeddedPlatform
-from atoll.runtime.errors import (
-    AgentRuntimeDisconnectedError,
-    AgentRuntimeError,
-    AgentRuntimeNotFoundError,
-    AgentRuntimeNotReadyError,
-    AgentRuntimeTimeoutError,
-    AgentRuntimeUnavailableError,
-    MalformedEvent,
-)
-from atoll.runtime.event_json import event_from_dict, event_to_dict
-from atoll.runtime.events import (
+from atoll.runtime.events.base import (
     Action,
     ActionConfirmationStatus,
     ActionSecurityRisk,
@@ -38,9 +35,7 @@ from atoll.runtime.events import (
     FileReadSource,
     Observation,
 )
-from atoll.runtime.filestore import E2BFileStore, SupportsFilesystemOperations
-from atoll.runtime.mcp_config import MCPConfig, MCPSHTTPServerConfig, MCPSSEServerConfig, MCPStdioServerConfig
-from atoll.runtime.observations import (
+from atoll.runtime.events.observations import (
     CmdOutputMetadata,
     CmdOutputObservation,
     ErrorObservation,
@@ -50,9 +45,14 @@ from atoll.runtime.observations import (
     IPythonRunCellObservation,
     NullObservation,
 )
+from atoll.runtime.events.serialization import event_from_dict, event_to_dict
+from atoll.runtime.files.filestore import E2BFileStore, SupportsFilesystemOperations
+from atoll.runtime.mcp.config import MCPConfig, MCPSHTTPServerConfig, MCPSSEServerConfig, MCPStdioServerConfig
 from atoll.runtime.plugins import AgentSkillsRequirement, JupyterRequirement, PluginRequirement, VSCodeRequirement
 from atoll.runtime.replay import Step, Summary, load_run, replay
 from atoll.runtime.runtime import E2BRuntime
+from atoll.runtime.sandbox.box import E2BBox, E2BSandbox, Executed
+from atoll.runtime.sandbox.embedded import EmbeddedPlatform
 from atoll.runtime.status import RuntimeStatus
 
 __all__ = [

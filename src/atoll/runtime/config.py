@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from atoll.runtime.mcp_config import MCPConfig
+from atoll.runtime.mcp.config import MCPConfig
 
 DEFAULT_BASE_IMAGE = "nikolaik/python-nodejs:python3.12-nodejs22"
 

@@ -23,29 +23,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from atoll.runtime import skills, vscode
-from atoll.runtime.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, connection_of, find_sandboxes
 from atoll.runtime.config import RuntimeConfig, SandboxConfig
-from atoll.runtime.embedded import connection
 from atoll.runtime.errors import (
     LOST,
     AgentRuntimeDisconnectedError,
     AgentRuntimeError,
     AgentRuntimeNotReadyError,
 )
-from atoll.runtime.file_actions import FileActions
-from atoll.runtime.files import SandboxFiles
-from atoll.runtime.filestore import E2BFileStore
-from atoll.runtime.ipython import Jupyter
-from atoll.runtime.lease import LEASE_S
+from atoll.runtime.files.file_actions import FileActions
+from atoll.runtime.files.filestore import E2BFileStore
+from atoll.runtime.files.sandbox_files import SandboxFiles
+from atoll.runtime.kernel import skills
+from atoll.runtime.kernel.ipython import Jupyter
 from atoll.runtime.options import sandbox_options
 from atoll.runtime.plugins import plugin_names
-from atoll.runtime.shell import DEFAULT_SOFT_TIMEOUT_S, Shell
+from atoll.runtime.sandbox import vscode
+from atoll.runtime.sandbox.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, connection_of, find_sandboxes
+from atoll.runtime.sandbox.embedded import connection
+from atoll.runtime.sandbox.lease import LEASE_S
+from atoll.runtime.sandbox.vscode import listening, url_of
+from atoll.runtime.shell.shell import DEFAULT_SOFT_TIMEOUT_S, Shell
+from atoll.runtime.shell.tasks import TaskList
+from atoll.runtime.shell.terminal_link import SandboxTerminal
 from atoll.runtime.status import RuntimeStatus
-from atoll.runtime.tasks import TaskList
-from atoll.runtime.terminal_link import SandboxTerminal
 from atoll.runtime.variables import checked_variables, variables_of_environ
-from atoll.runtime.vscode import listening, url_of
 
 StatusCallback = Callable[[str, RuntimeStatus, str], None]
 """(level, status, message)"""

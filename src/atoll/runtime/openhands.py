@@ -21,13 +21,14 @@ from openhands.runtime.base import Runtime  # type: ignore[import-not-found]
 from openhands.runtime.runtime_status import RuntimeStatus as _TheirStatus  # type: ignore[import-not-found]
 
 from atoll.runtime import runtime as _ours
-from atoll.runtime.actions import MCPAction
-from atoll.runtime.box import E2BBox
 from atoll.runtime.errors import AgentRuntimeError
-from atoll.runtime.event_json import action_from_dict, event_to_dict
-from atoll.runtime.events import Observation
-from atoll.runtime.filestore import E2BFileStore
-from atoll.runtime.mcp_bridge import MCPBridge
+from atoll.runtime.events.actions import MCPAction
+from atoll.runtime.events.base import Observation
+from atoll.runtime.events.serialization import action_from_dict, event_to_dict
+from atoll.runtime.files.filestore import E2BFileStore
+from atoll.runtime.mcp.bridge import MCPBridge
+from atoll.runtime.repository.repository import is_setup
+from atoll.runtime.sandbox.box import E2BBox
 from atoll.runtime.status import RuntimeStatus
 
 
@@ -159,6 +160,22 @@ class E2BRuntime(Runtime):  # type: ignore[misc]
         return self._runtime.workspace_root
 
     # ------------------------------------------------------------------------------------------------ actions
+
+    def on_event(self, event: Any) -> None:
+        """The set-up script is left out: OpenHands puts it on the event stream and runs it itself as well."""
+        if not is_setup(event):
+            super().on_event(event)
+
+    def run_action(self, action: Any) -> Any:
+        """As OpenHands', and a tool can be called as well, with or without a running event loop."""
+        if action.action == MCPAction.kind:
+            self.get_mcp_config()
+            return self._do(action)
+        observation = super().run_action(action)
+        if is_setup(action):
+            observation._cause = action.id
+            self.event_stream.add_event(observation, action.source)
+        return observation
 
     def _do(self, action: Any) -> Any:
         with _their_errors():

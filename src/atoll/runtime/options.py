@@ -28,7 +28,7 @@ FACTORS = (1, 2, 4, 8)
 PLATFORMS = {"linux/amd64": "x86_64", "linux/x86_64": "x86_64", "linux/arm64": "aarch64", "linux/aarch64": "aarch64"}
 MOUNT_MODES = ("rw", "ro")
 
-TOLD = {
+WARNED = {
     "remote_runtime_api_url": "it names OpenHands' own remote service; E2B_API_URL or E2B_DOMAIN name this one",
     "local_runtime_url": "it belongs to another kind of runtime; ports are reached by `get_host`",
     "runtime_binding_address": "ports are bound inside the sandbox and reached through its host names",
@@ -85,7 +85,7 @@ def sandbox_options(config: SandboxConfig, template: str | None = None) -> Sandb
             raise _refusal(name, getattr(config, name), why)
     warnings = tuple(
         f"sandbox.{name} has no meaning here: {why}"
-        for name, why in TOLD.items()
+        for name, why in WARNED.items()
         if getattr(config, name) not in (getattr(defaults, name), None)
     )
     kwargs, kwargs_envs = _docker_kwargs(config.docker_runtime_kwargs or {})

@@ -15,11 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from atoll.runtime.actions import AgentFinishAction, MessageAction, SystemMessageAction
 from atoll.runtime.errors import MalformedEvent
-from atoll.runtime.event_json import event_from_dict
-from atoll.runtime.events import Action, Event, EventSource, Observation
-from atoll.runtime.observations import CmdOutputObservation, ErrorObservation, FileEditObservation
+from atoll.runtime.events.actions import AgentFinishAction, MessageAction, SystemMessageAction
+from atoll.runtime.events.base import Action, Event, EventSource, Observation
+from atoll.runtime.events.observations import CmdOutputObservation, ErrorObservation, FileEditObservation
+from atoll.runtime.events.serialization import event_from_dict
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 

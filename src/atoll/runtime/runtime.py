@@ -16,7 +16,14 @@ from typing import Any
 
 from e2b import SandboxException
 
-from atoll.runtime.actions import (
+from atoll.runtime.browser.browser import NO_BROWSER, Browser
+from atoll.runtime.errors import (
+    LOST,
+    AgentRuntimeDisconnectedError,
+    AgentRuntimeError,
+    AgentRuntimeUnavailableError,
+)
+from atoll.runtime.events.actions import (
     ACTIONS,
     AgentThinkAction,
     BrowseInteractiveAction,
@@ -29,20 +36,8 @@ from atoll.runtime.actions import (
     MCPAction,
     TaskTrackingAction,
 )
-from atoll.runtime.box import JUPYTER_TEMPLATE
-from atoll.runtime.browser import NO_BROWSER, Browser
-from atoll.runtime.errors import (
-    LOST,
-    AgentRuntimeDisconnectedError,
-    AgentRuntimeError,
-    AgentRuntimeUnavailableError,
-)
-from atoll.runtime.events import Action, ActionConfirmationStatus, EventSource, Observation
-from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
-from atoll.runtime.mcp import MCPServers
-from atoll.runtime.mcp_config import MCPConfig
-from atoll.runtime.microagents import Microagent
-from atoll.runtime.observations import (
+from atoll.runtime.events.base import Action, ActionConfirmationStatus, Event, EventSource, Observation
+from atoll.runtime.events.observations import (
     AgentThinkObservation,
     CmdOutputMetadata,
     CmdOutputObservation,
@@ -54,8 +49,20 @@ from atoll.runtime.observations import (
     NullObservation,
     UserRejectObservation,
 )
-from atoll.runtime.repository import PRE_COMMIT, SETUP_SCRIPT, Repository, clone_url, owner_repository
-from atoll.runtime.shell import TIMEOUT_MESSAGE
+from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
+from atoll.runtime.mcp.client import MCPServers
+from atoll.runtime.mcp.config import MCPConfig
+from atoll.runtime.repository.microagents import Microagent
+from atoll.runtime.repository.repository import (
+    PRE_COMMIT,
+    SETUP_SCRIPT,
+    Repository,
+    clone_url,
+    is_setup,
+    owner_repository,
+)
+from atoll.runtime.sandbox.box import JUPYTER_TEMPLATE
+from atoll.runtime.shell.shell import TIMEOUT_MESSAGE
 from atoll.runtime.status import RuntimeStatus
 from atoll.runtime.variables import checked_variables
 
@@ -84,15 +91,18 @@ class E2BRuntime(Lifecycle):
             return UserRejectObservation("Action has been rejected by the user! Waiting for further user input.")
         try:
             if isinstance(action, MCPAction):
-                return asyncio.run(self.call_tool_mcp(action))
+                return self._call_tool(action)
             found: Observation = method(action)
         except PermissionError as error:
             return ErrorObservation(str(error))
         return found
 
     def on_event(self, event: Any) -> None:
-        """Answers an action on the event stream; a failure of the runtime becomes a status, never silence."""
-        if not isinstance(event, Action):
+        """Answers an action on the event stream; a failure of the runtime becomes a status, never silence.
+
+        The set-up script is there as a record only: who put it there runs it.
+        """
+        if not isinstance(event, Action) or is_setup(event):
             return
         try:
             observation = self.run_action(event)
@@ -276,9 +286,9 @@ class E2BRuntime(Lifecycle):
     def _repository(self) -> Repository:
         return Repository(self, self._tell, logging.getLogger("atoll.runtime"))
 
-    def _tell(self, action: Action, source: EventSource) -> None:
+    def _tell(self, event: Event, source: EventSource) -> None:
         if self.event_stream is not None:
-            self.event_stream.add_event(action, source)
+            self.event_stream.add_event(event, source)
 
     async def clone_or_init_repo(
         self,

@@ -22,8 +22,8 @@ from openhands.sdk.workspace import BaseWorkspace, RemoteWorkspace  # type: igno
 from openhands.sdk.workspace.models import CommandResult, FileOperationResult  # type: ignore[import-not-found]
 from pydantic import Field, PrivateAttr
 
-from atoll.runtime.box import E2BBox
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError
+from atoll.runtime.sandbox.box import E2BBox
 
 AGENT_SERVER = "python3 -m openhands.agent_server --host 0.0.0.0 --port 8000"
 SERVER_LOG = "/tmp/openhands-agent-server.log"

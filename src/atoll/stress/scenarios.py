@@ -25,7 +25,7 @@ from atoll.runtime import (
     JupyterRequirement,
     Observation,
 )
-from atoll.runtime.events import Action
+from atoll.runtime.events.base import Action
 from atoll.stress.measure import Outcome, Series, percentile, spread
 from atoll.stress.work import SOFT_S, Sizes, run, timed
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from atoll.guest import tree
+from atoll.guest.process import tree
 from atoll.isolation.base import (
     CONTROL_PORT,
     GUEST_SOCKET,
@@ -57,9 +57,9 @@ run_guest(pickle.loads(base64.b64decode(sys.stdin.readline())))
 
 def run_guest(given: tuple[int, GuestConfig, str]) -> None:
     """In the guest's process: serves on the inherited listener."""
-    from atoll.guest.init import prepare_process
     from atoll.guest.main import serve
-    from atoll.guest.users import User, Users
+    from atoll.guest.pid1.init import prepare_process
+    from atoll.guest.process.users import User, Users
 
     fd, config, home = given
     sys.meta_path.insert(0, _Sealed())
@@ -323,7 +323,7 @@ def _kill_tree(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for _ in range(100):
-            others = tree.members(pid) - {pid}
+            others = set(tree.members(pid)) - {pid}
             if not others:
                 break
             for other in others:

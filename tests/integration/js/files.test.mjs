@@ -88,6 +88,23 @@ test('the directory calls agree with each other', async () => {
   })
 })
 
+test('a link has the type of what it leads to, and a broken one is a link', async () => {
+  await withSandbox(async ({ files, commands }) => {
+    await commands.run('mkdir -p d/sub && cd d && echo x > f && ln -s f to-f && ln -s sub to-sub && ln -s gone broken')
+    const found = (await files.list('d')).map((e) => [e.name, e.type, e.symlinkTarget])
+    assert.deepEqual(found.sort(), [
+      ['broken', FileType.SYMLINK, 'gone'],
+      ['f', FileType.FILE, undefined],
+      ['sub', FileType.DIR, undefined],
+      ['to-f', FileType.FILE, '/home/user/d/f'],
+      ['to-sub', FileType.DIR, '/home/user/d/sub'],
+    ])
+    assert.equal((await files.rename('d/to-sub', 'd/moved')).symlinkTarget, '/home/user/d/sub')
+    await files.remove('d/moved')
+    assert.equal(await files.exists('d/sub'), true)
+  })
+})
+
 test('missing paths are not found and directories are no files', async () => {
   await withSandbox(async ({ files }) => {
     await assert.rejects(files.read('no-such'), FileNotFoundError)

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
-from atoll.control.auth import Caller
-from atoll.control.services import Services
-from atoll.wire import rest
+from atoll.control.access.auth import Caller
+from atoll.control.sandboxes.service import Services
+from atoll.wire.rest import bodies as rest
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": rest.Error, "description": text}

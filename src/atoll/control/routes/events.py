@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
+from atoll.control.events.webhooks import Change
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, reply, reply_list
-from atoll.control.services import plain_id
-from atoll.control.webhooks import Change
+from atoll.control.sandboxes.service import plain_id
 from atoll.model.errors import InvalidRequest
 from atoll.model.events import EventType
-from atoll.wire import events as wire
+from atoll.wire.rest import events as wire
 
 router = APIRouter(tags=["events"])
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from atoll.control.keys import PREFIX
+from atoll.control.access.keys import PREFIX
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
 from atoll.control.store import ApiKey
-from atoll.wire import rest
+from atoll.wire.rest import bodies as rest
 
 router = APIRouter(tags=["api-keys"])
 

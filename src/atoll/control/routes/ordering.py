@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from atoll.control.orders import CreateOrder
+from atoll.control.sandboxes.orders import CreateOrder
 from atoll.model.errors import Conflict, InvalidRequest, NotOffered
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxRecord, SandboxState
-from atoll.wire import rest
+from atoll.wire.rest import bodies as rest
 
 AUTO_PAUSE_NOTICE = "autoPause is not offered yet: the sandbox is killed at its timeout"
 """Sent with a create that asks for it; GET /sandboxes/{id} says the same as `lifecycle.onTimeout`."""

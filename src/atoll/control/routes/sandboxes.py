@@ -5,17 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from atoll.control.listing import ListQuery, parse_metadata, parse_page_token
-from atoll.control.log_query import MAX_LIMIT, LogQuery
+from atoll.control.access.auth import Caller
 from atoll.control.routes import ordering
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
-from atoll.control.services import Services
+from atoll.control.routes.leaving import Owed, cancelled_with
+from atoll.control.sandboxes.listing import ListQuery, parse_metadata, parse_page_token
+from atoll.control.sandboxes.orders import CreateOrder
+from atoll.control.sandboxes.service import Services
+from atoll.control.telemetry.log_query import MAX_LIMIT, LogQuery
 from atoll.model.errors import InvalidRequest, SandboxNotFound
 from atoll.model.logs import LogLevel
-from atoll.model.sandbox import SandboxRecord, SandboxState
-from atoll.wire import rest
+from atoll.model.sandbox import SandboxState
+from atoll.wire.rest import bodies as rest
 
 router = APIRouter(tags=["sandboxes"])
 
@@ -36,20 +39,20 @@ _ALL = 1_000_000
 
 @router.post("/v2/sandboxes", status_code=201, responses=_MADE)
 async def create_v2(
-    body: rest.NewSandboxV2, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
+    request: Request, body: rest.NewSandboxV2, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
 ) -> Response:
     """A secure sandbox; lives 300 s if nothing else is said."""
     order = ordering.order_from(body, rest.V2_TIMEOUT_S, secure=True, idempotency_key=key)
-    return _made(await services.sandboxes.create(caller, order), services)
+    return await _create(request, services, caller, order)
 
 
 @router.post("/sandboxes", status_code=201, responses=_MADE)
 async def create_v1(
-    body: rest.NewSandbox, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
+    request: Request, body: rest.NewSandbox, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
 ) -> Response:
     """Secure only when asked; lives 15 s if nothing else is said."""
     order = ordering.order_from(body, rest.V1_TIMEOUT_S, secure=bool(body.secure), idempotency_key=key)
-    return _made(await services.sandboxes.create(caller, order), services)
+    return await _create(request, services, caller, order)
 
 
 @router.post("/v2/sandboxes/{sandbox_id}/connect", responses=_ONE)
@@ -212,8 +215,13 @@ async def logs_v2(
     return reply(rest.SandboxLogsV2(logs=[rest.log_entry(one) for one in entries]))
 
 
-def _made(record: SandboxRecord, services: Services) -> Response:
+async def _create(request: Request, services: Services, caller: Caller, order: CreateOrder) -> Response:
+    """A client that leaves before it has the answer never learns the id: nobody could use the sandbox or end it."""
+    async with cancelled_with(request):
+        record = await services.sandboxes.create(caller, order)
     headers = {"X-Atoll-Notice": ordering.AUTO_PAUSE_NOTICE} if record.auto_pause else None
-    return reply(
-        rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)), 201, headers
-    )
+    body = rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record))
+    answer = reply(body, 201, headers)
+    if order.idempotency_key is not None:
+        return answer  # whoever asks again with the key gets it
+    return Owed(answer, lambda: services.sandboxes.abandon(record.sandbox_id))

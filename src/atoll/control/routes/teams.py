@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from atoll.control.access.teams import Usage
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, reply, reply_list
-from atoll.control.teams import Usage
 from atoll.model.errors import InvalidRequest
-from atoll.wire import rest
+from atoll.wire.rest import bodies as rest
 
 router = APIRouter(tags=["teams"])
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from atoll.control.listing import parse_offset_token, slice_page
 from atoll.control.routes.common import FAILURES, ServicesHere, decoded, reply, reply_list
-from atoll.wire import rest
+from atoll.control.sandboxes.listing import parse_offset_token, slice_page
+from atoll.wire.rest import bodies as rest
 
 router = APIRouter(tags=["templates"])
 

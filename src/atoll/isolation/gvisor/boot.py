@@ -22,10 +22,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atoll.guest import elevate, quota
+from atoll.guest.pid1 import elevate, quota
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
-from atoll.isolation.linux import caps, seccomp, syscalls
+from atoll.isolation.linux.sandbox_files import write_file, write_identity
+from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.model.sandbox import GuestConfig, Limits
 
 Guest = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -94,6 +95,7 @@ def _finish(config: GuestConfig, *, elevation: bool) -> None:
     os.environ.clear()
     socket.sethostname(config.hostname)
     _write_etc(config.hostname)
+    write_identity(config.sandbox_id, config.template_id)
     if elevation:
         elevate.adopt()
         with contextlib.suppress(FileExistsError, FileNotFoundError):
@@ -154,18 +156,4 @@ def _write_etc(hostname: str) -> None:
     # Without a way out there is nobody at that address, and look-ups fail at once.
     resolver = f"nameserver {NAMESERVER}\noptions timeout:2 attempts:2\n"
     for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
-        _write_file(f"/etc/{name}", text.encode())
-
-
-def _write_file(path: str, content: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o644)
-    except OSError:  # a symbolic link, as systemd's resolv.conf is
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o644)
-    try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
+        write_file(f"/etc/{name}", text.encode())

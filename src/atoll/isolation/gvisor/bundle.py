@@ -41,7 +41,7 @@ _COLLECT = (
     "import json,sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from atoll.isolation.gvisor.collect import main; main(sys.argv[2])"
 )
-_OURS = ("atoll.guest", "atoll.wire", "atoll.model", "atoll.isolation.linux", "atoll.isolation.gvisor")
+_OURS = ("atoll.guest", "atoll.http1", "atoll.wire", "atoll.model", "atoll.isolation.linux", "atoll.isolation.gvisor")
 _PT_INTERP = 3
 _FACTS = "facts.json"
 _UNUSED_AFTER_S = 30 * 86400.0
@@ -135,7 +135,7 @@ def _stamps(facts: Mapping[str, Any]) -> list[str]:
         str(path)
         for package in _OURS
         if package in facts["modules"]
-        for path in Path(facts["modules"][package]).parent.glob("*.py")
+        for path in Path(facts["modules"][package]).parent.rglob("*.py")
     ]
     paths = sorted({facts["executable"], *facts["modules"].values(), *facts["libraries"], *texts})
     found = [(path, os.stat(path)) for path in paths]
@@ -180,8 +180,9 @@ def _fill(facts: Mapping[str, Any], place: Path) -> None:
                 _install(source, library / relative)
     for package in _OURS:
         if package in modules:
-            for source in modules[package].parent.glob("*.py"):
-                _install(source, library / _relative(package, modules[package]).parent / source.name)
+            room, folder = modules[package].parent, library / _relative(package, modules[package]).parent
+            for source in room.rglob("*.py"):
+                _install(source, folder / source.relative_to(room))
     (place / "bin" / "sudo").write_text(_SUDO)
     (place / _FACTS).write_text(json.dumps(facts))
     for path in [place, *place.rglob("*")]:

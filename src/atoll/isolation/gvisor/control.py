@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import CONTROL_PORT
-from atoll.isolation.linux import guest_socket
+from atoll.isolation.linux.net import guest_socket
 
 _WITHIN_S = 2.0
 _ANSWER_MAX = 65536

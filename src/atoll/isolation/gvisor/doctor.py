@@ -11,8 +11,9 @@ from pathlib import Path
 
 from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.isolation.gvisor import runsc
-from atoll.isolation.linux import disk_image, syscalls
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.sys import syscalls
 from atoll.model.errors import BackendUnavailable
 
 _TRIAL_WITHIN_S = 20.0

@@ -93,7 +93,7 @@ def read_sources(apt: Path) -> list[Source]:
 def parse_deb822(text: str) -> list[Source]:
     """The format of `*.sources`: paragraphs of `Name: value`."""
     found = []
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in re.split(r"\n[ \t]*\n", text):
         lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
         fields = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)

@@ -18,10 +18,10 @@ from atoll.isolation.base import GUEST_SOCKET, EgressSockets
 from atoll.isolation.gvisor import control, start
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
-from atoll.isolation.linux import guest_socket, held_sockets
-from atoll.isolation.linux.cgroups import Cgroups, Usage
-from atoll.isolation.linux.full_memory import FullMemory
-from atoll.isolation.linux.recorded import open_recorded
+from atoll.isolation.linux.cgroups.full_memory import FullMemory
+from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
+from atoll.isolation.linux.net import guest_socket, held_sockets
+from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
@@ -35,7 +35,7 @@ class GvisorHandle(LinuxSandbox):
 
     tier = "gvisor"
     enforced = frozenset({"memory", "cpu"})
-    heart = "its kernel (the sentry)"
+    init_process = "its kernel (the sentry)"
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class GvisorHandle(LinuxSandbox):
                 f"it used more memory than its limit of {self._limits.memory_mib} MiB, and no process could be ended "
                 "instead of it"
             )
-        return f"its first process or {self.heart} ended"
+        return f"its first process or {self.init_process} ended"
 
     async def _empty_group(self) -> bool:
         return await start.end_group(self._group)

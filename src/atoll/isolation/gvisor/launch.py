@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, LOOPBACK_ADDRESS
-from atoll.isolation.linux import mounts, netlink, nft, syscalls
-from atoll.isolation.linux.disk_image import IMAGE, mount_image
-from atoll.isolation.linux.fork import fork_into, map_ids
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk.image import IMAGE, mount_image
+from atoll.isolation.linux.net import netlink, nft
+from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
 WORK = "work"

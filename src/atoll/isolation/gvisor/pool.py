@@ -19,8 +19,8 @@ from pathlib import Path
 
 import structlog
 
-from atoll.isolation.gvisor.start import Means, Waiting, discard, launch_waiting
-from atoll.isolation.linux.recorded import has_ended
+from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, discard, launch_waiting
+from atoll.isolation.linux.process_identity import has_ended
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import Limits
 
@@ -50,11 +50,11 @@ class Kind:
 class Pool:
     """`size` 0 keeps nothing ready."""
 
-    def __init__(self, means: Means, place: Path, size: int) -> None:
-        self._means = means
+    def __init__(self, context: LaunchContext, place: Path, size: int) -> None:
+        self._context = context
         self._place = place
         self._size = size
-        self._ready: list[tuple[Kind, Waiting]] = []
+        self._ready: list[tuple[Kind, PooledSandbox]] = []
         self._wanted: tuple[Kind, Limits] | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -64,14 +64,14 @@ class Pool:
         """How many wait now."""
         return len(self._ready)
 
-    async def take(self, kind: Kind, limits: Limits) -> Waiting | None:
+    async def take(self, kind: Kind, limits: Limits) -> PooledSandbox | None:
         """One that waits, if there is one of that kind; the pool then refills itself with such."""
         self._wanted = (kind, limits)
-        found: Waiting | None = None
+        found: PooledSandbox | None = None
         for entry in list(self._ready):
             if has_ended(entry[1].pidfd):
                 self._ready.remove(entry)
-                await discard(self._means, entry[1])
+                await discard(self._context, entry[1])
             elif entry[0] == kind and found is None:
                 self._ready.remove(entry)
                 found = entry[1]
@@ -86,7 +86,7 @@ class Pool:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         ready, self._ready = self._ready, []
-        await asyncio.gather(*(discard(self._means, waiting) for _, waiting in ready))
+        await asyncio.gather(*(discard(self._context, waiting) for _, waiting in ready))
 
     def _refill_soon(self) -> None:
         if self._size and not self._closed and (self._task is None or self._task.done()):
@@ -102,10 +102,10 @@ class Pool:
                 return
             for entry in others:
                 self._ready.remove(entry)
-                await discard(self._means, entry[1])
+                await discard(self._context, entry[1])
             place = self._place / secrets.token_hex(6)
             try:
-                self._ready.append((kind, await launch_waiting(self._means, kind.lowers, limits, place)))
+                self._ready.append((kind, await launch_waiting(self._context, kind.lowers, limits, place)))
             except asyncio.CancelledError:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 
-from atoll.isolation.linux import syscalls
-from atoll.isolation.linux.caps import Cap
-from atoll.isolation.linux.seccomp import Rule, Test, assemble
+from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys.caps import Cap
+from atoll.isolation.linux.sys.seccomp import Rule, Test, assemble
 
 KEPT_CAPABILITIES = frozenset(
     {

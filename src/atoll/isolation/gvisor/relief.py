@@ -15,7 +15,7 @@ from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET
 from atoll.isolation.gvisor import control
-from atoll.isolation.linux.full_memory import FullMemory
+from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.model.sandbox import OomKill
 
 RESERVE = 256 << 20

@@ -74,7 +74,7 @@ async def find(environ: Mapping[str, str], tools_dir: Path | None) -> Runsc:
 
 async def _ask(path: Path, how: str) -> Runsc:
     version = (await _output(path, "--version")).splitlines()[0].removeprefix("runsc version ").strip()
-    flags = frozenset(re.findall(r"^\s+-([A-Za-z0-9_-]+)", await _output(path, "flags"), re.MULTILINE))
+    flags = frozenset(re.findall(r"^[ \t]+-([A-Za-z0-9_-]+)", await _output(path, "flags"), re.MULTILINE))
     if "host-uds" not in flags:
         raise ValueError(f"release {version} is too old: it knows no --host-uds (2023 and newer do)")
     found = _RELEASE.search(version)

@@ -1,6 +1,6 @@
 """One gVisor sandbox from nothing to "waiting for the host's word", and from there to a running guest.
 
-    launch ──► Waiting (runsc runs, the guest is imported, nothing of a user known) ──► take_over ──► guest runs
+    launch ──► PooledSandbox (runsc runs, the guest is imported, nothing of a user known) ──► take_over ──► guest runs
                   └── discard
 
 The line on which the word is given is connected at once and held: when the server dies, waiting ones end with it.
@@ -26,11 +26,12 @@ from atoll.isolation.base import GUEST_SOCKET
 from atoll.isolation.gvisor import launch, oci
 from atoll.isolation.gvisor.boot import LISTENS
 from atoll.isolation.gvisor.runsc import Runsc
-from atoll.isolation.linux import guest_socket, recorded
-from atoll.isolation.linux.cgroups import Cgroups, Group
-from atoll.isolation.linux.disk_image import IMAGE, Templates, make_image
-from atoll.isolation.linux.id_ranges import IdRanges
+from atoll.isolation.linux import process_identity as recorded
+from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.disk.image import IMAGE, Templates, make_image
+from atoll.isolation.linux.net import guest_socket
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
 
@@ -50,7 +51,7 @@ net: the sandbox's own limit is kept by the sentry."""
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class LaunchContext:
     """What every launch of one backend uses."""
 
     runsc: Runsc
@@ -69,7 +70,7 @@ class Means:
 
 
 @dataclass(slots=True)
-class Waiting:
+class PooledSandbox:
     """A sandbox without an owner yet. Owns `line` and `pidfd`."""
 
     group: Group
@@ -89,42 +90,42 @@ def host_limits(limits: Limits) -> Limits:
     return replace(limits, memory_mib=limits.memory_mib + _OVERHEAD_MIB, pids=base + each * limits.pids)
 
 
-async def launch_waiting(means: Means, lowers: tuple[str, ...], limits: Limits, place: Path) -> Waiting:
+async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits: Limits, place: Path) -> PooledSandbox:
     """Starts one in `place`, which it makes if need be. Raises CreateFailed; nothing is left running then."""
     stages = {"launch": time.monotonic()}
-    group = means.cgroups.group(f"g{secrets.token_hex(6)}")
-    id_base = means.ids.take()
-    means.unfinished.add(group.name)
+    group = context.cgroups.group(f"g{secrets.token_hex(6)}")
+    id_base = context.ids.take()
+    context.unfinished.add(group.name)
     try:
-        await asyncio.to_thread(_make_place, place, group, limits, means.disks)
-        pid = await _run_launcher(means, group, id_base, lowers, limits, place)
+        await asyncio.to_thread(_make_place, place, group, limits, context.disks)
+        pid = await _run_launcher(context, group, id_base, lowers, limits, place)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
         try:
             facts = {"group": group.name, "id_base": id_base, "place": str(place), **recorded.describe(pid)}
-            means.records.write_record(group.name, facts)
-            holder = _holder(place) if means.network else None
+            context.records.write_record(group.name, facts)
+            holder = _holder(place) if context.network else None
             line = await _connect(place, pidfd)
         except BaseException:
             os.close(pidfd)
             raise
     except BaseException as error:
-        await asyncio.shield(_undo(means, group, id_base, place))
+        await asyncio.shield(_undo(context, group, id_base, place))
         if isinstance(error, OSError | ValueError | TimeoutError):
             raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{_said(place)}") from error
         raise
     stages["waiting"] = time.monotonic()
-    return Waiting(group, id_base, place, pid, pidfd, line, holder, stages)
+    return PooledSandbox(group, id_base, place, pid, pidfd, line, holder, stages)
 
 
-async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[str, Any]:
+async def take_over(context: LaunchContext, waiting: PooledSandbox, spec: SandboxSpec) -> dict[str, Any]:
     """Makes it the sandbox that `spec` asks for; returns its record. Raises CreateFailed; nothing is left then."""
     try:
         if waiting.place != spec.state_dir:
             await asyncio.to_thread(_move, waiting.place, spec.state_dir)
             waiting.place = spec.state_dir
         await asyncio.to_thread(waiting.group.limit, host_limits(spec.limits))
-        word = {"guest": _guest_to_json(spec.guest), "elevation": not means.runsc.honours_setuid}
+        word = {"guest": _guest_to_json(spec.guest), "elevation": not context.runsc.honours_setuid}
         answer = await asyncio.wait_for(_ask(waiting.line, json.dumps(word).encode() + b"\n"), _TAKE_OVER_WITHIN_S)
         if answer.get("error"):
             raise OSError(str(answer["error"])[:500])
@@ -136,29 +137,29 @@ async def take_over(means: Means, waiting: Waiting, spec: SandboxSpec) -> dict[s
             "id_base": waiting.id_base,
             "limits": limits_to_json(spec.limits),
             "egress": waiting.holder,
-            "disk_mib": spec.limits.disk_mib if means.disks is not None else None,
+            "disk_mib": spec.limits.disk_mib if context.disks is not None else None,
             **recorded.describe(waiting.pid),
         }
-        means.records.write_record(waiting.group.name, record)
+        context.records.write_record(waiting.group.name, record)
     except BaseException as error:
         os.close(waiting.pidfd)
-        await asyncio.shield(_undo(means, waiting.group, waiting.id_base, waiting.place))
+        await asyncio.shield(_undo(context, waiting.group, waiting.id_base, waiting.place))
         if isinstance(error, OSError | ValueError | TimeoutError):
             said = _said(waiting.place)
             raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{said}") from error
         raise
     finally:
         waiting.line.close()
-    means.unfinished.discard(waiting.group.name)
+    context.unfinished.discard(waiting.group.name)
     waiting.stages["taken"] = time.monotonic()
     return record
 
 
-async def discard(means: Means, waiting: Waiting, *, keep_place: bool = False) -> None:
+async def discard(context: LaunchContext, waiting: PooledSandbox, *, keep_place: bool = False) -> None:
     """Ends one that nobody wants. `keep_place`: its directory is another's to remove."""
     waiting.line.close()
     os.close(waiting.pidfd)
-    await _undo(means, waiting.group, waiting.id_base, waiting.place)
+    await _undo(context, waiting.group, waiting.id_base, waiting.place)
     if not keep_place:
         await asyncio.to_thread(shutil.rmtree, waiting.place, ignore_errors=True)
 
@@ -191,36 +192,36 @@ def _make_place(place: Path, group: Group, limits: Limits, disks: Templates | No
 
 
 async def _run_launcher(
-    means: Means, group: Group, id_base: int, lowers: tuple[str, ...], limits: Limits, place: Path
+    context: LaunchContext, group: Group, id_base: int, lowers: tuple[str, ...], limits: Limits, place: Path
 ) -> int:
     bundle_dir, state = place / launch.BUNDLE, place / launch.STATE
     for path in (bundle_dir, state):
         path.mkdir(mode=0o700, exist_ok=True)
-    stage = launch.choose_stage([str(means.runsc.path), str(state), str(bundle_dir), *sys.path])
+    stage = launch.choose_stage([str(context.runsc.path), str(state), str(bundle_dir), *sys.path])
     config = oci.config(
         root=f"{stage}/root",
         shared=f"{stage}/io",
         runtime=f"{stage}/guest",
-        entry=means.entry,
+        entry=context.entry,
         id_base=id_base,
         limits=limits,
-        network=means.network,
+        network=context.network,
     )
     (bundle_dir / "config.json").write_text(json.dumps(config))
     pid_file = bundle_dir / "pid"
-    flags = oci.flags(str(state), platform=means.platform, network=means.network, known=sorted(means.runsc.flags))
+    flags = oci.flags(str(state), platform=context.platform, network=context.network, known=sorted(context.runsc.flags))
     order = launch.Order(
         place=str(place),
         lowers=list(lowers),
-        runtime=str(means.runtime),
+        runtime=str(context.runtime),
         id_base=id_base,
         ids=oci.HOST_IDS_PER_SANDBOX,
         groups=[str(path / "cgroup.procs") for path in group.paths()],
         stage=stage,
-        network=means.network,
-        disk=means.disks is not None,
+        network=context.network,
+        disk=context.disks is not None,
         command=[
-            str(means.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
+            str(context.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
             group.name,
         ],
     )  # fmt: skip
@@ -286,11 +287,11 @@ def _move(place: Path, state_dir: Path) -> None:
     place.rmdir()
 
 
-async def _undo(means: Means, group: Group, id_base: int, place: Path) -> None:
+async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path) -> None:
     await end_group(group)
-    means.records.forget(group.name)
-    means.ids.give_back(id_base)
-    means.unfinished.discard(group.name)
+    context.records.forget(group.name)
+    context.ids.give_back(id_base)
+    context.unfinished.discard(group.name)
     with contextlib.suppress(OSError):
         (place / GUEST_SOCKET).unlink()
 

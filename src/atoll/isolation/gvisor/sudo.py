@@ -1,4 +1,4 @@
-"""`sudo` inside a gVisor sandbox: the options that programs use, and the rest is the guest's (guest/elevate.py).
+"""`sudo` inside a gVisor sandbox: the options that programs use, and the rest is the guest's (guest/pid1/elevate.py).
 
 Runs as the sandbox's user on the guest's interpreter; knows and decides nothing about who may do what.
 """

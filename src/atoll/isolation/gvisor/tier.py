@@ -23,13 +23,13 @@ from atoll.isolation.base import (
 from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
 from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
-from atoll.isolation.linux import disk_image
-from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.disk_image import Templates
-from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
-from atoll.isolation.linux.recorded import open_recorded
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk.image import Templates
+from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LiveSandboxes
+from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.model.errors import BackendUnavailable, CreateFailed
 from atoll.model.sandbox import SandboxSpec
 
@@ -56,10 +56,10 @@ class GvisorBackend(IsolationBackend):
         self._ready = ready if ready is not None else int(wished) if wished.isdecimal() else READY
         self._records = RunRecords(config.run_dir)
         self._cgroups = Cgroups.probe(self._records.cgroup_base)
-        self._means: start.Means | None = None
+        self._context: start.LaunchContext | None = None
         self._pool: Pool | None = None
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
-        self._live = LiveSandboxes(GvisorHandle.heart, self._handle)
+        self._live = LiveSandboxes(GvisorHandle.init_process, self._handle)
         self._closed = False
 
     @property
@@ -67,9 +67,9 @@ class GvisorBackend(IsolationBackend):
         """See IsolationBackend."""
         found = {known for name, known in _CAPABILITY_OF_CONTROLLER.items() if name in self._cgroups.limited}
         found.add(Capability.LIMITS_PIDS)  # the sentry's own pids controller
-        if self._means is not None and self._means.network:
+        if self._context is not None and self._context.network:
             found.add(Capability.EGRESS_POLICY)
-        if self._means is not None and self._means.disks is not None:
+        if self._context is not None and self._context.disks is not None:
             found.add(Capability.LIMITS_DISK)
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
@@ -92,7 +92,7 @@ class GvisorBackend(IsolationBackend):
 
     async def start(self) -> None:
         """See IsolationBackend."""
-        if self._means is not None:
+        if self._context is not None:
             return
         if os.geteuid() != 0:
             raise BackendUnavailable("the gvisor tier needs root", hint="start `atoll serve` as root")
@@ -105,7 +105,7 @@ class GvisorBackend(IsolationBackend):
             self._cgroups.prepare()
         except OSError as error:
             raise BackendUnavailable(f"the gvisor tier cannot be set up: {error}") from error
-        self._means = start.Means(
+        self._context = start.LaunchContext(
             runsc=program,
             platform=self._config.environ.get(runsc.PLATFORM_SETTING) or runsc.DEFAULT_PLATFORM,
             runtime=await bundle.prepare(runtimes, self._config.guest_entry),
@@ -116,7 +116,7 @@ class GvisorBackend(IsolationBackend):
             network=not await doctor.why_no_network(),
             disks=None if await asyncio.to_thread(disk_image.why_not, self._records.run_dir) else Templates(),
         )
-        self._pool = Pool(self._means, self._records.run_dir / "waiting", self._ready)
+        self._pool = Pool(self._context, self._records.run_dir / "waiting", self._ready)
 
     async def aclose(self) -> None:
         """See IsolationBackend."""
@@ -129,7 +129,7 @@ class GvisorBackend(IsolationBackend):
     async def create(self, spec: SandboxSpec) -> SandboxHandle:
         """See IsolationBackend."""
         asked = time.monotonic()
-        if self._means is None or self._pool is None or self._closed:
+        if self._context is None or self._pool is None or self._closed:
             raise CreateFailed("the gvisor tier is not started")
         try:
             kind = Kind.of(spec.lower_dirs, spec.limits)
@@ -140,8 +140,8 @@ class GvisorBackend(IsolationBackend):
         waiting = await self._pool.take(kind, spec.limits)
         if waiting is None:
             async with self._cold:
-                waiting = await start.launch_waiting(self._means, kind.lowers, spec.limits, spec.state_dir.absolute())
-        record = await start.take_over(self._means, waiting, spec)
+                waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, spec.state_dir.absolute())
+        record = await start.take_over(self._context, waiting, spec)
         handle = self._live.add(record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
@@ -152,7 +152,7 @@ class GvisorBackend(IsolationBackend):
 
     async def reclaim(self, keep: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
-        unfinished = set(self._means.unfinished) if self._means is not None else set()
+        unfinished = set(self._context.unfinished) if self._context is not None else set()
         kept: set[str] = set()
         processes = groups = directories = 0
         for group, record in list(self._records.records()):
@@ -188,5 +188,5 @@ class GvisorBackend(IsolationBackend):
 
     def _forget(self, handle: GvisorHandle) -> None:
         self._live.forget(handle)
-        if self._means is not None:
-            self._means.ids.give_back(handle.id_base)
+        if self._context is not None:
+            self._context.ids.give_back(handle.id_base)

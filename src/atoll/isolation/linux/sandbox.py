@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
-from atoll.isolation.linux import disk_usage
-from atoll.isolation.linux.cgroups import Cgroups, Group, Usage
-from atoll.isolation.linux.recorded import has_ended, open_recorded
+from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
+from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.process_identity import has_ended, open_recorded
 from atoll.isolation.linux.run_records import RunRecords, limits_to_json
-from atoll.isolation.linux.syscalls import pidfd_kill
+from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxStats
 
@@ -45,7 +45,7 @@ class LinuxSandbox(SandboxHandle):
 
     enforced: ClassVar[frozenset[str]]
     """Controllers without which this tier cannot keep the limits that it announces."""
-    heart: ClassVar[str]
+    init_process: ClassVar[str]
     """What the process of the pidfd is, for messages."""
 
     def __init__(
@@ -84,13 +84,13 @@ class LinuxSandbox(SandboxHandle):
         self._oom_unexplained = 0
         self._oom_unsaid = 0
         self._oom_allowance = (0.0, float(_OOM_BURST))
-        self._loop.add_reader(pidfd, self._heart_stopped)
+        self._loop.add_reader(pidfd, self._on_init_exit)
 
     def _check_alive(self) -> None:
         if self._dead.is_set() or has_ended(self._pidfd):
-            raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.heart} ended")
+            raise SandboxGone(self.sandbox_id, "killed" if self._killed else f"{self.init_process} ended")
 
-    # -- ended for want of memory ----------------------------------------------------------------------------------
+    # -- ended because memory ran out ----------------------------------------------------------------------------------
 
     def on_oom(self, tell: Callable[[OomKill], None]) -> None:
         """See SandboxHandle."""
@@ -137,11 +137,11 @@ class LinuxSandbox(SandboxHandle):
 
     @abstractmethod
     async def _empty_group(self) -> bool:
-        """Once the heart has stopped: nothing of the sandbox is left and its cgroup is removed. Raises OSError."""
+        """Once the first process has ended: nothing remains and the cgroup is removed. Raises OSError."""
 
     @abstractmethod
     async def _how_it_ended(self, oom_kills: int | None) -> str:
-        """Words for an end that was not asked for. `oom_kills`: processes the kernel had ended for want of memory."""
+        """Words for an unexpected end. `oom_kills`: how many processes the kernel's OOM killer ended."""
 
     async def _processes(self, usage: Usage) -> int | None:
         """How many processes the sandbox has."""
@@ -152,7 +152,7 @@ class LinuxSandbox(SandboxHandle):
         """Processes whose root is the sandbox's own. Blocking; called in a thread."""
 
     def _close(self) -> None:
-        """Lets go of what the handle holds beside the pidfd, once the heart has stopped."""
+        """Lets go of what the handle holds beside the pidfd, once the init_process has stopped."""
 
     # -- limits --------------------------------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class LinuxSandbox(SandboxHandle):
             os.close(self._pidfd)
             self._detached = True
 
-    def _heart_stopped(self) -> None:
+    def _on_init_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self._dead.set()
         self._releasing = self._loop.create_task(self._finish())
@@ -325,10 +325,10 @@ _Handle = TypeVar("_Handle", bound=LinuxSandbox)
 
 
 class LiveSandboxes(Generic[_Handle]):
-    """The handles of one backend by the pid of their heart: one for each sandbox, however often it is adopted."""
+    """The handles of one backend by the pid of their first process: one per sandbox, however often it is adopted."""
 
-    def __init__(self, heart: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
-        self._heart = heart
+    def __init__(self, init_process: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
+        self._init_process = init_process
         self._make = make
         self._by_pid: dict[int, _Handle] = {}
 
@@ -349,7 +349,7 @@ class LiveSandboxes(Generic[_Handle]):
             if record.get("version") != RECORD_VERSION or Path(record["state_dir"]) != Path.cwd() / state_dir:
                 raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
             if (pidfd := open_recorded(record)) is None:
-                raise SandboxGone(sandbox_id, f"{self._heart} is no more")
+                raise SandboxGone(sandbox_id, f"{self._init_process} is no more")
             if (known := self._by_pid.get(int(record["pid"]))) is not None:
                 os.close(pidfd)
                 return known
@@ -360,7 +360,7 @@ class LiveSandboxes(Generic[_Handle]):
             raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
 
     def get(self, pid: int) -> _Handle | None:
-        """The living sandbox with that heart."""
+        """The living sandbox with that init_process."""
         return self._by_pid.get(pid)
 
     def __iter__(self) -> Iterator[_Handle]:

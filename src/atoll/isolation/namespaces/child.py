@@ -30,11 +30,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from atoll.isolation.linux import caps, mounts, netlink, rootless, seccomp, syscalls
-from atoll.isolation.linux.fork import rewrite_command_line
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.net import netlink
+from atoll.isolation.linux.sandbox_files import write_file, write_identity
+from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
+from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.namespaces import egress, messages, posture
+from atoll.isolation.namespaces.spawn_thread import SpawnThread
 from atoll.isolation.namespaces.spec_codec import guest_from_json
-from atoll.isolation.namespaces.starter import Starter
 from atoll.model.sandbox import GuestConfig
 
 GuestMain = Callable[[socket.socket, GuestConfig], NoReturn]
@@ -47,7 +50,7 @@ _TTY_GROUP = 5
 _SYSTEM = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
-class Birth:
+class SandboxInit:
     """The set-up of one sandbox, seen from inside. `control` is the line to the zygote."""
 
     def __init__(
@@ -87,7 +90,7 @@ class Birth:
             body, descriptors = self._told()
             if body["op"] == "boot":
                 self._enter(descriptors.pop(), body["memory_mib"])
-                self._get_ready()
+                self._prewarm()
                 messages.send(self._control, {"op": "booted"})
                 body, descriptors = self._told()
                 self._reach("go")
@@ -97,7 +100,7 @@ class Birth:
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
             listener, log = descriptors
             config = guest_from_json(body["guest"])
-            self._assume(config, body["limits"], log)
+            self._apply_identity(config, body["limits"], log)
             self._reach("started")
             messages.send(self._control, {"op": "started", "stages": self._stages})
         except BaseException as error:
@@ -144,7 +147,7 @@ class Birth:
             os.write(descriptor, b"0")
             os.close(descriptor)
         self._step = "the thread that starts programs"
-        self._starter = Starter(self._enter_users_group)
+        self._starter = SpawnThread(self._enter_users_group)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
         self._step = "stage mounts"
         mounts.make_private()
@@ -243,22 +246,25 @@ class Birth:
         self._step = "bounding set and filter"
         self._confine()
 
-    def _get_ready(self) -> None:
+    def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
         close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
-        write_etc("localhost")  # for now: writing over what is there is quick, taking a file out of the template is not
+        # For now: writing over what is there is quick, making a file or taking it out of the template is not.
+        write_etc("localhost")
+        write_identity("", "")
         if self._ahead is not None:
             self._ahead()
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
-    def _assume(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
+    def _apply_identity(self, config: GuestConfig, limits: Mapping[str, int], log: int) -> None:
         """From nobody's to somebody's. Afterwards there is no way back to any right that was given up."""
         self._step = "host name"
         socket.sethostname(config.hostname)
-        self._step = "/etc of the sandbox"
+        self._step = "/etc and /run of the sandbox"
         write_etc(config.hostname)
+        write_identity(config.sandbox_id, config.template_id)
         self._step = "descriptors"
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -319,25 +325,7 @@ def write_etc(hostname: str) -> None:
     )
     resolver = f"nameserver {posture.NAMESERVER}\noptions timeout:2 attempts:2\n"
     for name, text in (("hosts", hosts), ("hostname", hostname + "\n"), ("resolv.conf", resolver)):
-        _write_file(f"/etc/{name}", text.encode())
-
-
-def _write_file(path: str, content: bytes) -> None:
-    # Cut to length afterwards and not with O_TRUNC: ext4 writes a file that was truncated out to the disk at once.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o644)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor = os.open(path, flags, 0o644)
-    except OSError:  # a symbolic link, as systemd's resolv.conf is
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o644)
-    try:
-        os.write(descriptor, content)
-        os.ftruncate(descriptor, len(content))
-    finally:
-        os.close(descriptor)
+        write_file(f"/etc/{name}", text.encode())
 
 
 def _exists(directory: int, name: str) -> bool:

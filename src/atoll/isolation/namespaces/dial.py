@@ -12,8 +12,8 @@ import os
 import socket
 from pathlib import Path
 
-from atoll.isolation.linux import guest_socket
-from atoll.isolation.linux.network_thread import NetworkThread
+from atoll.isolation.linux.net import guest_socket
+from atoll.isolation.linux.net.network_thread import NetworkThread
 
 _CONNECT_WITHIN_S = 10.0
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.ETIMEDOUT})

@@ -13,7 +13,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from atoll.isolation.linux.disk_image import Disk, Templates, make_disk
+from atoll.isolation.linux.disk.image import Disk, Templates, make_disk
 from atoll.isolation.namespaces.zygote_client import ZygoteClient
 
 _AFTER_S = 0.03

@@ -8,8 +8,9 @@ import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
-from atoll.isolation.linux import caps, disk_image, kernel_log, rootless, syscalls
-from atoll.isolation.linux.cgroups import Cgroups
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.sys import caps, kernel_log, rootless, syscalls
 from atoll.isolation.namespaces.layout import RunLayout
 
 _TRIAL_WITHIN_S = 20.0
@@ -129,11 +130,11 @@ def _reserve(cgroups: Cgroups) -> Finding:
 
 def _kernel_log() -> Finding:
     if (reason := kernel_log.why_unreadable()) is None:
-        return Finding("kernel log", Verdict.OK, "which process ended for want of memory is told")
+        return Finding("kernel log", Verdict.OK, "which process ended because memory ran out is told")
     return Finding(
         "kernel log",
         Verdict.WARN,
-        f"that processes ended for want of memory is told, but not which: {reason}",
+        f"that processes ended because memory ran out is told, but not which: {reason}",
         _fix("in a container: give it /dev/kmsg and CAP_SYSLOG"),
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 
-from atoll.isolation.linux import netlink, nft, syscalls
-from atoll.isolation.linux.fork import fork_into
+from atoll.isolation.linux.net import netlink, nft
+from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys.fork import fork_into
 from atoll.isolation.namespaces import posture
 
 _BACKLOG = 4096

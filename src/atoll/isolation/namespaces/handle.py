@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.linux import guest_socket, held_sockets
-from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.guest_socket import GUEST_PORTS, connect_guest
-from atoll.isolation.linux.network_thread import NetworkThread
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.net import guest_socket, held_sockets
+from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
+from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
@@ -37,7 +37,7 @@ class NamespacesHandle(LinuxSandbox):
 
     tier = "namespaces"
     enforced = frozenset({"memory", "pids", "cpu"})
-    heart = "its first process"
+    init_process = "its first process"
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class NamespacesHandle(LinuxSandbox):
         if self.status is None:
             await asyncio.sleep(_STATUS_GRACE_S)  # the zygote's word may be on its way
         if self.status is None:
-            how = f"{self.heart} ended"
+            how = f"{self.init_process} ended"
         elif os.WIFSIGNALED(self.status):
-            how = f"{self.heart} was ended by signal {signal.Signals(os.WTERMSIG(self.status)).name}"
+            how = f"{self.init_process} was ended by signal {signal.Signals(os.WTERMSIG(self.status)).name}"
         else:
-            how = f"{self.heart} exited with {os.waitstatus_to_exitcode(self.status)}"
-        return f"{how}; the kernel had killed {oom_kills} processes for want of memory" if oom_kills else how
+            how = f"{self.init_process} exited with {os.waitstatus_to_exitcode(self.status)}"
+        return f"{how}; the kernel had killed {oom_kills} processes because memory ran out" if oom_kills else how
 
     async def _empty_group(self) -> bool:
         deadline = self._loop.time() + _RELEASE_WITHIN_S

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import socket
 
-from atoll.isolation.linux import id_ranges, syscalls
-from atoll.isolation.linux.caps import Cap
-from atoll.isolation.linux.seccomp import Rule, Test, assemble
-from atoll.isolation.namespaces import starter
+from atoll.isolation.linux.sys import id_ranges, syscalls
+from atoll.isolation.linux.sys.caps import Cap
+from atoll.isolation.linux.sys.seccomp import Rule, Test, assemble
+from atoll.isolation.namespaces import spawn_thread
 
 NAMESPACES = (
     syscalls.CLONE_NEWUSER
@@ -105,7 +105,7 @@ _ABOUT_A_PROCESS = {
     "sched_setparam": (142, 118, 0), "sched_setscheduler": (144, 119, 0), "sched_setattr": (314, 274, 0),
     "sched_setaffinity": (203, 122, 0),
 }  # fmt: skip
-_GUEST = (1, starter.NUMBER)  # both of its threads: most of these calls take a thread's number too
+_GUEST = (1, spawn_thread.NUMBER)  # both of its threads: most of these calls take a thread's number too
 _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
 
 # Allowed on purpose: ptrace and process_vm_* (debuggers are tools of the trade; the kernel lets them touch only

@@ -14,9 +14,9 @@ from collections.abc import Set
 from pathlib import Path
 
 from atoll.isolation.base import GUEST_SOCKET, ReclaimReport
-from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.recorded import has_ended, open_recorded
-from atoll.isolation.linux.syscalls import pidfd_kill
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.process_identity import has_ended, open_recorded
+from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.isolation.namespaces.layout import RunLayout
 
 _DIE_WITHIN_S = 5.0

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from atoll.isolation.linux import mounts, syscalls
-from atoll.isolation.linux.disk_image import IMAGE, Disk
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk.image import IMAGE, Disk
+from atoll.isolation.linux.sys import syscalls
 from atoll.model.sandbox import Limits
 
 UPPER = "upper"
@@ -73,8 +74,8 @@ def _make_directories(state_dir: Path) -> None:
         (state_dir / WORK).mkdir(0o700)
 
 
-class Wanted(NamedTuple):
-    """What is asked for, but for the name. Two sandboxes of whom it is equal could be made from each other's child."""
+class PoolKey(NamedTuple):
+    """What is asked for, but for the name. Pool key: requests with equal keys can use the same prewarmed child."""
 
     lowers: tuple[str, ...]
     identity: tuple[tuple[int, int], ...]
@@ -83,10 +84,10 @@ class Wanted(NamedTuple):
     limits: Limits
 
     @staticmethod
-    def of(lowers: Sequence[str], size_mib: int | None, limits: Limits) -> Wanted:
+    def of(lowers: Sequence[str], size_mib: int | None, limits: Limits) -> PoolKey:
         """As the layers are now. Raises OSError."""
         identity = tuple((found.st_dev, found.st_ino) for found in map(os.stat, lowers))
-        return Wanted(tuple(lowers), identity, size_mib, limits)
+        return PoolKey(tuple(lowers), identity, size_mib, limits)
 
 
 class PreparedRoot:
@@ -96,7 +97,7 @@ class PreparedRoot:
     each. The overlay does not mind: it holds directories, not paths.
     """
 
-    def __init__(self, pid: int, id_base: int, wanted: Wanted, place: Path, disk: Disk | None = None) -> None:
+    def __init__(self, pid: int, id_base: int, wanted: PoolKey, place: Path, disk: Disk | None = None) -> None:
         """Raises OSError, ValueError; nothing is left then."""
         self._place = place
         self._names = (UPPER, WORK) if disk is None else (IMAGE,)

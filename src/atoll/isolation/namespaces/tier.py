@@ -21,13 +21,13 @@ from atoll.isolation.base import (
     ReclaimReport,
     SandboxHandle,
 )
-from atoll.isolation.linux import rootless, syscalls
-from atoll.isolation.linux.cgroups import Cgroups
-from atoll.isolation.linux.id_ranges import HOST_IDS_PER_SANDBOX
-from atoll.isolation.linux.kernel_log import KernelLog, KilledForMemory, pid_inside
-from atoll.isolation.linux.network_thread import NetworkThread
-from atoll.isolation.linux.recorded import open_recorded
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.net.network_thread import NetworkThread
+from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
+from atoll.isolation.linux.sys import rootless, syscalls
+from atoll.isolation.linux.sys.id_ranges import HOST_IDS_PER_SANDBOX
+from atoll.isolation.linux.sys.kernel_log import KernelLog, KilledForMemory, pid_inside
 from atoll.isolation.namespaces import doctor, reclaim
 from atoll.isolation.namespaces.dial import bind_guest_socket
 from atoll.isolation.namespaces.disk_stock import DiskStock
@@ -66,7 +66,7 @@ class NamespacesBackend(IsolationBackend):
         self._zygote: ZygoteClient | None = None
         self._starting = asyncio.Lock()  # at most one zygote is started at a time
         self._network: NetworkThread | None = None
-        self._live = LiveSandboxes(NamespacesHandle.heart, self._handle)
+        self._live = LiveSandboxes(NamespacesHandle.init_process, self._handle)
         self._closed = False
         self._egress = False
         self._stock: DiskStock | None = None

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atoll.isolation.base import Verdict
-from atoll.isolation.linux import caps, syscalls
-from atoll.isolation.linux.fork import fork_into, map_ids
-from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
-from atoll.isolation.linux.rootless import map_within
+from atoll.isolation.linux.sys import caps, syscalls
+from atoll.isolation.linux.sys.fork import fork_into, map_ids
+from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.sys.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.child import Birth
+from atoll.isolation.namespaces.child import SandboxInit
 from atoll.isolation.namespaces.root import build_root
 from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
@@ -60,7 +60,7 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
         program = posture.seccomp_program()
-        Birth(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress, rootless=rootless).run()
+        SandboxInit(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress, rootless=rootless).run()
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))

@@ -31,15 +31,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from atoll.isolation.linux import caps, disk_image, rootless, syscalls
-from atoll.isolation.linux.cgroups import Cgroups, Group
-from atoll.isolation.linux.disk_image import Disk, Templates
-from atoll.isolation.linux.fork import fork_into, map_ids, rewrite_command_line
-from atoll.isolation.linux.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk.image import Disk, Templates
+from atoll.isolation.linux.sys import caps, rootless, syscalls
+from atoll.isolation.linux.sys.fork import fork_into, map_ids, rewrite_command_line
+from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.child import Birth, GuestMain
+from atoll.isolation.namespaces.child import GuestMain, SandboxInit
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.root import PreparedRoot, Wanted, build_root
+from atoll.isolation.namespaces.root import PoolKey, PreparedRoot, build_root
 from atoll.isolation.namespaces.spec_codec import limits_from_json
 
 _UNFINISHED_AT_ONCE = 2 + len(os.sched_getaffinity(0))
@@ -80,7 +81,7 @@ class _Request:
         self.number = number
         self.spec = spec
         self.listener = listener
-        self.wanted: Wanted | None = None
+        self.wanted: PoolKey | None = None
         self.tried_again = False
         self.stages: dict[str, float] = {"received": time.monotonic()}
 
@@ -102,7 +103,7 @@ class _Child:
         self.state = _State.PREPARING
         self.request: _Request | None = None
         self.root: PreparedRoot | None = None
-        self.wanted: Wanted | None = None
+        self.wanted: PoolKey | None = None
         """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
         self.egress: list[int] = []
@@ -159,7 +160,7 @@ class Zygote:
         """Roots that have been handed over: an empty directory of each is left."""
         self._failed: dict[_Child, tuple[_Request, str]] = {}
         self._parking_failures = 0
-        self._asked: deque[Wanted] = deque(maxlen=_REMEMBERED)
+        self._asked: deque[PoolKey] = deque(maxlen=_REMEMBERED)
         """What was asked for last: the next create will most likely want it again."""
         self._disks: dict[int, list[Disk]] = {}
         """Disks that the server made ahead of need, by size."""
@@ -216,7 +217,7 @@ class Zygote:
         needless = next((child for child in self._parked if booted[child.wanted] > shares.get(child.wanted, 0)), None)
         return functools.partial(self._drop, needless) if needless is not None else None
 
-    def _shares(self, booted: Counter[Wanted | None]) -> dict[Wanted | None, int]:
+    def _shares(self, booted: Counter[PoolKey | None]) -> dict[PoolKey | None, int]:
         """How many of the pool should be booted for what: two thirds for what is asked for most, the rest for the next.
 
         What is there already counts for it: several that are asked for in turn must not drive each other out.
@@ -236,7 +237,7 @@ class Zygote:
             self._parking_failures = _GIVE_UP_PARKING_AFTER
             print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
 
-    def _boot(self, child: _Child, wanted: Wanted) -> None:
+    def _boot(self, child: _Child, wanted: PoolKey) -> None:
         """Sends a parked child into a root made for it."""
         try:
             child.group.limit(wanted.limits)
@@ -255,7 +256,7 @@ class Zygote:
         finally:
             os.close(mount)
 
-    def _forget(self, wanted: Wanted) -> None:
+    def _forget(self, wanted: PoolKey) -> None:
         """It cannot be made ahead. Whoever asks for it next is told why."""
         self._asked = deque((one for one in self._asked if one != wanted), _REMEMBERED)
 
@@ -335,9 +336,9 @@ class Zygote:
             return best
         return None
 
-    def _wanted(self, request: _Request) -> Wanted:
+    def _wanted(self, request: _Request) -> PoolKey:
         limits = limits_from_json(request.spec["limits"])
-        return Wanted.of(request.spec["lower_dirs"], None if self._no_disk else limits.disk_mib, limits)
+        return PoolKey.of(request.spec["lower_dirs"], None if self._no_disk else limits.disk_mib, limits)
 
     def _unfinished(self) -> int:
         return sum(child.request is not None for child in self._young)
@@ -356,7 +357,7 @@ class Zygote:
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
             if pid == 0:
-                Birth(
+                SandboxInit(
                     theirs,
                     joins,
                     users,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atoll.isolation.linux import rootless
-from atoll.isolation.linux.disk_image import Disk
+from atoll.isolation.linux.disk.image import Disk
+from atoll.isolation.linux.sys import rootless
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.model.errors import BackendUnavailable, CreateFailed

@@ -1,0 +1,114 @@
+"""What every request passes before it is routed: key, size of the body, the raw path; and the last net for errors.
+
+One pure ASGI layer in front of the application. Default-deny: only what PUBLIC lists needs no key, so a route that is
+added and forgotten is closed, not open; and an unknown path tells a stranger nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from atoll.control.access.auth import Authenticator
+from atoll.model.errors import AtollError
+from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
+
+PUBLIC = frozenset({"/health", "/openapi.json"})
+
+MAX_BODY = 1 << 20
+"""Bytes. The largest body that a route here needs is a create with its environment and metadata."""
+
+_log = structlog.get_logger("atoll.control")
+
+
+class Gate:
+    """See the module. Puts the Caller into `request.state.caller`."""
+
+    def __init__(self, app: ASGIApp, auth: Authenticator) -> None:
+        self._app = app
+        self._auth = auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        # Routed undecoded: `ns%2Fname` is one segment. The handlers decode their own parameters.
+        path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")
+        scope = {**scope, "path": path, "state": {}}
+        try:
+            if path not in PUBLIC:
+                scope["state"]["caller"] = await self._auth.authenticate(_presented_key(scope["headers"]))
+        except AtollError as error:
+            await _answer(send, error_reply(error))
+            return
+        await self._pass_on(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+        body = _BoundedBody(receive, scope["headers"])
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            if body.too_large:
+                return  # the framework's own answer to a body that it could not read; ours comes below
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, body.receive, watched)
+        except Exception as error:
+            if begun:
+                raise
+            if not body.too_large:
+                _log.exception("request.failed", method=scope["method"], path=scope["path"][:200])
+                await _answer(send, error_reply(error))
+        if body.too_large and not begun:
+            await _answer(send, plain_error(413, f"the body is larger than {MAX_BODY} bytes", "too_large"))
+
+
+class _BoundedBody:
+    """Ends reading at MAX_BODY, whether the length was announced or not."""
+
+    def __init__(self, receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._receive = receive
+        self._left = MAX_BODY
+        length = next((value for name, value in headers if name == b"content-length"), b"0")
+        self.too_large = not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY
+
+    async def receive(self) -> Message:
+        """As ASGI's. Raises _TooLargeError."""
+        if self.too_large:
+            raise _TooLargeError
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.too_large = True
+            raise _TooLargeError
+        return message
+
+
+class _TooLargeError(Exception):
+    """Ends the framework's reading; `_pass_on` knows why."""
+
+
+def _presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """X-API-Key, else `Authorization: Bearer`, which the CLI sends for /teams and older SDKs for templates."""
+    bearer = None
+    for name, value in headers:
+        if name == b"x-api-key":
+            return value.decode("latin-1").strip()
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            bearer = value[7:].decode("latin-1").strip()
+    return bearer
+
+
+async def _answer(send: Send, reply: ErrorReply) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(reply.body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in reply.headers.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,160 @@
+"""Lifecycle events: taken note of as they happen, written down a moment later, queued for the webhooks that want them.
+
+A note costs the one who makes it nothing but an append: no create or kill waits for the journal. What was noted is
+gathered for GATHER_S and written together; a server that is killed in between loses it, a clean stop loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from atoll.control.clock import Clock
+from atoll.control.events.dispatcher import WebhookDispatcher
+from atoll.control.store import Store
+from atoll.model.events import Delivery, DeliveryState, Event, EventType
+from atoll.model.sandbox import SandboxRecord
+from atoll.wire.rest import events as wire
+
+GATHER_S = 0.025
+"""A burst's notes cost three statements together, and none competes with the first command of a sandbox just made."""
+ATTEMPTS = 3
+PAUSE_S = 1.0
+_EXECUTIONS = uuid.UUID("6f2f8a55-6a0e-4f6b-9d0c-2f6f1c1f7a11")
+
+_log = structlog.get_logger("atoll.control")
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    type: EventType
+    sandbox_id: str
+    at: datetime
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """`note` from anywhere; `run` is its task; `flush` before the store closes."""
+
+    def __init__(
+        self, store: Store, clock: Clock, dispatcher: WebhookDispatcher, build_of: Callable[[str], Awaitable[str]]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._dispatcher = dispatcher
+        self._build_of = build_of
+        self._notes: list[_Note] = []
+        self._news = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    def note(self, kind: EventType, sandbox_id: str, **more: Any) -> None:
+        """It has just happened. `more` goes into the event's data."""
+        self._notes.append(_Note(kind, sandbox_id, self._clock.now(), more))
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until `close`. Not to be cancelled: what it is just writing would be lost."""
+        while not self._closed:
+            await self._news.wait()
+            if not self._closed:
+                await asyncio.sleep(GATHER_S)
+            self._news.clear()
+            try:
+                await self.flush()
+            except Exception:
+                _log.exception("events.not_written")
+
+    def close(self) -> None:
+        """Ends `run`. What is noted from now on needs a `flush`."""
+        self._closed = True
+        self._news.set()
+
+    async def flush(self) -> None:
+        """Writes what was noted so far."""
+        async with self._turn:
+            notes, self._notes = self._notes, []
+            if not notes:
+                return
+            records = await self._store.find_all({note.sandbox_id for note in notes})
+            happened = [
+                await self._event(note, records[note.sandbox_id]) for note in notes if note.sandbox_id in records
+            ]
+            if not happened:
+                return
+            bodies = [(event, wire.event_body(event)) for event in happened]
+            await self._write(bodies)
+            await self._queue(bodies)
+
+    async def _write(self, bodies: Sequence[tuple[Event, Mapping[str, Any]]]) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._store.events.add(bodies)
+                return
+            except OperationalError:
+                if attempt == ATTEMPTS:
+                    raise
+                await asyncio.sleep(PAUSE_S)
+
+    async def _event(self, note: _Note, record: SandboxRecord) -> Event:
+        return Event(
+            event_id=str(uuid.uuid4()),
+            type=note.type,
+            team_id=record.team_id,
+            sandbox_id=record.sandbox_id,
+            template_id=record.template_id,
+            build_id=await self._build_of(record.template_id),
+            execution_id=str(uuid.uuid5(_EXECUTIONS, f"{record.sandbox_id}:{record.started_at.isoformat()}")),
+            at=note.at,
+            data=_data(note, record),
+        )
+
+    async def _queue(self, bodies: Sequence[tuple[Event, Mapping[str, Any]]]) -> None:
+        by_team = {event.team_id for event, _ in bodies}
+        hooks = [hook for hook in await self._store.events.webhooks() if hook.enabled and hook.team_id in by_team]
+        new = [
+            Delivery(
+                delivery_id=str(uuid.uuid4()),
+                webhook_id=hook.webhook_id,
+                event_id=event.event_id,
+                event_type=event.type.value,
+                payload=json.dumps(body, ensure_ascii=False, separators=(",", ":")),
+                state=DeliveryState.PENDING,
+                attempts=0,
+                created_at=event.at,
+                next_at=event.at,
+            )
+            for event, body in bodies
+            for hook in hooks
+            if hook.team_id == event.team_id and event.type in hook.events
+        ]
+        for one in new:
+            try:
+                await self._store.events.add_deliveries([one])
+            except IntegrityError:
+                continue  # its webhook was removed just now
+        if new:
+            self._dispatcher.wake()
+
+
+def _data(note: _Note, record: SandboxRecord) -> dict[str, Any]:
+    data: dict[str, Any] = {"sandbox_metadata": dict(record.metadata), **note.more}
+    if note.type in (EventType.KILLED, EventType.PAUSED):
+        lived_ms = (note.at - record.started_at) // timedelta(milliseconds=1)
+        data["execution"] = {
+            "started_at": wire.moment(record.started_at),
+            "vcpu_count": record.limits.cpu_count,
+            "memory_mb": record.limits.memory_mib,
+            "execution_time": max(0, lived_ms),
+        }
+        if record.end_reason is not None:
+            data["reason"] = record.end_reason.value
+    return data

@@ -1,0 +1,76 @@
+"""What a create call asks for, in the model's words, and the checks that need nothing but the order itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from atoll.control.sandboxes.sizing import Maximum
+from atoll.model.errors import InvalidRequest
+from atoll.model.network import NetworkPolicy
+
+MAX_METADATA_BYTES = 64 * 1024
+MAX_ENV_BYTES = 128 * 1024
+"""Linux hands every process its whole environment; far above this, nothing can be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator allows. Seconds; `domain` is told to clients for host names of sandboxes."""
+
+    max_timeout_s: int = 86400
+    max_sandboxes: int = 1000
+    domain: str | None = None
+    maximum: Maximum = field(default_factory=Maximum)
+    """How large a sandbox may be."""
+    template_wait_s: int = 50
+    """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOrder:
+    """A create call. `request_digest` tells two calls with one idempotency key apart."""
+
+    template: str
+    timeout_s: int
+    secure: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
+    public_traffic: bool = True
+    mask_request_host: str | None = None
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    auto_pause: bool = False
+    idempotency_key: str | None = None
+    request_digest: str = ""
+
+
+def check_timeout(timeout_s: int, policy: Policy) -> None:
+    """Raises InvalidRequest."""
+    if not 0 <= timeout_s <= policy.max_timeout_s:
+        raise InvalidRequest(f"timeout must be between 0 and {policy.max_timeout_s} seconds, not {timeout_s}")
+
+
+def check_order(order: CreateOrder, policy: Policy) -> None:
+    """Raises InvalidRequest naming what is wrong."""
+    check_timeout(order.timeout_s, policy)
+    _check_texts("metadata", order.metadata, MAX_METADATA_BYTES)
+    _check_texts("envVars", order.env_vars, MAX_ENV_BYTES)
+    for name in order.env_vars:
+        if not name or "=" in name:
+            raise InvalidRequest(f"envVars: {name[:100]!r} is not a name of an environment variable")
+    host = order.mask_request_host
+    if host is not None and (not host or not host.isascii() or not host.isprintable() or " " in host):
+        raise InvalidRequest("network.maskRequestHost must be a host name, with `${PORT}` where the port belongs")
+
+
+def _check_texts(what: str, pairs: Mapping[str, str], limit: int) -> None:
+    total = 0
+    for key, value in pairs.items():
+        if "\0" in key or "\0" in value:
+            raise InvalidRequest(f"{what}: a NUL character in {key[:100]!r}")
+        try:
+            total += len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"{what}: half a surrogate pair in {key[:100]!r}") from error
+    if total > limit:
+        raise InvalidRequest(f"{what}: {total} bytes in all, more than {limit}")

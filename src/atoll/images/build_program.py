@@ -1,0 +1,54 @@
+"""`python -m atoll.images.build_program TEMPLATES_DIR NAME`: builds one built-in template in a process of its own.
+
+A build moves much data about and takes minutes; nothing of that happens in a server. What it writes to standard output,
+a JSON object a line, is read by `builds`:
+
+    {"template", "stage", "fraction", "message"}   a step, see `recipes.recipe.Progress`
+    {"error", "hint"}                              the last line of a build that failed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from atoll.images.recipes.recipe import Progress
+from atoll.images.store import TemplateStore
+from atoll.model.errors import AtollError
+
+MAX_ERROR = 4000
+"""Characters of an error that are passed on: the end of a log may be part of it."""
+
+_NICENESS = 10
+"""Sandboxes that somebody works with go first."""
+
+
+def main(templates_dir: str, name: str) -> int:
+    """The exit status: 0 when the template is there."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it began is cleared away
+    os.nice(_NICENESS)
+    try:
+        TemplateStore(Path(templates_dir)).ensure_template(name, _say_progress)
+    except AtollError as error:
+        _say({"error": error.message[-MAX_ERROR:], "hint": error.hint[-MAX_ERROR:]})
+        return 1
+    except OSError as error:
+        _say({"error": str(error)[-MAX_ERROR:], "hint": ""})
+        return 1
+    return 0
+
+
+def _say_progress(step: Progress) -> None:
+    _say(asdict(step))
+
+
+def _say(line: dict[str, object]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

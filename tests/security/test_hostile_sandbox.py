@@ -1,0 +1,88 @@
+"""Bytes from a sandbox never hold up the server: while they are being judged, /health answers.
+
+Each attack is sent by a program inside, through the gateway. The control: the same program with plain bytes is served.
+"""
+
+from __future__ import annotations
+
+import shlex
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2b import CommandExitException, Sandbox
+
+from support.egress_world import World, no_world, world
+from support.host import requires, skip_without
+
+FAULT = no_world()
+pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
+CLOSED = {"network": {"allow_out": ["good.test"], "deny_out": ["0.0.0.0/0"]}}
+SEND = """
+import socket, sys
+good = socket.gethostbyname("good.test")
+s = socket.create_connection((good, 80), 5)
+s.sendall(HEAD)
+s.settimeout(3)
+try:
+    print(s.recv(100).decode("latin-1"))
+except OSError as error:
+    print(error)
+"""
+PLAIN = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n"
+CUBIC = b"GET / HTTP/1.1\r\nHost:" + b" " * 12_000 + b"\rx\r\n\r\n"
+SQUARE = b"GET / HTTP/1.1\r\nHost: good.test\r\nA: a" + b" " * 60_000 + b"\1\r\n\r\n"
+
+
+@pytest.fixture(scope="module", params=("namespaces", "gvisor"))
+def outside(
+    request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    skip_without(request.param)
+    with world(tmp_path_factory.mktemp("hostile"), templates_dir, tier=request.param) as made:
+        yield made
+
+
+Make = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def make(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    for name, value in outside.environ.items():
+        monkeypatch.setenv(name, value)
+    made: list[Sandbox] = []
+
+    def create(**more: Any) -> Sandbox:
+        made.append(Sandbox.create(timeout=300, **more))
+        return made[-1]
+
+    yield create
+    for sandbox in made:
+        Sandbox.kill(sandbox.sandbox_id)
+
+
+def send(sandbox: Sandbox, head: bytes) -> str:
+    program = shlex.quote(SEND.replace("HEAD", repr(head).replace(" " * 1000, "' + ' ' * 1000 + b'")))
+    try:
+        return sandbox.commands.run(f"python3 -c {program}", timeout=60, request_timeout=60).stdout
+    except CommandExitException as error:
+        return error.stderr
+
+
+def healthy(outside: World) -> bool:
+    with urllib.request.urlopen(f"{outside.api_url}/health", timeout=60) as answer:
+        return bool(answer.status == 204)
+
+
+@pytest.mark.parametrize("policy", [{}, CLOSED], ids=["open", "closed"])
+@pytest.mark.parametrize("head", [CUBIC, SQUARE], ids=["cubic", "square"])
+def test_a_dear_head_does_not_hold_up_the_server(
+    outside: World, make: Make, policy: dict[str, Any], head: bytes
+) -> None:
+    sandbox = make(**policy)
+    assert "200 OK" in send(sandbox, PLAIN), "the control"
+    send(sandbox, head)
+    assert healthy(outside)
+    assert "200 OK" in send(sandbox, PLAIN)
