@@ -27,6 +27,9 @@ from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset
 from matrix import versions
 from matrix.run import client_environ, run_one
 from support.server import ServerProcess
+from support.tiers import one_tier
+
+pytestmark = one_tier("names and TLS end at the edge")
 
 MIB = 1024 * 1024
 
