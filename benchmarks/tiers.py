@@ -24,7 +24,7 @@ from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig, IsolationBackend
 from atoll.isolation.registry import load
 from atoll.model.errors import AtollError
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import SandboxPaths, SandboxSpec
 from atoll.testing import inside
 
 SETTLE_S = 2.5
@@ -66,9 +66,7 @@ async def tier(
         count += 1
         sandbox_id = f"bench{label.replace(' ', '')}{count}"
         (place / sandbox_id).mkdir(mode=0o700)
-        limits = Limits()
-        guest = GuestConfig(sandbox_id, "base", sandbox_id, limits=limits)
-        handle = await backend.create(SandboxSpec(sandbox_id, layers, place / sandbox_id, limits, guest))
+        handle = await backend.create(SandboxSpec(sandbox_id, "base"), SandboxPaths(layers, place / sandbox_id))
         await inside.health(handle)
         handles.append(handle)
 

@@ -10,18 +10,18 @@ from atoll.isolation.base import BackendConfig
 from atoll.isolation.gvisor.tier import GvisorBackend
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.run_records import RunRecords
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
-from atoll.testing.backend_contract import eventually
+from atoll.testing.backend_contract import Asked, eventually
 from support.host import TOOLS, requires
 
 pytestmark = requires("gvisor")
 
 
-def _spec(root: Path, name: str, layers: tuple[Path, ...]) -> SandboxSpec:
+def _asked(root: Path, name: str, layers: tuple[Path, ...]) -> Asked:
     (root / name).mkdir(mode=0o700)
     limits = Limits(cpu_count=1, memory_mib=256, pids=100)
-    return SandboxSpec(name, layers, root / name, limits, GuestConfig(name, "base", name, limits=limits))
+    return Asked(SandboxSpec(name, "base", limits), SandboxPaths(layers, root / name))
 
 
 async def test_a_waiting_sandbox_is_taken_and_none_is_left_when_the_server_stops(
@@ -34,10 +34,10 @@ async def test_a_waiting_sandbox_is_taken_and_none_is_left_when_the_server_stops
     await backend.start()
     pool = backend._pool
     assert pool is not None
-    first = await backend.create(_spec(tmp_path, "first", layers))
+    first = await backend.create(*_asked(tmp_path, "first", layers))
     assert "launch" in first.stages, "nothing could wait yet"
     assert await eventually(lambda: pool.ready == 1, 60)
-    second = await backend.create(_spec(tmp_path, "second", layers))
+    second = await backend.create(*_asked(tmp_path, "second", layers))
     assert "launch" not in second.stages
     assert (await inside.run(second, "hostname; ls /tmp")).out.split() == ["second"]
     os.kill(int(second.record()["pid"]), signal.SIGKILL)

@@ -16,9 +16,9 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.tier import NamespacesBackend
 from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
-from atoll.testing.backend_contract import eventually
+from atoll.testing.backend_contract import Asked, eventually
 from support.host import requires
 
 pytestmark = requires("namespaces")
@@ -35,13 +35,12 @@ class Place:
         self.run_dir = root / "run"
         self._count = 0
 
-    def spec(self, *, memory_mib: int = 256, **env: str) -> SandboxSpec:
+    def asked(self, *, memory_mib: int = 256, **env: str) -> Asked:
         self._count += 1
         name = f"n{self._count:05}"
         (self.root / name).mkdir(mode=0o700)
         limits = Limits(cpu_count=1, memory_mib=memory_mib, pids=100)
-        guest = GuestConfig(name, "base", name, env_vars=env, limits=limits)
-        return SandboxSpec(name, self.layers, self.root / name, limits, guest)
+        return Asked(SandboxSpec(name, "base", limits, env_vars=env), SandboxPaths(self.layers, self.root / name))
 
     def backend(self, *, parked: int = 2) -> NamespacesBackend:
         return NamespacesBackend(BackendConfig(self.run_dir), parked=parked)
@@ -71,9 +70,9 @@ def _zygote_pid(backend: NamespacesBackend) -> int:
 
 
 async def test_sandboxes_survive_the_zygote_and_a_new_one_makes_more(place: Place, backend: NamespacesBackend) -> None:
-    first = await backend.create(place.spec())
+    first = await backend.create(*place.asked())
     os.kill(_zygote_pid(backend), signal.SIGKILL)
-    second = await backend.create(place.spec())
+    second = await backend.create(*place.asked())
     assert await inside.health(first) == 204
     assert await inside.health(second) == 204
     await first.kill()
@@ -83,7 +82,7 @@ async def test_sandboxes_survive_the_zygote_and_a_new_one_makes_more(place: Plac
 
 
 async def test_creates_in_flight_are_done_by_the_next_zygote(place: Place, backend: NamespacesBackend) -> None:
-    creates = [asyncio.create_task(backend.create(place.spec())) for _ in range(8)]
+    creates = [asyncio.create_task(backend.create(*place.asked())) for _ in range(8)]
     await asyncio.sleep(0.012)
     os.kill(_zygote_pid(backend), signal.SIGKILL)
     handles = await asyncio.gather(*creates)
@@ -96,19 +95,19 @@ async def test_creates_in_flight_are_done_by_the_next_zygote(place: Place, backe
 async def test_a_root_made_ahead_serves_the_next_sandbox_of_that_template_only(
     place: Place, backend: NamespacesBackend, tmp_path: Path
 ) -> None:
-    await (await backend.create(place.spec())).kill()
+    await (await backend.create(*place.asked())).kill()
     prepared = place.run_dir / "prepared"
     assert await eventually(lambda: prepared.is_dir() and len(os.listdir(prepared)) == 2)
     other = tmp_path / "layer"
     (other / "only-here").mkdir(parents=True)
     place.layers = (other, *place.layers)
-    handle = await backend.create(place.spec())
+    handle = await backend.create(*place.asked())
     assert (await inside.run(handle, "ls -d /only-here /usr")).out.split() == ["/only-here", "/usr"]
     await handle.kill()
     os.rename(other, tmp_path / "gone")
     (other / "built-anew").mkdir(parents=True)
     assert await eventually(lambda: len(os.listdir(prepared)) == 2)
-    handle = await backend.create(place.spec())
+    handle = await backend.create(*place.asked())
     assert (await inside.run(handle, "ls -d /only-here /built-anew")).out.split() == ["/built-anew"]
     await handle.kill()
     await backend.aclose()
@@ -120,7 +119,7 @@ async def test_whoever_asks_for_what_is_not_booted_gets_what_was_asked_for(
 ) -> None:
     prepared = place.run_dir / "prepared"
     for memory_mib in (256, 128, 192, 256, 128, 192):
-        handle = await backend.create(place.spec(memory_mib=memory_mib))
+        handle = await backend.create(*place.asked(memory_mib=memory_mib))
         shown = (await inside.run(handle, "df -m --output=size /dev/shm | tail -1; hostname; cat /etc/hostname")).out
         assert shown.split() == [str(memory_mib // 2), handle.sandbox_id, handle.sandbox_id]
         await handle.kill()
@@ -132,9 +131,9 @@ async def test_whoever_asks_for_what_is_not_booted_gets_what_was_asked_for(
 async def test_a_state_directory_of_a_failed_attempt_can_be_used_again(
     place: Place, backend: NamespacesBackend
 ) -> None:
-    spec = place.spec()
+    asked = place.asked()
     for _ in range(2):
-        handle = await backend.create(spec)
+        handle = await backend.create(*asked)
         assert await inside.health(handle) == 204
         await handle.kill()
 
@@ -147,7 +146,7 @@ async def test_a_guest_that_cannot_be_imported_is_a_reason_and_no_hang(place: Pl
 
 
 async def test_the_end_of_the_guest_is_told_with_its_cause(place: Place, backend: NamespacesBackend) -> None:
-    handle = await backend.create(place.spec())
+    handle = await backend.create(*place.asked())
     os.kill(int(handle.record()["pid"]), signal.SIGKILL)
     report = await asyncio.wait_for(handle.wait(), 5)
     assert not report.killed
@@ -156,7 +155,7 @@ async def test_the_end_of_the_guest_is_told_with_its_cause(place: Place, backend
 
 
 async def test_orphans_are_reaped(place: Place, backend: NamespacesBackend) -> None:
-    handle = await backend.create(place.spec())
+    handle = await backend.create(*place.asked())
     await inside.run(handle, "for i in 1 2 3 4 5; do (sleep 0.05 & ) ; done")
     await asyncio.sleep(0.3)
     done = await inside.run(handle, "cat /proc/[0-9]*/stat | grep -c ' Z ' ; true")
@@ -165,7 +164,7 @@ async def test_orphans_are_reaped(place: Place, backend: NamespacesBackend) -> N
 
 
 async def test_siblings_share_no_randomness_and_no_files(place: Place, backend: NamespacesBackend) -> None:
-    handles = [await backend.create(place.spec()) for _ in range(3)]
+    handles = [await backend.create(*place.asked()) for _ in range(3)]
     answers = [await inside.run(handle, "echo $RANDOM $(hostname); echo x > /etc/mine; ls /tmp") for handle in handles]
     assert len({answer.out for answer in answers}) == 3
     bases = {handle.record()["id_base"] for handle in handles}
@@ -179,13 +178,13 @@ async def test_what_a_sandbox_writes_lies_on_a_disk_of_its_own_and_out_of_reach(
 ) -> None:
     if Capability.LIMITS_DISK not in backend.capabilities:
         pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
-    spec = place.spec()
-    handle = await backend.create(spec)
+    asked = place.asked()
+    handle = await backend.create(*asked)
     await inside.run(handle, "cp /bin/sleep /set-id && chown 0:0 /set-id && chmod 4755 /set-id")
-    assert {path.name for path in spec.state_dir.iterdir()} >= {"disk.img", "guest.log", "guest.sock"}
-    assert not (spec.state_dir / "upper").exists(), "a set-user-id file of the sandbox is no file of the host"
-    assert os.stat(spec.state_dir / "disk.img").st_mode & 0o777 == 0o600
-    assert os.stat(spec.state_dir).st_mode & 0o777 == 0o700
+    assert {path.name for path in asked.state_dir.iterdir()} >= {"disk.img", "guest.log", "guest.sock"}
+    assert not (asked.state_dir / "upper").exists(), "a set-user-id file of the sandbox is no file of the host"
+    assert os.stat(asked.state_dir / "disk.img").st_mode & 0o777 == 0o600
+    assert os.stat(asked.state_dir).st_mode & 0o777 == 0o700
     assert not (place.layers[0] / "set-id").exists()
     stats = await handle.stats()
     assert stats.disk_used is not None
@@ -196,8 +195,9 @@ async def test_what_a_sandbox_writes_lies_on_a_disk_of_its_own_and_out_of_reach(
 async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backend: NamespacesBackend) -> None:
     if Capability.LIMITS_DISK not in backend.capabilities:
         pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
-    small = replace(place.spec(), limits=Limits(cpu_count=1, memory_mib=256, disk_mib=32, pids=100))
-    handle, other = await backend.create(small), await backend.create(place.spec())
+    limits = Limits(cpu_count=1, memory_mib=256, disk_mib=32, pids=100)
+    spec, paths = place.asked()
+    handle, other = await backend.create(replace(spec, limits=limits), paths), await backend.create(*place.asked())
     fill = await inside.run(handle, "head -c 100m /dev/zero > /big")
     assert fill.code == 1
     assert "No space left on device" in fill.err
@@ -206,16 +206,16 @@ async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backe
     assert "No space left on device" in (await inside.run(handle, f"mkdir /many; cd /many; {names}")).err
     assert (await inside.run(other, "head -c 100m /dev/zero > /big && echo room")).out == "room\n"
     with pytest.raises(BackendUnavailable, match="32 MiB"):
-        await handle.update(replace(small.limits, disk_mib=64))
-    await handle.update(replace(small.limits, pids=120))
+        await handle.update(replace(limits, disk_mib=64))
+    await handle.update(replace(limits, pids=120))
     for one in (handle, other):
         await one.kill()
 
 
 async def test_a_configuration_beyond_bounds_is_refused(place: Place, backend: NamespacesBackend) -> None:
     with pytest.raises(CreateFailed, match="too large"):
-        await backend.create(place.spec(BIG="x" * (9 << 20)))
-    handle = await backend.create(place.spec(LONG="x" * 100_000))
+        await backend.create(*place.asked(BIG="x" * (9 << 20)))
+    handle = await backend.create(*place.asked(LONG="x" * 100_000))
     assert (await inside.run(handle, "echo -n $LONG | wc -c")).out.strip() == "100000"
     await handle.kill()
 
@@ -227,10 +227,10 @@ DISKS_HELD = 24
 async def test_nothing_is_left_after_many_sandboxes(place: Place) -> None:
     backend = place.backend(parked=0)
     await backend.start()
-    await (await backend.create(place.spec())).kill()
+    await (await backend.create(*place.asked())).kill()
     before = _held()
     for _ in range(CYCLES // 6):
-        handles = await asyncio.gather(*(backend.create(place.spec()) for _ in range(6)))
+        handles = await asyncio.gather(*(backend.create(*place.asked()) for _ in range(6)))
         await asyncio.gather(*(handle.kill() for handle in handles))
     # (At first the server may still make disks ahead of need, and hold a descriptor or two more.)
     assert await eventually(lambda: all(_held()[name] <= count for name, count in before.items())), (before, _held())

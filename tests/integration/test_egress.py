@@ -161,7 +161,12 @@ def rule(name: str, value: str) -> list[dict[str, Any]]:
 
 def test_a_rules_secret_is_added_outside_and_never_enters_the_sandbox(outside: World, make: Make) -> None:
     secret = f"s3cret-{secrets.token_hex(8)}"
-    sandbox = make(network={"rules": {"api.test": rule("Authorization", f"Bearer {secret}")}})
+    headers = rule("Authorization", f"Bearer {secret}")
+    sandbox = make(network={"rules": {"api.test": headers, "http://api.test": headers}})
+    network = sandbox.get_info().network
+    assert network is not None
+    assert secret not in str(network), "answers show no secret"
+    assert network["rules"]["api.test"][0]["transform"]["headers"] == {"Authorization": "[hidden]"}
     for scheme in ("http", "https"):
         path = f"/{secrets.token_hex(4)}"
         sandbox.commands.run(f"curl -fsS -m 10 -H 'authorization: mine' {scheme}://api.test{path}")
@@ -179,7 +184,8 @@ def test_a_rules_secret_is_added_outside_and_never_enters_the_sandbox(outside: W
 
 def test_a_rules_secret_goes_to_nobody_else(outside: World, make: Make) -> None:
     secret = f"s3cret-{secrets.token_hex(8)}"
-    rules = {"api.test": rule("X-Key", secret), "untrusted.test": rule("X-Key", secret)}
+    names = ("api.test", "untrusted.test", "http://api.test", "http://untrusted.test")
+    rules = {name: rule("X-Key", secret) for name in names}
     sandbox = make(network={"rules": rules})
     for command in (
         f"curl -sS -m 5 --resolve api.test:80:{internet.EVIL} http://api.test/",
@@ -193,6 +199,33 @@ def test_a_rules_secret_goes_to_nobody_else(outside: World, make: Make) -> None:
     assert not outside.internet.heard(secret, 0.5)
     assert fetch(sandbox, "https://api.test/now")
     assert sent(outside, "/now")["headers"]["x-key"] == secret, "the control did not arrive"
+
+
+def test_a_rules_secret_goes_out_encrypted_on_port_443_unless_the_rule_says_otherwise(
+    outside: World, make: Make
+) -> None:
+    secret = f"s3cret-{secrets.token_hex(8)}"
+    sandbox = make(network={"rules": {"api.test": rule("X-Key", secret)}})
+    elsewhere = ("http://api.test/80", "http://api.test:8080/8080", "https://api.test:8443/8443")
+    for url in elsewhere:
+        sandbox.commands.run(f"curl -ksS -m 10 {url}; true")
+        assert "x-key" not in sent(outside, "/" + url.rsplit("/", 1)[1])["headers"], url
+    assert fetch(sandbox, "https://api.test/443")
+    assert sent(outside, "/443")["headers"]["x-key"] == secret, "the control"
+    assert sum(secret in str(line) for line in outside.internet.lines) == 1
+    sandbox.update_network({"rules": {"http://api.test:8080": rule("X-Key", secret)}})
+    assert fetch(sandbox, "http://api.test:8080/said")
+    assert sent(outside, "/said")["headers"]["x-key"] == secret
+
+
+def test_trace_and_connect_carry_no_secret(outside: World, make: Make) -> None:
+    secret = f"s3cret-{secrets.token_hex(8)}"
+    sandbox = make(network={"rules": {"http://api.test": rule("X-Key", secret)}})
+    for method in ("TRACE", "CONNECT", "GET"):
+        sandbox.commands.run(f"curl -sS -m 5 -X {method} http://api.test/{method}-{secret[-4:]}; true")
+    assert sent(outside, f"/GET-{secret[-4:]}")["headers"]["x-key"] == secret, "the control"
+    for method in ("TRACE", "CONNECT"):
+        assert not outside.internet.heard(f"/{method}-{secret[-4:]}", 0.5)
 
 
 def test_rules_may_come_and_go_while_it_runs(outside: World, make: Make) -> None:

@@ -262,6 +262,37 @@ def test_metadata_is_kept_with_the_file(sandbox: Sandbox) -> None:
     assert sandbox.files.rename("note", "renamed").metadata == {"source": "unit test", "stage": "1"}
 
 
+def test_metadata_goes_where_its_file_goes_and_ends_with_it(sandbox: Sandbox) -> None:
+    def of(path: str) -> dict[str, str] | None:
+        return sandbox.files.get_info(path).metadata
+
+    sandbox.files.write("note", "x", metadata={"a": "1"})
+    sandbox.files.write("other", "y", metadata={"b": "2"})
+    sandbox.commands.run("echo more >> note; mkdir -p deep/er; mv note deep/er/")
+    assert of("deep/er/note") == {"a": "1"}
+    sandbox.commands.run("mv deep moved; mv other moved/er/note")
+    assert of("moved/er/note") == {"b": "2"}, "that of the file which took its place"
+    sandbox.files.write("moved/er/note", "z", metadata={"c": "3"})
+    assert of("moved/er/note") == {"c": "3"}, "replaced as a whole"
+    sandbox.files.write("moved/er/note", "z")
+    assert not of("moved/er/note")
+    sandbox.files.write("linked", "z", metadata={"d": "4"})
+    sandbox.commands.run("ln linked second")
+    assert of("second") == {"d": "4"}
+    sandbox.files.write("linked", "z")
+    assert not of("second")
+    for number in range(20):  # whose numbers the next files may get
+        sandbox.files.write(f"gone/{number}", "x", metadata={"of": "the dead"})
+    sandbox.commands.run("rm -r gone; mkdir gone; for n in $(seq 20); do echo > gone/$n; done")
+    assert not any(entry.metadata for entry in sandbox.files.list("gone"))
+
+
+def test_metadata_stays_when_a_file_moves_to_another_file_system(sandbox: Sandbox) -> None:
+    sandbox.files.write("note", "x", metadata={"a": "1"})
+    assert sandbox.files.rename("note", "/dev/shm/note").metadata == {"a": "1"}
+    assert sandbox.files.rename("/dev/shm/note", "back").metadata == {"a": "1"}
+
+
 def test_metadata_is_kept_for_streamed_files_and_each_of_many(sandbox: Sandbox) -> None:
     sandbox.files.write("streamed", io.BytesIO(b"x"), metadata={"a": "b"})
     assert sandbox.files.get_info("streamed").metadata == {"a": "b"}

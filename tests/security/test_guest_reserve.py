@@ -20,7 +20,7 @@ from atoll.isolation.linux.cgroups.groups import Group
 from atoll.isolation.linux.sys import caps
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.registry import load
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
 from support.host import requires
 
@@ -95,8 +95,7 @@ async def sandbox(backend: IsolationBackend, templates_dir: Path, tmp_path: Path
 
     layers = TemplateStore(templates_dir).find_template("base").layers
     (tmp_path / "state").mkdir(mode=0o700)
-    guest = GuestConfig("reserve", "base", "box", limits=LIMITS)
-    handle = await backend.create(SandboxSpec("reserve", layers, tmp_path / "state", LIMITS, guest))
+    handle = await backend.create(SandboxSpec("reserve", "base", LIMITS), SandboxPaths(layers, tmp_path / "state"))
     assert isinstance(handle, NamespacesHandle)
     yield handle
     await handle.kill()

@@ -19,6 +19,7 @@ RULES: dict[str, set[str]] = {
     "atoll.config": MODEL,
     "atoll.http1": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
+    "atoll.wire.node": MODEL | {"atoll.wire.node"},
     "atoll.wire": MODEL | {"atoll.wire"},
     "atoll.guest": MODEL | {"atoll.http1", "atoll.wire.envd", "atoll.guest"},
     "atoll.isolation.base": MODEL,

@@ -38,7 +38,8 @@ ZONE = {
     "loop.test": "127.0.0.1",
 }
 NAMES = ["good.test", "sub.good.test", "shared.test", "evil.test", "api.test"]
-TCP_PORTS = (80, 443, 853, 7000, 8080)
+TCP_PORTS = (80, 443, 853, 7000, 8080, 8443)
+TLS_PORTS = (443, 8443)
 UDP_PORTS = (53, 123, 443, 7000)
 
 
@@ -154,7 +155,7 @@ async def main(directory: Path) -> None:
     tls.load_cert_chain(directory / "site.pem")
     tls.sni_callback = lambda _sock, name, _context: say(kind="sni", name=name)
     for port in TCP_PORTS:
-        await asyncio.start_server(serve_http, "0.0.0.0", port, ssl=tls if port == 443 else None)
+        await asyncio.start_server(serve_http, "0.0.0.0", port, ssl=tls if port in TLS_PORTS else None)
     names = NameServer()
     await loop.create_datagram_endpoint(lambda: names, local_addr=(DNS, 53))
     await asyncio.start_server(names.stream, DNS, 53)

@@ -14,7 +14,7 @@ from e2b.connection_config import ConnectionConfig
 from packaging.version import Version
 
 from atoll.isolation.base import BackendConfig, SandboxHandle
-from atoll.model.sandbox import ENVD_PORT, ENVD_VERSION, GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import ENVD_PORT, ENVD_VERSION, SandboxPaths, SandboxSpec
 from atoll.testing.fake import FakeBackend
 
 
@@ -73,8 +73,8 @@ def running_guest(directory: Path, **config: object) -> Iterator[RunningGuest]:
 
     async def run() -> None:
         backend = FakeBackend(BackendConfig(run_dir=directory))
-        given = GuestConfig("sbx1", "base", "sbx1", **config)  # type: ignore[arg-type]
-        handle = await backend.create(SandboxSpec("sbx1", (), state_dir, Limits(), given))
+        given = SandboxSpec("sbx1", "base", **config)  # type: ignore[arg-type]
+        handle = await backend.create(given, SandboxPaths((), state_dir))
         server = await asyncio.start_server(_bridge(handle), "127.0.0.1", 0)  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         started.append(RunningGuest(url, state_dir, handle, loop, given.access_token))

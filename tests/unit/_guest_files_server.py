@@ -18,7 +18,7 @@ from atoll.guest.server import Router
 from atoll.guest.state import GuestState
 from atoll.guest.watch.service import Watch
 from atoll.http1.server import HttpConnection, Request, Response
-from atoll.model.sandbox import ENVD_VERSION, GuestConfig
+from atoll.model.sandbox import ENVD_VERSION, SandboxSpec
 from atoll.wire.envd.connect import Service
 from atoll.wire.envd.filesystem import SERVICE
 
@@ -28,7 +28,7 @@ GUEST_GID = 4322
 
 def make_state(home: str, token: str | None = None) -> GuestState:
     user = User("user", GUEST_UID, GUEST_GID, (GUEST_GID,), home, "/bin/bash")
-    config = GuestConfig("sbx1", "base", "sbx1", access_token=token)
+    config = SandboxSpec("sbx1", "base", access_token=token)
     return GuestState(config, Users(fixed={"user": user}))
 
 

@@ -68,7 +68,7 @@ PLACEHOLDER = Secret.fill("api-key")
 )
 def test_what_is_not_offered_is_refused_by_name_when_it_is_asked_for(extra: dict) -> None:
     body = NewSandboxV2.model_validate({"templateID": "base"} | extra)
-    with pytest.raises(NotOffered, match="not offered"):
+    with pytest.raises(NotOffered, match="not supported"):
         order_from(body, 300, secure=True, idempotency_key=None)
 
 

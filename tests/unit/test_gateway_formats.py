@@ -140,3 +140,55 @@ def test_answered_names_end_and_are_bounded() -> None:
     assert names.names(address) == {"b.test"}
     now[0] = 20_000
     assert names.names(address) == frozenset()
+
+
+def records(question: bytes, body: bytes, count: int, *, begin: bytes = b"\xc0\x0c", kind: int = dns.TYPE_A) -> bytes:
+    one = begin + struct.pack(">HHIH", kind, 1, 60, len(body)) + body
+    return struct.pack(">6H", 0x1234, 0x8180, 1, count, 0, 0) + question[12:] + one * count
+
+
+def test_an_answer_of_many_addresses_is_cut_to_those_that_were_looked_at() -> None:
+    ask = query("many.test")
+    question = dns.parse_query(ask)
+    few = records(ask, bytes([1, 2, 3, 4]), 32)
+    assert dns.parse_answer(few, question).cut_to(few) == few
+    hidden = bytes([10, 0, 0, 1])
+    many = records(ask, bytes([1, 2, 3, 4]), 33)[:-4] + hidden
+    found = dns.parse_answer(many, question)
+    assert len(found.addresses) == dns.MAX_ADDRESSES
+    cut = found.cut_to(many)
+    assert hidden not in cut, "an address that was not judged may not be given out"
+    assert dns.parse_answer(cut, question).addresses == found.addresses
+    assert not dns.parse_answer(cut, question).cut
+
+
+def test_an_address_has_a_bounded_number_of_names_the_newest() -> None:
+    names = AnsweredNames(lambda: 0.0)
+    address = ipaddress.ip_address("1.2.3.4")
+    for number in range(1000):
+        names.learn(f"{number}.test", (address,), 60)
+    assert names.names(address) == {f"{number}.test" for number in range(1000 - 64, 1000)}
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("4.3.2.1.in-addr.arpa", "1.2.3.4/32"),
+        ("10.in-addr.arpa", "10.0.0.0/8"),
+        ("in-addr.arpa", "0.0.0.0/0"),
+        ("0-31.3.2.1.in-addr.arpa", "1.2.3.0/24"),
+        ("_dns-sd._udp.168.192.in-addr.arpa", "192.168.0.0/16"),
+        ("8.b.d.0.1.0.0.2.ip6.arpa", "2001:db8::/32"),
+        ("999.1.in-addr.arpa", None),
+        ("example.com", None),
+    ],
+)
+def test_what_a_reverse_name_is_about(name: str, network: str | None) -> None:
+    found = dns.reverse_network(name)
+    assert (str(found) if found is not None else None) == network
+
+
+@given(st.text(alphabet="0123456789abcdefx-.", max_size=80))
+def test_any_reverse_name_is_understood_or_is_none(name: str) -> None:
+    dns.reverse_network(f"{name}.in-addr.arpa")
+    dns.reverse_network(f"{name}.ip6.arpa")

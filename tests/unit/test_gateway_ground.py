@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atoll.egress.budget import Budget, Pace
 from atoll.egress.forbidden import HostNetworks, host_addresses
-from atoll.egress.policy import ForbiddenNetworks
+from atoll.model.addresses import ForbiddenNetworks
 
 FIB_TRIE = """Main:
   +-- 0.0.0.0/0 3 0 5

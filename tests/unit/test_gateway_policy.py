@@ -6,7 +6,8 @@ import ipaddress
 
 import pytest
 
-from atoll.egress.policy import EgressPolicy, ForbiddenNetworks, Verdict, decide_address, decide_name, matches
+from atoll.egress.policy import EgressPolicy, Verdict, decide_address, decide_name, matches
+from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import InvalidRequest
 
 PUBLIC = ipaddress.ip_address("93.184.215.14")

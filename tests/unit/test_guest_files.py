@@ -360,9 +360,9 @@ def test_inodes_that_have_run_out_are_not_taken_for_bytes(sbx: Sandbox, home: Pa
 def test_an_unknown_user_is_said() -> None:
     from atoll.guest.process.users import Users
     from atoll.guest.state import GuestState
-    from atoll.model.sandbox import GuestConfig
+    from atoll.model.sandbox import SandboxSpec
 
-    with serve_in_thread(GuestState(GuestConfig("s", "t", "h"), Users("/nonexistent", "/nonexistent"))) as url:
+    with serve_in_thread(GuestState(SandboxSpec("s", "t"), Users("/nonexistent", "/nonexistent"))) as url:
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):
             sandbox(url).files.read("x", user="nobody-here")
         with pytest.raises(AuthenticationException, match="invalid username: 'nobody-here'"):

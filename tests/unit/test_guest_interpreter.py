@@ -24,7 +24,7 @@ from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.users import User, Users
 from atoll.guest.state import GuestState
 from atoll.http1.server import HttpConnection
-from atoll.model.sandbox import GuestConfig
+from atoll.model.sandbox import SandboxSpec
 
 FAKE_KERNEL = Path(__file__).with_name("_fake_kernel.py")
 
@@ -50,7 +50,7 @@ def home(tmp_path: Path) -> Path:
 async def serving(home: Path, *, token: str | None = None) -> AsyncIterator[tuple[Interpreter, httpx.AsyncClient]]:
     loop = asyncio.get_running_loop()
     user = User("user", os.getuid(), os.getgid(), (os.getgid(),), str(home), "/bin/bash")
-    config = GuestConfig("sandboxid", "t", "h", env_vars={"GLOBAL": "g"}, access_token=token, interpreter=True)
+    config = SandboxSpec("sandboxid", "t", env_vars={"GLOBAL": "g"}, access_token=token, interpreter=True)
     state = GuestState(config, Users(fixed={"user": user}))
     reaper = Reaper(loop)
     reaper.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import struct
 import threading
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.egress import dns
 from atoll.egress.requests import MAX_HEAD, Refused, RequestStream
 from atoll.egress.sniff import MAX_HELLO, Sniffer, sniff
 from atoll.runtime.mcp.transports import Inbox, Lines, MCPUnreachable
@@ -81,6 +83,40 @@ def test_a_head_that_comes_byte_by_byte_is_read_once() -> None:
             stream.feed(b"a")
 
     assert_linear(feed, MAX_HEAD // 4)
+
+
+# -- DNS: the answer of a name server that a sandbox's friend runs -----------------------------------------------------
+
+
+def dns_message(body: bytes, count: int) -> bytes:
+    return struct.pack(">6H", 1, 0x8180, 1, count, 0, 0) + b"\1a\4test\0" + struct.pack(">2H", dns.TYPE_A, 1) + body
+
+
+A_RECORD = struct.pack(">HHIH", dns.TYPE_A, 1, 60, 4) + b"\1\2\3\4"
+CHAIN = b"".join(b"\1x" + struct.pack(">H", 0xC000 | (12 if i == 0 else 24 + 4 * (i - 1))) for i in range(120))
+ANSWERS = [
+    family("addresses", lambda n: dns_message((b"\xc0\x0c" + A_RECORD) * (n // 16), n // 16)),
+    family(
+        "names by a chain of pointers", lambda n: dns_message(CHAIN + (b"\xc1\xf0" + A_RECORD) * (n // 16), n // 16)
+    ),
+    family("texts", lambda n: dns_message((b"\0" + struct.pack(">HHIH", 16, 1, 60, 0)) * (n // 11), n // 11)),
+    family("a long name", lambda n: dns_message(b"\1x" * (n // 2), 65535)),
+    family("records that are not there", lambda n: dns_message(b"", 65535)),
+]
+
+
+@pytest.mark.parametrize("make", ANSWERS)
+def test_an_answer_is_read_in_linear_time_and_its_tail_is_not_looked_at(make: Family) -> None:
+    question = dns.Question(1, "a.test", dns.TYPE_A, 0)
+
+    def read(size: int) -> None:
+        message = make(size)
+        with contextlib.suppress(dns.BadMessage):
+            dns.parse_answer(message, question).cut_to(message)
+
+    assert_linear(read, 16_000)
+    assert cpu_seconds(lambda: read(65_000)) < 0.5
+    assert peak_bytes(lambda: read(65_000)) < 1_000_000
 
 
 # -- the runtime's terminal: bytes of any program in the sandbox -------------------------------------------------------

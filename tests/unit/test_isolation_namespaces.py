@@ -15,8 +15,6 @@ from atoll.isolation.linux.sys.syscalls import boot_id, start_time
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.reclaim import open_recorded
-from atoll.isolation.namespaces.spec_codec import spec_from_json, spec_to_json
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
 
 
 @pytest.mark.parametrize("size", [0, 59_000, 70_000, 1_000_000])
@@ -48,10 +46,17 @@ def test_the_other_sides_end_is_a_message_without_body() -> None:
         assert messages.receive(right).body is None
 
 
-def test_a_spec_survives_the_way_to_the_zygote() -> None:
-    guest = GuestConfig("id", "base", "box", {"A": "é"}, "token", "root", "/srv", "serve", True, Limits(3, 4, 5, 6))
-    spec = SandboxSpec("id", (Path("/a"), Path("/b")), Path("/state"), Limits(1, 2, 3, 4), guest)
-    assert spec_from_json(spec_to_json(spec)) == spec
+def test_what_is_sealed_comes_out_whole_and_cannot_be_changed_on_its_way() -> None:
+    memory = messages.seal({"text": "é" * 100_000})
+    with pytest.raises(PermissionError):
+        os.pwrite(memory, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory, 0)
+    assert messages.unseal(memory) == {"text": "é" * 100_000}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)
+    with pytest.raises(ValueError, match="too large"):
+        messages.seal({"text": "x" * (9 << 20)})
 
 
 def test_delegated_ranges_of_users_are_not_used() -> None:

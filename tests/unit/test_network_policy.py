@@ -7,7 +7,7 @@ import json
 import pytest
 
 from atoll.model.errors import InvalidRequest
-from atoll.model.network import NetworkPolicy, headers_for
+from atoll.model.network import HIDDEN, NetworkPolicy, headers_for
 
 
 def test_a_policy_comes_back_from_json_as_it_went() -> None:
@@ -21,6 +21,26 @@ def test_a_policy_comes_back_from_json_as_it_went() -> None:
     assert NetworkPolicy.from_json(json.loads(json.dumps(policy.as_json()))) == policy
     assert list(policy.rules) == ["a.test"]
     assert NetworkPolicy.from_json(None) == NetworkPolicy()
+
+
+def test_a_rules_host_is_https_on_443_and_everything_else_is_written_out() -> None:
+    header = [{"X": "1"}]
+    origins = ["A.test.", "https://b.test", "http://*.c.test", "HTTPS://d.test:8443", "http://e.test:80"]
+    policy = NetworkPolicy.checked(rules=dict.fromkeys(origins, header))
+    assert list(policy.rules) == ["a.test", "b.test", "http://*.c.test:80", "https://d.test:8443", "http://e.test:80"]
+    assert headers_for(policy.rules, "a.test") == {"X": "1"}
+    assert headers_for(policy.rules, "a.test", "http", 80) == {}
+    assert headers_for(policy.rules, "a.test", "https", 8443) == {}
+    assert headers_for(policy.rules, "x.c.test", "http", 80) == {"X": "1"}
+    assert headers_for(policy.rules, "x.c.test") == {}
+    for wrong in ("ftp://a.test", "http://a.test/path", "http://a.test:0", "a.test:99999", "*", "http://*", ""):
+        with pytest.raises(InvalidRequest, match="rules"):
+            NetworkPolicy.checked(rules={wrong: header})
+
+
+def test_what_answers_show_instead_of_a_secret_is_not_taken_for_one() -> None:
+    with pytest.raises(InvalidRequest, match="hidden"):
+        NetworkPolicy.checked(rules={"a.test": [{"X": HIDDEN}]})
 
 
 def test_secrets_of_rules_stay_out_of_reprs() -> None:

@@ -8,15 +8,13 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, SandboxHandle, Verdict
 from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, SandboxGone, TemplateNotFound
-from atoll.model.sandbox import ENVD_PORT, EndReason, GuestConfig, Limits, SandboxSpec, SandboxState
-from atoll.model.seams import NodeCreate
+from atoll.model.sandbox import ENVD_PORT, EndReason, SandboxPaths, SandboxSpec, SandboxState
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import automatic_order, choose_backend
@@ -27,9 +25,8 @@ from atoll.testing.fake import FakeBackend
 from support.control import MemoryTemplates, load_fake, plane, supervisor
 
 
-def _request(sandbox_id: str = "i0001", **fields) -> NodeCreate:
-    guest = GuestConfig(sandbox_id=sandbox_id, template_id="tid0", hostname="h", access_token="secret-token")
-    return replace(NodeCreate(sandbox_id, "tid0", Limits(), guest), **fields)
+def _request(sandbox_id: str = "i0001", **fields) -> SandboxSpec:
+    return SandboxSpec(sandbox_id, **{"template_id": "tid0", "access_token": "secret-token", **fields})
 
 
 class _Events:
@@ -92,12 +89,9 @@ async def test_killing_is_idempotent_and_false_for_the_unknown(tmp_path: Path) -
 async def test_what_is_gone_says_so(tmp_path: Path) -> None:
     async with supervisor(tmp_path) as node:
         await node.create(_request())
-        await node.update_limits("i0001", Limits(cpu_count=1))
         await node.kill("i0001", EndReason.KILLED)
         with pytest.raises(SandboxGone):
             await node.stats("i0001")
-        with pytest.raises(SandboxGone):
-            await node.update_limits("i0001", Limits())
 
 
 @pytest.mark.parametrize("sandbox_id", ["../x", "", "A", "a/b", "x" * 65])
@@ -243,11 +237,11 @@ class _Troubled(FakeBackend):
         self.hold: asyncio.Event | None = None
         self.made: list[SandboxHandle] = []
 
-    async def create(self, spec: SandboxSpec) -> SandboxHandle:
-        (spec.state_dir / "litter").write_text("x")
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
+        (paths.state_dir / "litter").write_text("x")
         if self.trouble is not None:
             raise self.trouble(spec)
-        handle = await super().create(spec)
+        handle = await super().create(spec, paths)
         self.made.append(handle)
         if self.hold is not None:
             await self.hold.wait()

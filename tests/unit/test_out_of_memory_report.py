@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.linux.sys import kernel_log
 from atoll.model.sandbox import Limits, OomKill
@@ -101,7 +101,7 @@ class _World:
             "sandbox_id": "s",
             "pid": pid,
             "group": "g",
-            "limits": limits_to_json(Limits()),
+            "limits": Limits().as_json(),
             "state_dir": str(place / "state"),
         }
         self.sandbox = _Sandbox(record, os.pidfd_open(pid), RunRecords(place / "run"), cgroups, lambda _: None)

@@ -1,8 +1,8 @@
 """The composition root: the one place where the parts of a server are built from settings and joined.
 
-Store ── ControlPlane ── NodeClient ── Supervisor ── isolation tier
-              │ ASGI                       │ RouteTable
-              └────────── Edge ────────────┘
+Store ── ControlPlane ── RemoteNode ══ node.sock ══ NodeServer ── Supervisor ── isolation tier
+              │ ASGI         │ routes, dial
+              └──── Edge ────┘
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
@@ -23,15 +24,29 @@ from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store, default_url
 from atoll.edge import Edge
+from atoll.edge.routes import LiveRoutes
 from atoll.images.builds import TemplateBuilds, program
 from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import is_address, split_targets
 from atoll.node.supervisor import Supervisor
+from atoll.wire.node.client import Connect, RemoteNode
+from atoll.wire.node.server import NodeServer
+from atoll.wire.node.transport import listening_unix, unix
 
 EDGE_GRACE_S = 3.0
 """How long running requests may go on after a stop was asked for."""
+
+
+@asynccontextmanager
+async def serving(agent: Supervisor, path: Path) -> AsyncIterator[Connect]:
+    """The node is spoken to by messages alone, on the socket `path`, also by the control plane of its own machine."""
+    server = NodeServer(agent)
+    async with listening_unix(path, server, {os.getuid()}):
+        agent.subscribe(server)
+        agent.subscribe_routes(server)
+        yield unix(path)
 
 
 @asynccontextmanager
@@ -71,7 +86,9 @@ async def platform(
             egress_allow_private=egress_private,
             name_servers=settings.name_servers or None,
             common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
-        ) as node,
+        ) as agent,
+        serving(agent, settings.data_dir / "run" / "node.sock") as connect,
+        RemoteNode(connect) as node,
         ControlPlane(
             store=store,
             nodes=[node],
@@ -85,7 +102,9 @@ async def platform(
         node.subscribe(control.services.sandboxes)
         app = create_app(control.services, Authenticator(keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        edge = Edge(node, ClientVersionLog(app), domains=[domain], output_limit=output)
+        routes = LiveRoutes()
+        node.subscribe_routes(routes)
+        edge = Edge(routes, ClientVersionLog(app), domains=[domain], output_limit=output)
         known = {template.template_id for template in templates.list_templates()}
         builds.prepare([name for name in settings.prepare_templates if name not in known])
         try:

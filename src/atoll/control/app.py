@@ -5,6 +5,7 @@ Owns routing, and that every error leaves in E2B's form. What a request means is
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,8 +21,11 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
 from atoll.control.routes import events, health, keys, network, not_offered, sandboxes, teams, templates
 from atoll.control.sandboxes.service import Services
-from atoll.model.errors import AtollError, InvalidRequest
+from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
+
+_NEWER = re.compile(r"/(v\d+|sandboxes/[^/]+)/")
+"""What an SDK that is newer than this server may call."""
 
 
 def create_app(services: Services, auth: Authenticator) -> ASGIApp:
@@ -57,6 +61,10 @@ async def _on_atoll_error(_request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and _NEWER.match(request.url.path):
+        # A 404 of these the SDKs show as "sandbox not found", without our message.
+        call = f"{request.method} {request.url.path[:200]}"
+        return respond(error_reply(NotOffered(f"{call}: not supported by this server (Atoll {atoll.__version__})")))
     return respond(plain_error(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}"))
 
 

@@ -40,11 +40,20 @@ class Pace:
         self._tokens = float(burst)
         self._at = clock()
 
-    def go(self) -> bool:
-        """False: too fast; ask again later."""
+    def take(self) -> float:
+        """Takes one in any case; returns in how many seconds it is there."""
+        self._refill()
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._per_s)
+
+    def _refill(self) -> None:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
+
+    def go(self) -> bool:
+        """False: too fast; ask again later."""
+        self._refill()
         if self._tokens < 1:
             return False
         self._tokens -= 1

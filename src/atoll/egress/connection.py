@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from atoll.egress import dns
-from atoll.egress.policy import Address, Verdict, decide_address, decide_name
+from atoll.egress.policy import Verdict, decide_address, decide_name
 from atoll.egress.records import EgressRecord
 from atoll.egress.relay import Pipe
 from atoll.egress.requests import Refused, RequestStream
 from atoll.egress.sniff import Beginning, Sniffer, Speech, sniff
+from atoll.model.addresses import Address
 from atoll.model.network import canonical_name
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Connection:
         """The first bytes, where the verdict or a rule hangs on them."""
         policy, names = self._exit.policy, self._exit.names.names(address)
         undecided = decide_address(policy, self._exit.ground(), address) is None
-        if not undecided and not any(policy.headers_for(name) for name in names):
+        if not undecided and not any(policy.has_rule_for(name, port) for name in names):
             return b"", _NOTHING
         head, beginning = await self._listen(_SPEAK_S if port in _WEB_PORTS else _QUIET_S)
         self._spoken = beginning.name
@@ -143,13 +144,15 @@ class Connection:
 
     def _headers(self, beginning: Beginning) -> Mapping[str, str]:
         """What a rule adds; only where the address was given out for that very name."""
-        return self._headers_for(beginning.name) if beginning.name else {}
+        scheme = "https" if beginning.speech is Speech.TLS else "http"
+        return self._headers_for(beginning.name, scheme) if beginning.name else {}
 
-    def _headers_for(self, name: str) -> Mapping[str, str]:
+    def _headers_for(self, name: str, scheme: str) -> Mapping[str, str]:
         assert self._address is not None
+        assert self.record is not None
         if canonical_name(name) not in self._exit.names.names(self._address):
             return {}
-        return self._exit.policy.headers_for(name)
+        return self._exit.policy.headers_for(name, scheme, self.record.port)
 
     async def _listen(self, patience_s: float) -> tuple[bytes, Beginning]:
         """The connection's first bytes, as many as it takes to know its name."""
@@ -237,7 +240,7 @@ class Connection:
                 verdict = decide_name(policy, name, names, must_speak=True)
             if not verdict.allowed:
                 return None
-            headers = self._headers_for(name) if name is not None else {}
+            headers = self._headers_for(name, "https" if only else "http") if name is not None else {}
             if headers and self.record is not None:
                 self.record.rewritten = True
             return headers
@@ -361,8 +364,12 @@ class Connection:
                     pending += chunk
                 size = int.from_bytes(pending[:2], "big")
                 query, pending = pending[2 : 2 + size], pending[2 + size :]
+                await self._exit.turn_to_ask()
                 record = self._new_record("dns", "", 53)
                 answer = await self._exit.lookups.answer(query, record, tcp=True)
                 if answer is None:
                     return
                 await self._loop.sock_sendall(self._client, struct.pack(">H", len(answer)) + answer)
+            self._client.shutdown(socket.SHUT_WR)
+            while await self._loop.sock_recv(self._client, 1 << 12):
+                pass  # a reset now would overtake the last answers

@@ -10,14 +10,18 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
-from atoll.egress.policy import Address
-from atoll.model.network import canonical_name
+from atoll.model.addresses import Address
+from atoll.model.network import Network, canonical_name
 
+TYPE_PTR = 12
 TYPE_A, TYPE_AAAA, TYPE_HTTPS, TYPE_SVCB, TYPE_ANY = 1, 28, 65, 64, 255
 TYPE_OPT, TYPE_AXFR, TYPE_IXFR = 41, 252, 251
 CLASS_IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, REFUSED = 0, 1, 2, 3, 5
 MAX_UDP = 4096
+MAX_ADDRESSES = 32
+MAX_RECORDS = 256
+"""Of an answer; what it has beyond is cut off (see `Answer.cut_to`)."""
 UPSTREAM_UDP = 1232
 """The size of answers that we ask for over UDP: fits any path without fragments."""
 
@@ -68,6 +72,46 @@ def _name(data: bytes, offset: int) -> tuple[str, int]:
     raise BadMessage("too many labels")
 
 
+def _behind_name(data: bytes, offset: int) -> int:
+    """The offset behind the name at `offset`, which is not read."""
+    while True:
+        if offset >= len(data):
+            raise BadMessage("name runs out of the message")
+        size = data[offset]
+        if size & 0xC0 == 0xC0:
+            return offset + 2
+        if size & 0xC0:
+            raise BadMessage("unknown label type")
+        offset += 1 + size
+        if size == 0:
+            return offset
+
+
+def reverse_network(name: str) -> Network | None:
+    """The addresses that a canonical name below `in-addr.arpa` or `ip6.arpa` is about; None: it is below neither."""
+    labels = name.split(".")
+    if labels[-2:] not in (["in-addr", "arpa"], ["ip6", "arpa"]):
+        return None
+    old = labels[-2] == "in-addr"
+    base, bits, most = (10, 8, 4) if old else (16, 4, 32)
+    parts: list[int] = []
+    for label in reversed(labels[:-2]):  # from the root; what is no number below it (RFC 2317) adds nothing
+        if len(parts) == most or not label.isascii() or not label.isalnum() or len(label) > 3:
+            break
+        try:
+            parts.append(int(label, base))
+        except ValueError:
+            break
+        if parts[-1] >> bits:
+            return None
+    number = 0
+    for part in parts:
+        number = number << bits | part
+    number <<= bits * (most - len(parts))
+    address = ipaddress.IPv4Address(number) if old else ipaddress.IPv6Address(number)
+    return ipaddress.ip_network(f"{address}/{bits * len(parts)}")
+
+
 def parse_query(data: bytes) -> Question:
     """The question of a standard query. Raises BadMessage."""
     if len(data) < 17 or len(data) > MAX_UDP:
@@ -103,11 +147,20 @@ def answer(query: bytes, question: Question | None, code: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the gateway needs of an upstream's answer."""
+    """What the gateway needs of an upstream's answer. `cut`: it has more records than are looked at."""
 
     code: int
     addresses: tuple[Address, ...]
     ttl_s: int
+    records: int
+    end: int
+    cut: bool
+
+    def cut_to(self, data: bytes) -> bytes:
+        """The message with only the records that were looked at; nothing else may be passed on."""
+        if not self.cut:
+            return data
+        return data[:6] + struct.pack(">3H", self.records, 0, 0) + data[12 : self.end]
 
 
 def parse_answer(data: bytes, question: Question) -> Answer:
@@ -125,8 +178,9 @@ def parse_answer(data: bytes, question: Question) -> Answer:
     offset += 4
     addresses: list[Address] = []
     ttl_s = 3600
-    for _ in range(answers):
-        _, offset = _name(data, offset)
+    records = 0
+    while records < min(answers, MAX_RECORDS) and len(addresses) < MAX_ADDRESSES:
+        offset = _behind_name(data, offset)
         if offset + 10 > len(data):
             raise BadMessage("record runs out of the message")
         kind, _, ttl, size = struct.unpack_from(">HHIH", data, offset)
@@ -137,4 +191,5 @@ def parse_answer(data: bytes, question: Question) -> Answer:
             addresses.append(ipaddress.ip_address(body))
             ttl_s = min(ttl_s, ttl)
         offset += 10 + size
-    return Answer(flags & 0xF, tuple(addresses), ttl_s)
+        records += 1
+    return Answer(flags & 0xF, tuple(addresses), ttl_s, records, offset, records < answers)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atoll.egress.policy import Address, ForbiddenNetworks
+from atoll.model.addresses import Address, ForbiddenNetworks
 from atoll.model.network import Network
 
 _FRESH_S = 5.0

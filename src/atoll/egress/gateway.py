@@ -22,9 +22,10 @@ from atoll.egress.connection import Connection
 from atoll.egress.intercept import Interception
 from atoll.egress.lookups import Lookups
 from atoll.egress.names import AnsweredNames
-from atoll.egress.policy import EgressPolicy, ForbiddenNetworks, Verdict
+from atoll.egress.policy import EgressPolicy, Verdict
 from atoll.egress.records import EgressRecord, Ledger
 from atoll.isolation.base import EgressSockets
+from atoll.model.addresses import ForbiddenNetworks
 
 MAX_CONNECTIONS = 1024
 """Open at once, per sandbox."""
@@ -147,6 +148,10 @@ class SandboxEgress:
         if connection in self._open:
             self._open.discard(connection)
             self._budget.give()
+
+    async def turn_to_ask(self) -> None:
+        """Waits until one more question may be put: all of a sandbox's have one pace, whatever carries them."""
+        await asyncio.sleep(self._paces[self._sockets.questions].take())
 
     def _receive(self) -> None:
         questions = self._sockets.questions

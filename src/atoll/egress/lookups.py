@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 from atoll.egress import dns
 from atoll.egress.names import AnsweredNames
-from atoll.egress.policy import EgressPolicy, ForbiddenNetworks, Verdict, parse_address
+from atoll.egress.policy import EgressPolicy, Verdict, parse_address
 from atoll.egress.records import EgressRecord, Ledger
-from atoll.egress.resolver import host_name_servers, resolve
+from atoll.egress.resolver import host_name_servers, resolve, search_domains
+from atoll.model.addresses import ForbiddenNetworks
 
 _EMPTY_KINDS = frozenset({dns.TYPE_AAAA, dns.TYPE_HTTPS, dns.TYPE_SVCB})
 """There is no IPv6 inside; and HTTPS records would let a client hide the server's name (ECH) from the policy."""
+INNER_ZONES = ("local", "internal", "intranet", "private", "corp", "home", "lan", "home.arpa", "localhost")
+"""Where networks keep names of their own (RFC 6762 appendix G, RFC 8375, ICANN's `internal`)."""
 _REFUSED_KINDS = frozenset({dns.TYPE_ANY, dns.TYPE_AXFR, dns.TYPE_IXFR})
 
 
@@ -41,7 +44,7 @@ class Lookups:
         record.name = question.name
         record.bytes_out = len(query)
         policy = self._policy()
-        if not policy.may_resolve(question.name) or question.kind in _REFUSED_KINDS:
+        if not policy.may_resolve(question.name) or question.kind in _REFUSED_KINDS or self._looks_inward(question):
             record.verdict = Verdict.DENIED_NAME
             self._ledger.add(record)
             return dns.answer(query, question, dns.REFUSED)
@@ -75,4 +78,19 @@ class Lookups:
         if found.addresses:
             record.address = str(found.addresses[0])
             self._names.learn(question.name, found.addresses, found.ttl_s)
-        return answer
+        return found.cut_to(answer)
+
+    def _looks_inward(self, question: dns.Question) -> bool:
+        """Whether the answer would describe the operator's own network: names of its addresses, records of its zones.
+
+        Addresses are not asked here: what comes back is checked by itself.
+        """
+        if question.kind == dns.TYPE_A:
+            return False
+        forbidden = self._ground()
+        network = dns.reverse_network(question.name)
+        if network is not None:
+            return forbidden.touches(network)
+        inner = INNER_ZONES if self._name_servers else (*INNER_ZONES, *search_domains())
+        within = any(question.name == zone or question.name.endswith("." + zone) for zone in inner)
+        return within and not forbidden.private_allowed

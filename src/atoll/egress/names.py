@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from atoll.egress.policy import Address
+from atoll.model.addresses import Address
 
 _KEPT = 10_000
+_KEPT_PER_ADDRESS = 64
+"""Whoever serves more names from one address uses them within an hour; each connection looks at all of them."""
 _GRACE_S = 3600.0
 """Programs use addresses longer than their TTL; an hour is what resolvers and keep-alive pools really do."""
 
@@ -18,7 +20,8 @@ class AnsweredNames:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._ends: OrderedDict[tuple[Address, str], float] = OrderedDict()
-        self._names: dict[Address, set[str]] = {}
+        self._names: dict[Address, dict[str, None]] = {}
+        """Oldest first."""
 
     def learn(self, name: str, addresses: tuple[Address, ...], ttl_s: int) -> None:
         """Remembers that `addresses` were given out for `name`."""
@@ -26,7 +29,11 @@ class AnsweredNames:
         for address in addresses:
             self._ends.pop((address, name), None)
             self._ends[address, name] = end
-            self._names.setdefault(address, set()).add(name)
+            names = self._names.setdefault(address, {})
+            names.pop(name, None)
+            names[name] = None
+            if len(names) > _KEPT_PER_ADDRESS:
+                self._forget((address, next(iter(names))))
         while len(self._ends) > _KEPT:
             self._forget(next(iter(self._ends)))
 
@@ -41,6 +48,6 @@ class AnsweredNames:
     def _forget(self, key: tuple[Address, str]) -> None:
         del self._ends[key]
         address, name = key
-        self._names[address].discard(name)
+        del self._names[address][name]
         if not self._names[address]:
             del self._names[address]

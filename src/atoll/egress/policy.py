@@ -15,36 +15,8 @@ from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
 
+from atoll.model.addresses import Address, ForbiddenNetworks
 from atoll.model.network import Network, NetworkPolicy, Rules, canonical_name, headers_for, split_targets
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-# Not Python's `is_private`: that includes the documentation ranges, which some networks really use.
-NEVER_PUBLIC: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.88.99.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        "::/128",
-        "::1/128",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2002::/16",
-        "fc00::/7",
-        "fe80::/10",
-        "ff00::/8",
-    )
-)
 
 
 class Verdict(StrEnum):
@@ -108,9 +80,13 @@ class EgressPolicy:
             NetworkPolicy.checked(allow_internet=allow_internet, allow_out=allow_out, deny_out=deny_out)
         )
 
-    def headers_for(self, name: str) -> dict[str, str]:
+    def headers_for(self, name: str, scheme: str, port: int) -> dict[str, str]:
         """What the rules add to requests for this host; it holds secrets."""
-        return headers_for(self.rules, canonical_name(name)) if self.rules else {}
+        return headers_for(self.rules, canonical_name(name), scheme, port) if self.rules else {}
+
+    def has_rule_for(self, name: str, port: int) -> bool:
+        """Whether anything is added to requests for this host on this port, encrypted or not."""
+        return any(self.headers_for(name, scheme, port) for scheme in ("https", "http"))
 
     @cached_property
     def closed(self) -> bool:
@@ -126,30 +102,6 @@ class EgressPolicy:
     def may_resolve(self, name: str) -> bool:
         """DNS is egress too: in a closed policy only allowed names resolve."""
         return not self.closed or self.allows_name(canonical_name(name))
-
-
-@dataclass(frozen=True, slots=True)
-class ForbiddenNetworks:
-    """What holds for every sandbox of this server: the host's own addresses, and what its operator opened."""
-
-    host_addresses: frozenset[Address] = frozenset()
-    private_allowed: tuple[Network, ...] = ()
-
-    def forbids(self, address: Address) -> bool:
-        """True for addresses that no policy may open. IPv4 in IPv6 clothes is judged as IPv4.
-
-        A range that the operator opened never opens the host itself: that takes the host's very address. Loopback
-        cannot be opened at all: a sandbox's own never comes here, and the host's is nobody's business.
-        """
-        mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-        if mapped is not None:
-            return self.forbids(mapped)
-        if address.is_loopback:
-            return True
-        opened = [network for network in self.private_allowed if address in network]
-        if address in self.host_addresses:
-            return not any(network.num_addresses == 1 for network in opened)
-        return not opened and any(address in network for network in NEVER_PUBLIC)
 
 
 def decide_address(policy: EgressPolicy, ground: ForbiddenNetworks, address: Address) -> Verdict | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from atoll.egress import dns
+from atoll.model.network import canonical_name
 
 _TRY_S = 2.0
 _TRIES = 3
@@ -28,6 +29,17 @@ def host_name_servers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str
                     ipaddress.ip_address(words[1].split("%")[0])
                     servers.append(words[1])
     return tuple(servers)
+
+
+def search_domains(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
+    """The zones in which the host looks for short names: the operator's own. Canonical."""
+    domains: list[str] = []
+    with contextlib.suppress(OSError):
+        for line in resolv_conf.read_text("utf-8", "replace").splitlines():
+            words = line.split()
+            if words[:1] in (["search"], ["domain"]):
+                domains += [canonical_name(word) for word in words[1:] if canonical_name(word)]
+    return tuple(domains)
 
 
 class _OneAnswer(asyncio.DatagramProtocol):

@@ -27,6 +27,7 @@ from atoll.guest.files.contents import Files
 from atoll.guest.files.service import Filesystem
 from atoll.guest.interpreter.service import Interpreter
 from atoll.guest.log import Tee
+from atoll.guest.machine import shown as machine
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
 from atoll.guest.pid1 import elevate, notes, quota, relief, trust, warmup
@@ -40,7 +41,7 @@ from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
 from atoll.guest.watch.service import Watch
 from atoll.http1.server import Handler, Request, Response
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, SandboxSpec
 from atoll.wire.envd.connect import Service
 from atoll.wire.envd.filesystem import SERVICE as FILESYSTEM
 
@@ -53,17 +54,18 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
 CONTROL_PORT = 0
 
 start_programs_in = spawn.start_programs_in
-"""For a tier that has a thread for it, before `main`."""
+show_machine = machine.show
+"""For a tier that has a thread for the one and files for the other, before `main`."""
 
 
-def main(listener: socket.socket, config: GuestConfig) -> NoReturn:
+def main(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
     """Serves until the sandbox ends. Never returns."""
     status = 1
     try:
         prepare_process()
         gc.freeze()
         with _runner as runner:
-            runner.run(serve(listener, config))
+            runner.run(serve(listener, spec))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -91,17 +93,21 @@ def warm_up() -> None:
     warmup.exercise(build_servers)
 
 
-async def serve(listener: socket.socket, config: GuestConfig, users: Users | None = None) -> None:
+async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None = None) -> None:
     """Everything, on the running loop, until it is cancelled."""
     loop = asyncio.get_running_loop()
-    state = GuestState(config, users or Users())
+    state = GuestState(spec, users or Users())
     sys.stderr = Tee(state.log, sys.stderr)
-    if config.ca_certificate is not None:
-        trust.install(config.ca_certificate, state.env_vars)
+    if spec.ca_certificate is not None:
+        trust.install(spec.ca_certificate, state.env_vars)
     reaper = Reaper(loop)
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()
-    await Transport(build_servers(guest), loop).start(listener)
+    servers = build_servers(guest)
+    if (shown := machine.shown()) is not None:
+        shown.start(loop)
+        servers |= {port: shown.watched(servers[port]) for port in (ENVD_PORT, INTERPRETER_PORT)}
+    await Transport(servers, loop).start(listener)
     if elevate.is_held():
         elevate.Elevation(guest).start()
     run_start_cmd(state, guest.processes)
@@ -145,7 +151,7 @@ def _envd(guest: Guest) -> Router:
 
 
 def _interpreter(guest: Guest) -> Handler:
-    if guest.state.config.interpreter:
+    if guest.state.spec.interpreter:
         interpreter = Interpreter(guest.state, guest.reaper)
         interpreter.start()
         return interpreter.handle
@@ -163,12 +169,13 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"))
+    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
     router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
+    router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
         router.add("POST", "/quota", quota.change)

@@ -8,22 +8,24 @@ from collections.abc import Mapping
 from atoll.guest.log import GuestLog
 from atoll.guest.process.users import User, Users, expand_path, user_in_header
 from atoll.http1.server import Headers
-from atoll.model.sandbox import GuestConfig
+from atoll.model.sandbox import SandboxSpec
 
 
 class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
-    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
+    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
+    `/limits` (`guest/machine/shown.py`) changes `limits`.
     """
 
-    def __init__(self, config: GuestConfig, users: Users) -> None:
-        self.config = config
+    def __init__(self, spec: SandboxSpec, users: Users) -> None:
+        self.spec = spec
         self.users = users
-        self.env_vars: dict[str, str] = {**_identity(config), **config.env_vars}
-        self.access_token = config.access_token
-        self.default_user = config.default_user
-        self.default_workdir = config.default_workdir
+        self.env_vars: dict[str, str] = {**_identity(spec), **spec.env_vars}
+        self.access_token = spec.access_token
+        self.default_user = spec.default_user
+        self.default_workdir = spec.default_workdir
+        self.limits = spec.limits
         self.started_at = time.monotonic()
         self.log = GuestLog()
 
@@ -54,6 +56,6 @@ class GuestState:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def _identity(config: GuestConfig) -> dict[str, str]:
+def _identity(spec: SandboxSpec) -> dict[str, str]:
     """By which programs know where they are, as in E2B (whose E2B_EVENTS_ADDRESS would lead nowhere here)."""
-    return {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": config.sandbox_id, "E2B_TEMPLATE_ID": config.template_id}
+    return {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": spec.sandbox_id, "E2B_TEMPLATE_ID": spec.template_id}

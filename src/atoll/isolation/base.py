@@ -2,7 +2,7 @@
 
 `atoll.testing.backend_contract` holds every backend to it.
 
-The guest's transport, the same for every tier: one Unix stream socket per sandbox at `spec.state_dir / "guest.sock"`,
+The guest's transport, the same for every tier: one Unix stream socket per sandbox at `paths.state_dir / "guest.sock"`,
 listening before `create` returns (connections made earlier wait in its backlog). A connection begins with one line
 
     ATOLL/1 <port>\n
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from atoll.model.sandbox import Limits, OomKill, SandboxSpec, SandboxStats
+from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
 PREAMBLE = "ATOLL/1 {port}\n"
@@ -85,7 +85,7 @@ class BackendConfig:
     run_dir: Path
     """The backend's own directory for sockets and records that belong to no single sandbox."""
     guest_entry: str = "atoll.guest.main:main"
-    """Import path of the guest, called in the sandbox's first process as main(listener, config).
+    """Import path of the guest, called in the sandbox's first process as main(listener, spec).
 
     Its module may have a `start_programs_in(run)`, called before: programs are to be started by `run(start)`."""
     tools_dir: Path | None = None
@@ -164,7 +164,7 @@ class SandboxHandle(ABC):
     async def kill(self) -> None:
         """Ends every process of it and frees mounts, cgroups, namespaces and sockets. Idempotent, within 10 s.
 
-        `spec.state_dir` itself stays (its owner removes it). Raises PlatformError if something could not be freed.
+        `paths.state_dir` itself stays (its owner removes it). Raises PlatformError if something could not be freed.
         """
 
     @abstractmethod
@@ -205,7 +205,7 @@ class IsolationBackend(ABC):
         """Ends the backend's own helpers. Sandboxes are left alone. Idempotent."""
 
     @abstractmethod
-    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """Makes a sandbox whose guest socket accepts. On failure or cancellation nothing of it is left.
 
         Raises CreateFailed.

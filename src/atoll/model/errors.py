@@ -16,6 +16,7 @@
     └── PlatformError          our fault or the machine's                            HTTP 5xx
         ├── CreateFailed       a sandbox could not be made; everything was undone
         ├── BuildFailed        a template could not be built; nothing half-built is left
+        ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
         ├── TemplateNotReady   it is still being built: the message says how far it is              503
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
@@ -112,6 +113,14 @@ class CreateFailed(PlatformError):
 
 class BuildFailed(PlatformError):
     """A template could not be built. The message ends with the log's tail, the hint says where the whole log is."""
+
+
+class NodeUnreachable(PlatformError):
+    """A node does not answer. Whether it did what was asked is unknown."""
+
+
+BEING_BUILT = "is being built"
+"""Stands in every message of TemplateNotReady: over the SDKs a client has nothing else to tell it by."""
 
 
 class TemplateNotReady(PlatformError):

@@ -2,7 +2,8 @@
 
 The words are E2B's: `allow_internet_access`, `network.allowOut`, `denyOut`, `dnsServers`, `rules`. An allowOut entry is
 an address, a CIDR range or a domain name (`*.` matches any depth below, never the name itself); denyOut takes no names.
-An allowOut entry wins over any denyOut entry. `rules` add headers to requests for a host; they grant no access.
+An allowOut entry wins over any denyOut entry. `rules` add headers to requests for a host; they grant no access. Its
+host alone means HTTPS on port 443; what else may carry a secret is written out: `http://host`, `https://host:8443`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from atoll.model.errors import InvalidRequest
@@ -21,6 +21,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_ENTRIES = 1000
 MAX_RULE_BYTES = 64 * 1024
+
+HIDDEN = "[hidden]"
+"""What answers show instead of a rule's value."""
+_ORIGIN = re.compile(r"(?:(https?)://)?([^:/]+)(?::([0-9]{1,5}))?", re.I)
+_PORTS = {"http": 80, "https": 443}
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*{_LABEL}")
@@ -38,6 +43,27 @@ Rules = Mapping[str, Sequence[Headers]]
 def canonical_name(name: str) -> str:
     """Lower case, no trailing dot. Names are compared only in this form."""
     return name.rstrip(".").lower()
+
+
+def canonical_origin(text: str) -> str:
+    """`host` for HTTPS on 443, else `scheme://host:port`. Raises InvalidRequest: no such origin."""
+    found = _ORIGIN.fullmatch(text)
+    scheme = (found[1] or "https").lower() if found else ""
+    port = int(found[3] or _PORTS[scheme]) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise InvalidRequest(
+            f"rules: {text[:300]!r} is not a host name",
+            hint="`api.example.com` (HTTPS on 443), or what else is meant: http://api.example.com, https://host:8443",
+        )
+    return _origin(canonical_name(found[2]), scheme, port)
+
+
+def _origin(host: str, scheme: str, port: int) -> str:
+    return host if (scheme, port) == ("https", 443) else f"{scheme}://{host}:{port}"
+
+
+def _host_of(origin: str) -> str:
+    return origin.partition("://")[2].rpartition(":")[0] or origin
 
 
 def is_domain(name: str) -> bool:
@@ -76,14 +102,14 @@ def split_targets(entries: Iterable[str], field_name: str) -> tuple[tuple[Networ
 class NetworkPolicy:
     """One sandbox's network, checked. `dns_servers` None means the server's own choice.
 
-    `rules`: host or `*.host` → the header sets to add, in order. They hold secrets.
+    `rules`: canonical origin (of a host or `*.host`) → the header sets to add, in order. They hold secrets.
     """
 
     allow_internet: bool = True
     allow_out: tuple[str, ...] = ()
     deny_out: tuple[str, ...] = ()
     dns_servers: tuple[str, ...] | None = None
-    rules: Rules = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    rules: Rules = field(default_factory=dict, repr=False)
 
     @staticmethod
     def checked(
@@ -100,7 +126,7 @@ class NetworkPolicy:
             tuple(allow_out),
             tuple(deny_out),
             tuple(dns_servers) if dns_servers is not None else None,
-            MappingProxyType({canonical_name(host): tuple(sets) for host, sets in (rules or {}).items()}),
+            {canonical_origin(origin): tuple(sets) for origin, sets in (rules or {}).items()},
         )
         _check_targets(policy)
         _check_dns_servers(policy.dns_servers or ())
@@ -128,7 +154,7 @@ class NetworkPolicy:
             tuple(value["allow_out"]),
             tuple(value["deny_out"]),
             tuple(servers) if servers is not None else None,
-            MappingProxyType({host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()}),
+            {host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()},
         )
 
 
@@ -186,7 +212,8 @@ def _check_dns_servers(servers: Sequence[str]) -> None:
 
 def _check_rules(rules: Rules) -> None:
     total = 0
-    for host, sets in rules.items():
+    for origin, sets in rules.items():
+        host = _host_of(origin)
         if not is_domain(host):
             raise InvalidRequest(
                 f"rules: {host[:300]!r} is not a host name",
@@ -197,19 +224,24 @@ def _check_rules(rules: Rules) -> None:
                 total += len(name) + len(value)
                 if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
                     raise InvalidRequest(f"rules: {host!r}: {name[:100]!r} is not a header that can be sent")
+                if value == HIDDEN:
+                    raise InvalidRequest(
+                        f"rules: {host!r}: {HIDDEN} stands for a value that answers do not show",
+                        hint="send the value itself again, or leave the rule out",
+                    )
                 if name.lower() in _UNTOUCHABLE:
                     raise InvalidRequest(f"rules: {host!r}: the header {name!r} cannot be set by a rule")
     if total > MAX_RULE_BYTES:
         raise InvalidRequest(f"rules: {total} bytes in all, more than {MAX_RULE_BYTES}")
 
 
-def headers_for(rules: Rules, name: str) -> dict[str, str]:
+def headers_for(rules: Rules, name: str, scheme: str = "https", port: int = 443) -> dict[str, str]:
     """What to add to a request for the canonical `name`: the exact rule, else the longest wildcard; never merged."""
-    sets = rules.get(name)
+    sets = rules.get(_origin(name, scheme, port))
     if sets is None:
         labels = name.split(".")
         for start in range(1, len(labels)):
-            sets = rules.get("*." + ".".join(labels[start:]))
+            sets = rules.get(_origin("*." + ".".join(labels[start:]), scheme, port))
             if sets is not None:
                 break
     merged: dict[str, tuple[str, str]] = {}

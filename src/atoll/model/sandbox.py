@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 from atoll.model.network import NetworkPolicy
 
@@ -23,10 +23,6 @@ ENVD_VERSION = "0.6.13"
 
 SANDBOX_ID = re.compile(r"[a-z0-9]{4,64}")
 """Ids appear in host names (`{port}-{id}.{domain}`): lower-case letters and digits only."""
-
-
-def _empty() -> Mapping[str, str]:
-    return MappingProxyType({})
 
 
 class SandboxState(StrEnum):
@@ -61,44 +57,82 @@ class Limits:
     disk_mib: int = 10240
     pids: int = 2048
 
+    def as_json(self) -> dict[str, int]:
+        """The inverse of `from_json`."""
+        return {name: getattr(self, name) for name in Limits.__slots__}
+
+    @staticmethod
+    def from_json(value: Mapping[str, int]) -> Limits:
+        """Raises TypeError for what `as_json` did not make."""
+        return Limits(**value)
+
 
 @dataclass(frozen=True, slots=True)
-class GuestConfig:
-    """All that the guest needs to know at birth. Handed over at the fork; there is no second round trip.
+class SandboxSpec:
+    """A sandbox as it was asked for: made by control, handed on to the process that becomes it. Values only.
 
     `env_vars` are the template's merged with the create call's. `access_token` is None for an insecure sandbox.
-    `default_workdir` None means the home of the user in question.
+    `default_workdir` None means the home of the user in question. Its host name is its id.
     """
 
     sandbox_id: str
     template_id: str
-    hostname: str
-    env_vars: Mapping[str, str] = field(default_factory=_empty)
+    limits: Limits = field(default_factory=Limits)
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     access_token: str | None = field(default=None, repr=False)
     default_user: str = "user"
     default_workdir: str | None = None
     start_cmd: str | None = None
     interpreter: bool = False
     """True where the template has a Jupyter kernel: the guest starts the default context at once, in the background."""
-    limits: Limits = field(default_factory=Limits)
-    ca_certificate: str | None = None
-    """PEM that programs inside are to trust, where the gateway terminates TLS to carry out header rules."""
+    ca_certificate: str | None = field(default=None, repr=False)
+    """PEM that programs inside are to trust. Added by a node whose gateway terminates TLS to carry out header rules."""
+    tier: str | None = None
+    """A tier asked for by name, or None for the node's own choice."""
+    traffic_access_token: str | None = field(default=None, repr=False)
+    """What traffic to user ports must carry (`Route.traffic_access_token`); None: public."""
+    mask_request_host: str | None = None
+    """`Route.mask_request_host`."""
+    network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    """What it may reach."""
+
+    def for_guest(self) -> SandboxSpec:
+        """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
+        return replace(self, tier=None, traffic_access_token=None, mask_request_host=None, network=NetworkPolicy())
+
+    def as_json(self) -> dict[str, Any]:
+        """The inverse of `from_json`. It holds secrets."""
+        plain = {name: getattr(self, name) for name in SandboxSpec.__slots__}
+        return plain | {
+            "limits": self.limits.as_json(),
+            "env_vars": dict(self.env_vars),
+            "network": self.network.as_json(),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> SandboxSpec:
+        """Raises KeyError, TypeError, ValueError for what `as_json` did not make."""
+        return SandboxSpec(
+            **{
+                **value,
+                "limits": Limits.from_json(value["limits"]),
+                "env_vars": dict(value["env_vars"]),
+                "network": NetworkPolicy.from_json(value["network"]),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxSpec:
-    """What a node asks of an isolation backend.
+class SandboxPaths:
+    """What a node adds to a spec for its isolation backend.
 
     `lower_dirs` are the template's layers, top first, read-only. `state_dir` is the sandbox's own directory on the host
     (made by the node, mode 0700): the backend keeps everything it needs for this sandbox below it and nowhere else,
     apart from cgroups.
     """
 
-    sandbox_id: str
     lower_dirs: tuple[Path, ...]
     state_dir: Path
-    limits: Limits
-    guest: GuestConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +176,8 @@ class SandboxRecord:
     started_at: datetime
     end_at: datetime
     limits: Limits
-    metadata: Mapping[str, str] = field(default_factory=_empty)
-    env_vars: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
     envd_access_token: str | None = field(default=None, repr=False)
     traffic_access_token: str | None = field(default=None, repr=False)
     network: NetworkPolicy = field(default_factory=NetworkPolicy)

@@ -13,31 +13,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, GuestConfig, Limits, OomKill, SandboxStats
+from atoll.model.sandbox import EndReason, OomKill, SandboxSpec, SandboxStats
 from atoll.model.template import Template
-
-
-@dataclass(frozen=True, slots=True)
-class NodeCreate:
-    """What control asks a node to start. Values only: a node may be another machine."""
-
-    sandbox_id: str
-    template_id: str
-    limits: Limits
-    guest: GuestConfig
-    tier: str | None = None
-    """A tier asked for by name, or None for the node's own choice."""
-    traffic_access_token: str | None = field(default=None, repr=False)
-    """What traffic to user ports must carry (`Route.traffic_access_token`); None: public."""
-    mask_request_host: str | None = None
-    """`Route.mask_request_host`."""
-    network: NetworkPolicy = field(default_factory=NetworkPolicy)
-    """What it may reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +27,18 @@ class NodeSandbox:
 
     sandbox_id: str
     tier: str
-    steps_ms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    steps_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 class NodeClient(Protocol):
-    """What control may ask of a node. In process now, over the wire later: nothing here shares memory or disk."""
+    """What control may ask of a node. Spoken over `wire.node` always: nothing here shares memory or disk."""
 
     @property
     def node_id(self) -> str: ...
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
-        """Starts a sandbox; returns when its guest's socket accepts. A cancelled one goes on until `kill` ends it.
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
+        """Starts a sandbox; returns when its guest's socket accepts. Cancelled, or asked for by a process that ended
+        meanwhile, it is undone.
 
         Raises TemplateNotFound, CreateFailed (everything undone), BackendUnavailable.
         """
@@ -64,10 +46,6 @@ class NodeClient(Protocol):
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
-        ...
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """Raises SandboxGone."""
         ...
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -144,6 +122,18 @@ class Route:
     traffic_access_token: str | None = field(default=None, repr=False)
     """When set, traffic to user ports must carry it in `e2b-traffic-access-token`."""
     mask_request_host: str | None = None
+
+
+class RouteSink(Protocol):
+    """Who is told of every sandbox that can be reached from now on, and of every one that no longer can."""
+
+    def add(self, route: Route) -> None:
+        """Opens the way to a sandbox; replaces what was known of it."""
+        ...
+
+    def remove(self, sandbox_id: str) -> None:
+        """Closes it. Idempotent."""
+        ...
 
 
 class RouteTable(Protocol):

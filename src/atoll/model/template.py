@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 
 from atoll.model.sandbox import Limits
 
@@ -24,7 +23,7 @@ class Template:
     layers: tuple[Path, ...]
     limits: Limits
     created_at: datetime
-    env_vars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    env_vars: Mapping[str, str] = field(default_factory=dict)
     default_user: str = "user"
     default_workdir: str | None = None
     start_cmd: str | None = None

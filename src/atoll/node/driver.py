@@ -17,8 +17,8 @@ from pathlib import Path
 import structlog
 
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
-from atoll.model.errors import AtollError, CreateFailed, SandboxGone
-from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.errors import AtollError, CreateFailed
+from atoll.model.sandbox import SandboxPaths, SandboxSpec
 from atoll.node import record as records
 from atoll.node.record import NodeRecord
 
@@ -45,12 +45,6 @@ class _Died:
 
 
 @dataclass(frozen=True, slots=True)
-class _Update:
-    limits: Limits
-    done: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
 class Ended:
     """How a sandbox's driver came to its end. `asked` is True for a kill, False when the guest died by itself."""
 
@@ -68,16 +62,18 @@ class SandboxDriver:
         self.finished = asyncio.Event()
         self._state_dir = state_dir
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Detach | _Died | _Update] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Detach | _Died] = asyncio.Queue()
         self._closed = False
 
-    async def create(self, backend: IsolationBackend, spec: SandboxSpec, facts: NodeRecord) -> Ended | None:
+    async def create(
+        self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths, facts: NodeRecord
+    ) -> Ended | None:
         """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
 
         A failure is kept in `started` as CreateFailed (or what the backend said).
         """
         try:
-            handle = await self._create(backend, spec, facts)
+            handle = await self._create(backend, spec, paths, facts)
         except asyncio.CancelledError:
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: the server is stopping"))
             raise
@@ -102,25 +98,19 @@ class SandboxDriver:
         await self.finished.wait()
         return alive
 
-    async def update(self, limits: Limits) -> None:
-        """Raises SandboxGone, BackendUnavailable."""
-        if self._closed:
-            raise SandboxGone(self.sandbox_id)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._commands.put_nowait(_Update(limits, done))
-        await done
-
     def detach(self) -> None:
         """Ends the task and leaves the sandbox running, for the next server."""
         self._commands.put_nowait(_Detach())
 
-    async def _create(self, backend: IsolationBackend, spec: SandboxSpec, facts: NodeRecord) -> SandboxHandle:
+    async def _create(
+        self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths, facts: NodeRecord
+    ) -> SandboxHandle:
         async with AsyncExitStack() as undo:
             undo.callback(self._discard, self._state_dir)
             self._state_dir.mkdir(mode=0o700)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
-                    handle = await backend.create(spec)
+                    handle = await backend.create(spec, paths)
             except TimeoutError as error:
                 raise CreateFailed(
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
@@ -136,8 +126,6 @@ class SandboxDriver:
         try:
             while True:
                 match await self._commands.get():
-                    case _Update(limits, done):
-                        await _carry_out(handle, limits, done)
                     case _Detach():
                         return None
                     case _Kill():
@@ -176,19 +164,4 @@ class SandboxDriver:
 
     def _close(self) -> None:
         self._closed = True
-        while not self._commands.empty():
-            command = self._commands.get_nowait()
-            if isinstance(command, _Update) and not command.done.done():
-                command.done.set_exception(SandboxGone(self.sandbox_id))
         self.finished.set()
-
-
-async def _carry_out(handle: SandboxHandle, limits: Limits, done: asyncio.Future[None]) -> None:
-    try:
-        await handle.update(limits)
-    except AtollError as error:
-        if not done.done():
-            done.set_exception(error)
-    else:
-        if not done.done():
-            done.set_result(None)

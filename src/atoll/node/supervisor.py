@@ -43,8 +43,8 @@ from atoll.model.errors import (
 )
 from atoll.model.logs import LogEntry
 from atoll.model.network import Network, NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, Limits, OomKill, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeCreate, NodeEvents, NodeSandbox, Route
+from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node import record as records
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
@@ -147,6 +147,7 @@ class Supervisor:
         self._backend_start = asyncio.Lock()
         self._live: dict[str, _Live] = {}
         self._events: NodeEvents | None = None
+        self._sink: RouteSink | None = None
         self._recent_templates: dict[str, tuple[float, Template]] = {}
         self._untold: list[Ended] = []
         self._stopping = False
@@ -281,7 +282,7 @@ class Supervisor:
     def node_id(self) -> str:
         return self._node_id
 
-    async def create(self, request: NodeCreate) -> NodeSandbox:
+    async def create(self, request: SandboxSpec) -> NodeSandbox:
         """See NodeClient.create."""
         began = time.monotonic()
         if self._stopping:
@@ -291,18 +292,12 @@ class Supervisor:
         template = self._template(request.template_id)
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
-        spec = SandboxSpec(
-            sandbox_id=request.sandbox_id,
-            lower_dirs=template.layers,
-            state_dir=state_dir,
-            limits=request.limits,
-            guest=self._trusting(request),
-        )
+        spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
         record = NodeRecord(
             sandbox_id=request.sandbox_id,
             tier=backend.name,
             template_id=template.template_id,
-            envd_access_token=request.guest.access_token,
+            envd_access_token=request.access_token,
             traffic_access_token=request.traffic_access_token,
             mask_request_host=request.mask_request_host,
             network=request.network,
@@ -311,9 +306,14 @@ class Supervisor:
         live = _Live(driver, backend.name)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(
-            self._see_through(live, driver.create(backend, spec, record)), name=f"sandbox {request.sandbox_id}"
+            self._see_through(live, driver.create(backend, spec, paths, record)), name=f"sandbox {request.sandbox_id}"
         )
-        handle = await asyncio.shield(driver.started)
+        try:
+            handle = await asyncio.shield(driver.started)
+        except asyncio.CancelledError:
+            # The control process is gone, or has given it up: nobody else would end it.
+            self._tasks.create_task(driver.kill(), name=f"given up {request.sandbox_id}")
+            raise
         try:
             attached = await self._egress.attach(handle, request.network)
             if not attached and (request.network.allow_out or request.network.rules):
@@ -332,15 +332,11 @@ class Supervisor:
         live = self._live.get(sandbox_id)
         if live is None:
             return False
-        live.route = None
+        self._unpublish(live)
         await self._egress.detach(sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
         return await asyncio.shield(live.driver.kill())
-
-    async def update_limits(self, sandbox_id: str, limits: Limits) -> None:
-        """See NodeClient.update_limits."""
-        await self._running(sandbox_id).driver.update(limits)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
@@ -405,6 +401,16 @@ class Supervisor:
         for ended in untold:
             self._tasks.create_task(self._tell(ended))
 
+    def subscribe_routes(self, sink: RouteSink) -> None:
+        """From now on `sink` is told which sandboxes can be reached, beginning with those of now."""
+        self._sink = sink
+        for route in self.routes():
+            sink.add(route)
+
+    def tiers(self) -> dict[str, Sequence[str]]:
+        """Each tier that runs, and the limits that its sandboxes do not keep."""
+        return {name: self.unenforced(name) for name in self._backends}
+
     # RouteTable
 
     def find(self, sandbox_id: str) -> Route | None:
@@ -432,11 +438,9 @@ class Supervisor:
         self._recent_templates = fresh | {name: (now, template)}
         return template
 
-    def _trusting(self, request: NodeCreate) -> GuestConfig:
+    def _trusting(self, spec: SandboxSpec) -> SandboxSpec:
         """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        if not request.network.rules:
-            return request.guest
-        return replace(request.guest, ca_certificate=self._interception.authority.pem)
+        return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
 
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)
@@ -456,6 +460,13 @@ class Supervisor:
             traffic_access_token=record.traffic_access_token,
             mask_request_host=record.mask_request_host,
         )
+        if self._sink is not None:
+            self._sink.add(live.route)
+
+    def _unpublish(self, live: _Live) -> None:
+        if live.route is not None and self._sink is not None:
+            self._sink.remove(live.route.sandbox_id)
+        live.route = None
 
     async def _see_through(self, live: _Live, life: Coroutine[None, None, Ended | None]) -> None:
         """The body of a sandbox's task: its driver, and then the news of its end. Never raises but CancelledError."""
@@ -466,7 +477,7 @@ class Supervisor:
             _log.exception("sandbox.driver_failed", sandbox_id=live.driver.sandbox_id)
             ended = Ended(live.driver.sandbox_id, asked=False, detail="its supervisor failed")
         finally:
-            live.route = None
+            self._unpublish(live)
             await self._egress.detach(live.driver.sandbox_id)
             if live.tailing is not None:
                 live.tailing.cancel()

@@ -24,12 +24,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 
 from atoll.isolation.base import CONTROL_PORT, Capability, IsolationBackend, SandboxHandle, Verdict
 from atoll.model.errors import BackendUnavailable, CreateFailed, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
 from atoll.testing.contract_inside import InsideContract
 
@@ -54,6 +55,21 @@ async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: floa
         await asyncio.sleep(0.02)
 
 
+class Asked(NamedTuple):
+    """The arguments of one create."""
+
+    spec: SandboxSpec
+    paths: SandboxPaths
+
+    @property
+    def sandbox_id(self) -> str:
+        return self.spec.sandbox_id
+
+    @property
+    def state_dir(self) -> Path:
+        return self.paths.state_dir
+
+
 class BackendContract(InsideContract):
     """Subclass it as `Test…`."""
 
@@ -75,10 +91,9 @@ class BackendContract(InsideContract):
 
     # -- tools ---------------------------------------------------------------------------------------------------------
 
-    def spec(self, place: Path, **changes: object) -> SandboxSpec:
+    def asked(self, place: Path, **changes: object) -> Asked:
         """A sandbox with a state directory of its own below `place`."""
-        number = next(_numbers)
-        sandbox_id = str(changes.pop("sandbox_id", f"contract{os.getpid()}x{number}"))
+        sandbox_id = str(changes.pop("sandbox_id", f"contract{os.getpid()}x{next(_numbers)}"))
         state_dir = place / sandbox_id
         state_dir.mkdir(mode=0o700, parents=True)
         limits = changes.pop("limits", Limits(cpu_count=1, memory_mib=256, pids=200))
@@ -86,8 +101,8 @@ class BackendContract(InsideContract):
         layers = changes.pop("lower_dirs", None) or self.layers()
         assert isinstance(layers, tuple)
         assert not changes
-        guest = GuestConfig(sandbox_id, "contract", f"box{number}", env_vars={"FROM_SPEC": "yes"}, limits=limits)
-        return SandboxSpec(sandbox_id, layers, state_dir, limits, guest)
+        spec = SandboxSpec(sandbox_id, "contract", limits, env_vars={"FROM_SPEC": "yes"})
+        return Asked(spec, SandboxPaths(layers, state_dir))
 
     @asynccontextmanager
     async def started(self, run_dir: Path) -> AsyncIterator[IsolationBackend]:
@@ -101,7 +116,7 @@ class BackendContract(InsideContract):
     @asynccontextmanager
     async def sandbox(self, place: Path) -> AsyncIterator[tuple[IsolationBackend, SandboxHandle]]:
         async with self.started(place / "run") as backend:
-            handle = await backend.create(self.spec(place))
+            handle = await backend.create(*self.asked(place))
             try:
                 yield backend, handle
             finally:
@@ -118,17 +133,17 @@ class BackendContract(InsideContract):
 
     async def test_aclose_leaves_sandboxes_alone_and_is_idempotent(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
-            spec = self.spec(tmp_path)
-            record = json.loads(json.dumps(dict((await backend.create(spec)).record())))
+            asked = self.asked(tmp_path)
+            record = json.loads(json.dumps(dict((await backend.create(*asked)).record())))
             await backend.aclose()
             await backend.aclose()
         async with self.started(tmp_path / "run") as successor:
-            handle = await successor.adopt(spec.state_dir, record)
+            handle = await successor.adopt(asked.state_dir, record)
             assert await inside.health(handle) == 204
-            assert handle.sandbox_id == spec.sandbox_id
+            assert handle.sandbox_id == asked.sandbox_id
             await handle.kill()
             with pytest.raises(SandboxGone):
-                await successor.adopt(spec.state_dir, record)
+                await successor.adopt(asked.state_dir, record)
 
     async def test_adopting_nonsense_says_gone(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
@@ -137,11 +152,11 @@ class BackendContract(InsideContract):
                     await backend.adopt(tmp_path, record)
 
     async def test_an_adopted_sandbox_tells_its_end(self, tmp_path: Path) -> None:
-        spec = self.spec(tmp_path)
+        asked = self.asked(tmp_path)
         async with self.started(tmp_path / "run") as backend:
-            record = dict((await backend.create(spec)).record())
+            record = dict((await backend.create(*asked)).record())
         async with self.started(tmp_path / "run") as successor:
-            handle = await successor.adopt(spec.state_dir, record)
+            handle = await successor.adopt(asked.state_dir, record)
             waiting = asyncio.create_task(handle.wait())
             await asyncio.sleep(0.05)
             assert not waiting.done()
@@ -149,9 +164,9 @@ class BackendContract(InsideContract):
             assert (await asyncio.wait_for(waiting, 5)).killed
 
     async def test_reclaim_ends_all_but_the_kept(self, tmp_path: Path) -> None:
-        kept, lost = self.spec(tmp_path), self.spec(tmp_path)
+        kept, lost = self.asked(tmp_path), self.asked(tmp_path)
         async with self.started(tmp_path / "run") as backend:
-            records = {spec.sandbox_id: dict((await backend.create(spec)).record()) for spec in (kept, lost)}
+            records = {asked.sandbox_id: dict((await backend.create(*asked)).record()) for asked in (kept, lost)}
         async with self.started(tmp_path / "run") as successor:
             report = await successor.reclaim({kept.sandbox_id})
             assert report.processes >= 1
@@ -165,7 +180,7 @@ class BackendContract(InsideContract):
 
     async def test_reclaim_touches_nothing_of_another_run_dir(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "one") as one, self.started(tmp_path / "two") as two:
-            handle = await one.create(self.spec(tmp_path))
+            handle = await one.create(*self.asked(tmp_path))
             await two.reclaim(set())
             assert await inside.health(handle) == 204
             await handle.kill()
@@ -179,7 +194,7 @@ class BackendContract(InsideContract):
 
     async def test_many_at_once_all_come_up_and_are_apart(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
-            handles = await asyncio.gather(*(backend.create(self.spec(tmp_path)) for _ in range(12)))
+            handles = await asyncio.gather(*(backend.create(*self.asked(tmp_path)) for _ in range(12)))
             try:
                 done = await asyncio.gather(*(inside.run(handle, "echo $$ > /tmp/mine; ls /tmp") for handle in handles))
                 assert {one.out for one in done} == {done[0].out}
@@ -189,13 +204,13 @@ class BackendContract(InsideContract):
 
     async def test_a_create_that_fails_leaves_nothing_and_harms_nobody(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
-            spec = self.spec(tmp_path, lower_dirs=(tmp_path / "no such layer",))
+            asked = self.asked(tmp_path, lower_dirs=(tmp_path / "no such layer",))
             for _ in range(8):
                 with pytest.raises(CreateFailed) as failure:
-                    await backend.create(spec)
+                    await backend.create(*asked)
             assert failure.value.message
-            assert not (spec.state_dir / "guest.sock").exists()
-            handle = await backend.create(self.spec(tmp_path))
+            assert not (asked.state_dir / "guest.sock").exists()
+            handle = await backend.create(*self.asked(tmp_path))
             assert await inside.health(handle) == 204
             await handle.kill()
             assert (await backend.reclaim(set())).processes == 0
@@ -203,14 +218,14 @@ class BackendContract(InsideContract):
     async def test_a_cancelled_create_leaves_nothing(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
             for delay in (0.0, 0.001, 0.003, 0.006, 0.01, 0.02):
-                spec = self.spec(tmp_path)
-                task = asyncio.create_task(backend.create(spec))
+                asked = self.asked(tmp_path)
+                task = asyncio.create_task(backend.create(*asked))
                 await asyncio.sleep(delay)
                 task.cancel()
                 try:
                     handle = await task
                 except asyncio.CancelledError:
-                    assert not (spec.state_dir / "guest.sock").exists()
+                    assert not (asked.state_dir / "guest.sock").exists()
                 else:
                     await handle.kill()
             assert (await backend.reclaim(set())).processes == 0
@@ -282,12 +297,12 @@ class BackendContract(InsideContract):
 
     async def test_the_state_directory_stays_for_its_owner(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
-            spec = self.spec(tmp_path)
-            handle = await backend.create(spec)
+            asked = self.asked(tmp_path)
+            handle = await backend.create(*asked)
             await handle.kill()
-            assert spec.state_dir.is_dir()
-            assert not (spec.state_dir / "guest.sock").exists()
-            await asyncio.to_thread(shutil.rmtree, spec.state_dir)
+            assert asked.state_dir.is_dir()
+            assert not (asked.state_dir / "guest.sock").exists()
+            await asyncio.to_thread(shutil.rmtree, asked.state_dir)
 
     # -- abilities that a tier may lack --------------------------------------------------------------------------------
 
@@ -387,7 +402,7 @@ class BackendContract(InsideContract):
         async with self.started(tmp_path / "run") as backend:
             if Capability.LIMITS_DISK not in backend.capabilities:
                 return
-            handle = await backend.create(self.spec(tmp_path, limits=small))
+            handle = await backend.create(*self.asked(tmp_path, limits=small))
             try:
                 full = await inside.run(handle, "head -c 100M /dev/zero > /var/tmp/big; stat -c %s /var/tmp/big")
                 assert "No space left" in full.err
@@ -409,3 +424,8 @@ class BackendContract(InsideContract):
             assert (await handle.stats()).memory_total == 1024 << 20
             hog = await inside.run(handle, "python3 -c 'x = bytearray(600 << 20); print(len(x))'")
             assert hog.out.strip() == str(600 << 20)
+            seen = await inside.run(
+                handle, "awk '/MemTotal/{print $2}' /proc/meminfo; nproc; grep -c ^processor /proc/cpuinfo"
+            )
+            processors = min(2, len(os.sched_getaffinity(0)))
+            assert list(map(int, seen.out.split())) == [1024 << 10, processors, processors]

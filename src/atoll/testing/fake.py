@@ -40,7 +40,7 @@ from atoll.isolation.base import (
     Verdict,
 )
 from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, GuestConfig, Limits, SandboxSpec, SandboxStats
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec, SandboxStats
 
 NAME = "fake"
 _START_TIMEOUT_S = 30.0
@@ -55,17 +55,17 @@ run_guest(pickle.loads(base64.b64decode(sys.stdin.readline())))
 """
 
 
-def run_guest(given: tuple[int, GuestConfig, str]) -> None:
+def run_guest(given: tuple[int, SandboxSpec, str]) -> None:
     """In the guest's process: serves on the inherited listener."""
     from atoll.guest.main import serve
     from atoll.guest.pid1.init import prepare_process
     from atoll.guest.process.users import User, Users
 
-    fd, config, home = given
+    fd, spec, home = given
     sys.meta_path.insert(0, _Sealed())
     prepare_process()
     account = User("user", os.getuid(), os.getgid(), tuple(os.getgroups()) or (os.getgid(),), home, "/bin/bash")
-    asyncio.run(serve(socket.socket(fileno=fd), config, Users(fixed={"user": account, "root": account})))
+    asyncio.run(serve(socket.socket(fileno=fd), spec, Users(fixed={"user": account, "root": account})))
 
 
 class _Sealed(importlib.abc.MetaPathFinder):
@@ -190,10 +190,10 @@ class FakeBackend(IsolationBackend):
     async def aclose(self) -> None:
         return None
 
-    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         handle: FakeHandle | None = None
         try:
-            handle = self._launch(spec)
+            handle = self._launch(spec, paths.state_dir)
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await _answers(handle)
             return handle
@@ -201,15 +201,15 @@ class FakeBackend(IsolationBackend):
             if handle is not None:
                 with contextlib.suppress(PlatformError):
                     await asyncio.shield(handle.kill())
-            (spec.state_dir / GUEST_SOCKET).unlink(missing_ok=True)
+            (paths.state_dir / GUEST_SOCKET).unlink(missing_ok=True)
             if isinstance(error, OSError | TimeoutError | SandboxGone | PortClosed):
                 raise CreateFailed(f"the guest of sandbox {spec.sandbox_id!r} does not start: {error}") from error
             raise
 
-    def _launch(self, spec: SandboxSpec) -> FakeHandle:
-        home = spec.state_dir / "home"
+    def _launch(self, spec: SandboxSpec, state_dir: Path) -> FakeHandle:
+        home = state_dir / "home"
         home.mkdir(exist_ok=True)
-        with _listener(spec.state_dir) as listener, (spec.state_dir / "guest.log").open("ab") as log:
+        with _listener(state_dir) as listener, (state_dir / "guest.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", _GUEST],
                 stdin=subprocess.PIPE,
@@ -218,7 +218,7 @@ class FakeBackend(IsolationBackend):
                 pass_fds=(listener.fileno(),),
                 start_new_session=True,
             )
-            given = (listener.fileno(), _picklable(spec.guest), str(home))
+            given = (listener.fileno(), spec.for_guest(), str(home))
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
                 pipe.write(base64.b64encode(pickle.dumps(given)) + b"\n")
@@ -227,7 +227,7 @@ class FakeBackend(IsolationBackend):
         started = _start_time(process.pid)
         record_file = self._records / f"{spec.sandbox_id}.json"
         record_file.parent.mkdir(parents=True, exist_ok=True)
-        handle = FakeHandle(spec.sandbox_id, spec.state_dir, process.pid, started, record_file)
+        handle = FakeHandle(spec.sandbox_id, state_dir, process.pid, started, record_file)
         record_file.write_text(json.dumps(handle.record()))
         return handle
 
@@ -301,11 +301,6 @@ def _listener(state_dir: Path) -> Any:
         sock.bind(f"{place}/{GUEST_SOCKET}")
         sock.listen(1024)
         yield sock
-
-
-def _picklable(config: GuestConfig) -> GuestConfig:
-    fields = {name: getattr(config, name) for name in GuestConfig.__dataclass_fields__}
-    return GuestConfig(**{**fields, "env_vars": dict(config.env_vars)})
 
 
 def _start_time(pid: int) -> int:

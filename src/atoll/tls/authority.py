@@ -77,8 +77,14 @@ class Authority:
             self._contexts.popitem(last=False)
         return context
 
-    def issue(self, names: Sequence[str]) -> bytes:
-        """A leaf certificate (PEM) for the process's leaf key."""
+    @property
+    def leaf_key_pem(self) -> bytes:
+        """The process's leaf key, which `issue` certifies."""
+        return self._private_pem(self._leaf_key)
+
+    def issue(self, names: Sequence[str], *, for_peers: bool = False) -> bytes:
+        """A leaf certificate (PEM) for the process's leaf key; `for_peers`: it may also be shown by a client."""
+        usage = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if for_peers else [])]
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -90,7 +96,7 @@ class Authority:
             .not_valid_after(now + datetime.timedelta(days=_LEAF_DAYS))
             .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._leaf_key.public_key()), critical=False)
         )

@@ -15,7 +15,7 @@ test('a network policy is taken and told back, with its callables and rules', as
     const info = await sandbox.getInfo()
     assert.deepEqual(info.network.allowOut, ['api.test', '203.0.113.0/28'])
     assert.deepEqual(info.network.denyOut, [ALL_TRAFFIC])
-    assert.deepEqual(info.network.rules, rules)
+    assert.deepEqual(info.network.rules, { 'api.test': [{ transform: { headers: { 'X-Key': '[hidden]' } } }] })
   }, { network })
 })
 

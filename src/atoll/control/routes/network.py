@@ -21,6 +21,7 @@ async def update_network(
 ) -> Response:
     """Replaces all of it: what is left out is cleared. Connections that it forbids are cut."""
     given = body or rest.NetworkUpdate()
+    ordering.refuse_what_only_a_create_says(given)
     policy = ordering.network_from(given.allow_internet_access, given)
     await services.sandboxes.set_network(caller, sandbox_id, policy)
     return no_content()

@@ -23,10 +23,18 @@ class Subject(Enum):
     TEMPLATE = auto()
 
 
+PAUSING = "pausing sandboxes"
+BUILDS = "template builds"
+_INSTEAD = {
+    PAUSING: "set_timeout keeps it running",
+    BUILDS: "the built-in templates are made when a create asks for one; see `atoll template list`",
+}
+"""What to do instead."""
+
 N, S, T = Subject.NOTHING, Subject.SANDBOX, Subject.TEMPLATE
 
 PATHS: tuple[tuple[Subject, str, str, str], ...] = (
-    (S, "pausing sandboxes", "POST", "/sandboxes/{sandbox_id}/pause"),
+    (S, PAUSING, "POST", "/sandboxes/{sandbox_id}/pause"),
     (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
     (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
     (N, "secrets", "GET POST", "/secrets"),
@@ -34,19 +42,19 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (N, "volumes", "GET POST", "/volumes"),
     (N, "volumes", "GET DELETE", "/volumes/{volume_id}"),
     (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),
-    (N, "template builds", "POST", "/templates"),
-    (N, "template builds", "POST", "/v2/templates"),
-    (N, "template builds", "POST", "/v3/templates"),
+    (N, BUILDS, "POST", "/templates"),
+    (N, BUILDS, "POST", "/v2/templates"),
+    (N, BUILDS, "POST", "/v3/templates"),
     (N, "template tags", "POST DELETE", "/templates/tags"),
-    (T, "template builds", "POST", "/templates/{template_id}"),
+    (T, BUILDS, "POST", "/templates/{template_id}"),
     (T, "deleting templates", "DELETE", "/templates/{template_id}"),
     (T, "changing templates", "PATCH", "/templates/{template_id}"),
     (T, "changing templates", "PATCH", "/v2/templates/{template_id}"),
-    (T, "template builds", "GET", "/templates/{template_id}/files/{hash_}"),
-    (T, "template builds", "POST", "/templates/{template_id}/builds/{build_id}"),
-    (T, "template builds", "POST", "/v2/templates/{template_id}/builds/{build_id}"),
-    (T, "template builds", "GET", "/templates/{template_id}/builds/{build_id}/status"),
-    (T, "template builds", "GET", "/templates/{template_id}/builds/{build_id}/logs"),
+    (T, BUILDS, "GET", "/templates/{template_id}/files/{hash_}"),
+    (T, BUILDS, "POST", "/templates/{template_id}/builds/{build_id}"),
+    (T, BUILDS, "POST", "/v2/templates/{template_id}/builds/{build_id}"),
+    (T, BUILDS, "GET", "/templates/{template_id}/builds/{build_id}/status"),
+    (T, BUILDS, "GET", "/templates/{template_id}/builds/{build_id}/logs"),
     (T, "template tags", "GET", "/templates/{template_id}/tags"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/count"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/exists"),
@@ -70,7 +78,7 @@ async def _refuse(request: Request, services: ServicesHere, caller: CallerHere) 
         await services.sandboxes.get(caller, request.path_params["sandbox_id"])
     elif subject is Subject.TEMPLATE:
         await services.templates.find(decoded(request.path_params["template_id"]))
-    raise NotOffered(f"this Atoll does not offer {feature} yet")
+    raise NotOffered(f"{feature}: not supported by this server yet", hint=_INSTEAD.get(feature, ""))
 
 
 _FEATURES = {
@@ -78,7 +86,7 @@ _FEATURES = {
 }
 
 for (_method, _path), (_subject, _feature) in _FEATURES.items():
-    router.add_api_route(_path, _refuse, methods=[_method], summary=f"Not offered yet: {_feature}")
+    router.add_api_route(_path, _refuse, methods=[_method], summary=f"Not supported yet: {_feature}")
 
 
 @router.get("/snapshots", tags=["snapshots"])

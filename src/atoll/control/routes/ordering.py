@@ -12,9 +12,6 @@ from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxRecord, SandboxState
 from atoll.wire.rest import bodies as rest
 
-AUTO_PAUSE_NOTICE = "autoPause is not offered yet: the sandbox is killed at its timeout"
-"""Sent with a create that asks for it; GET /sandboxes/{id} says the same as `lifecycle.onTimeout`."""
-
 _PLACEHOLDER = "${e2b."
 _LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
 
@@ -24,6 +21,7 @@ def order_from(
 ) -> CreateOrder:
     """Raises NotOffered for what this Atoll cannot keep its word on."""
     network = body.network or rest.NetworkConfig()
+    refuse_pausing(auto_pause=body.auto_pause, auto_resume=body.auto_resume)
     _refuse_unoffered(body, network)
     return CreateOrder(
         template=body.template_id,
@@ -34,10 +32,19 @@ def order_from(
         public_traffic=network.allow_public_traffic is not False,
         mask_request_host=network.mask_request_host,
         network=network_from(body.allow_internet_access, network),
-        auto_pause=bool(body.auto_pause),
         idempotency_key=idempotency_key,
         request_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else "",
     )
+
+
+def refuse_pausing(*, auto_pause: bool | None, auto_resume: rest.AutoResume | None = None) -> None:
+    """Raises NotOffered: a sandbox that would be killed at its timeout all the same would lose its owner's work."""
+    if auto_pause or (auto_resume is not None and auto_resume.enabled):
+        raise NotOffered(
+            'pausing a sandbox at its timeout (on_timeout="pause", autoPause, autoResume) is not supported by this '
+            "server yet, and killing it instead would lose what is in it",
+            hint='ask for on_timeout="kill" and a timeout that is long enough; set_timeout prolongs it',
+        )
 
 
 def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> None:
@@ -49,13 +56,27 @@ def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> N
     }
     for name, value in unoffered.items():
         if value:
-            raise NotOffered(f"{name} is not offered by this Atoll yet", hint="create the sandbox without it")
+            raise NotOffered(f"{name} is not supported by this server yet", hint="create the sandbox without it")
+
+
+def refuse_what_only_a_create_says(given: rest.NetworkUpdate) -> None:
+    """Raises InvalidRequest for a part of the network that cannot be changed while the sandbox runs."""
+    fixed = {
+        "allowPublicTraffic": given.allow_public_traffic,
+        "maskRequestHost": given.mask_request_host,
+        "httpsPorts": given.https_ports,
+    }
+    for name, value in fixed.items():
+        if value is not None:
+            raise InvalidRequest(f"{name} cannot be changed once the sandbox runs", hint="say it in the create call")
 
 
 def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> NetworkPolicy:
     """What a create or an update of the network says. Raises InvalidRequest, NotOffered."""
     if network.egress_proxy:
-        raise NotOffered("network.egressProxy is not offered by this Atoll", hint="leave it out: egress goes direct")
+        raise NotOffered(
+            "network.egressProxy is not supported by this server", hint="leave it out: what a sandbox sends goes direct"
+        )
     rules = network.rules or {}
     _refuse_placeholders(rules)
     return NetworkPolicy.checked(
@@ -76,7 +97,7 @@ def _refuse_placeholders(rules: Mapping[str, Sequence[rest.NetworkRule] | None])
         for rule in given or ():
             headers = (rule.transform.headers if rule.transform is not None else None) or {}
             if any(_PLACEHOLDER in value for value in headers.values()):
-                raise NotOffered("secrets are not offered by this Atoll", hint="put the value itself into the rule")
+                raise NotOffered("secrets are not supported by this server", hint="put the value itself into the rule")
 
 
 def states_from(parts: Sequence[str] | None) -> frozenset[SandboxState]:

@@ -170,8 +170,11 @@ async def refresh(
 
 
 @router.post("/sandboxes/{sandbox_id}/resume", status_code=201, responses=_MADE)
-async def resume(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
+async def resume(
+    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.ResumedSandbox | None = None
+) -> Response:
     """409 for a running one, and none is ever paused here yet."""
+    ordering.refuse_pausing(auto_pause=body.auto_pause if body is not None else None)
     raise ordering.already_running(await services.sandboxes.get(caller, sandbox_id))
 
 
@@ -219,9 +222,8 @@ async def _create(request: Request, services: Services, caller: Caller, order: C
     """A client that leaves before it has the answer never learns the id: nobody could use the sandbox or end it."""
     async with cancelled_with(request):
         record = await services.sandboxes.create(caller, order)
-    headers = {"X-Atoll-Notice": ordering.AUTO_PAUSE_NOTICE} if record.auto_pause else None
     body = rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record))
-    answer = reply(body, 201, headers)
+    answer = reply(body, 201)
     if order.idempotency_key is not None:
         return answer  # whoever asks again with the key gets it
     return Owed(answer, lambda: services.sandboxes.abandon(record.sandbox_id))

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atoll.control.sandboxes.sizing import Maximum
+from atoll.control.sandboxes.sizing import KEYS, Maximum
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import NetworkPolicy
+
+TIER_KEY = "atoll.tier"
+"""Metadata by which a create call asks for an isolation tier."""
+
+OWN_KEYS = frozenset({TIER_KEY, *KEYS, "atoll.sid"})
+"""What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
 MAX_ENV_BYTES = 128 * 1024
@@ -39,7 +45,6 @@ class CreateOrder:
     public_traffic: bool = True
     mask_request_host: str | None = None
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
-    auto_pause: bool = False
     idempotency_key: str | None = None
     request_digest: str = ""
 
@@ -54,6 +59,11 @@ def check_order(order: CreateOrder, policy: Policy) -> None:
     """Raises InvalidRequest naming what is wrong."""
     check_timeout(order.timeout_s, policy)
     _check_texts("metadata", order.metadata, MAX_METADATA_BYTES)
+    unknown = sorted(key for key in order.metadata if key.startswith("atoll.") and key not in OWN_KEYS)
+    if unknown:
+        raise InvalidRequest(
+            f"metadata: {unknown[0][:100]!r} means nothing to Atoll", hint=f"it knows {', '.join(sorted(OWN_KEYS))}"
+        )
     _check_texts("envVars", order.env_vars, MAX_ENV_BYTES)
     for name in order.env_vars:
         if not name or "=" in name:

@@ -26,7 +26,7 @@ from atoll.control.events.webhooks import EventService
 from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.listing import ListQuery, Page, select_page
-from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, check_timeout
+from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order, check_timeout
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import decide
 from atoll.control.sandboxes.sizing import limits_for
@@ -40,8 +40,8 @@ from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, GuestConfig, OomKill, SandboxRecord, SandboxState, SandboxStats
-from atoll.model.seams import NodeClient, NodeCreate
+from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxRecord, SandboxSpec, SandboxState, SandboxStats
+from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
 __all__ = ["Policy", "SandboxService", "Services", "TemplateService"]
@@ -155,7 +155,7 @@ class SandboxService:
             raise
         added = time.perf_counter()
         try:
-            made = await node.create(_node_create(record, order, template))
+            made = await node.create(_spec(record, order, template))
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
@@ -220,7 +220,6 @@ class SandboxService:
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
             network=order.network,
-            auto_pause=order.auto_pause,
         )
 
     # Look
@@ -516,28 +515,17 @@ def _check_same_request(key: str, digest: str, order: CreateOrder) -> None:
         raise Conflict(f"the idempotency key {key!r} was used for a different request", hint="take a new key")
 
 
-TIER_KEY = "atoll.tier"
-"""Metadata by which a create call asks for an isolation tier."""
-
-
-def _node_create(record: SandboxRecord, order: CreateOrder, template: Template) -> NodeCreate:
-    guest = GuestConfig(
+def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> SandboxSpec:
+    return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
-        hostname=record.sandbox_id,
+        limits=record.limits,
         env_vars={**template.env_vars, **order.env_vars},
         access_token=record.envd_access_token,
         default_user=template.default_user,
         default_workdir=template.default_workdir,
         start_cmd=template.start_cmd,
         interpreter=template.interpreter,
-        limits=record.limits,
-    )
-    return NodeCreate(
-        sandbox_id=record.sandbox_id,
-        template_id=record.template_id,
-        limits=record.limits,
-        guest=guest,
         tier=order.metadata.get(TIER_KEY) or None,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,

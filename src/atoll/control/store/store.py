@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import RowMapping, bindparam, delete, insert, select, update
@@ -219,8 +219,8 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         started_at=row["started_at"],
         end_at=row["end_at"],
         limits=Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
-        metadata=MappingProxyType(row["metadata"]),
-        env_vars=MappingProxyType(row["env_vars"]),
+        metadata=row["metadata"],
+        env_vars=row["env_vars"],
         envd_access_token=row["envd_access_token"],
         traffic_access_token=row["traffic_access_token"],
         network=_to_network(row),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import stat
 
 from atoll.guest.files.directories import BATCH
+from atoll.guest.files.metadata import copy_attributes
 
 PIECE = 4 * 1024 * 1024
 """Bytes copied between two turns of the event loop: one to two milliseconds in page cache."""
@@ -98,14 +98,6 @@ async def _copy_tree(
             os.close(writing)
     finally:
         os.close(reading)
-
-
-def copy_attributes(source: int, target: int) -> None:
-    """Extended attributes, as far as the target's file system takes them."""
-    with contextlib.suppress(OSError):
-        for name in os.listxattr(source):
-            with contextlib.suppress(OSError):
-                os.setxattr(target, name, os.getxattr(source, name))
 
 
 def _copy_status(target: int, found: os.stat_result) -> None:

@@ -7,18 +7,15 @@ newest SDKs also read `is_symlink`. A dangling link is a SYMLINK in every SDK, s
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import Protocol
 
+from atoll.guest.files import metadata
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import open_path
 from atoll.wire.envd.filesystem import EntryInfo, FileType
 from atoll.wire.envd.messages import Timestamp
-
-METADATA_PREFIX = "user.e2b."
-"""Extended attributes below this name are the user's metadata (E2B's choice)."""
 
 _GO_TYPES = {
     stat.S_IFREG: "",
@@ -101,7 +98,7 @@ def describe(directory: int, name: str, path: str, names: Names) -> EntryInfo:
         group=names.group_name_of(found.st_gid),
         modified_time=Timestamp.from_ns(found.st_mtime_ns),
         symlink_target=target,
-        metadata={} if is_link else metadata_of(path, mode),
+        metadata={} if is_link else metadata.read(path, found),
         is_symlink=is_link,
     )
 
@@ -118,24 +115,3 @@ def _link(directory: int, name: str, path: str) -> tuple[str, FileType, int]:
         return shown(os.readlink(f"/proc/self/fd/{fd}")), type_of(mode), mode
     finally:
         os.close(fd)
-
-
-def metadata_of(path: str, mode: int) -> dict[str, str]:
-    """The user's metadata of a regular file or directory; {} where there is none or where attributes do not exist."""
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        return {}
-    try:
-        attributes = os.listxattr(path, follow_symlinks=False)
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    for attribute in attributes:
-        if attribute.startswith(METADATA_PREFIX):
-            try:
-                value = os.getxattr(path, attribute, follow_symlinks=False)
-            except OSError as error:
-                if error.errno in (errno.ENODATA, errno.ENOENT):
-                    continue
-                return found
-            found[shown(attribute.removeprefix(METADATA_PREFIX))] = value.decode("utf-8", "replace")
-    return found

@@ -24,9 +24,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from atoll.guest.files import metadata
 from atoll.guest.files.copying import copy_content
 from atoll.guest.files.directories import ensure_directories
-from atoll.guest.files.entries import METADATA_PREFIX
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import Place, exchange, open_path, open_place
 from atoll.guest.files.space import FULL, shortage
@@ -178,15 +178,16 @@ class Upload:
     def _store_attributes(self) -> None:
         if self._existing is not None:
             self._keep_attributes()
-        for key, value in self._metadata.items():
-            try:
-                os.setxattr(self.fd, METADATA_PREFIX + key, value.encode())
-            except OSError as error:
-                what = f"error storing metadata {key!r} on"
-                if error.errno in FULL:
-                    raise failure(error, what, self.path) from error
-                reason = (error.strerror or "").lower()
-                raise HttpError(500, f"{what} '{shown(self.path)}': {reason}") from error
+        if not self._metadata:
+            return
+        try:
+            metadata.replace(self.fd, self._metadata)
+        except OSError as error:
+            what = "error storing metadata on"
+            if error.errno in FULL:
+                raise failure(error, what, self.path) from error
+            reason = (error.strerror or "").lower()
+            raise HttpError(500, f"{what} '{shown(self.path)}': {reason}") from error
 
     def _keep_attributes(self) -> None:
         """ACLs and foreign attributes of the file that is replaced; the user's metadata is replaced as a whole."""
@@ -199,7 +200,7 @@ class Upload:
             )
             try:
                 for name in names:
-                    if not name.startswith(METADATA_PREFIX):
+                    if not name.startswith(metadata.PREFIX):
                         with contextlib.suppress(OSError):
                             os.setxattr(self.fd, name, os.getxattr(old, name))
             finally:
@@ -223,11 +224,7 @@ class Upload:
             os.ftruncate(target, self.size)
             os.fchown(target, self._user.uid, self._user.gid)
             with contextlib.suppress(OSError):
-                for name in os.listxattr(target):
-                    if name.startswith(METADATA_PREFIX):
-                        os.removexattr(target, name)
-                for key, value in self._metadata.items():
-                    os.setxattr(target, METADATA_PREFIX + key, value.encode())
+                metadata.replace(target, self._metadata)
         finally:
             os.close(target)
 

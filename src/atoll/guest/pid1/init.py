@@ -81,7 +81,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 def run_start_cmd(state: GuestState, processes: ProcessTable) -> None:
     """Starts the template's start command as the default user; listed like any command, with the tag `start_cmd`."""
-    command = state.config.start_cmd
+    command = state.spec.start_cmd
     if not command:
         return
     config = ProcessConfig(cmd="/bin/bash", args=["-l", "-c", command])

@@ -25,7 +25,7 @@ from atoll.guest.process.users import Users
 from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
 from atoll.http1.server import Handler
-from atoll.model.sandbox import GuestConfig
+from atoll.model.sandbox import SandboxSpec
 from atoll.wire.envd.connect import ConnectError
 
 Servers = Callable[[Guest], Mapping[int, Handler]]
@@ -55,7 +55,7 @@ def rehearse(build_servers: Servers, runner: asyncio.Runner) -> None:
 
 async def _serve_itself(build_servers: Servers, rounds: Sequence[Sequence[_Call]], user: str) -> None:
     loop = asyncio.get_running_loop()
-    state = GuestState(GuestConfig("warmup", "warmup", "warmup", access_token="warmup", default_user=user), Users())
+    state = GuestState(SandboxSpec("warmup", "warmup", access_token="warmup", default_user=user), Users())
     reaper = Reaper(loop)
     servers = build_servers(Guest(state, reaper, ProcessTable(state, reaper, loop), loop))
     reaper.start()

@@ -1,4 +1,4 @@
-"""inotify by ctypes, thin: one descriptor, watches on open directories, events as read. What they mean: `watch.py`.
+"""inotify by ctypes, thin: one descriptor, watches on open files, events as read. What they mean: `watch.py`.
 
 Format: inotify(7). The functions are looked up at import.
 """
@@ -53,9 +53,12 @@ class Inotify:
         """Raises OSError (EMFILE: the user's instances are used up)."""
         self.fd = _checked(_init(os.O_CLOEXEC | os.O_NONBLOCK))
 
-    def add(self, directory: int) -> int:
-        """Watches an open directory; the same one gives the same number. Raises OSError (ENOSPC: no watch left)."""
-        return _checked(_add(self.fd, b"/proc/self/fd/%d" % directory, _WANTED))
+    def add(self, file: int, events: int = _WANTED) -> int:
+        """Watches an open directory, or for `events` any open file; the same one gives the same number.
+
+        Raises OSError (ENOSPC: no watch left).
+        """
+        return _checked(_add(self.fd, b"/proc/self/fd/%d" % file, events))
 
     def remove(self, watch: int) -> None:
         """The kernel confirms with an IGNORED event. A watch that is gone already is no error."""

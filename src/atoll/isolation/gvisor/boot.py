@@ -23,13 +23,14 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest.pid1 import elevate, quota
+from atoll.isolation.gvisor import shown
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, seccomp, syscalls
-from atoll.model.sandbox import GuestConfig, Limits
+from atoll.model.sandbox import SandboxSpec
 
-Guest = Callable[[socket.socket, GuestConfig], NoReturn]
+Guest = Callable[[socket.socket, SandboxSpec], NoReturn]
 
 SHARED = "/.atoll/io"
 SOCKET = "guest.sock"
@@ -50,29 +51,30 @@ BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 def main() -> NoReturn:
     """argv[1]: the import path of the guest (module:function)."""
     module, _, function = sys.argv[1].partition(":")
-    guest: Guest = getattr(importlib.import_module(module), function)
+    loaded = importlib.import_module(module)
+    guest: Guest = getattr(loaded, function)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
     os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    config = _take_over(listener)
-    guest(listener, config)
+    spec = _take_over(listener, getattr(loaded, "show_machine", None))
+    guest(listener, spec)
 
 
-def _take_over(listener: socket.socket) -> GuestConfig:
+def _take_over(listener: socket.socket, show_machine: Callable[..., None] | None) -> SandboxSpec:
     """Waits for the host's word, prepares, answers. Ends the process when it cannot be done."""
     connection, _ = listener.accept()
     with connection:
         try:
             told = _receive(connection)
-            config = guest_from_json(told["guest"])
-            _finish(config, elevation=bool(told["elevation"]))
+            spec = SandboxSpec.from_json(told["spec"])
+            _finish(spec, show_machine, elevation=bool(told["elevation"]))
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
             os._exit(1)
         connection.sendall(b"{}\n")
-    return config
+    return spec
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
@@ -86,27 +88,24 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     return told
 
 
-def guest_from_json(value: dict[str, Any]) -> GuestConfig:
-    """Raises TypeError for unknown fields."""
-    return GuestConfig(**{**value, "limits": Limits(**value["limits"])})
-
-
-def _finish(config: GuestConfig, *, elevation: bool) -> None:
+def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
     os.environ.clear()
-    socket.sethostname(config.hostname)
-    _write_etc(config.hostname)
-    write_identity(config.sandbox_id, config.template_id)
+    socket.sethostname(spec.sandbox_id)
+    _write_etc(spec.sandbox_id)
+    write_identity(spec.sandbox_id, spec.template_id)
     if elevation:
         elevate.adopt()
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.symlink(_SUDO, "/usr/local/bin/sudo")  # before /usr/bin in every usual PATH
-    quota.adopt(f"{CGROUPS}/pids", config.limits.pids)
+    quota.adopt(f"{CGROUPS}/pids", spec.limits.pids)
     for place in reversed(_mounts_below(CGROUPS)):
         syscalls.call("umount2", place.encode(), _MNT_DETACH, subject=place)
     if left := _mounts_below(CGROUPS):
         raise OSError(f"{', '.join(left)} cannot be unmounted")
+    if show_machine is not None:
+        shown.show(SHARED, spec.limits, show_machine)
     _cover(SHARED)
-    _mount_shared_memory(config.limits.memory_mib)
+    _mount_shared_memory(spec.limits.memory_mib)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = _OPEN_FILES[1] if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES[1])

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.gvisor import control, start
+from atoll.isolation.gvisor import start
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
-from atoll.isolation.linux.net import guest_socket, held_sockets
+from atoll.isolation.linux.net import control, guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox

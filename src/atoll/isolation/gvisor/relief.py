@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET
-from atoll.isolation.gvisor import control
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
+from atoll.isolation.linux.net import control
 from atoll.model.sandbox import OomKill
 
 RESERVE = 256 << 20

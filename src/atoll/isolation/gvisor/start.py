@@ -30,10 +30,10 @@ from atoll.isolation.linux import process_identity as recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk.image import IMAGE, Templates, make_image
 from atoll.isolation.linux.net import guest_socket
-from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
-from atoll.model.sandbox import GuestConfig, Limits, SandboxSpec
+from atoll.model.sandbox import Limits, SandboxSpec
 
 LAUNCH_WITHIN_S = 30.0
 _TAKE_OVER_WITHIN_S = 20.0
@@ -118,24 +118,26 @@ async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits
     return PooledSandbox(group, id_base, place, pid, pidfd, line, holder, stages)
 
 
-async def take_over(context: LaunchContext, waiting: PooledSandbox, spec: SandboxSpec) -> dict[str, Any]:
+async def take_over(
+    context: LaunchContext, waiting: PooledSandbox, spec: SandboxSpec, state_dir: Path
+) -> dict[str, Any]:
     """Makes it the sandbox that `spec` asks for; returns its record. Raises CreateFailed; nothing is left then."""
     try:
-        if waiting.place != spec.state_dir:
-            await asyncio.to_thread(_move, waiting.place, spec.state_dir)
-            waiting.place = spec.state_dir
+        if waiting.place != state_dir:
+            await asyncio.to_thread(_move, waiting.place, state_dir)
+            waiting.place = state_dir
         await asyncio.to_thread(waiting.group.limit, host_limits(spec.limits))
-        word = {"guest": _guest_to_json(spec.guest), "elevation": not context.runsc.honours_setuid}
+        word = {"spec": spec.for_guest().as_json(), "elevation": not context.runsc.honours_setuid}
         answer = await asyncio.wait_for(_ask(waiting.line, json.dumps(word).encode() + b"\n"), _TAKE_OVER_WITHIN_S)
         if answer.get("error"):
             raise OSError(str(answer["error"])[:500])
         record = {
             "version": 1,
             "sandbox_id": spec.sandbox_id,
-            "state_dir": str(spec.state_dir.absolute()),
+            "state_dir": str(state_dir),
             "group": waiting.group.name,
             "id_base": waiting.id_base,
-            "limits": limits_to_json(spec.limits),
+            "limits": spec.limits.as_json(),
             "egress": waiting.holder,
             "disk_mib": spec.limits.disk_mib if context.disks is not None else None,
             **recorded.describe(waiting.pid),
@@ -220,6 +222,7 @@ async def _run_launcher(
         stage=stage,
         network=context.network,
         disk=context.disks is not None,
+        memory_mib=limits.memory_mib,
         command=[
             str(context.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
             group.name,
@@ -273,11 +276,6 @@ async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
         answer += piece
     told = json.loads(answer)
     return told if isinstance(told, dict) else {"error": "nonsense"}
-
-
-def _guest_to_json(config: GuestConfig) -> dict[str, Any]:
-    value = {name: getattr(config, name) for name in GuestConfig.__slots__}
-    return {**value, "env_vars": dict(config.env_vars), "limits": limits_to_json(config.limits)}
 
 
 def _move(place: Path, state_dir: Path) -> None:

@@ -31,7 +31,7 @@ from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.model.errors import BackendUnavailable, CreateFailed
-from atoll.model.sandbox import SandboxSpec
+from atoll.model.sandbox import SandboxPaths, SandboxSpec
 
 READY = 2
 """Sandboxes kept waiting. Each costs about 60 MB."""
@@ -126,22 +126,23 @@ class GvisorBackend(IsolationBackend):
         self._live.detach_all()
         self._cgroups.remove_base()
 
-    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """See IsolationBackend."""
         asked = time.monotonic()
         if self._context is None or self._pool is None or self._closed:
             raise CreateFailed("the gvisor tier is not started")
         try:
-            kind = Kind.of(spec.lower_dirs, spec.limits)
+            kind = Kind.of(paths.lower_dirs, spec.limits)
         except OSError as error:
             raise CreateFailed(f"a layer of the template is missing: {error}") from error
         if not kind.lowers:
             raise CreateFailed("the template has no layers")
+        place = paths.state_dir.absolute()
         waiting = await self._pool.take(kind, spec.limits)
         if waiting is None:
             async with self._cold:
-                waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, spec.state_dir.absolute())
-        record = await start.take_over(self._context, waiting, spec)
+                waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, place)
+        record = await start.take_over(self._context, waiting, spec, place)
         handle = self._live.add(record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from atoll.model.sandbox import Limits
-
 
 class RunRecords:
     """The records of one run directory."""
@@ -52,8 +50,3 @@ class RunRecords:
         """Removes the record; none there is fine."""
         with contextlib.suppress(FileNotFoundError):
             (self.live / f"{group}.json").unlink()
-
-
-def limits_to_json(limits: Limits) -> dict[str, int]:
-    """As `Limits(**value)` takes them again."""
-    return {name: getattr(limits, name) for name in Limits.__slots__}

@@ -23,8 +23,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.net import control
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
-from atoll.isolation.linux.run_records import RunRecords, limits_to_json
+from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxStats
@@ -70,6 +71,8 @@ class LinuxSandbox(SandboxHandle):
         self._state_dir = Path(record["state_dir"])
         self._killed = False
         self._frozen = False
+        self._unshown = False
+        """Its limits were changed while it was frozen."""
         self._detached = False
         self._failure: str | None = None
         self._loop = asyncio.get_running_loop()
@@ -211,8 +214,9 @@ class LinuxSandbox(SandboxHandle):
                 hint="it may use more memory now than the new limit allows, or be frozen",
             ) from error
         self._limits = limits
-        self._record["limits"] = limits_to_json(limits)
+        self._record["limits"] = limits.as_json()
         self._records.write_record(self._group.name, self._record)
+        await self._show_limits()
 
     # -- stop and go ---------------------------------------------------------------------------------------------------
 
@@ -248,6 +252,16 @@ class LinuxSandbox(SandboxHandle):
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
         self._frozen = False
+        if self._unshown:
+            await self._show_limits()
+
+    async def _show_limits(self) -> None:
+        """Has its guest show them to its programs; a frozen one does when it goes on. They hold in any case."""
+        self._unshown = self._frozen
+        if not self._frozen:
+            body = {"limits": self._limits.as_json(), "processors": self._record.get("processors", [])}
+            with contextlib.suppress(OSError, ValueError, TimeoutError):
+                await control.request(self._state_dir / GUEST_SOCKET, "POST", "/limits", body)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
@@ -111,9 +112,23 @@ class NamespacesHandle(LinuxSandbox):
 
     async def _apply(self, limits: Limits) -> None:
         self._group.limit(limits)
+        if limits.cpu_count != self._limits.cpu_count:
+            await asyncio.to_thread(self._move, limits.cpu_count)
         most_each = processes_of_a_user(limits.pids)
         with contextlib.suppress(OSError):  # it may have ended
             resource.prlimit(self.pid, resource.RLIMIT_NPROC, (most_each, most_each))
+
+    def _move(self, count: int) -> None:
+        """All that runs goes to so many processors: some of those that it had, or others with them."""
+        had, usable = self._record.get("processors") or [], sorted(os.sched_getaffinity(0))
+        others = random.sample(usable, len(usable))
+        chosen = list(dict.fromkeys([*(one for one in had if one in usable), *others]))[:count]
+        self._record["processors"] = sorted(chosen)
+        for _ in range(2):  # some are born meanwhile
+            for pid in self._group.processes() - {self.pid}:
+                with contextlib.suppress(OSError):
+                    for thread in os.listdir(f"/proc/{pid}/task"):
+                        os.sched_setaffinity(int(thread), chosen)
 
     async def checkpoint(self, directory: Path) -> None:
         """See SandboxHandle: this tier cannot."""

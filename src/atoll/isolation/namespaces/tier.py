@@ -33,10 +33,9 @@ from atoll.isolation.namespaces.dial import bind_guest_socket
 from atoll.isolation.namespaces.disk_stock import DiskStock
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.spec_codec import spec_to_json
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError
-from atoll.model.sandbox import Limits, OomKill, SandboxSpec
+from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
@@ -140,31 +139,31 @@ class NamespacesBackend(IsolationBackend):
             self._network = None
         self._cgroups.remove_base()
 
-    async def create(self, spec: SandboxSpec) -> SandboxHandle:
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """See IsolationBackend. A zygote that dies meanwhile is replaced, once."""
         try:
-            return await self._create(spec)
+            return await self._create(spec, paths)
         except ZygoteLost:
             await self._end_strays(spec.sandbox_id)
         try:
-            return await self._create(spec)
+            return await self._create(spec, paths)
         except ZygoteLost as error:
             await self._end_strays(spec.sandbox_id)
             raise CreateFailed("the zygote died twice while it made the sandbox", hint=self._log_hint()) from error
 
-    async def _create(self, spec: SandboxSpec) -> NamespacesHandle:
+    async def _create(self, spec: SandboxSpec, paths: SandboxPaths) -> NamespacesHandle:
         try:
             zygote = await self._living_zygote()
         except BackendUnavailable as error:
             raise CreateFailed(error.message, hint=error.hint) from error
-        path = spec.state_dir / GUEST_SOCKET
+        path = paths.state_dir / GUEST_SOCKET
         try:
             listener = bind_guest_socket(path)
         except OSError as error:
             raise CreateFailed(f"the guest's socket cannot be made: {error}") from error
         try:
             with listener:
-                created = await zygote.create(spec_to_json(spec), listener, CREATE_WITHIN_S)
+                created = await zygote.create(spec, paths, listener, CREATE_WITHIN_S)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

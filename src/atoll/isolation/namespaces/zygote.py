@@ -32,16 +32,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Disk, Templates
 from atoll.isolation.linux.sys import caps, rootless, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids, rewrite_command_line
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import GuestMain, SandboxInit
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.root import PoolKey, PreparedRoot, build_root
-from atoll.isolation.namespaces.spec_codec import limits_from_json
+from atoll.model.sandbox import Limits
 
 _UNFINISHED_AT_ONCE = 2 + len(os.sched_getaffinity(0))
 """A few more than can run, for those that wait for the kernel. Twelve on two cores cost a fifth more processor time
@@ -77,18 +79,21 @@ _COMING = frozenset({_State.PREPARING, _State.BOOTING})
 class _Request:
     """One create of the server."""
 
-    def __init__(self, number: int, spec: dict[str, Any], listener: int) -> None:
-        self.number = number
-        self.spec = spec
-        self.listener = listener
+    def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int) -> None:
+        self.number: int = body["id"]
+        self.sandbox_id: str = body["sandbox_id"]
+        self.lower_dirs: list[str] = body["lower_dirs"]
+        self.state_dir: str = body["state_dir"]
+        self.limits = Limits.from_json(body["limits"])
+        self.handed_on = [listener, sealed_spec]
+        """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
         self.wanted: PoolKey | None = None
         self.tried_again = False
         self.stages: dict[str, float] = {"received": time.monotonic()}
 
     def close(self) -> None:
-        if self.listener >= 0:
-            os.close(self.listener)
-            self.listener = -1
+        while self.handed_on:
+            os.close(self.handed_on.pop())
 
 
 class _Child:
@@ -106,6 +111,9 @@ class _Child:
         self.wanted: PoolKey | None = None
         """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
+        self.boot_s = 0
+        """CLOCK_BOOTTIME of the machine when that of its programs began."""
+        self.processors: tuple[int, ...] = ()
         self.egress: list[int] = []
         self.ways_out: list[int] = []
         """Our own descriptors of its way out, for a server that cannot take them (rootless)."""
@@ -142,7 +150,8 @@ class Zygote:
         self._guest = guest
         self._park = park
         self._cgroups = Cgroups.probe(layout.cgroup_base, apart=True)
-        self._program = posture.seccomp_program()
+        self._programs = posture.seccomp_program(), posture.programs_seccomp_program()
+        self._machine = Machine()
         self._last_cap = caps.last_cap()
         self._rootless = rootless
         self._may_score = not rootless and caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
@@ -250,11 +259,18 @@ class Zygote:
         child.root, child.wanted, child.state = root, wanted, _State.BOOTING
         mount = root.hand_over()
         try:
-            messages.send(child.control, {"op": "boot", "memory_mib": wanted.limits.memory_mib}, (mount,))
+            messages.send(child.control, {"op": "boot", **self._size(child, wanted.limits)}, (mount,))
         except OSError as error:
             self._discard(child, str(error))
         finally:
             os.close(mount)
+
+    def _size(self, child: _Child, limits: Limits) -> dict[str, Any]:
+        """What the child shows of the machine."""
+        if len(child.processors) != limits.cpu_count:
+            self._machine.give_back(child.processors)
+            child.processors = self._machine.take(limits.cpu_count)
+        return {"limits": limits.as_json(), "processors": child.processors, "boot_s": child.boot_s}
 
     def _forget(self, wanted: PoolKey) -> None:
         """It cannot be made ahead. Whoever asks for it next is told why."""
@@ -284,8 +300,8 @@ class Zygote:
             raise _ServerGone
         self._quiet_since = time.monotonic()
         if body["op"] == "create":
-            request = _Request(body["id"], body["spec"], descriptors[0])
-            with contextlib.suppress(OSError, KeyError, TypeError):  # `_start` says what is wrong
+            request = _Request(body, *descriptors)
+            with contextlib.suppress(OSError):  # `_start` says what is wrong
                 request.wanted = self._wanted(request)
                 self._asked.append(request.wanted)
             self._waiting.append(request)
@@ -337,8 +353,8 @@ class Zygote:
         return None
 
     def _wanted(self, request: _Request) -> PoolKey:
-        limits = limits_from_json(request.spec["limits"])
-        return PoolKey.of(request.spec["lower_dirs"], None if self._no_disk else limits.disk_mib, limits)
+        size_mib = None if self._no_disk else request.limits.disk_mib
+        return PoolKey.of(request.lower_dirs, size_mib, request.limits)
 
     def _unfinished(self) -> int:
         return sum(child.request is not None for child in self._young)
@@ -353,6 +369,8 @@ class Zygote:
             undo += [lambda fd=fd: os.close(fd) for fd in joins]  # type: ignore[misc]
             users = group.users_descriptors()
             undo += [lambda fd=fd: os.close(fd) for fd in users]  # type: ignore[misc]
+            meter = Meter.of(group)
+            undo.append(meter.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
@@ -362,9 +380,11 @@ class Zygote:
                     joins,
                     users,
                     self._guest.main,
-                    self._program,
+                    self._programs,
                     self._last_cap,
                     egress=not self._no_egress,
+                    meter=meter,
+                    machine=self._machine,
                     rootless=self._rootless,
                     ahead=self._guest.prepare,
                 ).run()
@@ -373,6 +393,7 @@ class Zygote:
                 step()
             raise
         theirs.close()
+        meter.close()
         for descriptor in (*joins, *users):
             os.close(descriptor)
         child = _Child(pid, pidfd, ours, group, 0 if self._rootless else self._ids.take())
@@ -398,24 +419,23 @@ class Zygote:
         descriptors: list[int] = []
         request.stages["taken"] = time.monotonic()
         try:
-            state_dir = Path(request.spec["state_dir"])
+            state_dir = Path(request.state_dir)
             if child.root is not None:
                 child.root.move(state_dir)
                 self._spent.append(child.root)
                 child.root = None
             else:
-                child.group.limit(limits_from_json(request.spec["limits"]))
-                descriptors.append(self._root(child, request.spec, state_dir))
-            descriptors.append(request.listener)
+                child.group.limit(request.limits)
+                descriptors.append(self._root(child, request, state_dir))
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
             # Known to the next server before the sandbox can run, whatever happens to this one.
             self._layout.write_record(child.group.name, self._record(child, request))
-            body = {"op": "go", "guest": request.spec["guest"], "limits": request.spec["limits"]}
-            messages.send(child.control, body, descriptors)
+            body = {"op": "go", **self._size(child, request.limits)}
+            messages.send(child.control, body, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
@@ -424,17 +444,16 @@ class Zygote:
             self._refuse(request, str(error))
         finally:
             for descriptor in descriptors:
-                if descriptor != request.listener:
-                    os.close(descriptor)
+                os.close(descriptor)
             request.close()
 
-    def _root(self, child: _Child, spec: dict[str, Any], state_dir: Path) -> int:
+    def _root(self, child: _Child, request: _Request, state_dir: Path) -> int:
         """A root made on the spot."""
         disk = None
         if not self._no_disk:
-            disk = self._disk(spec["limits"]["disk_mib"])
+            disk = self._disk(request.limits.disk_mib)
             disk.move(state_dir)
-        return build_root(child.pid, child.id_base, spec["lower_dirs"], state_dir, disk)
+        return build_root(child.pid, child.id_base, request.lower_dirs, state_dir, disk)
 
     def _store_disk(self, disk: Disk) -> None:
         """Keeps it, unless there are enough: a burst must not leave its peak behind, nor a size that was used once."""
@@ -458,16 +477,17 @@ class Zygote:
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
             "version": 1,
-            "sandbox_id": request.spec["sandbox_id"],
+            "sandbox_id": request.sandbox_id,
             "pid": child.pid,
             "started_ticks": child.started_ticks,
             "boot_id": self._boot_id,
             "group": child.group.name,
             "id_base": child.id_base,
-            "state_dir": request.spec["state_dir"],
-            "limits": request.spec["limits"],
+            "state_dir": request.state_dir,
+            "processors": child.processors,
+            "limits": request.limits.as_json(),
             "egress": child.egress,
-            "disk_mib": None if self._no_disk else request.spec["limits"]["disk_mib"],
+            "disk_mib": None if self._no_disk else request.limits.disk_mib,
         }
 
     # -- the children --------------------------------------------------------------------------------------------------
@@ -485,6 +505,8 @@ class Zygote:
         elif body["op"] in ("parked", "booted"):
             child.state = _State.PARKED
             child.egress = body.get("egress", child.egress)
+            if body["op"] == "parked":
+                child.boot_s = _begin_clock(child)
             self._parking_failures = 0
             if child.request is not None:
                 self._start(child, child.request)
@@ -554,6 +576,7 @@ class Zygote:
         self._children.discard(child)
         self._young.discard(child)
         self._ids.give_back(child.id_base)
+        self._machine.give_back(child.processors)
         if child.root is not None:
             child.root.discard()
         if child.state is _State.LIVE:
@@ -585,6 +608,26 @@ class Zygote:
             root.discard()
         for disk in [disk for stock in self._disks.values() for disk in stock]:
             disk.discard()
+
+
+def _begin_clock(child: _Child) -> int:
+    """Time since boot, for its programs, is that since it was made. Returns when that was; 0 if it is the machine's.
+
+    Set from here: the first process has become root of a user namespace that does not own its own files in /proc.
+    """
+    began = child.started_ticks // os.sysconf("SC_CLK_TCK")
+    try:
+        starter = next(name for name in os.listdir(f"/proc/{child.pid}/task") if name != str(child.pid))
+        offsets = os.open(f"/proc/{starter}/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+    except (OSError, StopIteration):
+        return 0
+    try:
+        os.write(offsets, f"boottime -{began} 0".encode())
+    except OSError:  # it is in no namespace of its own
+        return 0
+    finally:
+        os.close(offsets)
+    return began
 
 
 def _score(pid: int) -> None:

@@ -20,6 +20,7 @@ from atoll.isolation.linux.sys import rootless
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.model.errors import BackendUnavailable, CreateFailed
+from atoll.model.sandbox import SandboxPaths, SandboxSpec
 
 _READY_WITHIN_S = 30.0
 _END_WITHIN_S = 5.0
@@ -58,7 +59,18 @@ def _environment() -> dict[str, str]:
 class _Pending:
     future: asyncio.Future[Created]
     listener: socket.socket
-    spec: dict[str, Any]
+
+
+def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict[str, Any]:
+    """What the zygote itself needs to know: nothing that is secret, for its memory becomes every later guest's."""
+    return {
+        "op": "create",
+        "id": number,
+        "sandbox_id": spec.sandbox_id,
+        "lower_dirs": [str(path.absolute()) for path in paths.lower_dirs],
+        "state_dir": str(paths.state_dir.absolute()),
+        "limits": spec.limits.as_json(),
+    }
 
 
 class ZygoteClient:
@@ -140,19 +152,19 @@ class ZygoteClient:
         """The zygote's process id."""
         return self._process.pid
 
-    async def create(self, spec: dict[str, Any], listener: socket.socket, within_s: float) -> Created:
+    async def create(self, spec: SandboxSpec, paths: SandboxPaths, listener: socket.socket, within_s: float) -> Created:
         """Raises CreateFailed, ZygoteLost. On any failure or cancellation nothing of the sandbox is left."""
         if self.lost.is_set():
             raise ZygoteLost("the zygote has ended")
+        try:
+            sealed = messages.seal(spec.for_guest().as_json())
+        except (OSError, ValueError) as error:
+            raise CreateFailed(str(error)) from error
         number, self._next = self._next, self._next + 1
-        pending = _Pending(self._loop.create_future(), listener, spec)
+        pending = _Pending(self._loop.create_future(), listener)
         self._pending[number] = pending
         try:
-            self._send({"op": "create", "id": number, "spec": spec}, [listener.fileno()])
-        except ValueError as error:
-            del self._pending[number]
-            raise CreateFailed(str(error)) from error
-        try:
+            self._send(_create_message(number, spec, paths), [listener.fileno(), sealed])
             return await asyncio.wait_for(asyncio.shield(pending.future), within_s)
         except (CreateFailed, ZygoteLost):
             raise
@@ -163,6 +175,7 @@ class ZygoteClient:
             raise
         finally:
             self._pending.pop(number, None)
+            os.close(sealed)
 
     def stock(self, disk: Disk) -> None:
         """Gives the zygote a disk ahead of need."""

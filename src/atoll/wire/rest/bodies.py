@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atoll.model.logs import LogEntry as LogEntryModel
-from atoll.model.network import NetworkConnection
+from atoll.model.network import HIDDEN, NetworkConnection
 from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
@@ -81,9 +81,12 @@ class NetworkConfig(NetworkEgress):
 
 
 class NetworkUpdate(NetworkEgress):
-    """PUT /sandboxes/{id}/network."""
+    """PUT /sandboxes/{id}/network. What only a create can say is looked at to refuse it."""
 
     allow_internet_access: bool | None = None
+    allow_public_traffic: bool | None = Field(default=None, validation_alias="allowPublicTraffic")
+    mask_request_host: str | None = Field(default=None, validation_alias="maskRequestHost")
+    https_ports: list[int] | None = Field(default=None, validation_alias="httpsPorts")
 
 
 class NewSandboxV2(_In):
@@ -120,6 +123,12 @@ class ConnectSandboxV2(_In):
 
     timeout: Timeout | None = None
     memory: bool | None = None
+
+
+class ResumedSandbox(_In):
+    """POST /sandboxes/{id}/resume, as older SDKs ask. Nothing is paused here: only what is refused is read."""
+
+    auto_pause: bool | None = Field(default=None, validation_alias="autoPause")
 
 
 class TimeoutRequest(_In):
@@ -388,7 +397,7 @@ def listed(record: SandboxRecord) -> ListedSandbox:
 
 
 def detail(record: SandboxRecord, domain: str | None, unenforced: Sequence[str] = ()) -> SandboxDetail:
-    """All about one. `onTimeout` is what will happen, which may be less than `autoPause` asked for."""
+    """All about one."""
     return SandboxDetail(
         **_common(record),
         envd_access_token=record.envd_access_token,
@@ -407,7 +416,10 @@ def _network(record: SandboxRecord) -> NetworkDetail:
         allow_out=list(network.allow_out) or None,
         deny_out=list(network.deny_out) or None,
         dns_servers=list(network.dns_servers) if network.dns_servers is not None else None,
-        rules={host: [{"transform": {"headers": dict(one)}} for one in sets] for host, sets in network.rules.items()}
+        rules={
+            host: [{"transform": {"headers": dict.fromkeys(one, HIDDEN)}} for one in sets]
+            for host, sets in network.rules.items()
+        }
         or None,
     )
 

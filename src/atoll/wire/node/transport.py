@@ -1,0 +1,228 @@
+"""Where a node listens and how control reaches it.
+
+Unix socket   on one machine: packets with descriptors; who may connect is decided by the peer's user id
+TLS           between machines: both sides show a certificate of the same authority; the first message says what
+              the connection is for: `control`, or `dial` to one port of a sandbox, whose bytes follow
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
+from atoll.wire.node.channel import Channel, ChannelClosed, PacketChannel, StreamChannel
+from atoll.wire.node.client import Connect
+from atoll.wire.node.codec import error_from_json, error_to_json
+from atoll.wire.node.server import NodeServer
+
+_log = structlog.get_logger("atoll.node")
+
+_BACKLOG = 16
+_PIECE = 1 << 16
+_PURPOSE_WITHIN_S = 10.0
+_PEER = struct.Struct("3i")
+
+
+@asynccontextmanager
+async def listening_unix(path: Path, server: NodeServer, users: Set[int]) -> AsyncIterator[None]:
+    """Serves processes of `users` (host user ids) on the socket `path` within the block. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as listener:
+        with _reachable(path) as short:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(short)
+            listener.bind(short)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        serving: set[asyncio.Task[None]] = set()
+
+        def accept() -> None:
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                if (peer := peer_user(connection)) not in users:
+                    _log.warning("node.stranger_refused", user=peer)
+                    connection.close()
+                    return
+                task = loop.create_task(server.serve(PacketChannel(connection)))
+                serving.add(task)
+                task.add_done_callback(serving.discard)
+
+        loop.add_reader(listener.fileno(), accept)
+        try:
+            yield
+        finally:
+            loop.remove_reader(listener.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+
+@contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """Another path of the same file, short enough for a socket's address (108 bytes)."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def peer_user(connection: socket.socket) -> int:
+    """The user id of the process at the other end of a Unix socket."""
+    _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(user)
+
+
+def unix(path: Path) -> Connect:
+    """Connects to the node that listens on `path`."""
+
+    async def connect() -> Channel:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with _reachable(path) as short:
+                sock.connect(short)  # a Unix socket: at once, or refused
+            sock.setblocking(False)
+            return PacketChannel(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    return connect
+
+
+# Other machines
+
+
+def mutual_tls(certificate: Path, key: Path, authority: Path, *, server: bool) -> ssl.SSLContext:
+    """Shows `certificate`, and accepts only peers with one of the same `authority` (PEM files). Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@asynccontextmanager
+async def listening_tls(sock: socket.socket, server: NodeServer, context: ssl.SSLContext) -> AsyncIterator[None]:
+    """Serves peers with the right certificate on the bound `sock` within the block. Raises OSError."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = StreamChannel(reader, writer)
+        try:
+            async with asyncio.timeout(_PURPOSE_WITHIN_S):
+                purpose = (await channel.receive()).body
+            if purpose.get("purpose") == "control":
+                await server.serve(channel)
+            else:
+                await _serve_dial(server, purpose, channel, reader, writer)
+        except (ChannelClosed, TimeoutError, OSError):
+            pass
+        finally:
+            channel.close()
+
+    listener = await asyncio.start_server(serve, sock=sock, ssl=context, limit=_PIECE)
+    try:
+        yield
+    finally:
+        listener.close()
+
+
+async def _serve_dial(
+    server: NodeServer,
+    purpose: dict[str, Any],
+    channel: StreamChannel,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    try:
+        inside = await server.dial(str(purpose.get("sandbox_id")), int(purpose.get("port", 0)))
+    except (AtollError, ValueError, TypeError) as error:
+        known = error if isinstance(error, AtollError) else PlatformError("malformed dial")
+        await channel.send({"error": error_to_json(known)})
+        return
+    await channel.send({"ok": None})
+    await _join(reader, writer, inside)
+
+
+class TlsNode:
+    """A node at `host`, whose certificate must name it: `connect` and `dial` for a RemoteNode. Ends with `aclose`."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        self._address = host, port
+        self._context = context
+        self._relays: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> Channel:
+        """See Connect."""
+        channel = StreamChannel(*await self._open())
+        await channel.send({"purpose": "control"})
+        return channel
+
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        """See Dial."""
+        try:
+            reader, writer = await self._open()
+            channel = StreamChannel(reader, writer)
+            await channel.send({"purpose": "dial", "sandbox_id": sandbox_id, "port": port})
+            answer = (await channel.receive()).body
+        except (OSError, ChannelClosed) as error:
+            raise NodeUnreachable(f"the node of sandbox {sandbox_id!r} does not answer: {error}") from error
+        if "error" in answer:
+            channel.close()
+            raise error_from_json(answer["error"])
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        relay = asyncio.create_task(_join(reader, writer, theirs))
+        self._relays.add(relay)
+        relay.add_done_callback(self._relays.discard)
+        return ours
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = self._address
+        return await asyncio.open_connection(host, port, ssl=self._context, limit=_PIECE)
+
+    async def aclose(self) -> None:
+        """Cuts what it relays."""
+        for relay in self._relays:
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
+
+async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
+    """Copies both ways until either side ends; takes over `sock`. TLS has no half-closed connections."""
+    loop = asyncio.get_running_loop()
+
+    async def outwards() -> None:
+        while piece := await loop.sock_recv(sock, _PIECE):
+            writer.write(piece)
+            await writer.drain()
+
+    async def inwards() -> None:
+        while piece := await reader.read(_PIECE):
+            await loop.sock_sendall(sock, piece)
+
+    ways = [asyncio.create_task(outwards()), asyncio.create_task(inwards())]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        sock.close()
+        writer.close()
