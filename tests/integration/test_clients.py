@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from e2b import NotFoundException, Sandbox
 
 from matrix.run import client_environ, domain_server
+from support.host import skip_without
 from support.python_environment import InstallFailed, python_environment
 from support.server import ServerProcess
 
@@ -116,10 +116,7 @@ def test_the_openai_agents_sdks_sandbox_sessions_work(server: ServerProcess, tmp
 def test_camels_interpreter_works_by_domain_with_an_sdk_of_version_one(
     interpreter_template: None, tmp_path: Path
 ) -> None:
-    try:
-        socket.getaddrinfo("8000-abcd.sbx.localhost", 443)
-    except OSError:
-        pytest.skip("this system does not resolve *.localhost: install libnss-myhostname")
+    skip_without("*.localhost")
     with domain_server() as variables:
         found = found_by("camel", "camel", variables, tmp_path)
     assert found["sdk"].startswith("1.")

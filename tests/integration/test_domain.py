@@ -27,6 +27,7 @@ from sdk_support import creates_held_up, eventually
 
 from matrix import versions
 from matrix.run import client_environ, run_one
+from support.host import skip_without
 from support.server import ServerProcess
 from support.tiers import one_tier
 
@@ -54,17 +55,9 @@ class Domain:
         return client_environ({**told, "SSL_CERT_FILE": self.bundle, "NODE_EXTRA_CA_CERTS": self.bundle})
 
 
-def resolves(name: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM))
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def domain(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> Iterator[Domain]:
-    if not resolves("8000-abcd.sbx.localhost"):
-        pytest.skip("this system does not resolve *.localhost: install libnss-myhostname")
+    skip_without("*.localhost")
     data_dir = tmp_path_factory.mktemp("domain") / "data"
     options = ["--end-sandboxes", "--domain", "sbx.localhost:0", "--tls", "auto"]
     running = ServerProcess.start(data_dir, templates_dir=templates_dir, options=options)
