@@ -77,6 +77,8 @@ MADE_BY = {
     "SandboxPaginator": ".list(",
 }
 """…a test counts for a handle only if it makes one."""
+ABOUT = {"Sandbox": "lifecycle", "CommandHandle": "commands", "CommandInputHandle": "commands", "WatchHandle": "watch"}
+"""Group → the word in the name of the file whose tests are about it, where it is not the group's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,9 @@ def _without_raises(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> 
 def _python_test(group: str, name: str, is_async: bool) -> str:
     """The first test that calls the method."""
     pattern = re.compile(OWNERS.get(group, ANY_HANDLE).replace("{name}", re.escape(name)))
-    for test, (source, for_sync, for_async) in python_tests().items():
+    home = f"test_sdk_{ABOUT.get(group, group.lower())}"
+    found = sorted(python_tests().items(), key=lambda item: not item[0].startswith(home))
+    for test, (source, for_sync, for_async) in found:
         if group not in OWNERS and (MADE_BY[group] not in source or not test.startswith("test_sdk_")):
             continue
         if (for_async if is_async else for_sync) and pattern.search(source):

@@ -19,7 +19,7 @@ TIERS = ("namespaces", "gvisor")
 SERVER_ENVIRON = {"namespaces": {}, "gvisor": {"ATOLL_TOOLS_DIR": str(TOOLS)}}
 """What a server of a tier needs in its environment."""
 
-OLD = "the release of gVisor that Debian has (July 2024) does not know the call; programs fall back as on an old kernel"
+OLD = "newer than the gVisor that Debian has (July 2024); programs fall back as on an old kernel"
 
 
 def one_tier(reason: str) -> pytest.MarkDecorator:
