@@ -15,6 +15,7 @@ from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
+from atoll.egress.forbidden import HostNetworks
 from atoll.server.plan import Plan, control_dir
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.transport import unix
@@ -36,7 +37,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
-            webhook_networks=parse_networks(settings.webhook_allow_private),
+            webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
