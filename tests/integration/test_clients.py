@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,20 @@ import pytest
 from e2b import NotFoundException, Sandbox
 
 from matrix.run import client_environ, domain_server
+from support.host import skip_without
 from support.python_environment import InstallFailed, python_environment
 from support.server import ServerProcess
+from support.tiers import one_tier
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 RUN_S = 300
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    one_tier(
+        "frameworks call the SDKs, whose every call is tested in both tiers; an environment for each takes minutes"
+    ),
+]
 
 
 def python_of(environment: str) -> Path:
@@ -116,10 +123,7 @@ def test_the_openai_agents_sdks_sandbox_sessions_work(server: ServerProcess, tmp
 def test_camels_interpreter_works_by_domain_with_an_sdk_of_version_one(
     interpreter_template: None, tmp_path: Path
 ) -> None:
-    try:
-        socket.getaddrinfo("8000-abcd.sbx.localhost", 443)
-    except OSError:
-        pytest.skip("this system does not resolve *.localhost: install libnss-myhostname")
+    skip_without("*.localhost")
     with domain_server() as variables:
         found = found_by("camel", "camel", variables, tmp_path)
     assert found["sdk"].startswith("1.")
