@@ -21,7 +21,7 @@ from support.python_environment import InstallFailed, python_environment
 from support.server import ServerProcess
 
 CLIENTS = Path(__file__).parents[1] / "clients"
-RUN_S = 300
+RUN_S = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
