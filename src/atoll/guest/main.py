@@ -171,6 +171,5 @@ def _control(guest: Guest) -> Router:
     router.add("POST", "/init", Init(guest.state).handle)
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
-        router.add("POST", "/quota", quota.change)
         router.add(*relief.ROUTE, relief.handle)
     return router

@@ -22,10 +22,9 @@ from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
-from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits
+from atoll.model.errors import PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import SandboxSpec
 
 _GOFER = b"runsc-gofer\0"
 
@@ -34,18 +33,18 @@ class GvisorHandle(LinuxSandbox):
     """See SandboxHandle. Made by the backend only; owns `pidfd`."""
 
     tier = "gvisor"
-    enforced = frozenset({"memory", "cpu"})
     init_process = "its kernel (the sentry)"
 
     def __init__(
         self,
+        spec: SandboxSpec,
+        state_dir: Path,
         record: Mapping[str, Any],
         pidfd: int,
-        records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[GvisorHandle], None],
     ) -> None:
-        super().__init__(record, pidfd, records, cgroups, on_end)
+        super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self._relief: Relief | None = None
         self._watching = self._loop.create_task(self._watch_memory())
@@ -120,21 +119,6 @@ class GvisorHandle(LinuxSandbox):
             return None
         pids = told.get("pids")
         return pids if isinstance(pids, int) else None
-
-    async def _apply(self, limits: Limits) -> None:
-        if limits.pids != self._limits.pids:
-            await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
-        on_host = start.host_limits(limits)
-        await asyncio.to_thread(self._group.limit, on_host)
-        await asyncio.shield(self._watching)
-        if self._relief is not None:
-            await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
-
-    async def checkpoint(self, directory: Path) -> None:
-        """See SandboxHandle: not offered yet."""
-        raise BackendUnavailable(
-            "the gvisor tier does not write checkpoints of memory yet", hint="freeze keeps it in memory meanwhile"
-        )
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

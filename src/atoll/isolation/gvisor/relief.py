@@ -48,10 +48,6 @@ class Relief:
         self._loop.add_reader(full.fileno(), self._look)
         self._look()  # it may have waited since an earlier server ended
 
-    def limit(self, limit: int) -> None:
-        """A new limit, in bytes. Blocks. Raises OSError (EBUSY: more than that is in use)."""
-        self._full.limit(limit)
-
     def close(self) -> None:
         """No more of it; what waits goes on waiting until a later server or the end."""
         self._loop.remove_reader(self._full.fileno())

@@ -7,9 +7,7 @@ hand and before that moment, everything else in its pid namespace, and mounts an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -21,12 +19,10 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
-from atoll.isolation.namespaces.posture import processes_of_a_user
-from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits
+from atoll.model.errors import PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import SandboxSpec
 
 _RELEASE_WITHIN_S = 2.5
 _STATUS_GRACE_S = 0.05
@@ -36,19 +32,19 @@ class NamespacesHandle(LinuxSandbox):
     """See SandboxHandle. Made by the backend only; owns `pidfd`."""
 
     tier = "namespaces"
-    enforced = frozenset({"memory", "pids", "cpu"})
     init_process = "its first process"
 
     def __init__(
         self,
+        spec: SandboxSpec,
+        state_dir: Path,
         record: Mapping[str, Any],
         pidfd: int,
-        records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[NamespacesHandle], None],
         network: NetworkThread | None,
     ) -> None:
-        super().__init__(record, pidfd, records, cgroups, on_end)
+        super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self.status: int | None = None
         """The first process's wait status, when the zygote could tell it."""
@@ -104,23 +100,8 @@ class NamespacesHandle(LinuxSandbox):
             self._check_alive()
             raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
 
-    # -- limits --------------------------------------------------------------------------------------------------------
-
     def _inside(self) -> tuple[int]:
         return (self.pid,)
-
-    async def _apply(self, limits: Limits) -> None:
-        self._group.limit(limits)
-        most_each = processes_of_a_user(limits.pids)
-        with contextlib.suppress(OSError):  # it may have ended
-            resource.prlimit(self.pid, resource.RLIMIT_NPROC, (most_each, most_each))
-
-    async def checkpoint(self, directory: Path) -> None:
-        """See SandboxHandle: this tier cannot."""
-        raise BackendUnavailable(
-            "the namespaces tier cannot write a sandbox's memory and processes to disk",
-            hint="freeze keeps them in memory; a snapshot of the file system keeps the disk",
-        )
 
     def _close(self) -> None:
         if self.egress is not None:

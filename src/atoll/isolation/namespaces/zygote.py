@@ -31,6 +31,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Disk, Templates
@@ -79,7 +80,6 @@ class _Request:
 
     def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int) -> None:
         self.number: int = body["id"]
-        self.sandbox_id: str = body["sandbox_id"]
         self.lower_dirs: list[str] = body["lower_dirs"]
         self.state_dir: str = body["state_dir"]
         self.limits = Limits.from_json(body["limits"])
@@ -412,12 +412,11 @@ class Zygote:
             log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
             # Known to the next server before the sandbox can run, whatever happens to this one.
-            self._layout.write_record(child.group.name, self._record(child, request))
+            directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, {"op": "go"}, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
         except (OSError, ValueError) as error:
-            self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
             if child.wanted is not None:
@@ -457,15 +456,11 @@ class Zygote:
 
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
-            "version": 1,
-            "sandbox_id": request.sandbox_id,
             "pid": child.pid,
             "started_ticks": child.started_ticks,
             "boot_id": self._boot_id,
             "group": child.group.name,
             "id_base": child.id_base,
-            "state_dir": request.state_dir,
-            "limits": request.limits.as_json(),
             "egress": child.egress,
             "disk_mib": None if self._no_disk else request.limits.disk_mib,
         }
@@ -539,7 +534,6 @@ class Zygote:
         self._hang_up(child)
         syscalls.pidfd_kill(child.pidfd)
         if child.request is not None:
-            self._layout.forget(child.group.name)
             self._failed[child] = (child.request, reason)
             child.request = None
 
@@ -575,7 +569,6 @@ class Zygote:
         for child in unfinished:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
-            self._layout.forget(child.group.name)
             child.group.remove(1.0)
             if child.root is not None:
                 child.root.discard()
