@@ -15,8 +15,8 @@ the sandbox can run (`begin`, CREATING); the node moves it on. ENDED is the abse
 `version` and `handle.group` keep their meaning in every version. Whatever else changes in either file raises VERSION.
 
 The state is a field of fixed width that is overwritten in place: a single write of ten bytes, which can neither be half
-done nor need room on a full disk, and costs a thirtieth of a new file and a rename. Nothing is synced: a machine that
-goes down takes its sandboxes with it.
+done nor need room on a full disk, and costs a tenth of a new file. Nothing is synced: a machine that goes down takes
+its sandboxes with it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from atoll.model.sandbox import Limits, SandboxSpec, SandboxState
 
 SPEC = "spec.json"
 STATE = "state.json"
+LOG = "guest.log"
+"""What the sandbox's first process says: of its set-up, and of its own faults."""
+
 VERSION = 2
 
 _RECORD = "record.json"
@@ -75,6 +78,13 @@ class Newer:
 
     version: int
     group: str
+
+
+def prepare(directory: Path) -> None:
+    """Makes it, with its files still empty. Raises OSError."""
+    directory.mkdir(mode=0o700)
+    for name in (SPEC, STATE, LOG):
+        os.close(os.open(directory / name, _CREATE, 0o600))
 
 
 def write_spec(directory: Path, spec: SandboxSpec) -> None:

@@ -58,11 +58,14 @@ class Ended:
 class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
-    def __init__(self, sandbox_id: str, state_dir: Path, discard: Callable[[Path], None]) -> None:
+    def __init__(
+        self, sandbox_id: str, state_dir: Path, make: Callable[[Path], None], discard: Callable[[Path], None]
+    ) -> None:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
         self._state_dir = state_dir
+        self._make = make
         self._discard = discard
         self._commands: asyncio.Queue[_Kill | _Detach | _Died] = asyncio.Queue()
         self._closed = False
@@ -106,7 +109,7 @@ class SandboxDriver:
 
     async def _create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         async with AsyncExitStack() as undo:
-            self._state_dir.mkdir(mode=0o700)
+            self._make(self._state_dir)
             undo.callback(self._discard, self._state_dir)
             directory.write_spec(self._state_dir, spec)
             try:

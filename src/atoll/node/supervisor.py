@@ -4,6 +4,7 @@ Owns the state directories, one driver task per sandbox, and adoption and reclai
 belongs to, when it should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
 
     <data_dir>/sandboxes/<id>/   one sandbox's own directory, 0700 (`isolation.directory`)
+    <data_dir>/ready/            directories of sandboxes to come
     <data_dir>/trash/            directories of dead sandboxes on their way out
     <data_dir>/run/<tier>/       a backend's own directory
 """
@@ -53,6 +54,7 @@ from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_aske
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
+from atoll.node.ready import ReadyDirectories
 from atoll.node.trash import Trash
 from atoll.tls import Authority
 
@@ -136,6 +138,7 @@ class Supervisor:
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
+        self._ready = ReadyDirectories(data_dir / "ready")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
         self._egress = EgressRegistry(
             EgressContext(
@@ -165,9 +168,14 @@ class Supervisor:
             self._backends[self.chosen.backend.name] = self.chosen.backend
             _log.info("node.tier", tier=self.chosen.backend.name, reason=self.chosen.reason)
             left = self._trash.open()
+            self._ready.open()
+            stack.callback(self._ready.close)
             await stack.enter_async_context(self._tasks)
-            sweeper = self._tasks.create_task(self._trash.run(), name="trash")
-            stack.push_async_callback(self._stop, sweeper)
+            helpers = [
+                self._tasks.create_task(self._trash.run(), name="trash"),
+                self._tasks.create_task(self._ready.run(), name="ready directories"),
+            ]
+            stack.push_async_callback(self._stop, helpers)
             self.start_report = await self._take_over(left)
             self._tasks.create_task(self._remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
@@ -182,7 +190,7 @@ class Supervisor:
         """What leaving the context does. Idempotent."""
         await self._stack.aclose()
 
-    async def _stop(self, sweeper: asyncio.Task[None]) -> None:
+    async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         live = list(self._live.values())
         if self._keep:
@@ -196,7 +204,8 @@ class Supervisor:
                 await self._trash.settled()
         except TimeoutError:
             _log.info("trash.left_for_next_start")
-        sweeper.cancel()
+        for helper in helpers:
+            helper.cancel()
 
     async def _close_backends(self) -> None:
         for backend in self._backends.values():
@@ -282,7 +291,7 @@ class Supervisor:
             _log.info("sandbox.not_adopted", sandbox_id=spec.sandbox_id, reason=str(error))
             return
         _upgrade(state_dir, found)
-        driver = SandboxDriver(spec.sandbox_id, state_dir, self._trash.put)
+        driver = SandboxDriver(spec.sandbox_id, state_dir, self._ready.take, self._trash.put)
         live = _Live(driver, backend.name)
         self._live[spec.sandbox_id] = live
         self._tasks.create_task(self._see_through(live, driver.adopted(handle)), name=f"sandbox {spec.sandbox_id}")
@@ -309,7 +318,7 @@ class Supervisor:
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
         spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
-        driver = SandboxDriver(request.sandbox_id, state_dir, self._trash.put)
+        driver = SandboxDriver(request.sandbox_id, state_dir, self._ready.take, self._trash.put)
         live = _Live(driver, backend.name)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(

@@ -204,7 +204,7 @@ class FakeBackend(IsolationBackend):
     def _launch(self, spec: SandboxSpec, state_dir: Path) -> FakeHandle:
         home = state_dir / "home"
         home.mkdir(exist_ok=True)
-        with _listener(state_dir) as listener, (state_dir / "guest.log").open("ab") as log:
+        with _listener(state_dir) as listener, (state_dir / directory.LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", _GUEST],
                 stdin=subprocess.PIPE,

@@ -40,8 +40,6 @@ _TAKE_OVER_WITHIN_S = 20.0
 _DIE_WITHIN_S = 7.0
 _POLL_S = 0.003
 _BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from atoll.isolation.gvisor.launch import main; main()"
-LOG = "guest.log"
-
 _OVERHEAD_MIB = 96
 """What the sentry and its helpers may use beside the sandbox's own memory, which is charged to the same group."""
 
@@ -218,7 +216,7 @@ async def _run_launcher(
             group.name,
         ],
     )  # fmt: skip
-    with (place / LOG).open("ab") as log:
+    with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", "-c", _BOOT, json.dumps(sys.path),
             stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env={"PATH": os.defpath},
@@ -286,8 +284,8 @@ async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path)
 def _said(place: Path) -> str:
     """The end of what the launcher, runsc or the guest said; from inside the sandbox as it may be: text for people."""
     with contextlib.suppress(OSError):
-        with (place / LOG).open("rb") as log:
-            log.seek(max(0, os.path.getsize(place / LOG) - 400))
+        with (place / directory.LOG).open("rb") as log:
+            log.seek(max(0, os.path.getsize(place / directory.LOG) - 400))
             words = log.read().decode(errors="replace").strip().splitlines()
         if words:
             return f": {words[-1]}"

@@ -409,7 +409,7 @@ class Zygote:
             else:
                 child.group.limit(request.limits)
                 descriptors.append(self._root(child, request, state_dir))
-            log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
