@@ -205,6 +205,9 @@ async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backe
     names = "python3 -c 'for i in range(99999): open(str(i), chr(119)).close()'"
     assert "No space left on device" in (await inside.run(handle, f"mkdir /many; cd /many; {names}")).err
     assert (await inside.run(other, "head -c 100m /dev/zero > /big && echo room")).out == "room\n"
+    with pytest.raises(BackendUnavailable, match="32 MiB"):
+        await handle.update(replace(limits, disk_mib=64))
+    await handle.update(replace(limits, pids=120))
     for one in (handle, other):
         await one.kill()
 

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
 from e2b_code_interpreter import AsyncSandbox as AsyncInterpreter
+from e2b_code_interpreter import Execution
 from e2b_code_interpreter import Sandbox as Interpreter
 
 
@@ -57,6 +58,14 @@ def shared_interpreter(server: Any, interpreter_template: Any) -> Iterator[Inter
     sandbox = Interpreter.create(timeout=900)
     yield sandbox
     sandbox.kill()
+
+
+@pytest.fixture
+def run(shared_interpreter: Interpreter) -> Iterator[Callable[..., Execution]]:
+    """Runs code in a fresh Python context of the shared sandbox: nothing of one test is seen by another."""
+    context = shared_interpreter.create_code_context()
+    yield lambda code, **options: shared_interpreter.run_code(code, context=context, **options)
+    shared_interpreter.remove_code_context(context)
 
 
 @pytest_asyncio.fixture

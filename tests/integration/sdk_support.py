@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 from e2b import Sandbox
 
@@ -53,3 +60,47 @@ def command_lines(sandbox: Sandbox) -> list[str]:
 def is_alive(sandbox: Sandbox, command_line: str) -> bool:
     """Is there a process whose whole command line is this?"""
     return command_line in command_lines(sandbox)
+
+
+LEAVE_AFTER_S = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2)
+"""When clients of a create go away: before, while and after the sandbox is made."""
+
+
+def address_of(server: Any) -> tuple[str, int]:
+    """Where a server listens."""
+    url = urllib.parse.urlsplit(server.url)
+    return str(url.hostname), int(url.port or 80)
+
+
+def create_request(server: Any) -> bytes:
+    """A whole request for a sandbox that lives for an hour."""
+    body = b'{"templateID":"base","timeout":3600}'
+    head = (
+        f"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {server.api_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def ask_and_leave(server: Any, after_s: float) -> str | None:
+    """Asks for a sandbox and leaves; its id if the answer came before. It reads on, so that none is missed."""
+    with socket.create_connection(address_of(server), timeout=60) as sock:
+        sock.sendall(create_request(server))
+        time.sleep(after_s)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    return json.loads(answer.partition(b"\r\n\r\n")[2])["sandboxID"] if answer else None
+
+
+@contextlib.contextmanager
+def creates_held_up(server: Any) -> Iterator[None]:
+    """Whatever the server would start a sandbox by stands still within the block."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    assert children, "nothing to hold up"
+    for pid in children:
+        os.kill(int(pid), signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in children:
+            os.kill(int(pid), signal.SIGCONT)

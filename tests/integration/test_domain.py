@@ -23,9 +23,11 @@ from e2b import Sandbox
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset
+from sdk_support import creates_held_up, eventually
 
 from matrix import versions
 from matrix.run import client_environ, run_one
+from support.host import skip_without
 from support.server import ServerProcess
 
 MIB = 1024 * 1024
@@ -50,17 +52,9 @@ class Domain:
         return client_environ({**told, "SSL_CERT_FILE": self.bundle, "NODE_EXTRA_CA_CERTS": self.bundle})
 
 
-def resolves(name: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM))
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def domain(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> Iterator[Domain]:
-    if not resolves("8000-abcd.sbx.localhost"):
-        pytest.skip("this system does not resolve *.localhost: install libnss-myhostname")
+    skip_without("*.localhost")
     data_dir = tmp_path_factory.mktemp("domain") / "data"
     options = ["--end-sandboxes", "--domain", "sbx.localhost:0", "--tls", "auto"]
     running = ServerProcess.start(data_dir, templates_dir=templates_dir, options=options)
@@ -232,6 +226,25 @@ def test_a_head_that_http1_would_read_differently_is_refused(
     assert stream
     peer.close()
     assert httpx.get(f"https://api.{domain.name}/health", verify=domain.trust).status_code < 300
+
+
+def test_a_stream_that_is_reset_during_a_create_leaves_no_sandbox(domain: Domain) -> None:
+    before = {one.sandbox_id for one in Sandbox.list(**plain(domain)).next_items()}
+    peer = Peer(domain)
+    with creates_held_up(domain.server):
+        body = (("x-api-key", domain.server.api_key), ("content-type", "application/json"))
+        stream = peer.request(f"api.{domain.name}", "/v2/sandboxes", body, end=False)
+        peer.h2.send_data(stream, b'{"templateID":"base","timeout":3600}', end_stream=True)
+        peer.flush()
+        began = Path(domain.server.data_dir) / "sandboxes"
+        eventually(lambda: len(list(began.iterdir())) > len(before), what="the create has begun")
+        peer.h2.reset_stream(stream)
+        peer.flush()
+        # The connection lives on, so it is the stream alone that the server hears of.
+        peer.until(peer.request(f"api.{domain.name}", "/health"), StreamEnded)
+    eventually(lambda: len(list(began.iterdir())) == len(before), what="nothing of it is left")
+    assert {one.sandbox_id for one in Sandbox.list(**plain(domain)).next_items()} == before
+    peer.close()
 
 
 def test_a_client_that_only_opens_and_resets_streams_is_sent_away(domain: Domain) -> None:

@@ -20,7 +20,7 @@ import pytest
 import uvloop
 import websockets
 
-from atoll.edge import client, proxy, server, upstream
+from atoll.edge import client, proxy, room, server, upstream
 from atoll.edge.routes import LiveRoutes
 from atoll.edge.server import Edge, bind
 from atoll.edge.signed import signature_of
@@ -957,11 +957,102 @@ async def test_idle_connections_into_sandboxes_are_not_kept_for_ever(monkeypatch
 
 
 async def test_one_connection_too_many_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
-    _, first = await rig.connect()
-    await asyncio.sleep(0.05)
+    monkeypatch.setattr(room, "MAX_CONNECTIONS", 1)
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        begun.set()
+        await release.wait()
+        writer.write(OK)
+
+    await rig.serve(8000, slow)
+    busy = asyncio.create_task(rig.ask())
+    await begun.wait()
     assert (await rig.raw(b"")).startswith(b"HTTP/1.1 503 ")
-    first.close()
+    release.set()
+    assert (await busy).endswith(b"ok")
+
+
+async def idle_connection(rig: Rig, key: str = "") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """One that has had an answer and waits for the next request."""
+    reader, writer = await rig.connect()
+    writer.write(f"GET /ok HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode())
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200")
+    return reader, writer
+
+
+async def open_still(*readers: asyncio.StreamReader) -> list[bool]:
+    await asyncio.sleep(0.1)
+    return [not reader.at_eof() for reader in readers]
+
+
+async def test_at_the_limit_the_longest_idle_goes_strangers_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MAX_CONNECTIONS", 3)
+    customer, _1 = await idle_connection(rig, "x-api-key: e2b_good\r\n")
+    older, _2 = await idle_connection(rig)
+    newer, _3 = await idle_connection(rig)
+    _4 = await idle_connection(rig)
+    assert await open_still(customer, older, newer) == [True, False, True]
+    _5 = await idle_connection(rig)
+    assert await open_still(customer, newer) == [True, False]
+    for _, writer in ((None, _1), (None, _2), (None, _3), _4, _5):
+        writer.close()
+
+
+async def test_one_address_has_a_share_of_the_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MAX_OF_ADDRESS", 2)
+    first, one = await idle_connection(rig)
+    second, two = await idle_connection(rig)
+    other = socket.create_connection(("127.0.0.1", rig.port), source_address=("127.0.0.9", 0))
+    assert await open_still(first, second) == [True, True], "another address"
+    third, three = await idle_connection(rig)
+    assert await open_still(first, second, third) == [False, True, True]
+    for writer in (one, two, three):
+        writer.close()
+    other.close()
+
+
+def test_ipv6_addresses_of_one_customer_count_together() -> None:
+    assert room.address_key(("2001:db8:1:2::1", 1, 0, 0)) == room.address_key(("2001:db8:1:2:ffff::9", 2, 0, 0))
+    assert room.address_key(("2001:db8:1:3::1", 1, 0, 0)) != room.address_key(("2001:db8:1:2::1", 1, 0, 0))
+    assert room.address_key(("::ffff:1.2.3.4", 1, 0, 0)) == room.address_key(("1.2.3.4", 1))
+
+
+async def test_a_body_that_stands_still_is_ended_and_one_that_moves_or_is_answered_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "BODY_S", 0.5)
+    monkeypatch.setattr(server, "SWEEP_S", 0.05)
+    rig = Rig()
+    _, rig.port = await rig.edge.listen(bind("127.0.0.1", 0))
+    begun = asyncio.Event()
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await read_head(reader)
+        if b"/early" in head:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+            await reader.readexactly(3)
+            writer.write(b"k")
+        else:
+            await reader.readexactly(3)
+            writer.write(OK)
+        begun.set()
+
+    await rig.serve(8000, early)
+    post = f"HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: {ID}\r\ne2b-sandbox-port: 8000\r\ncontent-length: 3\r\n\r\n"
+    assert (await rig.raw(f"POST /still {post}a".encode())).startswith(b"HTTP/1.1 408 ")
+    for path in ("/early", "/moves"):
+        reader, writer = await rig.connect()
+        writer.write(f"POST {path} {post}".encode())
+        for byte in (b"a", b"b", b"c"):
+            await asyncio.sleep(1.0 if path == "/early" else 0.2)
+            writer.write(byte)
+        assert (await read_answer(reader))[1] == b"ok"
+        writer.close()
+    await rig.edge.aclose(grace_s=0.1)
+    for listener in rig.servers:
+        listener.close()
 
 
 def test_the_signature_is_the_published_sdks() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +85,42 @@ def _builds_begun(*servers: ServerProcess) -> int:
     return sum(server.log.read_text().count("template.build_begins") for server in servers)
 
 
-def test_a_missing_template_is_built_once_for_all_who_ask(templates: Path, serve: Callable[..., ServerProcess]) -> None:
-    servers = [serve(), serve()]
+@contextmanager
+def _on_its_own(templates: Path, data_dir: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that names no platform and brings its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "E2B_"))}
+    environ = {**clean, "ATOLL_TEMPLATES_DIR": str(templates), "ATOLL_DATA_DIR": str(data_dir)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, *words], env=environ, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+RUNTIME = """
+from atoll.runtime import E2BBox
+with E2BBox() as box:
+    print(box.execute("echo hi").output.strip())
+"""
+
+
+def test_a_missing_template_is_built_once_for_all_who_ask(
+    templates: Path, serve: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    with (
+        _on_its_own(templates, tmp_path / "run", "-m", "atoll", "run", "echo hi") as run,
+        _on_its_own(templates, tmp_path / "runtime", "-c", RUNTIME) as runtime,
+    ):
+        _all_at_once([serve(), serve()])
+        for process in (run, runtime):
+            out, told = process.communicate(timeout=100)
+            assert out == "hi\n", told
+            assert "'base' is missing and is being built: " in told
+    assert len(list((templates / "base" / "builds").iterdir())) == 1, "two processes built it"
+
+
+def _all_at_once(servers: list[ServerProcess]) -> None:
     with pytest.raises(httpx.TimeoutException):
         Sandbox.create(**_options(servers[0], request_timeout=0.5))
     with pytest.raises(
@@ -97,7 +134,6 @@ def test_a_missing_template_is_built_once_for_all_who_ask(templates: Path, serve
         made = list(pool.map(_create, [*servers, *servers]))
     assert [one.commands.run("id -un").stdout for one in made] == ["user\n"] * 4
     assert _builds_begun(servers[0]) == 1, "who left ended the build, or two creates began it"
-    assert len(list((templates / "base" / "builds").iterdir())) == 1, "two processes built it"
     for one in made:
         one.kill()
 

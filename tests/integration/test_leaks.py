@@ -6,15 +6,13 @@ Each test has a server of its own, so that no other test's sandboxes are in the 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
 import socket
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import Sandbox, SandboxException, TimeoutException
-from sdk_support import eventually, is_alive
+from sdk_support import LEAVE_AFTER_S, address_of, ask_and_leave, create_request, creates_held_up, eventually, is_alive
 
 from atoll.testing import footprint
 from atoll.testing.footprint import Footprint
@@ -171,29 +169,6 @@ def test_creates_that_fail_leave_nothing(observed: Observed) -> None:
     observed.settles_at(before)
 
 
-LEAVE_AFTER_S = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2)
-
-
-def _create_request(observed: Observed) -> bytes:
-    body = b'{"templateID":"base","timeout":3600}'
-    head = (
-        f"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {observed.server.api_key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def _leave(observed: Observed, after_s: float) -> str | None:
-    """Asks for a sandbox and leaves; its id if the answer came before. It reads on, so that none is missed."""
-    address = urllib.parse.urlsplit(observed.server.url)
-    with socket.create_connection((address.hostname, address.port), timeout=60) as sock:
-        sock.sendall(_create_request(observed))
-        time.sleep(after_s)
-        sock.shutdown(socket.SHUT_WR)
-        answer = b"".join(iter(lambda: sock.recv(65536), b""))
-    return json.loads(answer.partition(b"\r\n\r\n")[2])["sandboxID"] if answer else None
-
-
 def _listed(observed: Observed) -> set[str]:
     answer = httpx.get(f"{observed.server.url}/v2/sandboxes", headers={"X-API-Key": observed.server.api_key})
     return {item["sandboxID"] for item in answer.json()}
@@ -201,30 +176,16 @@ def _listed(observed: Observed) -> set[str]:
 
 def test_clients_that_leave_during_a_create_leave_no_sandbox(observed: Observed) -> None:
     before = observed.at_rest()
-    answered = {_leave(observed, after_s) for _ in range(3) for after_s in LEAVE_AFTER_S}
+    server = observed.server
+    answered = {ask_and_leave(server, after_s) for _ in range(3) for after_s in LEAVE_AFTER_S}
     with ThreadPoolExecutor(24) as pool:  # more than are kept warm
-        answered |= set(pool.map(lambda n: _leave(observed, LEAVE_AFTER_S[n % 8]), range(24)))
+        answered |= set(pool.map(lambda n: ask_and_leave(server, LEAVE_AFTER_S[n % 8]), range(24)))
     assert None in answered, "no client left before it had its answer"
     answered -= {None}
     eventually(lambda: _listed(observed) == answered, what="none but those whose makers know of them", within_s=30)
     for sandbox_id in answered:
         Sandbox.kill(sandbox_id, **observed.options)
     observed.settles_at(before)
-
-
-@contextlib.contextmanager
-def _creates_held_up(observed: Observed) -> Iterator[None]:
-    """Whatever the server would start a sandbox by stands still within the block."""
-    children = [
-        int(pid) for pid in Path(f"/proc/{observed.server.pid}/task/{observed.server.pid}/children").read_text().split()
-    ]
-    for pid in children:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in children:
-            os.kill(pid, signal.SIGCONT)
 
 
 def _gives_up(observed: Observed) -> None:
@@ -234,9 +195,8 @@ def _gives_up(observed: Observed) -> None:
 
 
 def _closes(observed: Observed) -> None:
-    address = urllib.parse.urlsplit(observed.server.url)
-    with socket.create_connection((address.hostname, address.port)) as sock:
-        sock.sendall(_create_request(observed))
+    with socket.create_connection(address_of(observed.server)) as sock:
+        sock.sendall(create_request(observed.server))
         time.sleep(1)
 
 
@@ -245,7 +205,7 @@ def test_a_create_that_goes_on_when_its_client_has_left_is_undone(
     observed: Observed, leave: Callable[[Observed], None]
 ) -> None:
     before = observed.at_rest()
-    with _creates_held_up(observed):
+    with creates_held_up(observed.server):
         leave(observed)
         assert len(observed.directories()) == 1, "nothing was begun"
     observed.settles_at(before)
@@ -253,7 +213,7 @@ def test_a_create_that_goes_on_when_its_client_has_left_is_undone(
 
 
 def test_a_create_with_an_idempotency_key_is_there_for_who_asks_again(observed: Observed) -> None:
-    with _creates_held_up(observed), pytest.raises((TimeoutException, httpx.TimeoutException)):
+    with creates_held_up(observed.server), pytest.raises((TimeoutException, httpx.TimeoutException)):
         observed.create(idempotency_key="once-more", request_timeout=1, retries=0)
     (left,) = eventually(lambda: _listed(observed), what="the sandbox that nobody has heard of yet")
     found = observed.create(idempotency_key="once-more")

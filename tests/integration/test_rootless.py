@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2b import CommandExitException, PtySize, Sandbox
+from e2b import CommandExitException, PtySize, Sandbox, SandboxException, ServiceBusyException
 from sdk_support import eventually
 
 from support.host import requires, skip_without
@@ -47,6 +47,27 @@ def templates(user: OrdinaryUser, templates_dir: Path) -> Path:
     user.take(templates_dir / "base", "templates/base")
     os.chown(user.place / "templates", UID, UID)
     return user.place / "templates"
+
+
+def test_a_missing_template_is_built_or_it_is_said_what_the_user_lacks(user: OrdinaryUser) -> None:
+    server = ServerProcess.start(
+        user.place / "first", templates_dir=user.place / "fresh", options=["--end-sandboxes"], wrap=user.wrap
+    )
+    options = {"api_key": server.api_key, "api_url": server.url, "sandbox_url": server.url, "retries": 0}
+    try:
+        if not user.has_subordinate_ids:
+            with pytest.raises(SandboxException, match=r"'base' is missing and cannot be built.* subordinate ids"):
+                Sandbox.create(**options)
+            return
+        for _ in range(10):
+            try:
+                made = Sandbox.create(**options)
+                break
+            except ServiceBusyException:
+                continue
+        assert made.commands.run("id -un").stdout == "user\n"
+    finally:
+        assert server.stop() == 0, server.log_tail()
 
 
 @pytest.fixture(scope="module")

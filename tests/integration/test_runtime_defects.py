@@ -684,7 +684,7 @@ def test_18_the_time_out_is_renewed_while_the_runtime_lives(make: MakeRuntime, m
 )
 def test_19_the_sdk_reads_its_own_variables(environ: dict[str, str]) -> None:
     before = dict(os.environ)
-    assert connection("base", environ) == {}
+    assert connection(environ) == {}
     assert dict(os.environ) == before
 
 

@@ -13,7 +13,7 @@ from e2b import CommandExitException, Sandbox
 from e2b.exceptions import SandboxException
 from e2b.sandbox.commands.command_handle import PtySize
 from e2b_code_interpreter import Sandbox as CodeSandbox
-from sdk_support import eventually
+from sdk_support import LEAVE_AFTER_S, ask_and_leave, eventually
 
 from support.host import TOOLS, skip_without
 from support.server import ServerProcess
@@ -65,6 +65,19 @@ def test_the_interpreter_keeps_state(gvisor: ServerProcess) -> None:
         assert sandbox.run_code("x + 1").text == "21"
     finally:
         sandbox.kill()
+
+
+def test_clients_that_leave_during_a_create_leave_no_sandbox(gvisor: ServerProcess) -> None:
+    def listed() -> set[str]:
+        return {one.sandbox_id for one in Sandbox.list(**_options(gvisor)).next_items()}
+
+    before = listed()
+    answered = {ask_and_leave(gvisor, after_s) for after_s in LEAVE_AFTER_S}
+    assert None in answered, "no client left before it had its answer"
+    answered -= {None}
+    eventually(lambda: listed() - before == answered, what="none but those whose makers know of them", within_s=60)
+    for sandbox_id in answered:
+        Sandbox.kill(str(sandbox_id), **_options(gvisor))
 
 
 def test_every_answer_names_the_tier(gvisor: ServerProcess) -> None:

@@ -26,7 +26,8 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
 
 from matrix import versions  # noqa: E402
-from matrix.environments import InstallFailed, prepare  # noqa: E402
+from matrix.environments import prepare  # noqa: E402
+from support.python_environment import InstallFailed  # noqa: E402
 from support.server import ServerProcess  # noqa: E402
 
 DOCUMENT = TESTS.parent / "docs" / "compatibility.md"

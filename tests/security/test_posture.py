@@ -39,8 +39,10 @@ MOUNTS = {
 MASKED_FILES = {
     "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
     "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
+    "buddyinfo", "pagetypeinfo", "schedstat", "zoneinfo",
 }  # fmt: skip
-MASKED_DIRECTORIES = {"acpi", "asound", "bus", "driver", "fs", "irq", "scsi"}
+MASKED_DIRECTORIES = {"acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi"}
+SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}
 
 # Run by python3 inside: tries a system call by number and prints its errno.
 _TRY = """
@@ -134,6 +136,8 @@ async def test_the_mounts_are_the_pinned_ones(sandbox: NamespacesHandle, user: s
         fields = left.split()
         options = set(fields[5].split(",")) - {"relatime", "noatime"}
         found[fields[4]] = (right.split()[0], options)
+    shown = {path: found.pop(path) for path in {f"/proc/{name}" for name in SHOWN & set(os.listdir("/proc"))}}
+    assert shown == dict.fromkeys(shown, ("tmpfs", {"ro", "nosuid", "nodev", "noexec"}))
     masks = {path for path in found if path.startswith("/proc/") and path != "/proc/sys"}
     assert {path: found[path] for path in found.keys() - masks} == MOUNTS
     assert masks <= {f"/proc/{name}" for name in MASKED_FILES | MASKED_DIRECTORIES}
@@ -145,7 +149,11 @@ async def test_masked_proc_shows_nothing(sandbox: NamespacesHandle, user: str) -
     there = set(os.listdir("/proc"))
     read = "; ".join(f"cat /proc/{name} 2>/dev/null" for name in MASKED_FILES & there)
     listed = "; ".join(f"ls -A /proc/{name}" for name in MASKED_DIRECTORIES & there)
-    assert await _out(sandbox, f"{read}; {listed}; ls -A /sys", user) == ""
+    assert await _out(sandbox, f"{read}; {listed}", user) == ""
+    files = await _out(sandbox, "find /sys -type f -printf '%P %m\\n'", user)
+    assert sorted(files.splitlines()) == [
+        f"devices/system/cpu/{name} 444" for name in ("online", "possible", "present")
+    ]
     assert (await inside.run(sandbox, "echo 1 > /proc/sys/kernel/printk", user=user)).code != 0
 
 

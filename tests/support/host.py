@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -51,10 +52,19 @@ def _root_fault() -> str | None:
     return None if os.geteuid() == 0 else "needs root"
 
 
+def _local_names_fault() -> str | None:
+    try:
+        socket.getaddrinfo("8000-abcd.sbx.localhost", 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return "this system does not resolve *.localhost: install libnss-myhostname"
+    return None
+
+
 _NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _root_fault,
     "namespaces": lambda: _tier_fault("namespaces"),
     "gvisor": _gvisor_fault,
+    "*.localhost": _local_names_fault,
 }
 
 

@@ -6,6 +6,7 @@ that a real kernel shows only on a bad day.
     echo TEXT · value TEXT · wait (until interrupted) · stubborn N (ignores N interrupts) · die · pid
     noise TEXT (garbage first) · no-idle TEXT (the end on iopub is lost) · flood N (N kilobytes)
     late TEXT (after half a second) · cut (closes its connections)
+    afterwards TEXT (a value that is published after the end) · unparsed (an error that only the reply tells)
 """
 
 from __future__ import annotations
@@ -82,10 +83,19 @@ class Kernel:
             idle = True
             if header["msg_type"] == "execute_request":
                 idle = await self.cell(header, content)
-                reply = [json.dumps({"msg_type": "execute_reply"}).encode(), json.dumps(header).encode(), b"{}", b"{}"]
-                writer.write(message([b"<IDS|MSG>", b"sig", *reply]))
+                writer.write(self.reply(header, content["code"]))
             if idle:
                 self.publish(header, "status", {"execution_state": "idle"})
+            if content.get("code", "").startswith("afterwards "):
+                await asyncio.sleep(0.005)
+                value = content["code"].removeprefix("afterwards ")
+                self.publish(header, "execute_result", {"data": {"text/plain": value}, "metadata": {}})
+
+    def reply(self, header: Any, code: str) -> bytes:
+        failed = {"status": "error", "ename": "Error", "evalue": "Execution failed", "traceback": []}
+        outcome = failed if code == "unparsed" else {"status": "ok"}
+        parts = [json.dumps(part).encode() for part in ({"msg_type": "execute_reply"}, header, {}, outcome)]
+        return message([b"<IDS|MSG>", b"sig", *parts])
 
     async def cell(self, parent: Any, content: Any) -> bool:
         if content["silent"]:
@@ -120,6 +130,8 @@ class Kernel:
             case "flood":
                 for _ in range(int(text)):
                     self.publish(parent, "stream", {"name": "stdout", "text": "x" * 1024})
+            case "afterwards" | "unparsed":
+                pass
             case "pid":
                 self.publish(parent, "stream", {"name": "stdout", "text": str(os.getpid())})
             case _:

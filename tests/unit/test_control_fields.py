@@ -5,18 +5,24 @@ The tables name all fields of the SDK's own models: one that a newer SDK adds fa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
 import pytest
 from e2b.api.client import models
+from e2b.envd.filesystem import filesystem_pb
+from e2b.envd.process import process_pb
+from protobuf import Message
 
 from atoll.control.routes.ordering import network_from, order_from
 from atoll.model.network import NetworkPolicy
+from atoll.wire.envd import filesystem, process
 from atoll.wire.rest.bodies import NetworkUpdate, NewSandboxV2
 from support.control import World, plane
 
@@ -82,6 +88,13 @@ EGRESS: dict[str, tuple[Json, Callable[[NetworkPolicy], bool]]] = {
     "allow_internet_access": ({"allow_internet_access": False}, lambda policy: not policy.allow_internet),
 }
 """What the gateway does with them is tested where there is one."""
+
+NEWER: list[Json] = [
+    {"denyPorts": [25]},
+    {"rules": {"api.test": [{"block": True}]}},
+    {"rules": {"api.test": [{"transform": {"query": {"k": "v"}}}]}},
+]
+"""What this server does not know of: half a policy would be a hole in it."""
 
 OLDER: list[tuple[str, str, Json, str]] = [
     ("POST", "/sandboxes/{id}/resume", {"timeout": 10, "autoPause": True}, 'on_timeout="kill"'),
@@ -179,6 +192,22 @@ def test_what_a_sandbox_may_reach_follows_each_field(body: Json, honoured: Calla
     assert honoured(order_from(created, 300, secure=True, idempotency_key=None).network)
     update = NetworkUpdate.model_validate(body)
     assert honoured(network_from(update.allow_internet_access, update))
+
+
+@pytest.mark.parametrize("network", NEWER)
+async def test_a_part_of_the_network_that_is_not_known_is_refused(world: World, network: Json) -> None:
+    await _refused(world, "POST", "/v2/sandboxes", {"templateID": "base", "network": network}, "is not supported")
+    await _refused(world, "PUT", f"/sandboxes/{await world.create()}/network", network, "is not supported")
+
+
+@pytest.mark.parametrize(("envd", "ours"), [(process_pb, process), (filesystem_pb, filesystem)])
+def test_no_field_of_the_guests_protocol_is_unknown(envd: ModuleType, ours: ModuleType) -> None:
+    messages = [one for one in vars(envd).values() if isinstance(one, type) and one.__module__ == envd.__name__]
+    for message in messages:
+        if issubclass(message, Message):
+            known = {field.name for field in dataclasses.fields(getattr(ours, message.__name__))}
+            assert {field.name for field in message.desc().fields} <= known, message.__name__
+    assert len(messages) > 15
 
 
 @pytest.mark.parametrize(("method", "path", "body", "why"), OLDER)

@@ -79,7 +79,7 @@ def test_empty_and_null_forms_of_the_same_fields_pass() -> None:
             "mcp": None,
             "iam": {},
             "volumeMounts": [],
-            "network": {"allowOut": [], "denyOut": ["0.0.0.0/0"], "rules": {}, "egressProxy": None, "newer": 1},
+            "network": {"allowOut": [], "denyOut": ["0.0.0.0/0"], "rules": {}, "egressProxy": None, "newer": None},
             "metadata": None,
             "envVars": None,
             "timeout": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import io
 import os
@@ -28,6 +29,7 @@ from e2b import (
 from atoll.guest.files import upload_body as arrivals
 from atoll.guest.files import uploads
 from atoll.guest.files.downloads import content_type, disposition
+from atoll.guest.files.space import file_system_of, shortage
 from atoll.guest.files.upload_body import PIECE, gunzip
 from atoll.guest.process.users import User
 from atoll.http1.server import HttpError
@@ -355,6 +357,31 @@ def test_inodes_that_have_run_out_are_not_taken_for_bytes(sbx: Sandbox, home: Pa
             sbx.files.make_dir("few/dir")
     finally:
         os.system(f"umount {place}")
+
+
+def test_the_file_system_of_a_deep_path_is_found_step_by_step(home: Path) -> None:
+    deep = os.open(home, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    path = str(home) + "/d" * 300
+    above = home
+    while not above.is_mount():
+        above = above.parent
+    assert file_system_of(f"{path}/new")[0] == str(above)
+    assert file_system_of(f"{home}/not/yet/made")[0] == str(above)
+    (home / "link").symlink_to("/proc")
+    assert file_system_of(f"{home}/link/new")[0] == "/proc"
+    assert file_system_of("/new")[0] == "/"
+
+
+def test_a_quota_is_not_taken_for_a_full_disk(home: Path) -> None:
+    said = shortage(OSError(errno.EDQUOT, "quota"), f"{home}/to/be/made", "7 bytes")
+    assert re.fullmatch(r"disk quota exceeded: 7 bytes needed, \d+ bytes free in the file system at '/.*'", said)
+    assert shortage(OSError(errno.ENOSPC, "full"), f"{home}/x").startswith("not enough disk space: ")
 
 
 def test_an_unknown_user_is_said() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -85,6 +86,10 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
 
 def text_of(lines: list[dict[str, Any]]) -> str:
     return "".join(line["text"] for line in lines if line["type"] == "stdout")
+
+
+def count_of(lines: list[dict[str, Any]]) -> int:
+    return next(line["execution_count"] for line in lines if line["type"] == "number_of_executions")
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -170,7 +175,38 @@ async def test_a_kernel_that_dies_says_so_and_the_next_cell_has_a_fresh_one(clie
     assert kinds(lines)[-2:] == ["error", "end_of_execution"]
     assert lines[-2]["name"] == "KernelDied"
     assert "exited with code 3" in lines[-2]["value"]
-    assert (await execute(client, "echo 1"))[0]["execution_count"] == 1
+    assert count_of(await execute(client, "echo 1")) == 1
+
+
+async def test_the_first_cell_of_a_fresh_kernel_is_told_what_became_of_the_old_one(client: httpx.AsyncClient) -> None:
+    pid = int(text_of(await execute(client, "pid")))
+    watched = os.pidfd_open(pid)
+    os.kill(pid, 9)
+    await asyncio.to_thread(select.select, [watched], [], [])
+    os.close(watched)
+    lines = await execute(client, "echo alive")
+    (note,) = [line["text"] for line in lines if line["type"] == "stderr"]
+    assert "SIGKILL" in note
+    assert "variables of earlier cells are lost" in note
+    assert text_of(lines) == "alive"
+    assert "stderr" not in kinds(await execute(client, "echo again"))
+
+
+async def test_a_restart_that_was_asked_for_is_no_news(client: httpx.AsyncClient) -> None:
+    await execute(client, "echo")
+    (default,) = (await client.get("/contexts")).json()
+    await client.post(f"/contexts/{default['id']}/restart")
+    assert "stderr" not in kinds(await execute(client, "echo"))
+
+
+async def test_a_value_that_is_published_after_the_end_is_not_lost(client: httpx.AsyncClient) -> None:
+    values = [line["text"] for line in await execute(client, "afterwards 42") if line["type"] == "result"]
+    assert values == ["42"]
+
+
+async def test_an_error_that_only_the_reply_tells_is_an_error(client: httpx.AsyncClient) -> None:
+    (error,) = [line for line in await execute(client, "unparsed") if line["type"] == "error"]
+    assert error["name"] == "SyntaxError"
 
 
 async def test_a_kernel_killed_from_outside_is_noticed_at_once(client: httpx.AsyncClient) -> None:

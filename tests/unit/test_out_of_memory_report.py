@@ -13,7 +13,7 @@ import pytest
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.linux.sys import kernel_log
-from atoll.model.sandbox import OomKill, SandboxSpec
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec
 from atoll.node.oom import oom_note
 
 LINE = (
@@ -66,7 +66,7 @@ class _Sandbox(LinuxSandbox):
     async def dial(self, port: int):  # type: ignore[no-untyped-def]
         raise NotImplementedError
 
-    async def checkpoint(self, directory: Path) -> None:
+    async def _apply(self, limits: Limits) -> None:
         raise NotImplementedError
 
     def _inside(self) -> tuple[int, ...]:

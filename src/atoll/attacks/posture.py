@@ -37,8 +37,11 @@ MOUNTS = {
 MASKED = {
     "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
     "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
-    "acpi", "asound", "bus", "driver", "fs", "irq", "scsi",
+    "buddyinfo", "pagetypeinfo", "schedstat", "zoneinfo",
+    "acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi",
 }  # fmt: skip
+SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}
+"""Files of /proc that the guest keeps: on a file system of the sandbox's own, that nobody inside can write to."""
 DEVICES = {"fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
 _GVISOR = (("gvisor", "its processes are the Sentry's: the host sees none of them"),)
 
@@ -118,8 +121,24 @@ def _mounts(scene: Scene, pid: int) -> str | None:
     rest = {path: kind for path, kind in found.items() if path not in masks}
     if rest != MOUNTS:
         return f"mounts are {rest}"
-    extra = masks - {f"/proc/{name}" for name in MASKED}
-    return f"mounted over {sorted(extra)}" if extra else None
+    extra = masks - {f"/proc/{name}" for name in MASKED | SHOWN}
+    if extra:
+        return f"mounted over {sorted(extra)}"
+    missing = {f"/proc/{name}" for name in SHOWN & set(os.listdir("/proc"))} - masks
+    return f"the machine's own {sorted(missing)} are seen" if missing else None
+
+
+def _shown(scene: Scene, pid: int) -> str | None:
+    """Nothing that shows the machine can be written, from whatever place."""
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        _, _, root, place, options, *_ = line.split()
+        if root.startswith("/shown") and "ro" not in options.split(","):
+            return f"{place} can be written"
+    if scene.sandbox is None:
+        return "the machine's own /proc/meminfo is seen"
+    size = re.search(r"^MemTotal:\s+(\d+)", _text(f"/proc/{pid}/root/proc/meminfo"), re.M)
+    own = re.search(r"^MemTotal:\s+(\d+)", _text("/proc/meminfo"), re.M)
+    return None if size and own and size[1] != own[1] else "it sees the machine's memory"
 
 
 def _masks(scene: Scene, pid: int) -> str | None:
@@ -173,8 +192,12 @@ def _devices(scene: Scene, pid: int) -> str | None:
 
 
 def _sys(scene: Scene, pid: int) -> str | None:
-    found = os.listdir(f"/proc/{pid}/root/sys")
-    return f"/sys shows {found}" if found else None
+    sys = Path(f"/proc/{pid}/root/sys")
+    if (top := os.listdir(sys)) != ["devices"]:
+        return f"/sys shows {sorted(top)}"
+    found = [str(path.relative_to(sys)) for path in sys.rglob("*") if not path.is_dir()]
+    extra = set(found) - {f"devices/system/cpu/{name}" for name in ("online", "possible", "present")}
+    return f"/sys shows {sorted(extra)[:5]}" if extra else None
 
 
 def _host_name(scene: Scene, pid: int) -> str | None:
@@ -232,6 +255,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _check("limits", "run outside the sandbox's limits", _group, "user"),
     _check("core-dumps", "have the host handle a crash", _core, "user"),
     _check("devices", "find a device that is not on the list", _devices),
+    _check("shown-machine", "see the machine's memory, or write what is shown instead", _shown),
     _check("sysfs", "see the host's hardware", _sys),
     _check("host-name-seen", "see the host's name", _host_name),
     _check("guest-environment", "find secrets of the server in the guest", _guest_secrets),

@@ -34,8 +34,11 @@ INSIDE_CAPABILITIES = "00000000800405fb"
 INSIDE_MOUNTS = {
     "/": "9p", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc", "/sys": "sysfs",
     "/.atoll/guest": "9p", "/.atoll/io": "tmpfs",
+    **{f"/proc/{name}": "tmpfs" for name in ("cpuinfo", "loadavg", "meminfo", "stat")},
+    **{f"/sys/devices/system/cpu/{name}": "tmpfs" for name in ("online", "possible", "present")},
 }  # fmt: skip
-"""`/.atoll/io` is covered by an empty one; `/.atoll/guest` is read-only. 9p: served by the gofer."""
+"""`/.atoll/io` is covered by an empty one; `/.atoll/guest` is read-only, and so are the files that the guest keeps over
+gVisor's own. 9p: served by the gofer."""
 
 INSIDE_DEVICES = {
     "fd", "full", "fuse", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
@@ -191,6 +194,13 @@ print("TOLD", *sorted({left.split()[4] + "=" + right.split()[0] for left, _, rig
 print("TOLD", *(attempt(os.listdir, "/.atoll/io") or ["nothing"]),
       "closed" if attempt(lambda: open("/.atoll/io/x", "w")) is None else "open")
 """, _equal("nothing closed"), control=Impossible("there is no such directory without a sandbox")),
+    _inside("inside-shown-machine", "write what is shown of the machine", """
+places = ["/proc/" + name for name in ("cpuinfo", "loadavg", "meminfo", "stat")] + ["/sys/devices/system/cpu/online"]
+for place in places:
+    attempt(os.chmod, place, 0o666)
+opened = [place for place in places if attempt(os.open, place, os.O_WRONLY) is not None]
+print("TOLD", *(opened or ["nothing"]))
+""", _equal("nothing"), control=Impossible("gVisor shows its own there without a sandbox")),
     _inside("inside-devices", "find a device that is not on the list", 'print("TOLD", *sorted(os.listdir("/dev")))',
             _same(INSIDE_DEVICES, "devices")),
     _inside("inside-descriptors", "inherit a descriptor", """

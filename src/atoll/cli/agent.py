@@ -83,7 +83,7 @@ def _work(settings: Settings, options: Options) -> int:
         head = session.head
         template = options.template or head.template or ("code-interpreter-v1" if options.jupyter else "base")
         chat = ChatModel(options.model or head.model, base_url=options.base_url)
-        with platform_environ(settings, template):
+        with platform_environ(settings):
             runtime, more = _runtime(session, options, template)
             try:
                 console.print(
@@ -177,7 +177,7 @@ def _replay(settings: Settings, options: Options) -> int:
     path = options.session or settings.data_dir / "sessions" / f"{name}.jsonl"
     with (
         Session.create(path, SessionHead(name, f"replay of {options.replay.name}", "", template)) as session,
-        platform_environ(settings, template),
+        platform_environ(settings),
     ):
         runtime = E2BRuntime(
             sid=name,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.attacks import Attempt, Family, Range, attempts
-from atoll.cli.run import platform_environ
+from atoll.cli.run import ensure, platform_environ
 from atoll.config import Settings
 from atoll.model.errors import BackendUnavailable, InvalidRequest
 
@@ -37,7 +37,8 @@ def attack(settings: Settings, only: str = "") -> list[Result]:
     if os.geteuid() != 0:
         raise BackendUnavailable("attacks are decided by canaries that only root can make", hint="run it as root")
     console = Console(stderr=True)
-    with platform_environ(settings, "base", embedded=True):
+    with platform_environ(settings, embedded=True):
+        ensure("base")
         chosen = [one for one in attempts() if not only or one.family == only]
         # Where the embedded platform of this process has its data: what it has written down, judges look up.
         home = next((settings.data_dir / "embedded").glob(f"{os.getpid()}-*"), None)

@@ -62,7 +62,7 @@ def replay_file(settings: Settings, file: Path, options: Options) -> int:
     jupyter = needs_jupyter(events)
     template = options.template or ("code-interpreter-v1" if jupyter else "base")
     console = Console(stderr=options.as_json, highlight=False)
-    with platform_environ(settings, template, embedded=options.embedded):
+    with platform_environ(settings, embedded=options.embedded):
         runtime = E2BRuntime(
             plugins=[JupyterRequirement()] if jupyter else [],
             template=template,

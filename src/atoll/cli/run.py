@@ -10,12 +10,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from atoll.cli import running
 from atoll.cli.environment import client_environ
 from atoll.config import Settings
 from atoll.model.errors import PlatformError
+
+if TYPE_CHECKING:
+    from e2b import Sandbox
+
+S = TypeVar("S", bound="Sandbox")
 
 TIMED_OUT = 124
 """What `timeout(1)` returns."""
@@ -28,7 +33,7 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
     """Runs `code` and returns its exit code; 124 when it took longer than `timeout_s`. Raises PlatformError."""
     from e2b import SandboxException
 
-    with platform_environ(settings, template or ("code-interpreter-v1" if python else "base")):
+    with platform_environ(settings):
         try:
             return (_python if python else _shell)(code, template, timeout_s)
         except SandboxException as error:
@@ -36,8 +41,8 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
 
 
 @contextmanager
-def platform_environ(settings: Settings, template: str, *, embedded: bool = False) -> Iterator[None]:
-    """Within the block the SDK's variables in `os.environ` name a platform; an embedded one has `template`."""
+def platform_environ(settings: Settings, *, embedded: bool = False) -> Iterator[None]:
+    """Within the block the SDK's variables in `os.environ` name a platform."""
     if os.environ.get("E2B_API_KEY") and not embedded:
         yield
         return
@@ -48,10 +53,25 @@ def platform_environ(settings: Settings, template: str, *, embedded: bool = Fals
     from atoll.runtime.sandbox.embedded import EmbeddedPlatform
 
     environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
-    with EmbeddedPlatform(environ) as platform:
-        platform.connection_for(template)
-        with _environ(platform.environ):
-            yield
+    with EmbeddedPlatform(environ) as platform, _environ(platform.environ):
+        yield
+
+
+def ensure(template: str | None) -> None:
+    """From now on a sandbox of `template` can be made without waiting. Raises SandboxException."""
+    from e2b import Sandbox
+
+    created(Sandbox, template, timeout_s=0).kill()
+
+
+def created(kind: type[S], template: str | None, timeout_s: float) -> S:
+    """A sandbox that outlives `timeout_s` a little; how far its template is goes to standard error."""
+    from atoll.runtime.sandbox.waiting import once_built
+
+    return once_built(
+        lambda: kind.create(template, timeout=int(timeout_s) + _MARGIN_S, retries=0),
+        lambda told: print(f"atoll: {told}", file=sys.stderr),
+    )
 
 
 @contextmanager
@@ -71,7 +91,7 @@ def _environ(more: dict[str, str]) -> Iterator[None]:
 def _shell(code: str, template: str | None, timeout_s: float) -> int:
     from e2b import CommandExitException, Sandbox, TimeoutException
 
-    with Sandbox.create(template, timeout=int(timeout_s) + _MARGIN_S) as sandbox:
+    with created(Sandbox, template, timeout_s) as sandbox:
         try:
             sandbox.commands.run(
                 code, timeout=timeout_s, request_timeout=0, on_stdout=_to(sys.stdout), on_stderr=_to(sys.stderr)
@@ -88,7 +108,7 @@ def _python(code: str, template: str | None, timeout_s: float) -> int:
     from e2b import TimeoutException
     from e2b_code_interpreter import Sandbox
 
-    with Sandbox.create(template, timeout=int(timeout_s) + _MARGIN_S) as sandbox:
+    with created(Sandbox, template, timeout_s) as sandbox:
         try:
             execution = sandbox.run_code(
                 code,

@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from atoll.cli.run import platform_environ
+from atoll.cli.run import ensure, platform_environ
 from atoll.config import Settings
 from atoll.model.errors import InvalidRequest
-from atoll.runtime.sandbox.embedded import ensure_template
 from atoll.stress import SCENARIOS, ScenarioReport, Sizes, as_json, html, parse_thresholds, run, table_rows
 from atoll.stress.runner import FULL, QUICK
 
@@ -50,12 +49,11 @@ def stress(settings: Settings, options: Options) -> int:
         raise InvalidRequest(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
     sizes = _sizes(options)
     console = Console(stderr=options.as_json, highlight=False)
-    environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
-    ensure_template(options.template or "base", environ)
-    if "actions" in names:
-        ensure_template("code-interpreter-v1", environ)
-    load = os.getloadavg()[0]
-    with platform_environ(settings, options.template or "base", embedded=options.embedded):
+    with platform_environ(settings, embedded=options.embedded):
+        ensure(options.template or "base")
+        if "actions" in names:
+            ensure("code-interpreter-v1")
+        load = os.getloadavg()[0]
         report = run(names, sizes, thresholds, lambda one: _show(console, one))
     told = {
         "machine": f"{os.cpu_count()} processors, Linux {platform.release()}, load {load:.1f} before",

@@ -248,7 +248,8 @@ class AsgiExchange:
             head.keep_alive
             and not head.upgrade
             and (head.http11 or response.content_length is not None or response.bodiless)
-            and (self._continue_sent or self._body_ended)
+            and (self._continue_sent or self._body_ended),
+            status,
         )
         self._response = response
         self._client.write(downstream_head(head, response, keep_alive=keep_alive))

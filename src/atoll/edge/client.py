@@ -31,6 +31,8 @@ HEAD_S = 30.0
 """A head must be complete within this."""
 IDLE_S = 620.0
 """Longer than clients and proxies keep an idle connection, so that they close it, not we under their request."""
+BODY_S = 60.0
+"""How long a body may stand still while nothing is answered; who answers meanwhile may take its time."""
 DRAIN_S = 30.0
 """How long a body is still read after its answer is complete, so that the client gets to read the answer."""
 
@@ -70,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self._secure = secure
         self.peer_ip = b"unknown"
         self.peer: tuple[str, int] | None = None
+        self.known = False
         self.deadline: float | None = None
         self.writable = True
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made, before any use
@@ -110,11 +113,10 @@ class ClientConnection(asyncio.Protocol):
             self.peer = (str(peer[0]), int(peer[1]))
             self.peer_ip = self.peer[0].encode()
         self.deadline = self.edge.now() + HEAD_S
-        full = self.edge.full()
+        full = self.edge.enter(self)
         if full is not None:
             transport.write(full.render(None, keep_alive=False))
             self._close()
-        self.edge.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -210,6 +212,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if incoming is self._current:
             if self._exchange is not None:
+                if not self._answer_begun:
+                    self.deadline = self.edge.now() + BODY_S
                 self._exchange.body(chunk)
         else:
             incoming.chunks.append(chunk)
@@ -221,6 +225,7 @@ class ClientConnection(asyncio.Protocol):
         incoming.ended = True
         if incoming is self._current:
             if self._exchange is not None:
+                self.deadline = None
                 self._exchange.body_end()
             else:
                 self._turn_over()
@@ -253,7 +258,9 @@ class ClientConnection(asyncio.Protocol):
         incoming = self._current = self._waiting.popleft()
         self._keep_alive = incoming.head.keep_alive and not self.edge.stopping
         self._answer_begun = False
-        self.deadline = None
+        waits = incoming.head.has_body and not incoming.ended and not incoming.head.expects_continue
+        self.deadline = self.edge.now() + BODY_S if waits else None
+        self.edge.room.works(self)
         decision = decide(incoming.head, self.edge.routes, self.edge.domains)
         if isinstance(decision, ToSandbox):
             self._exchange = ProxyExchange(self, incoming.head, decision.route, decision.port)
@@ -297,6 +304,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._poison)
         else:
             self.deadline = self.edge.now() + (HEAD_S if self._in_head else IDLE_S)
+            self.edge.room.rests(self)
 
     def _begin_waiting(self) -> None:
         if self._lost or self._closing or self._current is not None or not self._waiting:
@@ -326,9 +334,12 @@ class ClientConnection(asyncio.Protocol):
         with contextlib.suppress(OSError, RuntimeError, NotImplementedError):
             self._transport.write_eof()
 
-    def begin_answer(self, keep_alive: bool) -> bool:
+    def begin_answer(self, keep_alive: bool, status: int) -> bool:
         """The head of the final answer goes out. Returns whether the connection serves another request after it."""
         self._answer_begun = True
+        self.deadline = None
+        if not self.known and status < 400 and self._current is not None:
+            self.known = self._current.head.shows_key
         self._keep_alive = self._keep_alive and keep_alive
         return self._keep_alive
 
@@ -382,13 +393,21 @@ class ClientConnection(asyncio.Protocol):
             return False
 
     @property
+    def peername(self) -> object:
+        return self.peer
+
+    @property
     def idle(self) -> bool:
         return self._current is None and self._exchange is None
 
     def expire(self) -> None:
-        """The deadline passed: an unfinished head is told so, everything else is closed."""
+        """The deadline passed: an unfinished request is told so, everything else is closed."""
         if self.idle and self._in_head:
             self._refuse(BadHead(408, "the head of the request did not arrive in time"))
+        elif self._exchange is not None and self.held:
+            self.deadline = self.edge.now() + BODY_S  # not the client is slow: nobody takes what it sends
+        elif self._exchange is not None and not self._answer_begun:
+            self._refuse(BadHead(408, "the body of the request did not arrive in time"))
         else:
             self._close()
 

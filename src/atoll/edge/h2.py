@@ -37,9 +37,22 @@ ALPN = ("h2", "http/1.1")
 MAX_STREAMS = 1000
 """Each may have 64 KiB under way before somebody takes it: HTTP/2's own default for the window of a stream."""
 CONNECTION_WINDOW = 4 * 1024 * 1024
+MAX_STREAMS_OF_STRANGERS = 100
+"""Until an answer shows that the client's key is good."""
 MAX_RESETS = 500
 """Streams that a client may open and give up within RESETS_S."""
 RESETS_S = 10.0
+SLICE = 16 * 1024
+"""Bytes that are looked at before what they cost is judged."""
+TOKENS = 2000
+TOKENS_PER_S = 100.0
+"""Frames that carry nothing (settings, pings, windows, priorities, empty data): so many at once, and on average."""
+SETTINGS_COST = 10
+"""Settings may change the window of every stream."""
+EARNED = 4
+"""What a piece of an answer earns its client: it says that it took it, for the stream and for the connection."""
+PIECE = 512
+"""Bytes of a piece that earns; a client that opens its window byte by byte earns nothing."""
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[^\x00\r\n]*")
@@ -79,17 +92,24 @@ class Http2Connection(asyncio.Protocol):
         self._stopping = False
         self._unacknowledged = 0
         self._resets: deque[float] = deque()
+        self.known = False
+        self._opened = False
+        """A window that all streams share has opened."""
+        self._tokens = float(TOKENS)
+        self._tokens_at = edge.now()
 
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by shape only
         transport.set_write_buffer_limits(high=HIGH_WATER)
-        self.edge.connections.add(self)
-        if self.edge.full() is not None:
+        if self.edge.enter(self) is not None:
             transport.close()
             return
-        limits = {SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS, SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES}
+        limits = {
+            SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS_OF_STRANGERS,
+            SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
+        }
         self._h2.local_settings = Settings(client=False, initial_values=limits)
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(CONNECTION_WINDOW)
@@ -97,16 +117,25 @@ class Http2Connection(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        if self._lost:
+        if self._lost or self._transport.is_closing():
             return
         try:
-            events = self._h2.receive_data(data)
-            for event in events:
-                self._on(event)
+            for at in range(0, len(data), SLICE):
+                for event in self._h2.receive_data(data[at : at + SLICE]):
+                    self._on(event)
+                if self._tokens < 0:
+                    self.edge.log.debug("HTTP/2 connection refused", error="too many frames that carry nothing")
+                    self._end(ErrorCodes.ENHANCE_YOUR_CALM)
+                if self._transport.is_closing():
+                    return
         except H2Error as error:
             self.edge.log.debug("HTTP/2 connection refused", error=str(error))
             self._end(ErrorCodes.PROTOCOL_ERROR)
             return
+        if self._opened:
+            self._opened = False
+            for stream in self._streams.values():
+                self.schedule(stream)
         self.pump()
 
     def eof_received(self) -> bool:
@@ -173,6 +202,8 @@ class Http2Connection(asyncio.Protocol):
             self._open(event)
         elif isinstance(event, h2.events.DataReceived):
             self._acknowledge(event.flow_controlled_length or 0)
+            if not event.data and event.stream_ended is None:
+                self._spend(1)
             stream = self._streams.get(event.stream_id or 0)
             if stream is not None and event.data is not None:
                 stream.receive(event.data, event.flow_controlled_length or 0)
@@ -185,19 +216,25 @@ class Http2Connection(asyncio.Protocol):
                 self._rest()
             self._count_reset()
         elif isinstance(event, h2.events.WindowUpdated):
-            for stream in (
-                list(self._streams.values())
-                if not event.stream_id
-                else filter(None, [self._streams.get(event.stream_id)])
-            ):
+            self._spend(1)
+            if not event.stream_id:
+                self._opened = True
+            elif (stream := self._streams.get(event.stream_id)) is not None:
                 self.schedule(stream)
         elif isinstance(event, h2.events.RemoteSettingsChanged):
-            for stream in list(self._streams.values()):
-                self.schedule(stream)
+            self._spend(SETTINGS_COST)
+            self._opened = True
         elif isinstance(event, h2.events.ConnectionTerminated):
             self._stopping = True
             if not self._streams:
                 self._transport.close()
+        else:
+            self._spend(1)  # pings, priorities, frames that nobody knows
+
+    def _spend(self, tokens: float) -> None:
+        now = self.edge.now()
+        self._tokens = min(TOKENS, self._tokens + (now - self._tokens_at) * TOKENS_PER_S) - tokens
+        self._tokens_at = now
 
     def _open(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id or 0
@@ -212,6 +249,7 @@ class Http2Connection(asyncio.Protocol):
             self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         self.deadline = None
+        self.edge.room.works(self)
         stream = self._streams[stream_id] = _Stream(self, stream_id, method, chunked)
         stream.begin(head, ended=ended)
 
@@ -237,6 +275,12 @@ class Http2Connection(asyncio.Protocol):
         with contextlib.suppress(H2Error):
             self._h2.increment_flow_control_window(size, stream_id)
         self.flush()
+
+    def trust(self) -> None:
+        """A request with a good key was answered."""
+        if not self.known:
+            self.known = True
+            self._h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
 
     def send_head(self, stream_id: int, fields: Headers, *, ended: bool) -> None:
         with contextlib.suppress(H2Error):
@@ -279,6 +323,8 @@ class Http2Connection(asyncio.Protocol):
             if not chunk and not ended:
                 return False
             self._h2.send_data(stream.id, chunk, end_stream=ended)
+            if ended or len(chunk) >= PIECE:
+                self._tokens += EARNED
         except H2Error:
             stream.forget_output()
             return False
@@ -308,6 +354,7 @@ class Http2Connection(asyncio.Protocol):
     def _rest(self) -> None:
         if not self._streams and not self._lost:
             self.deadline = self.edge.now() + IDLE_S
+            self.edge.room.rests(self)
             if self._stopping:
                 self._end(ErrorCodes.NO_ERROR)
 
@@ -492,6 +539,8 @@ class _Stream:
             self.abort()  # a tunnel was not asked for: `upgrade` cannot be written in HTTP/2
             return
         bodiless = status >= 200 and (self._method == b"HEAD" or status in (204, 304))
+        if self._client.known:
+            self._parent.trust()
         fields = [(b":status", b"%d" % status), *self._fields]
         self._parent.send_head(self.id, fields, ended=bodiless)
         if bodiless:

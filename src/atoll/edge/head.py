@@ -31,6 +31,9 @@ TRAFFIC_TOKEN = b"e2b-traffic-access-token"
 SANDBOX_ID_FIELD = b"e2b-sandbox-id"
 SANDBOX_PORT_FIELD = b"e2b-sandbox-port"
 
+_OPEN = frozenset({b"/health", b"/openapi.json"})
+"""Answered to anybody."""
+_KEYS = frozenset({b"x-api-key", b"authorization", b"x-access-token", TRAFFIC_TOKEN})
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _FORWARDED = frozenset({b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for"})
 _DROPPED_FROM_REQUESTS = HOP_BY_HOP | {b"host", b"content-length", b"expect", TRAFFIC_TOKEN}
@@ -70,6 +73,11 @@ class RequestHead:
     @property
     def has_body(self) -> bool:
         return self.chunked or bool(self.content_length)
+
+    @property
+    def shows_key(self) -> bool:
+        """Whether it carries what proves who asks, where that is looked at."""
+        return self.path not in _OPEN and self.method != b"OPTIONS" and any(name in _KEYS for name, _ in self.headers)
 
     @property
     def replayable(self) -> bool:

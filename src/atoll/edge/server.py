@@ -20,11 +20,11 @@ from atoll.edge.asgi import AsgiApp
 from atoll.edge.client import ClientConnection
 from atoll.edge.h2 import TlsFront
 from atoll.edge.hostname import LOCAL_DOMAIN, domain_of
+from atoll.edge.room import Guest, Room
 from atoll.edge.upstream import Pool
 from atoll.model.seams import RouteTable
 
 SWEEP_S = 2.0
-MAX_CONNECTIONS = 8192
 HANDSHAKE_S = 15.0
 
 
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class Connection(Protocol):
+class Connection(Guest, Protocol):
     """A client's connection as the edge sees it; a stream of HTTP/2 counts as one too."""
 
     deadline: float | None
@@ -54,7 +54,6 @@ class Connection(Protocol):
     def held(self) -> bool: ...
     @property
     def peer_left(self) -> bool: ...
-    def expire(self) -> None: ...
     def close_idle(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -72,7 +71,9 @@ class Edge:
         self.app = app
         self.domains = frozenset({LOCAL_DOMAIN} | {domain_of(domain) for domain in domains})
         self.log = structlog.get_logger("atoll.edge")
+        self.room = Room()
         self.connections: set[Connection] = set()
+        """All that are open, those without a place too: they are being told so."""
         self.address: tuple[str, int] = ("", 0)
         self.stopping = False
         self.loop = asyncio.get_running_loop()
@@ -106,15 +107,17 @@ class Edge:
         task.add_done_callback(self._ended)
         return task
 
-    def full(self) -> Answer | None:
-        """The answer for one connection too many, or None."""
-        if len(self.connections) < MAX_CONNECTIONS:
+    def enter(self, connection: Connection) -> Answer | None:
+        """A client's connection begins. The answer for one too many, or None."""
+        self.connections.add(connection)
+        if self.room.enter(connection):
             return None
-        return Answer(503, f"more than {MAX_CONNECTIONS} connections are open; try again later")
+        return Answer(503, "too many connections are open and busy; try again later")
 
     def left(self, connection: Connection) -> None:
         """A client's connection ended."""
         self.connections.discard(connection)
+        self.room.leave(connection)
         if not self.connections:
             self._emptied.set()
 

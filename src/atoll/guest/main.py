@@ -27,6 +27,7 @@ from atoll.guest.files.contents import Files
 from atoll.guest.files.service import Filesystem
 from atoll.guest.interpreter.service import Interpreter
 from atoll.guest.log import Tee
+from atoll.guest.machine import shown as machine
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
 from atoll.guest.pid1 import elevate, notes, quota, relief, trust, warmup
@@ -53,7 +54,8 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
 CONTROL_PORT = 0
 
 start_programs_in = spawn.start_programs_in
-"""For a tier that has a thread for it, before `main`."""
+show_machine = machine.show
+"""For a tier that has a thread for the one and files for the other, before `main`."""
 
 
 def main(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
@@ -101,7 +103,11 @@ async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None 
     reaper = Reaper(loop)
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
     reaper.start()
-    await Transport(build_servers(guest), loop).start(listener)
+    servers = build_servers(guest)
+    if (shown := machine.shown()) is not None:
+        shown.start(loop)
+        servers |= {port: shown.watched(servers[port]) for port in (ENVD_PORT, INTERPRETER_PORT)}
+    await Transport(servers, loop).start(listener)
     if elevate.is_held():
         elevate.Elevation(guest).start()
     run_start_cmd(state, guest.processes)
@@ -163,13 +169,15 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"))
+    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
     router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
+    router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
+        router.add("POST", "/quota", quota.change)
         router.add(*relief.ROUTE, relief.handle)
     return router

@@ -26,7 +26,7 @@ class Metrics:
 
     def read(self) -> dict[str, Any]:
         """One reading. Never raises: what cannot be read is 0."""
-        limits = self._state.spec.limits
+        limits = self._state.limits
         total = limits.memory_mib * _MIB
         used, cache = _memory()
         used = min(used, total)
@@ -47,7 +47,7 @@ class Metrics:
     def _cpu_used_pct(self, cpu_count: int) -> float:
         """Of one CPU 100, of two busy ones 100 too: the share of what the sandbox may use, as envd reports it."""
         now, before = time.monotonic(), self._last
-        seconds = _cpu_seconds()
+        seconds = cpu_of_processes()
         self._last = (now, seconds)
         elapsed = now - before[0]
         if elapsed <= 0:
@@ -75,6 +75,11 @@ def _memory() -> tuple[int, int]:
             fields = dict(line.split()[:2] for line in _read(stat).splitlines() if len(line.split()) == 2)
             cache = int(fields.get(cache_name, "0"))
             return max(0, int(text) - cache), cache
+    return memory_of_processes()
+
+
+def memory_of_processes() -> tuple[int, int]:
+    """Used bytes, summed over the visible processes; nobody knows their page cache."""
     page = os.sysconf("SC_PAGE_SIZE")
     resident = 0
     for pid in _pids():
@@ -84,8 +89,8 @@ def _memory() -> tuple[int, int]:
     return resident, 0
 
 
-def _cpu_seconds() -> float:
-    """CPU time of the visible processes and of the children that they have reaped."""
+def cpu_of_processes() -> float:
+    """Seconds of CPU time of the visible processes and of the children that they have reaped."""
     ticks = 0
     for pid in _pids():
         data = _read(f"/proc/{pid}/stat")

@@ -14,7 +14,8 @@ from atoll.model.sandbox import SandboxSpec
 class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
-    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`.
+    Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
+    `/limits` (`guest/machine/shown.py`) changes `limits`.
     """
 
     def __init__(self, spec: SandboxSpec, users: Users) -> None:
@@ -24,6 +25,7 @@ class GuestState:
         self.access_token = spec.access_token
         self.default_user = spec.default_user
         self.default_workdir = spec.default_workdir
+        self.limits = spec.limits
         self.started_at = time.monotonic()
         self.log = GuestLog()
 

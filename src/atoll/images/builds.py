@@ -21,7 +21,7 @@ import structlog
 
 from atoll.images.recipes.builtin import recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress
-from atoll.model.errors import BuildFailed, TemplateNotFound, TemplateNotReady
+from atoll.model.errors import BEING_BUILT, BuildFailed, TemplateNotFound, TemplateNotReady
 
 FAILURE_REMEMBERED_S = 600.0
 """Whoever comes back within this, told before to wait, gets to know why it failed; later it is simply tried again."""
@@ -171,7 +171,7 @@ def how_far(name: str, step: Progress, elapsed_s: float) -> str:
     """What is said to somebody for whom it takes too long. Pure."""
     first = f"first {step.template!r}, " if step.template != name else ""
     return (
-        f"the template {name!r} is missing and is being built: {first}{step.fraction:.0%} ({step.message}), "
+        f"the template {name!r} is missing and {BEING_BUILT}: {first}{step.fraction:.0%} ({step.message}), "
         f"for {elapsed_s:.0f} s now"
     )
 

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any
 
 from atoll.model.errors import NotOffered
-from atoll.model.sandbox import OomKill, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
 PREAMBLE = "ATOLL/1 {port}\n"
@@ -139,6 +139,13 @@ class SandboxHandle(ABC):
         A tier that cannot tell one process from another never calls it.
         """
         return
+
+    @abstractmethod
+    async def update(self, limits: Limits) -> None:
+        """New limits, at once; whoever asks for them writes `record` down.
+
+        Raises SandboxGone, BackendUnavailable where the tier cannot enforce one of them.
+        """
 
     @abstractmethod
     async def freeze(self) -> None:

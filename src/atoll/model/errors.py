@@ -119,6 +119,10 @@ class NodeUnreachable(PlatformError):
     """A node does not answer. Whether it did what was asked is unknown."""
 
 
+BEING_BUILT = "is being built"
+"""Stands in every message of TemplateNotReady: over the SDKs a client has nothing else to tell it by."""
+
+
 class TemplateNotReady(PlatformError):
     """A template is still being built, whoever waits for it or not. The message says how far it is."""
 

@@ -38,7 +38,7 @@ from atoll.runtime.kernel.ipython import Jupyter
 from atoll.runtime.options import sandbox_options
 from atoll.runtime.plugins import plugin_names
 from atoll.runtime.sandbox import vscode
-from atoll.runtime.sandbox.box import DEFAULT_TEMPLATE, JUPYTER_TEMPLATE, SID_KEY, E2BBox, connection_of, find_sandboxes
+from atoll.runtime.sandbox.box import JUPYTER_TEMPLATE, SID_KEY, E2BBox, connection_of, find_sandboxes
 from atoll.runtime.sandbox.embedded import connection
 from atoll.runtime.sandbox.lease import LEASE_S
 from atoll.runtime.sandbox.vscode import listening, url_of
@@ -295,7 +295,7 @@ class Lifecycle:
     def _delete(cls, sid: str) -> None:
         from e2b_code_interpreter import Sandbox
 
-        params = connection(DEFAULT_TEMPLATE)
+        params = connection()
         for sandbox_id in find_sandboxes(sid, params):
             Sandbox.kill(sandbox_id, **params)
         cls._sandbox_id_cache.pop(sid, None)

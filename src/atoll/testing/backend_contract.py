@@ -21,6 +21,7 @@ import socket
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -303,6 +304,8 @@ class BackendContract(InsideContract):
             for call in (handle.stats, handle.thaw):
                 with pytest.raises(SandboxGone):
                     await call()
+            with pytest.raises(SandboxGone):
+                await handle.update(Limits())
             with pytest.raises((SandboxGone, BackendUnavailable)):
                 await handle.freeze()
 
@@ -425,5 +428,22 @@ class BackendContract(InsideContract):
                 assert (await handle.stats()).disk_total == 64 << 20
                 freed = await inside.run(handle, "rm /var/tmp/big && head -c 16M /dev/zero > /var/tmp/again && echo ok")
                 assert freed.out == "ok\n", freed
+                with pytest.raises(BackendUnavailable):
+                    await handle.update(replace(small, disk_mib=128))
             finally:
                 await handle.kill()
+
+    async def test_limits_can_be_changed_while_it_runs(self, tmp_path: Path) -> None:
+        async with self.sandbox(tmp_path) as (backend, handle):
+            claimed = {Capability.LIMITS_MEMORY, Capability.LIMITS_CPU, Capability.LIMITS_PIDS}
+            if not claimed <= backend.capabilities:
+                return
+            await handle.update(Limits(cpu_count=2, memory_mib=1024, pids=300))
+            assert (await handle.stats()).memory_total == 1024 << 20
+            hog = await inside.run(handle, "python3 -c 'x = bytearray(600 << 20); print(len(x))'")
+            assert hog.out.strip() == str(600 << 20)
+            seen = await inside.run(
+                handle, "awk '/MemTotal/{print $2}' /proc/meminfo; nproc; grep -c ^processor /proc/cpuinfo"
+            )
+            processors = min(2, len(os.sched_getaffinity(0)))
+            assert list(map(int, seen.out.split())) == [1024 << 10, processors, processors]

@@ -135,6 +135,10 @@ class FakeHandle(SandboxHandle):
         pids = len(tree.members(self._pid))
         return SandboxStats(None, None, None, Limits().memory_mib * 1024 * 1024, None, 0, pids)
 
+    async def update(self, limits: Limits) -> None:
+        if self._ended.is_set():
+            raise SandboxGone(self.sandbox_id)
+
     async def freeze(self) -> None:
         raise BackendUnavailable("the fake tier cannot freeze", hint="use --isolation namespaces")
 

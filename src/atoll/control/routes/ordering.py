@@ -78,6 +78,7 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
             "network.egressProxy is not supported by this server", hint="leave it out: what a sandbox sends goes direct"
         )
     rules = network.rules or {}
+    _refuse_unknown(network, rules)
     _refuse_placeholders(rules)
     return NetworkPolicy.checked(
         allow_internet=allow_internet is not False,
@@ -89,6 +90,15 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
             for host, given in rules.items()
         },
     )
+
+
+def _refuse_unknown(network: rest.NetworkEgress, rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:
+    """Of a newer SDK; ignored, a sandbox might reach what it must not."""
+    given = [rule for some in rules.values() for rule in some or ()]
+    for part in (network, *given, *(rule.transform for rule in given if rule.transform is not None)):
+        for name, value in (part.model_extra or {}).items():
+            if value:
+                raise NotOffered(f"network: {name[:100]!r} is not supported by this server", hint="leave it out")
 
 
 def _refuse_placeholders(rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:

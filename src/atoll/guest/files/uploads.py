@@ -232,7 +232,7 @@ class Upload:
         """The HTTP error for a failed write of `more` bytes, or of what follows the last one."""
         if error.errno not in FULL:
             return failure(error, "error writing file", self.path)
-        held = os.fstat(self.fd).st_blocks * 512 if more else 0
+        held = os.fstat(self.fd).st_blocks * 512 if more and self._temporary else 0
         reason = shortage(error, self.path, self._needed(self.size + more, known=not more), held)
         return HttpError(507, f"error writing file '{shown(self.path)}': {reason}")
 

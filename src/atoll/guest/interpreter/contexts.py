@@ -130,6 +130,8 @@ class Context:
         self._contexts = contexts
         self._turn = asyncio.Lock()
         self._kernel: Kernel | None = None
+        self._lost: str | None = None
+        """How the kernel before this one died by itself, until a cell has been told."""
         self._known_env: dict[str, str] = {}
         self._removed = False
         self._cells: set[asyncio.Task[None]] = set()
@@ -168,6 +170,7 @@ class Context:
     async def restart(self) -> None:
         """A fresh kernel; whatever runs in the old one ends with an error. Raises KernelStartFailed, CwdMissing."""
         self._stop("the context was restarted")
+        self._kernel = self._lost = None
         await self.warm_up()
 
     def remove(self) -> None:
@@ -190,6 +193,10 @@ class Context:
                 output.log = CellLog(self._contexts.state.log, self.id, self.language, code)
                 kernel = await self._live_kernel()
                 output.source = kernel
+                if self._lost is not None:
+                    note = f"[{self._lost}; this cell runs on a fresh one, the variables of earlier cells are lost]\n"
+                    output.put(jupyter.stream_line("stderr", note))
+                    self._lost = None
                 await self._run(kernel, code, env, output)
         except KernelDied as error:
             value = f"{error}; its variables are lost, the next cell starts a fresh kernel"
@@ -227,11 +234,17 @@ class Context:
     async def _live_kernel(self) -> Kernel:
         if self._kernel is not None and self._kernel.ended is None:
             return self._kernel
+        if self._kernel is not None:
+            self._lost = self._kernel.ended
         place = self._contexts.place(self._user, self.cwd)
         self._known_env = dict(self._contexts.state.env_vars)
         kernel = Kernel(self._spec, place, self._contexts.reaper)
         self._kernel = kernel
-        await kernel.start()
+        try:
+            await kernel.start()
+        except BaseException:
+            self._kernel = None
+            raise
         return kernel
 
 

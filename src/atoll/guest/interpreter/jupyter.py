@@ -113,10 +113,10 @@ def line_of(message: Published) -> dict[str, Any] | None:
     """The line that the client sees for a published message; None if it sees none."""
     content = message.content
     if message.truncated:
-        return _stream("stderr", f"[output of type {message.kind!r} was dropped: it is too large to be sent]\n")
+        return stream_line("stderr", f"[output of type {message.kind!r} was dropped: it is too large to be sent]\n")
     match message.kind:
         case "stream":
-            return _stream("stderr" if content.get("name") == "stderr" else "stdout", str(content.get("text", "")))
+            return stream_line("stderr" if content.get("name") == "stderr" else "stdout", str(content.get("text", "")))
         case "execute_input":
             return {"type": "number_of_executions", "execution_count": content.get("execution_count")}
         case "execute_result" | "display_data":
@@ -149,6 +149,12 @@ def result_line(data: Mapping[str, Any], is_main_result: bool) -> dict[str, Any]
     return line
 
 
+def stream_line(kind: str, text: str) -> dict[str, Any]:
+    """A line of output; `kind` is stdout or stderr."""
+    # The SDK documents the time as nanoseconds since the epoch.
+    return {"type": kind, "text": text, "timestamp": time.time_ns()}
+
+
 def error_line(name: str, value: str, traceback: str) -> dict[str, Any]:
     """An error line."""
     return {"type": "error", "name": name, "value": value, "traceback": traceback}
@@ -164,8 +170,3 @@ def _unquoted(text: Any) -> Any:
     if isinstance(text, str) and len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return text
-
-
-def _stream(kind: str, text: str) -> dict[str, Any]:
-    # The SDK documents the time as nanoseconds since the epoch.
-    return {"type": kind, "text": text, "timestamp": time.time_ns()}

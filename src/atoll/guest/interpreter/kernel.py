@@ -20,7 +20,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,21 @@ drops messages when its reader is slow, and the end may be among them."""
 _SHELL, _IOPUB, _STDIN, _CONTROL, _HEARTBEAT = 1, 2, 3, 4, 5
 _STDERR_KEPT = 4096
 
-STARTUP_CODE = Path(__file__).with_name("kernel_startup.py").read_text(encoding="utf-8")
+_LATE_S = 0.03
+"""How long the value of a cell may come after its end: Deno publishes it beside, not before."""
+
+
+def _startup_cells() -> dict[str, str]:
+    """Kernel → the cell that it runs before any other."""
+    folder = Path(__file__).parent
+    python = (folder / "kernel_startup.py").read_text(encoding="utf-8")
+    return {
+        "python3": f"exec({python!r}, {{'__name__': '_startup'}})",
+        "javascript": (folder / "kernel_startup.js").read_text(encoding="utf-8"),
+    }
+
+
+_STARTUP_CELLS = _startup_cells()
 
 Sink = Callable[[dict[str, Any]], None]
 """Takes the lines of the client's stream, in order."""
@@ -59,13 +73,30 @@ class KernelStartFailed(Exception):
 
 @dataclass(slots=True)
 class _Cell:
-    """A cell under way. `reply` is its outcome on `shell`."""
+    """A cell under way. `published` are the kinds of what came on `iopub`, `reply` is its outcome on `shell`."""
 
     sink: Sink
     done: asyncio.Future[None]
-    replied: bool = False
+    published: set[str] = field(default_factory=set)
+    idle: bool = False
+    reply: jupyter.Published | None = None
     failed: bool = False
     timer: asyncio.TimerHandle | None = None
+
+    def put(self, message: jupyter.Published) -> None:
+        self.published.add(message.kind)
+        line = jupyter.line_of(message)
+        if line is not None:
+            self.sink(line)
+
+    def put_unpublished_error(self) -> None:
+        """A cell that Deno cannot parse fails in its reply alone, which does not say why."""
+        if self.reply is None or self.reply.content.get("status") != "error" or "error" in self.published:
+            return
+        content = dict(self.reply.content)
+        if content.get("evalue") == "Execution failed":
+            content |= {"ename": "SyntaxError", "evalue": "the cell is neither JavaScript nor TypeScript"}
+        self.put(replace(self.reply, kind="error", content=content))
 
     def finish(self) -> None:
         if self.timer is not None:
@@ -122,8 +153,8 @@ class Kernel:
                 self._shell = await self._connect(_SHELL, zmtp.SocketType.DEALER, self._on_shell)
                 self._iopub = await self._connect(_IOPUB, zmtp.SocketType.SUB, self._on_iopub)
                 await self._listen_until_heard()
-                if self.spec.name == "python3":
-                    await self.run_silently(f"exec({STARTUP_CODE!r}, {{'__name__': '_startup'}})")
+                if cell := _STARTUP_CELLS.get(self.spec.name):
+                    await self.run_silently(cell)
         except (OSError, TimeoutError, KernelDied, ValueError) as error:
             reason = self._why_not_started(error)
             self.end(reason)
@@ -176,6 +207,7 @@ class Kernel:
                 cell.timer.cancel()
         if cell.failed:
             raise KernelDied(self.ended or "the kernel ended")
+        cell.put_unpublished_error()
 
     def pause_output(self) -> None:
         """The reader of the output is slow: take no more from the kernel until `resume_output`."""
@@ -196,13 +228,12 @@ class Kernel:
             return
         if message.kind == "status":
             if message.content.get("execution_state") == "idle":
-                cell.finish()
+                cell.idle = True
+                self._settle(cell)
             return
-        if cell.replied:
-            self._expect_idle(cell)
-        line = jupyter.line_of(message)
-        if line is not None:
-            cell.sink(line)
+        cell.put(message)
+        if cell.idle or cell.reply is not None:
+            self._settle(cell)
 
     def _on_shell(self, frames: zmtp.Message) -> None:
         # A DEALER's message has no topic; `parse` finds the delimiter wherever it is.
@@ -211,13 +242,19 @@ class Kernel:
             return
         cell = self._cells.get(message.parent_id)
         if cell is not None:
-            cell.replied = True
-            self._expect_idle(cell)
+            cell.reply = message
+            self._settle(cell)
 
-    def _expect_idle(self, cell: _Cell) -> None:
+    def _settle(self, cell: _Cell) -> None:
+        """Ends the cell when nothing more is to come of it; else says how long what is missing is waited for."""
+        ordered = not self._uses_tcp
+        complete = cell.idle and (ordered or cell.reply is not None)
+        if complete and (ordered or cell.sink is _nowhere or cell.published & {"execute_result", "error"}):
+            cell.finish()
+            return
         if cell.timer is not None:
             cell.timer.cancel()
-        cell.timer = self._loop.call_later(_IDLE_GRACE_S, cell.finish)
+        cell.timer = self._loop.call_later(_LATE_S if complete else _IDLE_GRACE_S, cell.finish)
 
     # -- start, step by step ----------------------------------------------------------------------------------------
 

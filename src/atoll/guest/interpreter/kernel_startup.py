@@ -1,14 +1,19 @@
 """Runs inside a Python kernel right after its start; the guest holds this text in memory and sends it as a silent cell.
 
 Adds the two representations that E2B's results have beyond Jupyter's (`data` of DataFrames, `chart` of matplotlib
-figures), shows `PIL.Image.show()` as a result, and gives the guest a way to set variables for one cell. Imports no
-library that the user has not imported. Standard library and the kernel's own IPython only.
+figures), and `json` of lists and dictionaries; takes the colours out of tracebacks, shows `PIL.Image.show()` as a
+result, lets matplotlib draw Chinese, Japanese and Korean, and gives the guest a way to set variables for one cell.
+Imports no library that the user has not imported. Standard library and the kernel's own IPython only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.abc
 import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 shell: Any = get_ipython()  # type: ignore[name-defined]  # noqa: F821  (a builtin of every IPython kernel)
@@ -38,10 +43,17 @@ class _ChartFormatter(_BaseFormatter):  # type: ignore[misc]
         return default
 
 
+def _sendable(text: str) -> str:
+    """Without lone surrogates: a message that holds one is never sent."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _plain(value: Any) -> Any:
     """A cell of a table as JSON knows it."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _sendable(value)
     if hasattr(value, "isoformat"):
         text = value.isoformat()
         return None if text == "NaT" else text
@@ -59,8 +71,58 @@ def _plain(value: Any) -> Any:
     return None if text in ("NaT", "<NA>") else text
 
 
+_MOST_BYTES = 16 * 1024 * 1024
+"""A value that is larger is shown without `data` and `json`: a message of more than 64 MiB never arrives."""
+
+_MOST_BITS = 1024
+"""A longer number is no number to those who read JSON; Python itself refuses to write very long ones."""
+
+
+class _NotJson(Exception):
+    """The value has a part that JSON does not know, or is too large."""
+
+
+def _structured(value: Any) -> Any:
+    """A list or a dictionary as JSON; None where it is none: then there is its text alone."""
+    left = _MOST_BYTES
+
+    def convert(value: Any) -> Any:
+        nonlocal left
+        left -= 8 + (len(value) if isinstance(value, str) else 0)
+        if left < 0:
+            raise _NotJson
+        if isinstance(value, str):
+            return _sendable(value)
+        if value is None or (isinstance(value, int) and value.bit_length() <= _MOST_BITS):
+            return value
+        if isinstance(value, float):
+            return value if value - value == 0 else None
+        if isinstance(value, dict):
+            return {_json_key(key): convert(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [convert(item) for item in value]
+        if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+            return convert(value.tolist())
+        if hasattr(value, "isoformat"):
+            return str(value.isoformat())
+        raise _NotJson
+
+    try:
+        return convert(value)
+    except (_NotJson, RecursionError):
+        return None
+
+
+def _json_key(key: Any) -> str:
+    if key is None or isinstance(key, bool | str | int | float):
+        return _sendable(str(key))
+    raise _NotJson
+
+
 def _table(frame: Any) -> Any:
     try:
+        if int(frame.memory_usage(deep=True).sum()) > _MOST_BYTES:
+            return None
         columns = [str(name) for name in frame.columns]
         return {name: [_plain(v) for v in frame.iloc[:, i].tolist()] for i, name in enumerate(columns)}
     except Exception:
@@ -170,6 +232,76 @@ class _Variables:
         self._saved = {}
 
 
+class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Calls a function with a module right after its first import, whoever imports it."""
+
+    def __init__(self, calls: dict[str, Callable[[Any], None]]) -> None:
+        self._calls = calls
+        self._loaders: dict[str, Any] = {}
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name not in self._calls:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target)) is not None), None)
+        if spec is not None and spec.loader is not None:
+            self._loaders[name] = spec.loader
+            spec.loader = self
+        return spec
+
+    def create_module(self, spec: Any) -> Any:
+        return self._loaders[spec.name].create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        loader = self._loaders.pop(module.__name__)
+        module.__spec__.loader = module.__loader__ = loader
+        loader.exec_module(module)
+        try:
+            self._calls.pop(module.__name__)(module)
+        except Exception as error:
+            print(f"{module.__name__} could not be set up for results: {error!r}", file=sys.stderr)
+
+
+def _show_pictures(pillow: Any) -> None:
+    """`Image.show()` would look for a viewer; here it is a result."""
+    pillow.Image.show = _show_image
+
+
+def _plotly_as_html(renderers: Any) -> None:
+    """Also a page of its own (one result, the library from its usual address): not every client knows plotly's JSON."""
+    chosen = renderers.renderers
+    if chosen.default == "plotly_mimetype" and "PLOTLY_RENDERER" not in os.environ:
+        chosen.default = "plotly_mimetype+colab"
+
+
+_FONTS_OF_THE_REST = ("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback")
+_FONTS_ELSEWHERE = (
+    "SimHei", "SimSun", "Microsoft YaHei", "PingFang SC", "Heiti TC", "Arial Unicode MS", "Noto Sans CJK SC",
+    "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei", "MS Gothic", "Yu Gothic",
+    "Meiryo", "Hiragino Sans", "IPAexGothic", "TakaoGothic", "Malgun Gothic", "NanumGothic", "AppleGothic",
+)  # fmt: skip
+"""What charts ask for by name because other systems have it: the font that is here stands in."""
+
+
+def _draw_every_script(font_manager: Any) -> None:
+    """What the chosen fonts cannot draw comes from a font that can; styles and seaborn's themes choose their own."""
+    fonts = font_manager.fontManager.ttflist
+    there = {font.name: font for font in fonts}
+    family = next((name for name in _FONTS_OF_THE_REST if name in there), None)
+    if family is None:
+        return
+    missing = [name for name in _FONTS_ELSEWHERE if name not in there]
+    fonts += [dataclasses.replace(there[family], name=name, weight=w) for name in missing for w in (400, 700)]
+    find = font_manager.FontManager._find_fonts_by_props
+
+    def find_with_the_rest(self: Any, prop: Any, fontext: str = "ttf", *args: Any, **kwargs: Any) -> Any:
+        found = find(self, prop, fontext, *args, **kwargs)
+        more = self.findfont(family, fontext) if fontext == "ttf" else None
+        return found if more is None or more in found else [*found, more]
+
+    font_manager.FontManager._find_fonts_by_props = find_with_the_rest
+
+
 def _install() -> None:
     formatter = shell.display_formatter
     tables = _DataFormatter(parent=formatter)
@@ -180,20 +312,17 @@ def _install() -> None:
     for module in ("pandas", "pandas.core.frame"):
         tables.for_type_by_name(module, "DataFrame", _table)
     charts.for_type_by_name("matplotlib.figure", "Figure", _chart)
+    for kind in (list, dict):
+        formatter.formatters["application/json"].for_type(kind, _structured)
+    # Nobody looks at these tracebacks in a terminal.
+    shell.colors = "nocolor"
     shell.atoll_variables = _Variables()
-
-
-def _patch_pillow() -> None:
-    """`Image.show()` would look for a viewer; here it is a result. Patched once a cell has imported it."""
-    module = importlib.import_module("sys").modules.get("PIL.Image")
-    if module is not None and hasattr(module, "Image"):
-        module.Image.show = _show_image
-        shell.events.unregister("post_run_cell", _after_cell)
-
-
-def _after_cell(*_: Any) -> None:
-    _patch_pillow()
+    calls = {
+        "PIL.Image": _show_pictures,
+        "plotly.io._renderers": _plotly_as_html,
+        "matplotlib.font_manager": _draw_every_script,
+    }
+    sys.meta_path.insert(0, _AfterImport(calls))
 
 
 _install()
-shell.events.register("post_run_cell", _after_cell)

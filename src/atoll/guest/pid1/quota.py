@@ -1,18 +1,20 @@
 """The limit of processes, kept from inside, for tiers whose processes the host cannot count (gVisor).
 
 The sandbox's own kernel does the counting and refusing; the guest only holds two descriptors of its pids controller,
-which nobody else inside can open any more. The host reads through the control port. No user may have all of
+which nobody else inside can open any more. The host reads and sets through the control port. No user may have all of
 them: a limit per user (RLIMIT_NPROC, inherited by all that the guest starts) leaves root a way to end a fork bomb.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 
-from atoll.http1.server import Request, Response
+from atoll.http1.server import HttpError, Request, Response
 
-ROUTES = (("GET", "/quota"),)
+ROUTES = (("GET", "/quota"), ("POST", "/quota"))
+_MAX_BODY = 4096
 _descriptors: dict[str, int] = {}
 
 
@@ -36,6 +38,18 @@ def is_held() -> bool:
 async def read(request: Request) -> Response:
     """`GET /quota` (control port): how many processes there are now."""
     return Response.json({"pids": int(os.pread(_descriptors["pids.current"], 64, 0))})
+
+
+async def change(request: Request) -> Response:
+    """`POST /quota` (control port): a new limit of processes."""
+    try:
+        pids = json.loads(await request.body.read(_MAX_BODY))["pids"]
+        if type(pids) is not int or pids < 1:
+            raise ValueError("pids must be a positive number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise HttpError(400, f"malformed quota: {error}") from error
+    _write_limit(pids)
+    return Response(204)
 
 
 def _write_limit(pids: int) -> None:

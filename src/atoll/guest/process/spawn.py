@@ -20,6 +20,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from atoll.guest.process import credentials
 from atoll.guest.process.users import User
@@ -32,7 +33,7 @@ _IGNORED_BY_PYTHON = [signal.SIGPIPE, signal.SIGXFSZ]
 
 _OUT_OF_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM})
 
-_Elsewhere = Callable[[Callable[[], int]], int]
+_Elsewhere = Callable[[Callable[[], Any]], Any]
 _elsewhere: _Elsewhere | None = None
 
 
@@ -40,6 +41,14 @@ def start_programs_in(run: _Elsewhere | None) -> None:
     """From now on `run(start)` calls `start` where programs are to be started."""
     global _elsewhere
     _elsewhere = run
+
+
+def run_where_programs_start(work: Callable[[], object]) -> None:
+    """Does `work` in the thread that programs are born of, for what they inherit. Raises what it raises."""
+    if _elsewhere is not None:
+        _elsewhere(work)
+    else:
+        work()
 
 
 class CwdMissing(Exception):
@@ -99,7 +108,7 @@ def _start(start: Callable[[], int]) -> int:
     if _elsewhere is None:
         return start()
     try:
-        return _elsewhere(start)
+        return int(_elsewhere(start))
     except OSError as error:
         if error.errno not in _OUT_OF_ROOM:
             raise

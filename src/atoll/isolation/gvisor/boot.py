@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest.pid1 import elevate, quota
+from atoll.isolation.gvisor import shown
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
@@ -50,23 +51,24 @@ BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 def main() -> NoReturn:
     """argv[1]: the import path of the guest (module:function)."""
     module, _, function = sys.argv[1].partition(":")
-    guest: Guest = getattr(importlib.import_module(module), function)
+    loaded = importlib.import_module(module)
+    guest: Guest = getattr(loaded, function)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
     os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    spec = _take_over(listener)
+    spec = _take_over(listener, getattr(loaded, "show_machine", None))
     guest(listener, spec)
 
 
-def _take_over(listener: socket.socket) -> SandboxSpec:
+def _take_over(listener: socket.socket, show_machine: Callable[..., None] | None) -> SandboxSpec:
     """Waits for the host's word, prepares, answers. Ends the process when it cannot be done."""
     connection, _ = listener.accept()
     with connection:
         try:
             told = _receive(connection)
             spec = SandboxSpec.from_json(told["spec"])
-            _finish(spec, elevation=bool(told["elevation"]))
+            _finish(spec, show_machine, elevation=bool(told["elevation"]))
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -86,7 +88,7 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     return told
 
 
-def _finish(spec: SandboxSpec, *, elevation: bool) -> None:
+def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
     os.environ.clear()
     socket.sethostname(spec.sandbox_id)
     _write_etc(spec.sandbox_id)
@@ -100,6 +102,8 @@ def _finish(spec: SandboxSpec, *, elevation: bool) -> None:
         syscalls.call("umount2", place.encode(), _MNT_DETACH, subject=place)
     if left := _mounts_below(CGROUPS):
         raise OSError(f"{', '.join(left)} cannot be unmounted")
+    if show_machine is not None:
+        shown.show(SHARED, spec.limits, show_machine)
     _cover(SHARED)
     _mount_shared_memory(spec.limits.memory_mib)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

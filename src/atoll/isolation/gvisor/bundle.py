@@ -26,7 +26,7 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,16 @@ def _stamps(facts: Mapping[str, Any]) -> list[str]:
         str(path)
         for package in _OURS
         if package in facts["modules"]
-        for path in Path(facts["modules"][package]).parent.rglob("*.py")
+        for path in _texts(Path(facts["modules"][package]).parent)
     ]
     paths = sorted({facts["executable"], *facts["modules"].values(), *facts["libraries"], *texts})
     found = [(path, os.stat(path)) for path in paths]
     return [f"{path} {one.st_size} {one.st_mtime_ns}" for path, one in found]
+
+
+def _texts(package: Path) -> Iterator[Path]:
+    """The files of a package of ours: Python, and what the guest hands to kernels of other languages."""
+    return (path for path in package.rglob("*") if path.suffix in (".py", ".js"))
 
 
 def _digest(stamps: list[str]) -> str:
@@ -181,8 +186,8 @@ def _fill(facts: Mapping[str, Any], place: Path) -> None:
     for package in _OURS:
         if package in modules:
             room, folder = modules[package].parent, library / _relative(package, modules[package]).parent
-            for source in room.rglob("*.py"):
-                _install(source, folder / source.relative_to(room))
+            for source in _texts(room):
+                (_install if source.suffix == ".py" else _copy)(source, folder / source.relative_to(room))
     (place / "bin" / "sudo").write_text(_SUDO)
     (place / _FACTS).write_text(json.dumps(facts))
     for path in [place, *place.rglob("*")]:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.gvisor import control, start
+from atoll.isolation.gvisor import start
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
-from atoll.isolation.linux.net import guest_socket, held_sockets
+from atoll.isolation.linux.net import control, guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.model.errors import PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import SandboxSpec
+from atoll.model.sandbox import Limits, SandboxSpec
 
 _GOFER = b"runsc-gofer\0"
 
@@ -33,6 +33,7 @@ class GvisorHandle(LinuxSandbox):
     """See SandboxHandle. Made by the backend only; owns `pidfd`."""
 
     tier = "gvisor"
+    enforced = frozenset({"memory", "cpu"})
     init_process = "its kernel (the sentry)"
 
     def __init__(
@@ -119,6 +120,15 @@ class GvisorHandle(LinuxSandbox):
             return None
         pids = told.get("pids")
         return pids if isinstance(pids, int) else None
+
+    async def _apply(self, limits: Limits) -> None:
+        if limits.pids != self._limits.pids:
+            await control.request(self._state_dir / GUEST_SOCKET, "POST", "/quota", {"pids": limits.pids})
+        on_host = start.host_limits(limits)
+        await asyncio.to_thread(self._group.limit, on_host)
+        await asyncio.shield(self._watching)
+        if self._relief is not None:
+            await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

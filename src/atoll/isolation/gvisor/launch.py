@@ -61,6 +61,8 @@ class Order:
     """Whether the sandbox gets a network namespace with a way out; otherwise runsc gives it one without."""
     disk: bool
     """Whether what the sandbox writes goes to the image in `place`; otherwise to a directory there."""
+    memory_mib: int
+    """What gVisor is to tell as the size of the machine."""
     command: list[str]
 
     def to_json(self) -> str:
@@ -175,6 +177,10 @@ def _mount(order: Order) -> None:
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
     for descriptor in (userns, own, upper, work, *layers):
         os.close(descriptor)
+    # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
+    with open(f"{order.stage}/meminfo", "x") as meminfo:
+        meminfo.write(f"MemTotal: {order.memory_mib << 10} kB\n")
+    mounts.attach_and_close(mounts.clone(f"{order.stage}/meminfo"), mounts.AT_FDCWD, "/proc/meminfo")
 
 
 def _fresh(path: str, mode: int, *, keep: bool) -> None:

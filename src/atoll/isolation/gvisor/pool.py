@@ -32,11 +32,12 @@ _AFTER_FAILURE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What cannot be changed once one waits: layers (by identity too), disk, and what the sentry tells of CPUs."""
+    """What cannot be changed once one waits: layers (by identity too), disk, what gVisor tells of CPUs and memory."""
 
     lowers: tuple[str, ...]
     identities: tuple[tuple[int, int], ...]
     cpu_count: int
+    memory_mib: int
     disk_mib: int
 
     @staticmethod
@@ -44,7 +45,13 @@ class Kind:
         """Raises OSError: a layer is missing."""
         paths = tuple(str(path.absolute()) for path in lowers)
         found = [os.stat(path) for path in paths]  # one may have been built anew under its old path
-        return Kind(paths, tuple((one.st_dev, one.st_ino) for one in found), limits.cpu_count, limits.disk_mib)
+        return Kind(
+            paths,
+            tuple((one.st_dev, one.st_ino) for one in found),
+            limits.cpu_count,
+            limits.memory_mib,
+            limits.disk_mib,
+        )
 
 
 class Pool:

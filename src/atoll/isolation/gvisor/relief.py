@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET
-from atoll.isolation.gvisor import control
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
+from atoll.isolation.linux.net import control
 from atoll.model.sandbox import OomKill
 
 RESERVE = 256 << 20
@@ -47,6 +47,10 @@ class Relief:
         self._task: asyncio.Task[None] | None = None
         self._loop.add_reader(full.fileno(), self._look)
         self._look()  # it may have waited since an earlier server ended
+
+    def limit(self, limit: int) -> None:
+        """A new limit, in bytes. Blocks. Raises OSError (EBUSY: more than that is in use)."""
+        self._full.limit(limit)
 
     def close(self) -> None:
         """No more of it; what waits goes on waiting until a later server or the end."""

@@ -211,6 +211,7 @@ async def _run_launcher(
         stage=stage,
         network=context.network,
         disk=context.disks is not None,
+        memory_mib=limits.memory_mib,
         command=[
             str(context.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
             group.name,

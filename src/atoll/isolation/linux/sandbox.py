@@ -2,8 +2,9 @@
 
     LIVE ── kill() or that process ends ──► releasing (cgroup, socket file) ──► ended
 
-Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings. The ways in and out
-of a sandbox and how its end is worded are the tier's own (`_processes`, `_inside`, `_how_it_ended`, `_empty_group`).
+Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings, new limits. The
+ways in and out of a sandbox, how its limits are applied and how its end is worded are the tier's own (`_apply`,
+`_processes`, `_inside`, `_how_it_ended`, `_empty_group`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.net import control
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
-from atoll.model.sandbox import OomKill, SandboxSpec, SandboxStats
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec, SandboxStats
 
 _DIE_WITHIN_S = 7.0
 _FREEZE_WITHIN_S = 5.0
@@ -39,6 +41,8 @@ seconds with the number of the others."""
 class LinuxSandbox(SandboxHandle):
     """See SandboxHandle. Made by its backend only; owns `pidfd`. `on_end` is called once, after all is freed."""
 
+    enforced: ClassVar[frozenset[str]]
+    """Controllers without which this tier cannot keep the limits that it announces."""
     init_process: ClassVar[str]
     """What the process of the pidfd is, for messages."""
 
@@ -57,12 +61,15 @@ class LinuxSandbox(SandboxHandle):
         self._record = dict(record)
         self._pidfd = pidfd
         self._group: Group = cgroups.group(record["group"])
+        self._limited = cgroups.limited
         self._can_freeze = cgroups.can_freeze
         self._on_end = on_end
-        self._limits = spec.limits
+        self._limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
         self._state_dir = state_dir
         self._killed = False
         self._frozen = False
+        self._unshown = False
+        """Its limits were changed while it was frozen."""
         self._detached = False
         self._failure: str | None = None
         self._loop = asyncio.get_running_loop()
@@ -125,6 +132,10 @@ class LinuxSandbox(SandboxHandle):
     # -- what is the tier's own ----------------------------------------------------------------------------------------
 
     @abstractmethod
+    async def _apply(self, limits: Limits) -> None:
+        """Enforces new limits. Raises OSError, ValueError, TimeoutError, BackendUnavailable."""
+
+    @abstractmethod
     async def _empty_group(self) -> bool:
         """Once the first process has ended: nothing remains and the cgroup is removed. Raises OSError."""
 
@@ -183,6 +194,31 @@ class LinuxSandbox(SandboxHandle):
                 return (found.f_blocks - found.f_bfree) * found.f_frsize
         return None
 
+    async def update(self, limits: Limits) -> None:
+        """See SandboxHandle."""
+        self._check_alive()
+        if missing := self.enforced - self._limited:
+            raise BackendUnavailable(
+                f"limits of {', '.join(sorted(missing))} cannot be enforced on this machine",
+                hint="no writable cgroup controller; see `atoll doctor`",
+            )
+        if (held := self._record.get("disk_mib")) and limits.disk_mib != held:
+            raise BackendUnavailable(
+                f"the disk of sandbox {self.sandbox_id!r} has {held} MiB and keeps them",
+                hint="choose its size when it is made",
+            )
+        try:
+            await self._apply(limits)
+        except (OSError, ValueError, TimeoutError) as error:
+            self._check_alive()
+            raise BackendUnavailable(
+                f"the limits of sandbox {self.sandbox_id!r} cannot be changed: {error}",
+                hint="it may use more memory now than the new limit allows, or be frozen",
+            ) from error
+        self._limits = limits
+        self._record["limits"] = limits.as_json()
+        await self._show_limits()
+
     # -- stop and go ---------------------------------------------------------------------------------------------------
 
     async def freeze(self) -> None:
@@ -217,6 +253,16 @@ class LinuxSandbox(SandboxHandle):
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be thawed: {error}") from error
         self._frozen = False
+        if self._unshown:
+            await self._show_limits()
+
+    async def _show_limits(self) -> None:
+        """Has its guest show them to its programs; a frozen one does when it goes on. They hold in any case."""
+        self._unshown = self._frozen
+        if not self._frozen:
+            body = {"limits": self._limits.as_json(), "processors": self._record.get("processors", [])}
+            with contextlib.suppress(OSError, ValueError, TimeoutError):
+                await control.request(self._state_dir / GUEST_SOCKET, "POST", "/limits", body)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

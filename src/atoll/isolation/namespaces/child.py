@@ -27,17 +27,19 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.net import netlink
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spawn_thread import SpawnThread
-from atoll.model.sandbox import SandboxSpec
+from atoll.model.sandbox import Limits, SandboxSpec
 
 GuestMain = Callable[[socket.socket, SandboxSpec], NoReturn]
 
@@ -58,10 +60,12 @@ class SandboxInit:
         group: Iterable[int],
         users: Iterable[int],
         guest: GuestMain,
-        program: bytes,
+        programs: tuple[bytes, bytes],
         last_cap: int,
         *,
         egress: bool,
+        meter: Meter,
+        machine: Machine,
         rootless: bool = False,
         ahead: Callable[[], None] | None = None,
     ) -> None:
@@ -70,14 +74,19 @@ class SandboxInit:
         self._users = list(users)
         self._guest = guest
         self._ahead = ahead
-        self._program = program
+        self._programs = programs
+        """The filter of the first process, and that of what it starts."""
         self._last_cap = last_cap
         self._with_egress = egress
+        self._meter = meter
+        self._machine = machine
+        self._kept = list(meter.descriptors)
+        """Descriptors that the guest goes on using."""
         self._rootless = rootless
         self._egress: list[int] = []
         self._step = "begin"
         self._stages: dict[str, float] = {}
-        self._stage = -1
+        self._stage = self._shown = self._asked = -1
 
     def run(self) -> NoReturn:
         """Becomes the guest, or reports why not and ends."""
@@ -88,16 +97,16 @@ class SandboxInit:
             messages.send(self._control, {"op": "parked", "egress": self._egress}, handed_over)
             body, descriptors = self._told()
             if booted := body["op"] == "boot":
-                self._enter(descriptors.pop(), body["memory_mib"])
+                self._enter(descriptors.pop(), Limits(**body["limits"]), body)
                 self._prewarm()
                 messages.send(self._control, {"op": "booted"})
-                _, descriptors = self._told()
+                body, descriptors = self._told()
             self._reach("go")
             self._step = "what was asked for"
             spec = SandboxSpec.from_json(messages.unseal(descriptors.pop()))
             if not booted:
-                self._enter(descriptors.pop(0), spec.limits.memory_mib)
-                close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *descriptors})
+                self._enter(descriptors.pop(0), spec.limits, body)
+                close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept, *descriptors})
             log, listener = descriptors
             self._apply_identity(spec, log)
             self._reach("started")
@@ -121,7 +130,7 @@ class SandboxInit:
 
     def _prepare(self) -> None:
         self._step = "close inherited descriptors"
-        close_all_but({0, 1, 2, self._control.fileno(), *self._group, *self._users})
+        close_all_but({0, 1, 2, self._control.fileno(), *self._group, *self._users, *self._kept})
         rewrite_command_line("atoll-guest")
         syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
         os.environ.pop("ATOLL_FOOTPRINT_MARK", None)
@@ -163,27 +172,35 @@ class SandboxInit:
             os.write(descriptor, b"0")
             os.close(descriptor)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        self._confine()
+        if syscalls.time_namespaces_take_spawned():
+            with contextlib.suppress(OSError):  # a kernel without: programs see the machine's time since boot
+                syscalls.unshare(syscalls.CLONE_NEWTIME)
+        self._confine(answered=True)
         caps.limit_own(posture.KEPT_CAPABILITIES)
 
-    def _confine(self) -> None:
-        """What the calling thread starts. It itself keeps its capabilities for now."""
+    def _confine(self, *, answered: bool = False) -> None:
+        """What the calling thread starts. It itself keeps its capabilities for now.
+
+        `answered`: with calls that the guest answers, which can therefore not make them.
+        """
         caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
-        seccomp.install(self._program)  # while the capability for it is still held
+        if not answered:
+            seccomp.install(self._programs[0])  # while the capability for it is still held
+            return
+        self._asked = seccomp.listen(self._programs[1])
+        self._kept.append(self._asked)
 
     def _stage_mounts(self) -> None:
-        """Builds /dev, /proc and /sys on a scratch file system; `_finish` moves them into the root when it is known."""
+        """Builds /dev, /proc and /sys on a scratch file system; `_enter` moves them into the root when it is known."""
         place = next(path for path in _STAGES if os.path.isdir(path) and not os.path.islink(path))
         mounts.attach_and_close(mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")]), mounts.AT_FDCWD, place)
         stage = self._stage = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for name in ("root", "dev", "proc", "sys", "empty"):
+        for name in ("root", "dev", "proc", "sys", "empty", "shown"):
             os.mkdir(name, 0o755, dir_fd=stage)
         empty = [("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")]
         mounts.attach_and_close(mounts.new("tmpfs", empty, attributes=_SYSTEM | mounts.RDONLY), stage, "empty")
-        # An empty /sys: the real one shows the host's hardware, and nothing that agents run needs it (CPU counts come
-        # from sched_getaffinity and /proc).
-        mounts.attach_and_close(mounts.clone("empty", directory=stage), stage, "sys")
         self._stage_dev(stage)
+        self._stage_shown(stage)
         self._stage_proc(stage)
 
     def _stage_dev(self, stage: int) -> None:
@@ -206,6 +223,27 @@ class SandboxInit:
         mounts.attach_and_close(mounts.new("devpts", terminals, attributes=mounts.NOSUID | mounts.NOEXEC), dev, "pts")
         os.close(dev)
 
+    def _stage_shown(self, stage: int) -> None:
+        """The files, empty, in which the guest will show the sandbox's machine; from here on only it can write them."""
+        self._step = "files that show the machine"
+        shown = self._shown = os.open("shown", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
+        self._kept.append(shown)
+        for name in posture.SHOWN_PROC_FILES:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=shown)
+            if name == "cgroups":
+                os.write(descriptor, self._machine.controllers.encode())
+            os.close(descriptor)
+        place = ""
+        for name in ("sys", "devices", "system", "cpu"):
+            place = f"{place}{name}/"
+            os.mkdir(place, 0o755, dir_fd=shown)
+        os.close(os.open(f"{place}online", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444, dir_fd=shown))
+        for name in ("possible", "present"):
+            os.link(f"{place}online", f"{place}{name}", src_dir_fd=shown, dst_dir_fd=shown)
+        # Nothing else in /sys: the real one shows the host's hardware, and nothing that agents run needs it.
+        read_only = mounts.clone("sys", directory=shown, attributes=_SYSTEM | mounts.RDONLY)
+        mounts.attach_and_close(read_only, stage, "sys")
+
     def _stage_proc(self, stage: int) -> None:
         self._step = "proc"
         mounts.attach_and_close(mounts.new("proc", attributes=_SYSTEM), stage, "proc")
@@ -220,6 +258,10 @@ class SandboxInit:
         for name in posture.MASKED_PROC_DIRECTORIES:
             if _exists(proc, name):
                 mounts.attach_and_close(mounts.clone("empty", directory=stage), proc, name)
+        for name in posture.SHOWN_PROC_FILES:
+            if _exists(proc, name):
+                shown = mounts.clone(name, directory=self._shown, attributes=_SYSTEM | mounts.RDONLY)
+                mounts.attach_and_close(shown, proc, name)
         for name in posture.READ_ONLY_PROC:
             read_only = mounts.clone(name, directory=proc, attributes=_SYSTEM | mounts.RDONLY)
             mounts.attach_and_close(read_only, proc, name)
@@ -227,13 +269,14 @@ class SandboxInit:
 
     # -- a template's root ---------------------------------------------------------------------------------------------
 
-    def _enter(self, mount: int, memory_mib: int) -> None:
+    def _enter(self, mount: int, limits: Limits, word: Mapping[str, Any]) -> None:
         """The root becomes this process's, and the wall around whatever it may start stands."""
+        self._show_machine(limits, word["processors"], word["boot_s"])
         self._step = "root file system"
         stage = self._stage
         mounts.attach_and_close(mount, stage, "root")
         root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=stage)
-        self._mount_shared_memory(stage, memory_mib)
+        self._mount_shared_memory(stage, limits.memory_mib)
         for name in ("dev", "proc", "sys"):
             self._step = f"/{name} of the template"
             _ensure_directory(root, name, 0o755)
@@ -245,10 +288,18 @@ class SandboxInit:
         self._step = "bounding set and filter"
         self._confine()
 
+    def _show_machine(self, limits: Limits, processors: Sequence[int], boot_s: int) -> None:
+        """Programs run on these processors, and see a machine of that size."""
+        self._step = "what is seen of the machine"
+        self._programs_start_there()
+        if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
+            told = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
+            show(self._shown, limits, processors, **told, boot_s=boot_s, asked=self._asked)
+
     def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
         self._step = "the guest's preparations"
-        close_all_but({0, 1, 2, self._control.fileno(), *self._egress})
+        close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept})
         # For now: writing over what is there is quick, making a file or taking it out of the template is not.
         write_etc("localhost")
         write_identity("", "")
@@ -283,11 +334,13 @@ class SandboxInit:
         shared = mounts.new("tmpfs", options, attributes=mounts.NOSUID | mounts.NODEV)
         mounts.attach_and_close(shared, stage, "dev/shm")
 
-    def _become_guest(self, listener_descriptor: int, spec: SandboxSpec) -> NoReturn:
-        self._control.close()
+    def _programs_start_there(self) -> None:
         # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
         if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
             start_programs_in(self._starter.run)
+
+    def _become_guest(self, listener_descriptor: int, spec: SandboxSpec) -> NoReturn:
+        self._control.close()
         try:
             self._guest(socket.socket(fileno=listener_descriptor), spec)
         finally:

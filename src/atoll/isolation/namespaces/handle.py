@@ -7,7 +7,10 @@ hand and before that moment, everything else in its pid namespace, and mounts an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
+import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -21,8 +24,9 @@ from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
+from atoll.isolation.namespaces.posture import processes_of_a_user
 from atoll.model.errors import PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import SandboxSpec
+from atoll.model.sandbox import Limits, SandboxSpec
 
 _RELEASE_WITHIN_S = 2.5
 _STATUS_GRACE_S = 0.05
@@ -32,6 +36,7 @@ class NamespacesHandle(LinuxSandbox):
     """See SandboxHandle. Made by the backend only; owns `pidfd`."""
 
     tier = "namespaces"
+    enforced = frozenset({"memory", "pids", "cpu"})
     init_process = "its first process"
 
     def __init__(
@@ -102,6 +107,26 @@ class NamespacesHandle(LinuxSandbox):
 
     def _inside(self) -> tuple[int]:
         return (self.pid,)
+
+    async def _apply(self, limits: Limits) -> None:
+        self._group.limit(limits)
+        if limits.cpu_count != self._limits.cpu_count:
+            await asyncio.to_thread(self._move, limits.cpu_count)
+        most_each = processes_of_a_user(limits.pids)
+        with contextlib.suppress(OSError):  # it may have ended
+            resource.prlimit(self.pid, resource.RLIMIT_NPROC, (most_each, most_each))
+
+    def _move(self, count: int) -> None:
+        """All that runs goes to so many processors: some of those that it had, or others with them."""
+        had, usable = self._record.get("processors") or [], sorted(os.sched_getaffinity(0))
+        others = random.sample(usable, len(usable))
+        chosen = list(dict.fromkeys([*(one for one in had if one in usable), *others]))[:count]
+        self._record["processors"] = sorted(chosen)
+        for _ in range(2):  # some are born meanwhile
+            for pid in self._group.processes() - {self.pid}:
+                with contextlib.suppress(OSError):
+                    for thread in os.listdir(f"/proc/{pid}/task"):
+                        os.sched_setaffinity(int(thread), chosen)
 
     def _close(self) -> None:
         if self.egress is not None:

@@ -4,7 +4,8 @@
                       disk{image, size_mib} +[mount]
     zygote → server   ready{pid, no_egress, no_disk}   created{id, record, stages} +[pidfd]   failed{id, error}
                       exited{pid, status}
-    zygote → child    mapped{}   boot{memory_mib} +[root mount]   go{} +[root mount, log, listener, sealed spec]
+    zygote → child    mapped{}   boot{limits, processors, boot_s} +[root mount]
+                      go{limits, processors, boot_s} +[root mount, log, listener, sealed spec]
     child  → zygote   parked{egress}   started{stages}   failed{error}
 
 A payload too large for one packet travels in a memory file, which is then the last descriptor. What only the sandbox

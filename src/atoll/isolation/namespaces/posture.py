@@ -22,8 +22,8 @@ NAMESPACES = (
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-"""At birth; the cgroup namespace follows once the child is in its group. No time namespace: without offsets, which have
-to be set before anyone is in it, it would hide nothing."""
+"""At birth; the cgroup namespace follows once the child is in its group, and a time namespace, for programs alone, in
+which the time since boot is that since the first process was made."""
 
 KEPT_CAPABILITIES: frozenset[Cap] = frozenset(
     {
@@ -146,9 +146,17 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
     return rules
 
 
-def seccomp_program() -> bytes:
+_SYSINFO = {"x86_64": 99, "aarch64": 179}
+
+
+def seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
     """The filter ready to install; built once in the zygote."""
-    return assemble(seccomp_rules(), NEWEST_SYSCALL)
+    return assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine)
+
+
+def programs_seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
+    """The same for what the users start: sysinfo(2), which tells of the machine, is the guest's to answer."""
+    return assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine, answered=(_SYSINFO[machine],))
 
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -180,12 +188,20 @@ MASKED_PROC_FILES = (
     "partitions",
     "diskstats",
     "modules",
+    # And these of its memory, by the page: a way for neighbours to tell each other something.
+    "buddyinfo",
+    "pagetypeinfo",
+    "schedstat",
+    "zoneinfo",
 )
 """Read as empty (bound to /dev/null). Left out: what only the host's root may open anyway, which nobody inside is
 (kpage*, slabinfo, vmallocinfo, iomem, ...); each mask costs 40 µs of every creation."""
 
-MASKED_PROC_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
+MASKED_PROC_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi")
 """Seen as empty, read-only directories."""
+
+SHOWN_PROC_FILES = ("cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat")
+"""The machine's own are covered by files, read-only inside, that the guest keeps (guest/machine/shown.py)."""
 
 READ_ONLY_PROC = ("sys",)
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atoll.isolation.base import Verdict
+from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.sys import caps, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.linux.sys.rootless import map_within
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import SandboxInit
@@ -58,8 +60,11 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
         hint = "raise /proc/sys/user/max_*_namespaces; in a container, run it privileged"
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
     if pid == 0:
-        program = posture.seccomp_program()
-        SandboxInit(theirs, [], [], _guest, program, caps.last_cap(), egress=not no_egress, rootless=rootless).run()
+        programs = posture.seccomp_program(), posture.programs_seccomp_program()
+        SandboxInit(
+            theirs, [], [], _guest, programs, caps.last_cap(),
+            egress=not no_egress, meter=Meter({}), machine=Machine(), rootless=rootless,
+        ).run()  # fmt: skip
     theirs.close()
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))
@@ -110,6 +115,10 @@ def _go(line: socket.socket, place: Path, mount: int) -> None:
     spec = messages.seal(SandboxSpec("trial", "trial").as_json())
     log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with socket.socket(socket.AF_UNIX) as listener:
-        messages.send(line, {"op": "go"}, [mount, log, listener.fileno(), spec])
+        messages.send(
+            line,
+            {"op": "go", "processors": Machine().take(1), "boot_s": 0},
+            [mount, log, listener.fileno(), spec],
+        )
     for descriptor in (mount, log, spec):
         os.close(descriptor)

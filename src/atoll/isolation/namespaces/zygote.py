@@ -33,11 +33,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Disk, Templates
 from atoll.isolation.linux.sys import caps, rootless, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids, rewrite_command_line
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
+from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.child import GuestMain, SandboxInit
 from atoll.isolation.namespaces.layout import RunLayout
@@ -109,6 +111,9 @@ class _Child:
         self.wanted: PoolKey | None = None
         """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
+        self.boot_s = 0
+        """CLOCK_BOOTTIME of the machine when that of its programs began."""
+        self.processors: tuple[int, ...] = ()
         self.egress: list[int] = []
         self.ways_out: list[int] = []
         """Our own descriptors of its way out, for a server that cannot take them (rootless)."""
@@ -145,7 +150,8 @@ class Zygote:
         self._guest = guest
         self._park = park
         self._cgroups = Cgroups.probe(layout.cgroup_base, apart=True)
-        self._program = posture.seccomp_program()
+        self._programs = posture.seccomp_program(), posture.programs_seccomp_program()
+        self._machine = Machine()
         self._last_cap = caps.last_cap()
         self._rootless = rootless
         self._may_score = not rootless and caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
@@ -253,11 +259,18 @@ class Zygote:
         child.root, child.wanted, child.state = root, wanted, _State.BOOTING
         mount = root.hand_over()
         try:
-            messages.send(child.control, {"op": "boot", "memory_mib": wanted.limits.memory_mib}, (mount,))
+            messages.send(child.control, {"op": "boot", **self._size(child, wanted.limits)}, (mount,))
         except OSError as error:
             self._discard(child, str(error))
         finally:
             os.close(mount)
+
+    def _size(self, child: _Child, limits: Limits) -> dict[str, Any]:
+        """What the child shows of the machine."""
+        if len(child.processors) != limits.cpu_count:
+            self._machine.give_back(child.processors)
+            child.processors = self._machine.take(limits.cpu_count)
+        return {"limits": limits.as_json(), "processors": child.processors, "boot_s": child.boot_s}
 
     def _forget(self, wanted: PoolKey) -> None:
         """It cannot be made ahead. Whoever asks for it next is told why."""
@@ -356,6 +369,8 @@ class Zygote:
             undo += [lambda fd=fd: os.close(fd) for fd in joins]  # type: ignore[misc]
             users = group.users_descriptors()
             undo += [lambda fd=fd: os.close(fd) for fd in users]  # type: ignore[misc]
+            meter = Meter.of(group)
+            undo.append(meter.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
             pid, pidfd = fork_into(posture.NAMESPACES)
@@ -365,9 +380,11 @@ class Zygote:
                     joins,
                     users,
                     self._guest.main,
-                    self._program,
+                    self._programs,
                     self._last_cap,
                     egress=not self._no_egress,
+                    meter=meter,
+                    machine=self._machine,
                     rootless=self._rootless,
                     ahead=self._guest.prepare,
                 ).run()
@@ -376,6 +393,7 @@ class Zygote:
                 step()
             raise
         theirs.close()
+        meter.close()
         for descriptor in (*joins, *users):
             os.close(descriptor)
         child = _Child(pid, pidfd, ours, group, 0 if self._rootless else self._ids.take())
@@ -413,7 +431,8 @@ class Zygote:
             descriptors.append(log)
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
-            messages.send(child.control, {"op": "go"}, [*descriptors, *request.handed_on])
+            body = {"op": "go", **self._size(child, request.limits)}
+            messages.send(child.control, body, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
         except (OSError, ValueError) as error:
@@ -461,6 +480,7 @@ class Zygote:
             "boot_id": self._boot_id,
             "group": child.group.name,
             "id_base": child.id_base,
+            "processors": child.processors,
             "egress": child.egress,
             "disk_mib": None if self._no_disk else request.limits.disk_mib,
         }
@@ -480,6 +500,8 @@ class Zygote:
         elif body["op"] in ("parked", "booted"):
             child.state = _State.PARKED
             child.egress = body.get("egress", child.egress)
+            if body["op"] == "parked":
+                child.boot_s = _begin_clock(child)
             self._parking_failures = 0
             if child.request is not None:
                 self._start(child, child.request)
@@ -548,6 +570,7 @@ class Zygote:
         self._children.discard(child)
         self._young.discard(child)
         self._ids.give_back(child.id_base)
+        self._machine.give_back(child.processors)
         if child.root is not None:
             child.root.discard()
         if child.state is _State.LIVE:
@@ -578,6 +601,26 @@ class Zygote:
             root.discard()
         for disk in [disk for stock in self._disks.values() for disk in stock]:
             disk.discard()
+
+
+def _begin_clock(child: _Child) -> int:
+    """Time since boot, for its programs, is that since it was made. Returns when that was; 0 if it is the machine's.
+
+    Set from here: the first process has become root of a user namespace that does not own its own files in /proc.
+    """
+    began = child.started_ticks // os.sysconf("SC_CLK_TCK")
+    try:
+        starter = next(name for name in os.listdir(f"/proc/{child.pid}/task") if name != str(child.pid))
+        offsets = os.open(f"/proc/{starter}/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+    except (OSError, StopIteration):
+        return 0
+    try:
+        os.write(offsets, f"boottime -{began} 0".encode())
+    except OSError:  # it is in no namespace of its own
+        return 0
+    finally:
+        os.close(offsets)
+    return began
 
 
 def _score(pid: int) -> None:

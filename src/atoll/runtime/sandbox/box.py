@@ -27,6 +27,7 @@ from e2b import (
     SandboxState,
     TimeoutException,
 )
+from e2b.connection_config import DEFAULT_RETRIES
 from e2b.sandbox_sync.filesystem.filesystem import Filesystem
 from e2b_code_interpreter import Sandbox
 
@@ -43,6 +44,7 @@ from atoll.runtime.options import (
 )
 from atoll.runtime.sandbox.embedded import connection
 from atoll.runtime.sandbox.lease import LEASE_S, Lease
+from atoll.runtime.sandbox.waiting import once_built
 
 SID_KEY = "atoll.sid"
 """Metadata under which a session's sandbox is found again, from any process."""
@@ -107,14 +109,20 @@ class E2BBox:
 
     def _create(self, options: SandboxOptions, metadata: dict[str, str], envs: dict[str, str]) -> Sandbox:
         """Tries again when the platform is busy or not reached, unless the configuration says not to."""
-        params = {**self._connection, "request_timeout": float(max(1, self.config.remote_runtime_init_timeout))}
+        patience_s = float(max(1, self.config.remote_runtime_init_timeout))
+        params = {**self._connection, "request_timeout": patience_s, "retries": 0}
+
+        def create() -> Sandbox:
+            return Sandbox.create(
+                options.template, timeout=LEASE_S, metadata=metadata, envs=envs, **options.create, **params
+            )
+
         tries = CREATE_TRIES if self.config.remote_runtime_enable_retries else 1
         for attempt in range(1, tries + 1):
             try:
-                made = Sandbox.create(
-                    options.template, timeout=LEASE_S, metadata=metadata, envs=envs, **options.create, **params
-                )
+                made = once_built(create, lambda told: _log.warning("%s", told))
                 made.connection_config.request_timeout = self._connection["request_timeout"]
+                made.connection_config.retries = DEFAULT_RETRIES
                 return made
             except (SandboxException, httpx.ConnectError) as error:
                 if is_passing(error) and attempt < tries:
@@ -328,7 +336,7 @@ def connection_of(options: SandboxOptions, environ: Mapping[str, str] = os.envir
     if environ.get("E2B_API_KEY"):
         given.pop("api_key", None)
     named = {**environ, "E2B_API_KEY": given["api_key"]} if "api_key" in given else environ
-    return {**connection(options.template, named), **given}
+    return {**connection(named), **given}
 
 
 def find_sandboxes(sid: str, params: Mapping[str, Any]) -> list[str]:

@@ -31,11 +31,10 @@ from typing import Any, Self
 
 from atoll.runtime.errors import AgentRuntimeUnavailableError
 
-BUILT_IN_TEMPLATES = ("base", "code-interpreter-v1", "browser")
-"""Templates that `atoll template build` can make here."""
-
 SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_DOMAIN", "E2B_SANDBOX_URL", "E2B_DEBUG")
 START_S = 60.0
+TELL_S = 5
+"""How often an embedded platform says how far a template is that somebody waits for."""
 STOP_S = 40.0
 _LOG_TAIL = 4000
 
@@ -48,18 +47,14 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(base) / "atoll"
 
 
-def connection(template: str, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def connection(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Parameters for the SDK's calls, {} where the SDK's own variables say it all. See the module.
 
-    `template` is built first where it is a built-in one that is missing. Raises AgentRuntimeUnavailableError.
+    Raises AgentRuntimeUnavailableError.
     """
     if any(environ.get(name) for name in SDK_VARIABLES):
         return {}
-    running = running_server(environ)
-    if running is not None:
-        ensure_template(template, environ)
-        return running
-    return shared(environ).connection_for(template)
+    return running_server(environ) or shared(environ).parameters()
 
 
 def running_server(environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -75,24 +70,6 @@ def running_server(environ: Mapping[str, str]) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _parameters(str(url), key)
-
-
-def ensure_template(name: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Builds a built-in template if it is missing; the build's progress goes to standard error.
-
-    Raises AgentRuntimeUnavailableError.
-    """
-    data_dir = default_data_dir(environ)
-    templates = Path(environ.get("ATOLL_TEMPLATES_DIR") or data_dir / "templates")
-    if name not in BUILT_IN_TEMPLATES or (templates / name / "template.json").exists():
-        return
-    made = subprocess.run(
-        [sys.executable, "-m", "atoll", "template", "build", name], env=dict(environ), stdout=sys.stderr, check=False
-    )
-    if made.returncode != 0:
-        raise AgentRuntimeUnavailableError(
-            f"the template {name!r} could not be built", hint="see above; `atoll doctor` checks this machine"
-        )
 
 
 class EmbeddedPlatform:
@@ -123,9 +100,8 @@ class EmbeddedPlatform:
         names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL")
         return {"E2B_API_KEY": self.api_key, **dict.fromkeys(names, self.url)}
 
-    def connection_for(self, template: str) -> dict[str, Any]:
-        """SDK parameters, once the platform runs and has `template`. Raises AgentRuntimeUnavailableError."""
-        ensure_template(template, self._environ)
+    def parameters(self) -> dict[str, Any]:
+        """SDK parameters, once the platform runs. Raises AgentRuntimeUnavailableError."""
         self.start()
         return _parameters(self.url, self.api_key)
 
@@ -135,7 +111,6 @@ class EmbeddedPlatform:
             if self._process is not None and self._process.poll() is None:
                 return
             self._release()
-            ensure_template("base", self._environ)
             below = self._root / "embedded"
             below.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sweep(below)
@@ -153,6 +128,7 @@ class EmbeddedPlatform:
         command += ["--ready-fd", str(told), "--lifeline-fd", str(watched)]
         environ = {name: value for name, value in self._environ.items() if name not in ("ATOLL_DATABASE_URL",)}
         environ.setdefault("ATOLL_TEMPLATES_DIR", str(self._root / "templates"))
+        environ |= {"ATOLL_PREPARE_TEMPLATES": "", "ATOLL_TEMPLATE_WAIT_S": str(TELL_S)}
         try:
             with (home / "server.log").open("wb") as log:
                 self._process = subprocess.Popen(

@@ -50,17 +50,23 @@ class VolumeMount(_In):
     path: str
 
 
-class Transform(_In):
+class _Strict(BaseModel):
+    """Keeps what it does not know, so that it can be refused: half a policy would be a hole in it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Transform(_Strict):
     headers: dict[str, str] | None = None
 
 
-class NetworkRule(_In):
+class NetworkRule(_Strict):
     """What is done to requests for the host that it stands under."""
 
     transform: Transform | None = None
 
 
-class NetworkEgress(_In):
+class NetworkEgress(_Strict):
     """What create and update say alike about what a sandbox may reach. `egressProxy` is only looked at to refuse it."""
 
     allow_out: list[Text] | None = Field(default=None, validation_alias="allowOut")

@@ -2,6 +2,7 @@
 
     wrong architecture (32-bit calls on a 64-bit kernel)  → the process is killed
     number above the newest that was reviewed, or x32      → ENOSYS, as an older kernel would say
+    numbers to be answered for (if any)                    → whoever holds the listener
     rules, in order                                        → their errno
     anything else                                          → allowed
 
@@ -30,9 +31,11 @@ _RETURN = 0x06
 _RET_KILL_PROCESS = 0x80000000
 _RET_ERRNO = 0x00050000
 _RET_ALLOW = 0x7FFF0000
+_RET_USER_NOTIF = 0x7FC00000
 
 _AT_NUMBER, _AT_ARCH, _AT_ARGUMENTS = 0, 4, 16
 _SET_MODE_FILTER = 1
+_FLAG_NEW_LISTENER = 1 << 3
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -95,8 +98,13 @@ def _argument_rule(rule: Rule) -> list[_Instruction]:
     return [(_JUMP_EQUAL, 0, len(body), rule.number), *body]
 
 
-def assemble(rules: Sequence[Rule], newest: int, machine: str = syscalls.MACHINE) -> bytes:
-    """The program as the kernel's array of sock_filter. `newest`: the highest system call number that was reviewed."""
+def assemble(
+    rules: Sequence[Rule], newest: int, machine: str = syscalls.MACHINE, *, answered: Sequence[int] = ()
+) -> bytes:
+    """The program as the kernel's array of sock_filter. `newest`: the highest system call number that was reviewed.
+
+    `answered`: calls that somebody answers for the kernel; the program is then to be installed with `listen`.
+    """
     program: list[_Instruction] = [
         (_LOAD, 0, 0, _AT_ARCH),
         (_JUMP_EQUAL, 1, 0, _ARCHITECTURES[machine]),
@@ -105,6 +113,8 @@ def assemble(rules: Sequence[Rule], newest: int, machine: str = syscalls.MACHINE
         (_JUMP_GREATER_EQUAL, 0, 1, newest + 1),
         _errno(errno.ENOSYS),
     ]
+    for number in answered:
+        program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_USER_NOTIF)]
     for rule in rules:
         if rule.argument < 0:
             program += [(_JUMP_EQUAL, 0, 1, rule.number), _errno(rule.error)]
@@ -123,6 +133,18 @@ def install(program: bytes) -> None:
 
     (no_new_privs would do instead of the capability, but then `sudo` would be dead inside.)
     """
+    _install(program, 0)
+
+
+def listen(program: bytes) -> int:
+    """As `install`, with a descriptor on which its answered calls arrive (guest/machine/sysinfo.py). Raises OSError.
+
+    Once the descriptor is closed by everybody, those calls fail with ENOSYS.
+    """
+    return _install(program, _FLAG_NEW_LISTENER)
+
+
+def _install(program: bytes, flags: int) -> int:
     memory = ctypes.create_string_buffer(program, len(program))
     argument = _Program(len(program) // 8, ctypes.addressof(memory))
-    syscalls.call("seccomp", _SET_MODE_FILTER, 0, ctypes.byref(argument), subject="filter")
+    return syscalls.call("seccomp", _SET_MODE_FILTER, flags, ctypes.byref(argument), subject="filter")

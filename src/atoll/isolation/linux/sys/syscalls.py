@@ -136,3 +136,9 @@ def boot_id() -> str:
     """Differs after every boot of the machine."""
     with open("/proc/sys/kernel/random/boot_id") as source:
         return source.read().strip()
+
+
+def time_namespaces_take_spawned() -> bool:
+    """Whether a thread may have another time namespace for its children than its own and still call posix_spawn."""
+    major, _, _ = os.uname().release.partition(".")
+    return major.isdigit() and int(major) >= 6 and os.path.exists("/proc/self/ns/time_for_children")
