@@ -1,21 +1,26 @@
 // Runs inside a JavaScript kernel right after its start, as a silent cell: what code written for Node's prompt expects
-// beyond what Deno offers. Each can be declared anew by a cell.
+// beyond what Deno offers. Each can be declared anew by a cell, and is made when it is first looked at: loading what
+// belongs to Node takes longer than the kernel's whole start.
 {
-  const { createRequire } = await import("node:module");
-  const timers = await import("node:timers");
   const folder = Deno.cwd();
-  const module = { exports: {}, id: "<cell>", filename: null, loaded: false, children: [], paths: [] };
-  const globals = {
-    require: createRequire(folder + "/"),
-    module,
-    exports: module.exports,
-    __dirname: folder,
-    __filename: folder + "/<cell>",
-    global: globalThis,
-    setImmediate: timers.setImmediate,
-    clearImmediate: timers.clearImmediate,
+  const node = (name) => process.getBuiltinModule(name);
+  const lazily = {
+    require: () => node("module").createRequire(folder + "/"),
+    module: () => ({ exports: {}, id: "<cell>", filename: null, loaded: false, children: [], paths: [] }),
+    exports: () => globalThis.module.exports,
+    __dirname: () => folder,
+    __filename: () => folder + "/<cell>",
+    global: () => globalThis,
+    setImmediate: () => node("timers").setImmediate,
+    clearImmediate: () => node("timers").clearImmediate,
   };
-  for (const [name, value] of Object.entries(globals)) {
-    Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
+  const hidden = { configurable: true, enumerable: false };
+  for (const [name, make] of Object.entries(lazily)) {
+    const set = (value) => Object.defineProperty(globalThis, name, { value, writable: true, ...hidden });
+    const get = () => {
+      set(make());
+      return globalThis[name];
+    };
+    Object.defineProperty(globalThis, name, { get, set, ...hidden });
   }
 }
