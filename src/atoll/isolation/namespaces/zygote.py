@@ -429,9 +429,9 @@ class Zygote:
                 descriptors.append(self._root(child, request, state_dir))
             log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
+            body = {"op": "go", **self._size(child, request.limits)}
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
-            body = {"op": "go", **self._size(child, request.limits)}
             messages.send(child.control, body, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
