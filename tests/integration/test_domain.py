@@ -29,6 +29,9 @@ from matrix import versions
 from matrix.run import client_environ, run_one
 from support.host import skip_without
 from support.server import ServerProcess
+from support.tiers import one_tier
+
+pytestmark = one_tier("names and TLS end at the edge")
 
 MIB = 1024 * 1024
 

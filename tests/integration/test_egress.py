@@ -22,10 +22,10 @@ from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, San
 from support import internet
 from support.egress_world import World, no_world, world
 from support.host import requires, skip_without
+from support.tiers import TIERS
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
-TIERS = ("namespaces", "gvisor")
 
 Make = Callable[..., Sandbox]
 

@@ -23,6 +23,10 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("refused by the control plane or the guest, the same programs in every tier")
+
 EXAMPLES = 4
 ANSWER_WITHIN_S = 30
 """Bounds a hang, on a machine that is busy; measures nothing."""
