@@ -1,7 +1,8 @@
 """The ladder of fixtures: templates → server → sandboxes (in `integration/`); and no suite may skip itself whole.
 
 templates_dir     the default location, shared by all servers of the session, built if needed
-server            one real `atoll serve` for the session, with real isolation
+tier              the isolation tier: every test that uses `server` runs once in each (`support/tiers.py`)
+server            one real `atoll serve` for all tests of a tier, with real isolation
 make_server       servers of a test's own, for tests that stop, kill or restart them
 """
 
@@ -19,6 +20,7 @@ import pytest
 
 from support.host import skip_without
 from support.server import ServerProcess
+from support.tiers import SERVER_ENVIRON, tiers_of
 
 # A run in the background of a script ignores these, and every program that a test starts would inherit it.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -59,12 +61,27 @@ def browser_template(interpreter_template: None, templates_dir: Path) -> None:
         pytest.skip(f"the template `browser` cannot be built here: {error}")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The tier is a parameter of the whole session, so pytest runs all tests of one before those of the next."""
+    if "tier" in metafunc.fixturenames:
+        metafunc.parametrize("tier", tiers_of(metafunc), indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def server(templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The session's server; the SDKs' variables in `os.environ` point at it."""
-    skip_without("namespaces")
+def tier(request: pytest.FixtureRequest) -> str:
+    """The isolation tier that the test's sandboxes are in; skips where this machine does not have it."""
+    skip_without(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def server(tier: str, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The tier's server; the SDKs' variables in `os.environ` point at it."""
     running = ServerProcess.start(
-        tmp_path_factory.mktemp("server") / "data", templates_dir=templates_dir, options=["--end-sandboxes"]
+        tmp_path_factory.mktemp(f"server-{tier}") / "data",
+        templates_dir=templates_dir,
+        options=["--end-sandboxes", "--isolation", tier],
+        environ=SERVER_ENVIRON[tier],
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in SDK_VARIABLES:

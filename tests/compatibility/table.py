@@ -1,10 +1,12 @@
-"""The table of docs/compatibility.md: every public method of the published clients, and the test that shows it working.
+"""Tables of docs/compatibility.md: every public method of the published clients, with the test that shows it working,
+and what differs between the isolation tiers.
 
-    python tests/compatibility/table.py          prints it
-    python tests/compatibility/table.py --write  writes it into the document
+    python tests/compatibility/table.py          prints them
+    python tests/compatibility/table.py --write  writes them into the document
 
-Methods are read from the installed packages, tests from their source: a method works when a test calls it. What no test
-calls must be named in NOT_OFFERED with the reason; a method in neither place fails `test_compatibility.py`.
+Methods are read from the installed packages, tests from their source: a method works when a test calls it other than
+to see it raise. What no test calls must be named in NOT_OFFERED with the reason; a method in neither place fails
+`test_compatibility.py`. What differs between tiers is in `support/tiers.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,15 @@ from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS))
+
+from support import tiers  # noqa: E402
+
 INTEGRATION = TESTS / "integration"
 JS = INTEGRATION / "js"
 DOCUMENT = TESTS.parent / "docs" / "compatibility.md"
-BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+METHODS, DIFFERENCES = "methods", "tiers"
+"""The parts of the document that are written here, each between two comments."""
 
 PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
@@ -70,6 +77,8 @@ MADE_BY = {
     "SandboxPaginator": ".list(",
 }
 """…a test counts for a handle only if it makes one."""
+ABOUT = {"Sandbox": "lifecycle", "CommandHandle": "commands", "CommandInputHandle": "commands", "WatchHandle": "watch"}
+"""Group → the word in the name of the file whose tests are about it, where it is not the group's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +166,27 @@ def python_tests() -> dict[str, tuple[str, bool, bool]]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 is_async = isinstance(node, ast.AsyncFunctionDef)
-                source = ast.get_source_segment(text, node) or ""
+                source = _without_raises(text, node)
                 found[f"{path.stem}::{node.name}"] = source, both or not is_async, both or is_async
     return found
+
+
+def _without_raises(text: str, node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """A function's source but for what must raise in it: a call that fails shows no method working."""
+    lines = text.splitlines()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.With) and any("raises(" in ast.unparse(item.context_expr) for item in inner.items):
+            for number in range(inner.lineno - 1, inner.end_lineno or inner.lineno):
+                lines[number] = ""
+    return "\n".join(lines[node.lineno - 1 : node.end_lineno])
 
 
 def _python_test(group: str, name: str, is_async: bool) -> str:
     """The first test that calls the method."""
     pattern = re.compile(OWNERS.get(group, ANY_HANDLE).replace("{name}", re.escape(name)))
-    for test, (source, for_sync, for_async) in python_tests().items():
+    home = f"test_sdk_{ABOUT.get(group, group.lower())}"
+    found = sorted(python_tests().items(), key=lambda item: not item[0].startswith(home))
+    for test, (source, for_sync, for_async) in found:
         if group not in OWNERS and (MADE_BY[group] not in source or not test.startswith("test_sdk_")):
             continue
         if (for_async if is_async else for_sync) and pattern.search(source):
@@ -266,10 +287,9 @@ def table(found: list[Row]) -> str:
 
 def written() -> list[Row]:
     """The rows that stand in the document now."""
-    text = DOCUMENT.read_text().partition(BEGIN + "\n")[2].partition("\n" + END)[0]
     found: list[Row] = []
     client = ""
-    for line in text.splitlines():
+    for line in part(METHODS).splitlines():
         if line.startswith("### "):
             client = line.removeprefix("### ")
         elif match := re.fullmatch(r"\| `([^`]+)` \| (?:works \(`([^`]+)`\)|not offered: (.+)) \|", line):
@@ -277,18 +297,30 @@ def written() -> list[Row]:
     return found
 
 
-def write(text: str) -> None:
-    head, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+def part(name: str) -> str:
+    """What stands in the document between the comments of a part."""
+    begin, end = _marks(name)
+    return DOCUMENT.read_text().partition(f"{begin}\n")[2].partition(f"\n{end}")[0]
+
+
+def write(name: str, text: str) -> None:
+    begin, end = _marks(name)
+    head, _, rest = DOCUMENT.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    DOCUMENT.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def main() -> int:
     found = rows()
-    if "--write" in sys.argv[1:]:
-        write(table(found))
-    else:
-        print(table(found))
+    for name, text in ((METHODS, table(found)), (DIFFERENCES, tiers.table())):
+        if "--write" in sys.argv[1:]:
+            write(name, text)
+        else:
+            print(text)
     holes = [f"{row.client}: {row.method}" for row in found if not row.told]
     for hole in holes:
         print("no test and no reason:", hole, file=sys.stderr)

@@ -95,7 +95,8 @@ def ask_and_leave(server: Any, after_s: float) -> str | None:
 @contextlib.contextmanager
 def creates_held_up(server: Any) -> Iterator[None]:
     """Whatever the server would start a sandbox by stands still within the block."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    node = server.pid_of("node")
+    children = Path(f"/proc/{node}/task/{node}/children").read_text().split()
     assert children, "nothing to hold up"
     for pid in children:
         os.kill(int(pid), signal.SIGSTOP)

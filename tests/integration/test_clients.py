@@ -19,10 +19,17 @@ from matrix.run import client_environ, domain_server
 from support.host import skip_without
 from support.python_environment import InstallFailed, python_environment
 from support.server import ServerProcess
+from support.tiers import one_tier
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 RUN_S = 300
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    one_tier(
+        "frameworks call the SDKs, whose every call is tested in both tiers; an environment for each takes minutes"
+    ),
+]
 
 
 def python_of(environment: str) -> Path:

@@ -20,6 +20,10 @@ import pytest
 from e2b import Sandbox
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the edge forwards bytes; that a port of a sandbox is reached in every tier: test_sdk_urls.py")
+
 PORT = 8000
 
 WEB = r"""

@@ -22,10 +22,10 @@ from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, San
 from support import internet
 from support.egress_world import World, no_world, world
 from support.host import requires, skip_without
+from support.tiers import TIERS
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
-TIERS = ("namespaces", "gvisor")
 
 Make = Callable[..., Sandbox]
 
@@ -305,19 +305,16 @@ def test_a_policy_outlives_the_server_and_what_connects_meanwhile_waits(
 def test_closed_connections_leave_no_descriptor_with_the_server(outside: World, make: Make) -> None:
     sandbox = make(network={"rules": {"api.test": rule("X-Key", "k")}})
 
-    def descriptors() -> int:
-        return len(list(Path(f"/proc/{outside.server.pid}/fd").iterdir()))
-
     def many() -> None:
         loop = "for i in $(seq 15); do curl -s -m 5 http://good.test/ https://api.test/ http://10.9.9.9/; done; true"
         sandbox.commands.run(loop, timeout=100)
 
     many()
-    before = descriptors()
+    before = outside.server.descriptors()
     many()
     for _ in range(100):
-        if descriptors() <= before + 2:
+        if outside.server.descriptors() <= before + 2:
             break
         time.sleep(0.1)
-    assert descriptors() <= before + 2
+    assert outside.server.descriptors() <= before + 2
     assert all(one["closedAt"] for one in records(outside, sandbox) if one["protocol"] == "tcp")

@@ -190,7 +190,10 @@ def test_a_server_that_is_killed_ends_what_it_builds(
     serve: Callable[..., ServerProcess], archive: Path, tmp_path: Path
 ) -> None:
     pid = tmp_path / "pid"
-    server = serve(**_replace(archive, f"echo $$ > {pid}; exec sleep 86312"), ATOLL_PREPARE_TEMPLATES="base")
+    mounts = 'for a in "$@"; do case $a in */layer) mkdir -p "$a/dev"; mount -t tmpfs none "$a/dev";; esac; done'
+    script = f"{mounts}; echo $$ > {pid}; exec sleep 86312"
+    server = serve(**_replace(archive, script), ATOLL_PREPARE_TEMPLATES="base")
     eventually(lambda: pid.exists() and pid.read_text().strip(), what="the build that the server began by itself")
+    assert "/layer/dev" in Path(f"/proc/{pid.read_text().strip()}/mountinfo").read_text()
     server.process.kill()
     eventually(lambda: "sleep" not in _command_of(pid.read_text().strip()), what="the end of the build", within_s=30)

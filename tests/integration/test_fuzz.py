@@ -7,7 +7,6 @@ Connect endpoints with broken envelopes, bodies and paths.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -24,6 +23,10 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("refused by the control plane or the guest, the same programs in every tier")
+
 EXAMPLES = 4
 ANSWER_WITHIN_S = 30
 """Bounds a hang, on a machine that is busy; measures nothing."""
@@ -37,22 +40,18 @@ QUIET = settings(
 )
 
 
-def _descriptors(server: Any) -> int:
-    return len(os.listdir(f"/proc/{server.pid}/fd"))
-
-
 @pytest.fixture
 def unharmed(server: Any) -> Iterator[None]:
     """Afterwards the server is as it was: well, no sandbox more, no descriptor more, nothing broke inside."""
     keys = {"X-API-Key": server.api_key}
     sandboxes = {one["sandboxID"] for one in httpx.get(f"{server.url}/v2/sandboxes", headers=keys).json()}
-    descriptors, log_size = _descriptors(server), server.log.stat().st_size
+    descriptors, log_size = server.descriptors(), server.log.stat().st_size
     yield
     assert httpx.get(f"{server.url}/health").status_code == 204
     left = {one["sandboxID"] for one in httpx.get(f"{server.url}/v2/sandboxes", headers=keys).json()} - sandboxes
     for sandbox_id in left:
         httpx.delete(f"{server.url}/sandboxes/{sandbox_id}", headers=keys)
-    eventually(lambda: _descriptors(server) <= descriptors + 8, what="the descriptors are given back")
+    eventually(lambda: server.descriptors() <= descriptors + 8, what="the descriptors are given back")
     with server.log.open("rb") as log:
         log.seek(log_size)
         assert b"Traceback" not in log.read()

@@ -15,6 +15,10 @@ import pytest
 from e2b import AsyncSandbox, CommandExitException, Sandbox
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the bounds are those of the guest, the same program in every tier; the load takes minutes")
+
 GIB = 1 << 30
 PLENTY = 160 << 20
 """Bytes. What a guest and the programs of these tests need by far; a copy of what passes through would not fit."""

@@ -132,7 +132,7 @@ def test_the_log_outlives_its_sandbox(server: Any, create: Any) -> None:
 
 def test_a_log_comes_as_it_is_written_without_anybody_asking(server: Any, sandbox: Sandbox) -> None:
     sandbox.commands.run("sleep 1.3; echo by itself")
-    file = server.data_dir / "logs" / f"{sandbox.sandbox_id}.jsonl"
+    file = server.data_dir / "control" / "logs" / f"{sandbox.sandbox_id}.jsonl"
     eventually(lambda: file.exists() and "by itself" in file.read_text(), what="the entry is on disk")
 
 
@@ -166,7 +166,7 @@ def test_metrics_survive_a_server_that_is_killed(start_server: Any) -> None:
     assert moments[: len(before)] == [one.timestamp for one in before]
     assert len(moments) > len(before)
     again.kill()
-    assert not list((running.data_dir / "metrics").iterdir())
+    assert not list((running.data_dir / "control" / "metrics").iterdir())
 
 
 async def test_a_webhook_hears_of_a_real_sandbox(start_server: Any) -> None:

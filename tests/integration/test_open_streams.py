@@ -15,6 +15,10 @@ import httpx
 import pytest
 from e2b import AsyncSandbox
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the server's streams; a thousand of them take a minute")
+
 STREAMS = 1000
 COMMANDS = 200
 SANDBOXES = 4

@@ -18,6 +18,7 @@ from sdk_support import eventually
 from support.host import requires, skip_without
 from support.ordinary_user import UID, OrdinaryUser, ordinary_user
 from support.server import ServerProcess
+from support.tiers import one_tier
 
 pytestmark = [
     requires("root", "program:setpriv", "program:unshare"),
@@ -195,6 +196,7 @@ def test_the_limits_that_are_lost_are_said(create: Any, rootless: ServerProcess)
     assert detail["limitsNotEnforced"] == ["cpu", "memory", "pids", "disk"]
 
 
+@one_tier("the other half of a test of rootless servers, which are of this tier alone")
 def test_a_server_that_can_says_that_it_keeps_them(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environ.items():
         monkeypatch.setenv(name, value)

@@ -17,9 +17,14 @@ from atoll.images.recipes import RECIPES, Recipe
 from atoll.images.store import TemplateStore
 from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
 from support.server import ServerProcess
+from support.tiers import one_tier
 
 DEBIAN_13 = "/opt/debian13"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),
+    one_tier("OpenHands' side of the runtime, minutes for each version; the runtime's own side is in test_runtime.py"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,38 +12,16 @@ from e2b import Sandbox
 from e2b_code_interpreter import Sandbox as CodeSandbox
 from sdk_support import eventually
 
-from support.host import TOOLS, skip_without
-from support.server import ServerProcess
-
 MEMORY_MIB = 512
 PROCESSORS = 1
 VARIABLES = "E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID"
 
 
-@pytest.fixture(scope="module", params=["namespaces", pytest.param("gvisor", marks=pytest.mark.slow)])
-def options(
-    request: pytest.FixtureRequest,
-    templates_dir: Path,
-    interpreter_template: None,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Any]]:
-    """A server of that tier, as the SDK's arguments."""
-    skip_without(request.param)
-    running = ServerProcess.start(
-        tmp_path_factory.mktemp(request.param) / "data",
-        templates_dir=templates_dir,
-        options=["--end-sandboxes", "--isolation", request.param],
-        environ={"ATOLL_TOOLS_DIR": str(TOOLS), "ATOLL_GVISOR_READY": "1"},
-    )
-    yield {"api_key": running.api_key, "api_url": running.url, "sandbox_url": running.url}
-    assert running.stop() == 0, running.log_tail()
-
-
 @pytest.fixture(scope="module")
-def sandbox(options: dict[str, Any]) -> Iterator[CodeSandbox]:
+def sandbox(server: Any, interpreter_template: None) -> Iterator[CodeSandbox]:
     """One for all that change nothing."""
     size = {"atoll.memory": str(MEMORY_MIB), "atoll.cpu": str(PROCESSORS)}
-    made = CodeSandbox.create(timeout=600, metadata=size, **options)
+    made = CodeSandbox.create(timeout=600, metadata=size)
     yield made
     made.kill()
 
@@ -67,13 +44,10 @@ def test_files_say_the_same_as_the_variables(sandbox: CodeSandbox) -> None:
         assert sandbox.files.read(f"/run/e2b/.{name}") == sandbox.commands.run(f'printf %s "${name}"').stdout
 
 
-def test_variables_of_the_user_come_before_the_sandboxes_own(options: dict[str, Any]) -> None:
-    sandbox = Sandbox.create(timeout=120, envs={"E2B_TEMPLATE_ID": "mine"}, **options)
-    try:
-        assert sandbox.commands.run("echo $E2B_TEMPLATE_ID $E2B_SANDBOX").stdout.split() == ["mine", "true"]
-        assert sandbox.commands.run("echo $E2B_SANDBOX", envs={"E2B_SANDBOX": "no"}).stdout.strip() == "no"
-    finally:
-        sandbox.kill()
+def test_variables_of_the_user_come_before_the_sandboxes_own(create: Any) -> None:
+    sandbox = create(timeout=120, envs={"E2B_TEMPLATE_ID": "mine"})
+    assert sandbox.commands.run("echo $E2B_TEMPLATE_ID $E2B_SANDBOX").stdout.split() == ["mine", "true"]
+    assert sandbox.commands.run("echo $E2B_SANDBOX", envs={"E2B_SANDBOX": "no"}).stdout.strip() == "no"
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------

@@ -59,6 +59,18 @@ async def test_an_input_stream_keeps_order(async_sandbox: AsyncSandbox) -> None:
     assert (await handle.wait()).stdout == "".join(f"{n}\n" for n in range(200))
 
 
+async def test_an_input_stream_that_is_closed_has_sent_everything_and_leaves_stdin_open(
+    async_sandbox: AsyncSandbox,
+) -> None:
+    handle = await async_sandbox.commands.run("cat", background=True, stdin=True)
+    stream = async_sandbox.commands.stream_input(handle.pid)
+    await stream.send("first ")
+    await stream.close()
+    await async_sandbox.commands.send_stdin(handle.pid, "second")
+    await async_sandbox.commands.close_stdin(handle.pid)
+    assert (await handle.wait()).stdout == "first second"
+
+
 async def test_an_input_stream_to_nobody_says_so(async_sandbox: AsyncSandbox) -> None:
     stream = async_sandbox.commands.stream_input(999_999)
     await stream.send("x")

@@ -34,6 +34,10 @@ class Screen:
         eventually(lambda: text in self.text, what=f"{text!r} on the screen, which shows {self.text!r}")
 
 
+def _runs(sandbox: Sandbox, command: str) -> None:
+    eventually(lambda: sandbox.commands.run(f"pgrep -fx '{command}' || true").stdout, what=f"{command!r} running")
+
+
 def test_a_terminal_echoes_runs_and_exits(sandbox: Sandbox) -> None:
     handle = sandbox.pty.create(PtySize(rows=24, cols=80))
     screen = Screen(handle)
@@ -55,6 +59,18 @@ def test_it_is_a_real_terminal_of_the_asked_size(sandbox: Sandbox) -> None:
     sandbox.pty.resize(handle.pid, PtySize(rows=50, cols=132))
     sandbox.pty.send_stdin(handle.pid, b"stty size\n")
     screen.shows("50 132")
+    handle.kill()
+
+
+def test_a_program_is_told_that_the_size_has_changed(sandbox: Sandbox) -> None:
+    told = "signal.signal(signal.SIGWINCH, lambda *_: print('now', *os.get_terminal_size(), flush=True))"
+    sandbox.files.write("size.py", f"import os, signal, time\n{told}\nprint('waits', flush=True)\ntime.sleep(600)\n")
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"python3 size.py\n")
+    screen.shows("waits")
+    sandbox.pty.resize(handle.pid, PtySize(rows=50, cols=132))
+    screen.shows("now 132 50")
     handle.kill()
 
 
@@ -82,6 +98,90 @@ def test_control_c_interrupts_what_runs_in_it(sandbox: Sandbox) -> None:
     sandbox.pty.send_stdin(handle.pid, b"\x03")
     sandbox.pty.send_stdin(handle.pid, b"echo after=$?\n")
     screen.shows("after=130")
+    handle.kill()
+
+
+def test_programs_reach_their_terminal_by_its_common_name(sandbox: Sandbox) -> None:
+    """As ssh, git and every prompt for a password do, whatever their own input and output are."""
+    handle = sandbox.pty.create(PtySize(rows=31, cols=97))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"{ echo reached-$((6*7)) > /dev/tty; stty size < /dev/tty; } > /dev/null\n")
+    screen.shows("reached-42")
+    sandbox.files.write("ask.py", "import getpass\nprint(getpass.getpass('Say: ')[::-1])")
+    sandbox.pty.send_stdin(handle.pid, b"python3 ask.py < /dev/null\n")
+    screen.shows("Say: ")
+    sandbox.pty.send_stdin(handle.pid, b"emases\n")
+    screen.shows("sesame")
+    handle.kill()
+
+
+def test_a_terminal_within_a_terminal_is_the_one_of_those_in_it(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"script -q -c 'echo in=$(tty); echo to-the-inner > /dev/tty' seen; cat seen\n")
+    screen.shows("in=/dev/pts/")
+    eventually(lambda: screen.text.count("\nto-the-inner") == 2, what="shown once, and once more from the record")
+    handle.kill()
+
+
+def test_a_command_without_a_terminal_has_none(sandbox: Sandbox) -> None:
+    result = sandbox.commands.run("echo x 2>&1 > /dev/tty; echo rc=$?")
+    assert "rc=1" in result.stdout or "rc=2" in result.stdout
+    inner = "import pty; pty.spawn(['sh', '-c', 'echo made-one > /dev/tty'])"
+    assert "made-one" in sandbox.commands.run(f'python3 -c "{inner}"').stdout, "but it can make one"
+
+
+def test_jobs_are_stopped_continued_and_interrupted(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"sleep 86385\n")
+    _runs(sandbox, "sleep 86385")
+    sandbox.pty.send_stdin(handle.pid, b"\x1a")
+    screen.shows("Stopped")
+    sandbox.pty.send_stdin(handle.pid, b"bg; jobs\n")
+    screen.shows("Running")
+    sandbox.pty.send_stdin(handle.pid, b"fg\n")
+    eventually(lambda: screen.text.endswith("sleep 86385\r\n"), what="the job in the foreground")
+    sandbox.pty.send_stdin(handle.pid, b"\x03")
+    sandbox.pty.send_stdin(handle.pid, b"echo after=$?\n")
+    screen.shows("after=130")
+    handle.kill()
+
+
+def test_a_program_that_wants_control_c_as_a_character_gets_it_so(sandbox: Sandbox) -> None:
+    """As an editor does, and ssh, which passes it on."""
+    sandbox.files.write("raw.py", "import os, tty\ntty.setraw(0)\nprint('raw', flush=True)\nprint(os.read(0, 9))\n")
+    handle = sandbox.pty.create(PtySize(rows=24, cols=80))
+    screen = Screen(handle)
+    for key, shown in ((b"\x03", r"b'\x03'"), (b"\x1a", r"b'\x1a'")):
+        sandbox.pty.send_stdin(handle.pid, b"python3 raw.py; stty sane\n")
+        eventually(lambda: screen.text.endswith("raw\n"), what="a terminal in raw mode")
+        sandbox.pty.send_stdin(handle.pid, key)
+        screen.shows(shown)
+    sandbox.pty.send_stdin(handle.pid, b"sleep 86383\n")
+    _runs(sandbox, "sleep 86383")
+    sandbox.pty.send_stdin(handle.pid, b"\x03")
+    sandbox.pty.send_stdin(handle.pid, b"echo after=$?\n")
+    screen.shows("after=130")
+    handle.kill()
+
+
+def test_a_root_shell_in_a_terminal_has_job_control_and_its_size(sandbox: Sandbox) -> None:
+    handle = sandbox.pty.create(PtySize(rows=31, cols=97))
+    screen = Screen(handle)
+    sandbox.pty.send_stdin(handle.pid, b"sudo -i\n")
+    screen.shows("# ")
+    sandbox.pty.send_stdin(handle.pid, b"echo [$(id -u)] [$(stty size < /dev/tty)]; sleep 86384\n")
+    screen.shows("[0] [31 97]")
+    _runs(sandbox, "sleep 86384")
+    assert "no job control" not in screen.text
+    sandbox.pty.send_stdin(handle.pid, b"\x1a")
+    screen.shows("Stopped")
+    sandbox.pty.resize(handle.pid, PtySize(rows=50, cols=132))
+    sandbox.pty.send_stdin(handle.pid, b"kill %1; stty size; exit 7\n")
+    screen.shows("50 132")
+    sandbox.pty.send_stdin(handle.pid, b"echo left=$?-$(id -u)\n")
+    screen.shows("left=7-1000")
     handle.kill()
 
 

@@ -188,3 +188,12 @@ def test_an_event_stream_through_a_port_is_not_buffered(server, sandbox: Sandbox
     began = time.monotonic()
     assert eventually(first_lines, what="the first events") == ["data: 0", "", "data: 1"]
     assert time.monotonic() - began < 55, "the events came only when the minute-long stream had ended"
+
+
+def test_a_page_of_a_sandbox_runs_nothing_on_the_platforms_origin(sandbox: Sandbox) -> None:
+    sandbox.files.write("page.html", "<script>alert(1)</script>")
+    answer = httpx.get(sandbox.download_url("page.html"))
+    assert answer.text == "<script>alert(1)</script>"
+    assert answer.headers["content-type"].startswith("text/html"), "a browser would show it"
+    assert answer.headers["content-security-policy"] == "sandbox"
+    assert answer.headers["x-content-type-options"] == "nosniff"

@@ -21,6 +21,9 @@ from e2b import Sandbox
 from sdk_support import eventually
 
 from atoll.wire.envd import process
+from support.tiers import one_tier
+
+pytestmark = one_tier("the edge and the guest hold the bytes, the same programs in every tier")
 
 COUNT = 4_000_000
 NUMBERS = f"seq {COUNT}"

@@ -16,8 +16,8 @@ import pytest
 from atoll.attacks import Attempt, Family, Impossible, Range, attempts
 from support.host import TOOLS, fault
 from support.server import ServerProcess
+from support.tiers import TIERS
 
-TIERS = ("namespaces", "gvisor")
 ALL = attempts()
 
 

@@ -24,6 +24,7 @@ from e2b import CommandExitException, Sandbox
 from support import internet
 from support.egress_world import World, no_world, world
 from support.host import requires, skip_without
+from support.tiers import TIERS
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
@@ -255,7 +256,7 @@ class Stage:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="module", params=("namespaces", "gvisor"))
+@pytest.fixture(scope="module", params=TIERS)
 def stage(
     request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:

@@ -16,6 +16,7 @@ from e2b import CommandExitException, Sandbox
 
 from support.egress_world import World, no_world, world
 from support.host import requires, skip_without
+from support.tiers import TIERS
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
@@ -36,7 +37,7 @@ CUBIC = b"GET / HTTP/1.1\r\nHost:" + b" " * 12_000 + b"\rx\r\n\r\n"
 SQUARE = b"GET / HTTP/1.1\r\nHost: good.test\r\nA: a" + b" " * 60_000 + b"\1\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=("namespaces", "gvisor"))
+@pytest.fixture(scope="module", params=TIERS)
 def outside(
     request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:

@@ -24,6 +24,7 @@ from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.service import Services
 from atoll.control.store import Store, default_url
 from atoll.isolation.registry import BackendFactory
+from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
@@ -121,7 +122,7 @@ async def plane(
             keep_sandboxes=keep,
             logs_dir=data_dir / "logs",
             metrics_dir=data_dir / "metrics",
-            webhook_networks=parse_networks(webhook_networks),
+            webhook_forbidden=lambda: ForbiddenNetworks(private_allowed=parse_networks(webhook_networks)),
         ) as control,
     ):
         node.subscribe(control.services.sandboxes)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from atoll.control.events.outbound import parse_networks
+from atoll.model.addresses import ForbiddenNetworks
+
 LOOPBACK = ("127.0.0.0/8",)
+
+
+def opened(networks: Sequence[str]) -> Callable[[], ForbiddenNetworks]:
+    """What an `Outbound` may not reach whose operator has opened these."""
+    return lambda: ForbiddenNetworks(private_allowed=parse_networks(networks))
 
 
 @dataclass

@@ -12,9 +12,9 @@ import pytest
 from atoll.cli import running
 from atoll.cli.environment import client_environ, environ_for, export_lines
 from atoll.cli.logs import mask_secrets
-from atoll.cli.serve import url_of
 from atoll.config import Settings
 from atoll.model.errors import Conflict
+from atoll.server.launcher import url_of
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from atoll.control.access.client_versions import TESTED, clients_of
 from compatibility import table
 from matrix import versions
+from support import tiers
 from support.npm import install_node_modules
 
 
@@ -38,6 +39,10 @@ def test_the_document_has_exactly_the_rows_that_the_packages_call_for() -> None:
     expected = {(row.client, row.method): bool(row.test) for row in table.rows()}
     told = {(row.client, row.method): bool(row.test) for row in table.written()}
     assert told == expected, "run: python tests/compatibility/table.py --write"
+
+
+def test_the_document_has_the_differences_between_tiers() -> None:
+    assert table.part(table.DIFFERENCES) == tiers.table(), "run: python tests/compatibility/table.py --write"
 
 
 def test_every_row_is_filled_and_every_named_test_exists() -> None:

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from atoll.control.events import journal
 from atoll.control.events.dispatcher import AT_ONCE_PER_WEBHOOK, WebhookDispatcher
-from atoll.control.events.outbound import Outbound, parse_networks
+from atoll.control.events.outbound import Outbound
 from atoll.control.events.retries import DELAYS_S, MAX_ATTEMPTS
 from atoll.control.store import Store, default_url
+from atoll.control.store.schema import deliveries
 from atoll.model.events import Delivery, DeliveryState, EventType, Webhook
 from atoll.model.sandbox import EndReason
 from atoll.testing.clock import ManualClock
 from support.control import World, plane
-from support.receiver import LOOPBACK, receiver
+from support.receiver import LOOPBACK, opened, receiver
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TEAM = "00000000-0000-4000-8000-000000000001"
@@ -113,6 +116,30 @@ async def test_a_webhook_gets_what_it_asked_for_signed(world: World) -> None:
         assert target.types == ["sandbox.lifecycle.created"]
 
 
+async def test_what_is_sent_stands_once_however_many_webhooks_get_it(world: World) -> None:
+    async with receiver() as target:
+        for _ in range(3):
+            await world.client.post("/events/webhooks", json=_hook(target.url))
+        await world.create(metadata={"big": "x" * 10_000})
+        await target.wait_for(3)
+    rows = await world.store._database.read(select(deliveries.c.payload))
+    assert [row["payload"] for row in rows] == ["", "", ""]
+    assert {body["eventData"]["sandbox_metadata"]["big"] for body in target.bodies} == {"x" * 10_000}
+
+
+async def test_deliveries_that_nobody_takes_do_not_pile_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_WAITING", 2)
+    async with receiver(0) as target:
+        for _ in range(3):
+            await world.client.post("/events/webhooks", json=_hook(target.url))
+        for _ in range(2):
+            await world.create()
+        await target.wait_for(2)
+        assert len(await _events(world, count=2)) == 2, "the events themselves are all there"
+    rows = await world.store._database.read(select(deliveries.c.delivery_id))
+    assert len(rows) == 2
+
+
 async def test_webhooks_are_kept_changed_and_removed(world: World) -> None:
     made = (await world.client.post("/events/webhooks", json=_hook("http://example.com/a"))).json()
     place = f"/events/webhooks/{made['id']}"
@@ -190,7 +217,7 @@ async def test_a_failed_delivery_is_tried_again_later_and_later_until_it_arrives
     async with receiver(500, 0, 404, 200) as target, asyncio.TaskGroup() as tasks:
         await store.events.add_webhook(_webhook(target.url))
         await store.events.add_deliveries([_delivery()])
-        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
+        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(opened(LOOPBACK))).run())
         for attempt in (1, 2, 3):
             waiting = await _only(store, attempts=attempt)
             assert waiting.state is DeliveryState.PENDING
@@ -210,7 +237,7 @@ async def test_in_the_end_it_is_given_up_and_the_log_says_why(store: Store) -> N
     async with receiver(503) as target, asyncio.TaskGroup() as tasks:
         await store.events.add_webhook(_webhook(target.url))
         await store.events.add_deliveries([_delivery()])
-        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(parse_networks(LOOPBACK))).run())
+        running = tasks.create_task(WebhookDispatcher(store.events, clock, Outbound(opened(LOOPBACK))).run())
         for attempt in range(1, MAX_ATTEMPTS):
             await _only(store, attempts=attempt)
             await _pass_time(clock, lambda: len(target.received) > attempt)  # noqa: B023

@@ -4,36 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
+import threading
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atoll.control.events import outbound
 from atoll.control.events.outbound import NoAnswer, Outbound, is_allowed, parse_networks, parse_target
 from atoll.control.events.retries import DELAYS_S, MAX_ATTEMPTS, delay_after
+from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import Forbidden, InvalidRequest
-from support.receiver import LOOPBACK, receiver
+from support.receiver import LOOPBACK, opened, receiver
 
 FORBIDDEN = [
     *("127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "224.0.0.1"),
     *("255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1"),
-    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
+    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:a01:203::", "::7f00:1"),
 ]
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_an_address_that_is_not_public_is_refused_unless_it_is_allowed(address: str) -> None:
     parsed = ipaddress.ip_address(address)
-    assert not is_allowed(parsed, ())
-    plain = getattr(parsed, "ipv4_mapped", None) or parsed
-    assert is_allowed(parsed, parse_networks([str(plain)]))
+    assert not is_allowed(parsed, ForbiddenNetworks())
+    plain = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None) or parsed
+    assert is_allowed(parsed, ForbiddenNetworks(private_allowed=parse_networks([str(plain)])))
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700::1111"])
 def test_a_public_address_is_allowed(address: str) -> None:
-    assert is_allowed(ipaddress.ip_address(address), ())
+    assert is_allowed(ipaddress.ip_address(address), ForbiddenNetworks())
+
+
+def test_this_machines_own_addresses_are_refused_public_as_they_are_unless_they_stand_there_alone() -> None:
+    own = ipaddress.ip_address("1.1.1.1")
+    assert not is_allowed(own, ForbiddenNetworks(frozenset({own})))
+    by_range, by_address = (parse_networks([text]) for text in ("1.1.0.0/16", "1.1.1.1/32"))
+    assert not is_allowed(own, ForbiddenNetworks(frozenset({own}), by_range))
+    assert is_allowed(own, ForbiddenNetworks(frozenset({own}), by_address))
+    assert is_allowed(ipaddress.ip_address("1.1.1.2"), ForbiddenNetworks(frozenset({own}))), "the control"
+
+
+async def test_name_servers_that_never_answer_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, asked = threading.Event(), []
+
+    def never(host: str, port: int) -> list[str]:
+        asked.append(host)
+        release.wait(30)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(outbound, "addresses_of", never)
+    out = Outbound(timeout_s=0.2)
+    urls = [f"http://dead{number % 20}.example/" for number in range(100)]
+    results = await asyncio.gather(*(out.post(url, {}, b"") for url in urls), return_exceptions=True)
+    assert all(isinstance(result, NoAnswer) for result in results)
+    assert sorted(set(asked)) == sorted(asked), "one thread for a name"
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 10) == "free"
+    out.close()
+    release.set()
 
 
 BAD_URLS = [
@@ -80,7 +110,7 @@ def test_a_literal_address_is_refused_as_soon_as_it_is_named() -> None:
     ):
         with pytest.raises(Forbidden, match="ATOLL_WEBHOOK_ALLOW_PRIVATE"):
             Outbound().check(url)
-    Outbound(parse_networks(LOOPBACK)).check("http://127.0.0.1:3000/")
+    Outbound(opened(LOOPBACK)).check("http://127.0.0.1:3000/")
     Outbound().check("http://example.com/")
 
 
@@ -92,23 +122,20 @@ async def test_a_name_that_leads_inside_is_refused_and_nothing_is_sent(url: str)
             await Outbound().post(url.format(port=port), {}, b"{}")
         assert inside.received == []
         # The same gets through where the operator allows it.
-        allowed = Outbound(parse_networks([*LOOPBACK, "::1/128"]))
+        allowed = Outbound(opened([*LOOPBACK, "::1/128"]))
         if "localhost" in url:
             assert await allowed.post(url.format(port=port), {}, b"{}") == 200
 
 
 async def test_a_name_with_one_bad_address_among_good_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def resolve(self: object, host: str, port: int, **_: object) -> list[object]:
-        return [(socket.AF_INET, 1, 6, "", (address, port)) for address in ("1.1.1.1", "127.0.0.1")]
-
-    monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", resolve)
+    monkeypatch.setattr(outbound, "addresses_of", lambda host, port: ["1.1.1.1", "127.0.0.1"])
     with pytest.raises(Forbidden):
         await Outbound().post("http://rebinding.example/", {}, b"")
 
 
 async def test_what_is_sent_is_what_was_given_and_redirects_are_not_followed() -> None:
     async with receiver(302) as target:
-        out = Outbound(parse_networks(LOOPBACK))
+        out = Outbound(opened(LOOPBACK))
         assert await out.post(target.url, {"x-test": "1"}, b'{"a":1}') == 302
         (headers, body), *more = target.received
         assert more == []
@@ -128,7 +155,7 @@ async def test_an_answer_that_is_none_is_told_as_such(answer: bytes) -> None:
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(NoAnswer):
-            await Outbound(parse_networks(LOOPBACK)).post(f"http://127.0.0.1:{port}/", {}, b"{}")
+            await Outbound(opened(LOOPBACK)).post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
 async def test_a_receiver_that_says_nothing_is_left_after_a_while() -> None:
@@ -139,7 +166,7 @@ async def test_a_receiver_that_says_nothing_is_left_after_a_while() -> None:
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(NoAnswer, match="within"):
-            await Outbound(parse_networks(LOOPBACK), timeout_s=0.2).post(f"http://127.0.0.1:{port}/", {}, b"{}")
+            await Outbound(opened(LOOPBACK), timeout_s=0.2).post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
 def test_the_schedule_backs_off_and_ends() -> None:

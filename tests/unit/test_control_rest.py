@@ -398,6 +398,62 @@ async def test_the_same_idempotency_key_makes_one_sandbox(world: World) -> None:
         _error(await create(bad), 400)
 
 
+class Leaver:
+    """A client that sends a create and leaves: while it is worked on, or when the answer comes."""
+
+    def __init__(self, world: World, *, during: bool, headers: dict[str, str] | None = None) -> None:
+        self.during = during
+        self._sandboxes = world.data_dir / "sandboxes"
+        body = b'{"templateID":"base"}'
+        fields = {"x-api-key": API_KEY, "content-type": "application/json", "content-length": str(len(body))}
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "method": "POST",
+            "path": "/v2/sandboxes",
+            "raw_path": b"/v2/sandboxes",
+            "query_string": b"",
+            "headers": [(k.encode(), v.encode()) for k, v in {**fields, **(headers or {})}.items()],
+        }
+        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive(self) -> dict:
+        if self._messages:
+            return self._messages.pop()
+        while not self.during or not any(self._sandboxes.iterdir()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: object) -> None:
+        raise OSError("nobody is there")
+
+
+async def _states(world: World) -> set[SandboxState]:
+    return {one.state for one in await world.store.in_states(list(SandboxState))}
+
+
+@pytest.mark.parametrize("during", [True, False])
+async def test_a_create_whose_client_has_left_is_undone(world: World, during: bool) -> None:
+    leaver = Leaver(world, during=during)
+    asking = asyncio.create_task(world.app(leaver.scope, leaver.receive, leaver.send))  # type: ignore[arg-type]
+    await asyncio.wait([asking])
+    assert asking.cancelled() is during
+    async with asyncio.timeout(20):
+        while await _states(world) != {SandboxState.ENDED}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert list((world.data_dir / "sandboxes").iterdir()) == []
+
+
+@pytest.mark.parametrize("during", [True, False])
+async def test_a_create_with_an_idempotency_key_is_kept_for_who_asks_again(world: World, during: bool) -> None:
+    leaver = Leaver(world, during=during, headers={"idempotency-key": "k"})
+    asking = asyncio.create_task(world.app(leaver.scope, leaver.receive, leaver.send))  # type: ignore[arg-type]
+    await asyncio.wait([asking])
+    again = await world.client.post("/v2/sandboxes", json={"templateID": "base"}, headers={"Idempotency-Key": "k"})
+    assert again.status_code == 201, again.text
+    assert [one["sandboxID"] for one in (await world.client.get("/v2/sandboxes")).json()] == [again.json()["sandboxID"]]
+
+
 async def test_a_failed_create_frees_its_idempotency_key(world: World) -> None:
     headers = {"Idempotency-Key": "k"}
     assert (await world.client.post("/v2/sandboxes", json={"templateID": "no"}, headers=headers)).status_code == 404

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from atoll.edge.answers import Answer
-from atoll.edge.head import Headers, read_request
+from atoll.edge.head import Headers, RequestHead, read_request
 from atoll.edge.routes import PREFLIGHT, TO_CONTROL, Decision, LiveRoutes, ToSandbox, decide, host_for
-from atoll.edge.signed import signature_of
+from atoll.edge.signed import find_signed, signature_of
 from atoll.model.seams import Route
+from support.effort import cpu_seconds
 
 
 async def unreachable(port: int) -> socket.socket:
@@ -133,3 +136,25 @@ def test_tokens_do_not_show_in_a_routes_repr() -> None:
 def test_an_old_sdks_connect_is_for_control_though_it_names_the_sandbox(target: bytes) -> None:
     assert ask(table("abcd"), *named(b"abcd", b"49983"), target=target, method=b"POST") is TO_CONTROL
     assert isinstance(ask(table("abcd"), *named(b"abcd", b"8000"), target=target, method=b"POST"), ToSandbox)
+
+
+def _signed_head(path: str, signature: str, **more: str) -> RequestHead:
+    query = urlencode({"path": path, "signature": signature, **more}).encode()
+    return RequestHead(b"GET", b"/files?" + query, True, True, [])
+
+
+def test_a_signed_url_finds_its_sandbox_and_costs_a_stranger_little() -> None:
+    routes = LiveRoutes()
+    for number in range(1000):
+        routes.add(Route(f"sandbox{number}", unreachable, envd_access_token=f"token{number}"))
+    signature = signature_of("/home/user/x y", "read", "user", "token777", "99")
+    found = find_signed(_signed_head("/home/user/x y", signature, username="user", signature_expiration="99"), routes)
+    assert found is not None
+    assert found.sandbox_id == "sandbox777"
+    for wrong in ("v1_", "v1_" + "A" * 42, "v1_" + "A" * 44, "v2_" + "A" * 43, "v1_" + "-" * 43, "v1_" + "A" * 43):
+        assert find_signed(_signed_head("/x", wrong), routes) is None
+    long = "x" * 5000
+    assert find_signed(_signed_head(long, signature_of(long, "read", "", "token1", None)), routes) is None
+    heads = [_signed_head(path, "v1_" + "A" * 43) for path in ("x" * 4096, "x")]
+    long_path, short_path = (cpu_seconds(partial(find_signed, head, routes), 5) for head in heads)
+    assert long_path < 3 * short_path, "a long path is hashed once, not once per sandbox"

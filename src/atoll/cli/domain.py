@@ -22,6 +22,35 @@ HTTPS_PORT = 443
 BUNDLE = "bundle.pem"
 
 
+class CertificateFiles:
+    """An operator's certificate and key, copied to where the process that serves them may read them. Raises OSError."""
+
+    def __init__(self, certificate: Path, key: Path, place: Path, user: int | None) -> None:
+        self.certificate, self.key = place / "certificate.pem", place / "key.pem"
+        self._from = certificate, key
+        self._user = user
+        self._stamps: tuple[int, ...] | None = None
+        place.mkdir(mode=0o700, exist_ok=True)
+        if user is not None:
+            os.chown(place, user, user)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Copies them again if one has changed."""
+        stamps = tuple(path.stat().st_mtime_ns for path in self._from)
+        if stamps == self._stamps:
+            return
+        for source, copy in zip(self._from, (self.certificate, self.key), strict=True):
+            draft = copy.with_suffix(".new")
+            draft.unlink(missing_ok=True)  # not into a file, or through a link, that the serving process has put there
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+                file.write(source.read_bytes())
+                if self._user is not None:
+                    os.fchown(file.fileno(), self._user, self._user)
+            draft.replace(copy)
+        self._stamps = stamps
+
+
 @dataclass(frozen=True, slots=True)
 class TlsDomain:
     """A domain that is served over TLS: bound, not listening yet."""
@@ -32,10 +61,15 @@ class TlsDomain:
     context: ssl.SSLContext
     ca_bundle: Path | None
     """The system's authorities and ours in one file; None: certificates are the operator's."""
+    files: CertificateFiles | None = None
+    """The operator's; whoever may read them calls `refresh` now and then."""
 
 
-def open_domain(settings: Settings) -> TlsDomain | None:
-    """Binds the domain's port; None when no TLS is wanted. Raises InvalidRequest, PlatformError, OSError."""
+def open_domain(settings: Settings, place: Path, user: int | None) -> TlsDomain | None:
+    """Binds the domain's port; None when no TLS is wanted. An operator's certificate is copied below `place`.
+
+    Raises InvalidRequest, PlatformError, OSError.
+    """
     files = settings.tls_cert, settings.tls_key
     if settings.tls not in ("off", "auto"):
         raise InvalidRequest(f"ATOLL_TLS must be auto or off, not {settings.tls!r}")
@@ -47,8 +81,11 @@ def open_domain(settings: Settings) -> TlsDomain | None:
         raise InvalidRequest("TLS needs a domain", hint="add --domain, for example --domain sbx.localhost:8443")
     name, port = split_domain(settings.domain)
     bundle: Path | None = None
+    copies: CertificateFiles | None = None
     if files[0] is not None and files[1] is not None:
-        context = from_files(files[0], files[1], ALPN)
+        from_files(files[0], files[1], ALPN)  # says in the operator's words what is wrong with them
+        copies = CertificateFiles(files[0], files[1], place / "tls", user)
+        context = from_files(copies.certificate, copies.key, ALPN)
     else:
         directory = settings.data_dir / "tls"
         authority = Authority(directory, "domain")
@@ -56,7 +93,7 @@ def open_domain(settings: Settings) -> TlsDomain | None:
         bundle = _write_bundle(directory / BUNDLE, authority.pem)
     sock = bind(settings.host, port)
     port = int(sock.getsockname()[1])
-    return TlsDomain(name if port == HTTPS_PORT else f"{name}:{port}", sock, context, bundle)
+    return TlsDomain(name if port == HTTPS_PORT else f"{name}:{port}", sock, context, bundle, copies)
 
 
 def split_domain(text: str) -> tuple[str, int]:

@@ -91,7 +91,7 @@ def serve(
         settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
         for name in ensure or ():
             _build(settings, name)
-        from atoll.cli import serve as server
+        from atoll.server import launcher as server
 
         server.serve(settings, server.Wires(ready_fd, lifeline_fd))
 

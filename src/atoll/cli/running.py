@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from atoll.model.errors import Conflict
 
 LOCK = "server.lock"
 RECORD = "server.json"
+_KILLED_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     lock = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock, data_dir)
         except BlockingIOError:
             other = _read(data_dir)
             where = f" (pid {other.pid}, {other.url})" if other else ""
@@ -53,6 +55,33 @@ def exclusive(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _lock(lock: int, data_dir: Path) -> None:
+    """Waits a little for a killed server, whose processes hold the lock until the kernel has ended them too.
+
+    Raises BlockingIOError.
+    """
+    deadline = time.monotonic() + _KILLED_WITHIN_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            other = _read(data_dir)
+            if (other is not None and _is_alive(other.pid)) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 from atoll.config import Settings
 from atoll.control.access.keys import KeyService
 from atoll.control.clock import SystemClock
-from atoll.control.store import Store, Team, default_url
+from atoll.control.store import Store, Team
 from atoll.model.errors import InvalidRequest, NotFound
+from atoll.server.plan import control_dir, database_url
 
 NAME_MAX = 255
 
@@ -59,4 +60,5 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _store(settings: Settings) -> Store:
-    return Store(settings.database_url or default_url(settings.data_dir))
+    control_dir(settings.data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Store(database_url(settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,13 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock, SystemClock
 from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
-from atoll.control.events.outbound import Network, Outbound
+from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
 from atoll.control.sandboxes.service import Policy, SandboxService, Services, TemplateService
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.seams import NodeClient
 
 
@@ -38,7 +39,7 @@ class ControlPlane:
 
     Args:
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
-        webhook_networks: what webhooks may reach besides public addresses.
+        webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
 
@@ -50,12 +51,12 @@ class ControlPlane:
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
-        webhook_networks: Sequence[Network] = (),
+        webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
     ) -> None:
         clock = clock or SystemClock()
-        outbound = Outbound(webhook_networks)
+        self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
         self._background = Background()
         self._stack = AsyncExitStack()
@@ -83,6 +84,7 @@ class ControlPlane:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.services.sandboxes.recover()

@@ -23,6 +23,9 @@ CORS = (
 )
 """What a page in a browser needs to read a guest's answer; tokens travel in fields, never in cookies."""
 
+INERT = b"content-security-policy: sandbox\r\nx-content-type-options: nosniff\r\n"
+"""For files of a sandbox, which a browser may show on the platform's own origin: no scripts, no guessed types."""
+
 _PREFLIGHT_METHODS = b"HEAD, GET, POST, PUT, PATCH, DELETE"
 
 

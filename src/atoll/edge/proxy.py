@@ -192,6 +192,8 @@ class ProxyExchange:
         if not self._head.http11 and response.content_length is None and not response.bodiless:
             keep_alive = False
         extra = answers.CORS if self._needs_cors(headers) else b""
+        if self._port in GUEST_PORTS and self._head.path == b"/files":
+            extra += answers.INERT
         keep_alive = self._client.begin_answer(keep_alive, status)
         self._client.write(downstream_head(self._head, response, keep_alive=keep_alive, extra=extra))
         if response.until_close and self._upstream is not None:

@@ -3,7 +3,8 @@
 Called after a fork from a zygote that has imported this module: everything the guest will ever need is loaded by then,
 because the root has changed and nothing can be imported any more. `main` relies on neither argv, cwd, environment nor
 the inherited standard descriptors. **One thread, or two**: where the tier has made a
-second one, programs are started in it (`guest/process/spawn.py`) while this one waits. Nothing else may use threads
+second one, programs are started in it (`guest/process/spawn.py`) while this one waits. (In gVisor another one answers
+for /dev/tty; it names all paths from the root, and starts and makes nothing.) Nothing else may use threads
 (`to_thread`, `run_in_executor`, `getaddrinfo` of a name): `umask`, directory and descriptors are shared.
 
 To add a service: build it in `build_servers` and mount it on the envd router; the interpreter has a hook of its own.

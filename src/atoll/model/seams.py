@@ -1,6 +1,6 @@
 """The seams between control, node and edge, as protocols.
 
-Implementations never import one another; `cli.compose` joins them.
+Implementations never import one another; `atoll.server` joins them.
 
 control ──NodeClient──► node ──IsolationBackend──► sandbox
    ▲                     │

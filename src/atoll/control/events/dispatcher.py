@@ -112,6 +112,8 @@ class WebhookDispatcher:
     async def _outcome(self, webhook: Webhook, delivery: Delivery) -> Delivery:
         if not webhook.enabled:
             return replace(self._finished(delivery, DeliveryState.FAILED), error="the webhook was disabled")
+        if not delivery.payload:
+            return replace(self._finished(delivery, DeliveryState.FAILED), error="its event is not kept any more")
         status: int | None = None
         error: str | None = None
         final = False

@@ -7,7 +7,6 @@ gathered for GATHER_S and written together; a server that is killed in between l
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from atoll.wire.rest import events as wire
 
 GATHER_S = 0.025
 """A burst's notes cost three statements together, and none competes with the first command of a sandbox just made."""
+MAX_WAITING = 5000
+"""Deliveries of a team that have not ended."""
 ATTEMPTS = 3
 PAUSE_S = 1.0
 _EXECUTIONS = uuid.UUID("6f2f8a55-6a0e-4f6b-9d0c-2f6f1c1f7a11")
@@ -117,24 +118,32 @@ class Journal:
             data=_data(note, record),
         )
 
+    def _may_wait(self, team_id: str, waiting: dict[str, int]) -> bool:
+        """Counts one more; False: too many of the team's wait already (nobody takes them), and this one is dropped."""
+        waiting[team_id] = waiting.get(team_id, 0) + 1
+        if waiting[team_id] == MAX_WAITING + 1:
+            _log.warning("webhooks.too_many_wait", team_id=team_id, most=MAX_WAITING)
+        return waiting[team_id] <= MAX_WAITING
+
     async def _queue(self, bodies: Sequence[tuple[Event, Mapping[str, Any]]]) -> None:
         by_team = {event.team_id for event, _ in bodies}
         hooks = [hook for hook in await self._store.events.webhooks() if hook.enabled and hook.team_id in by_team]
+        waiting = await self._store.events.waiting({hook.team_id for hook in hooks}) if hooks else {}
         new = [
             Delivery(
                 delivery_id=str(uuid.uuid4()),
                 webhook_id=hook.webhook_id,
                 event_id=event.event_id,
                 event_type=event.type.value,
-                payload=json.dumps(body, ensure_ascii=False, separators=(",", ":")),
+                payload="",  # the event's own body: it stands once, however many webhooks get it
                 state=DeliveryState.PENDING,
                 attempts=0,
                 created_at=event.at,
                 next_at=event.at,
             )
-            for event, body in bodies
+            for event, _ in bodies
             for hook in hooks
-            if hook.team_id == event.team_id and event.type in hook.events
+            if hook.team_id == event.team_id and event.type in hook.events and self._may_wait(hook.team_id, waiting)
         ]
         for one in new:
             try:

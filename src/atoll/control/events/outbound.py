@@ -14,20 +14,23 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
 
+from atoll.model.addresses import Address, ForbiddenNetworks
 from atoll.model.errors import Forbidden, InvalidRequest
+from atoll.model.network import Network
 
 TIMEOUT_S = 10.0
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 _HEAD_MAX = 32 * 1024
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+LOOKUPS = 32
+"""Threads that wait for name servers, of this module alone: a server that never answers holds up no other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +88,41 @@ def _resource(parts: SplitResult) -> str:
     return f"{path}?{query}" if query else path
 
 
-def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
-    """May a webhook go there? See the module."""
+def is_allowed(address: Address, forbidden: ForbiddenNetworks) -> bool:
+    """May a webhook go there? What no sandbox may reach no webhook may; see the module.
+
+    `forbidden.private_allowed` are the operator's exceptions: for webhooks also loopback, and the host's own addresses
+    only where they stand there alone.
+    """
     plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped else address
-    if any(plain.version == network.version and plain in network for network in allowed):
-        return True
-    if isinstance(plain, ipaddress.IPv6Address) and (plain.sixtofour or plain.teredo or plain in _NAT64):
-        return False  # an IPv4 address in disguise
-    return plain.is_global and not plain.is_multicast
+    opened = any(plain.version == network.version and plain in network for network in forbidden.private_allowed)
+    if plain.is_loopback:
+        return opened
+    if forbidden.forbids(plain):
+        return False
+    return opened or (plain.is_global and not plain.is_multicast)
 
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+def addresses_of(host: str, port: int) -> list[str]:
+    """Blocks. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Outbound:
-    """Sends; `allowed` are the operator's exceptions."""
+    """Sends; `forbidden` says where to not, now."""
 
-    def __init__(self, allowed: Sequence[Network] = (), timeout_s: float = TIMEOUT_S) -> None:
-        self._allowed = tuple(allowed)
+    def __init__(
+        self, forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._forbidden = forbidden
         self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="webhook-names")
+        self._lookups: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+
+    def close(self) -> None:
+        """Waits for no name server."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check(self, url: str) -> None:
         """What can be said without asking anybody. Raises InvalidRequest, Forbidden."""
@@ -123,14 +142,24 @@ class Outbound:
             raise NoAnswer(str(error) or type(error).__name__) from error
 
     async def _resolve(self, target: Target) -> list[str]:
-        found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        key = (target.host, target.port)
+        lookup = self._lookups.get(key)
+        if lookup is None:  # one thread for a name, however many webhooks have it
+            loop = asyncio.get_running_loop()
+            lookup = self._lookups[key] = loop.run_in_executor(self._threads, addresses_of, *key)
+            lookup.add_done_callback(lambda done: self._looked_up(key, done))
+        addresses = await asyncio.shield(lookup)
         for address in addresses:
             self._check_address(ipaddress.ip_address(address.partition("%")[0]), target)
         return addresses
 
+    def _looked_up(self, key: tuple[str, int], done: asyncio.Future[list[str]]) -> None:
+        self._lookups.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # whoever asked may have given up
+
     def _check_address(self, address: Address, target: Target) -> None:
-        if not is_allowed(address, self._allowed):
+        if not is_allowed(address, self._forbidden()):
             raise Forbidden(
                 f"webhooks may not be sent to {target.host} ({address}): it is not a public address",
                 hint="the operator can allow networks with ATOLL_WEBHOOK_ALLOW_PRIVATE",

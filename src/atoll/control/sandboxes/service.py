@@ -36,7 +36,15 @@ from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.metering import Meter
 from atoll.control.telemetry.readings import ReadingFiles, Series
 from atoll.control.templates.catalog import TemplateService
-from atoll.model.errors import AtollError, Conflict, CreateFailed, PlatformError, SandboxGone, SandboxNotFound
+from atoll.model.errors import (
+    AtollError,
+    Conflict,
+    CreateFailed,
+    NodeUnreachable,
+    PlatformError,
+    SandboxGone,
+    SandboxNotFound,
+)
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
@@ -437,13 +445,43 @@ class SandboxService:
 
     async def recover(self) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request."""
-        alive = {one.sandbox_id: node_id for node_id, node in self._nodes.items() for one in await node.sandboxes()}
+        found = await self._alive()
+        alive = {sandbox_id: node_id for node_id, ids in found.items() for sandbox_id in ids}
+        silent = self._nodes.keys() - found.keys()
         unfinished = [state for state in SandboxState if state is not SandboxState.ENDED]
         records = {record.sandbox_id: record for record in await self._store.in_states(unfinished)}
         for sandbox_id in records.keys() | alive.keys():
+            if sandbox_id in records and records[sandbox_id].node_id in silent:
+                continue  # nobody can say; `node_came_back` will
             await self._settle(sandbox_id, records.get(sandbox_id), alive.get(sandbox_id))
         forgotten = await self._store.forget_ended(self.clock.now() - ENDED_ROWS_KEPT)
         _log.info("control.recovered", found=len(records), alive=len(alive), forgotten=forgotten)
+
+    def node_came_back(self) -> None:
+        """A node was started again, or its connection was lost for a while: what both know may differ."""
+        self._background.begin(self._reconcile())
+
+    async def _reconcile(self) -> None:
+        """What runs nowhere has ended; what nobody knows is ended. What is being made or ended settles itself."""
+        known = {record.sandbox_id: record for record in await self._store.in_states([SandboxState.RUNNING])}
+        alive = await self._alive()
+        for sandbox_id, record in known.items():
+            if record.node_id in alive and sandbox_id not in alive[record.node_id]:
+                await self.sandbox_ended(sandbox_id, EndReason.LOST, "its node was started again without it")
+        for node_id, ids in alive.items():
+            for sandbox_id in ids - known.keys():
+                if await self._store.find(sandbox_id) is None:
+                    await self._kill_on_node(node_id, sandbox_id, EndReason.LOST)
+
+    async def _alive(self) -> dict[str, set[str]]:
+        """By node, of those that answer."""
+        alive: dict[str, set[str]] = {}
+        for node_id, node in self._nodes.items():
+            try:
+                alive[node_id] = {one.sandbox_id for one in await node.sandboxes()}
+            except NodeUnreachable as error:
+                _log.error("node.unreachable", node=node_id, error=str(error))
+        return alive
 
     async def _settle(self, sandbox_id: str, record: SandboxRecord | None, node_id: str | None) -> None:
         state = record.state if record is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -59,10 +60,15 @@ class EventTables:
         return [row["body"] for row in rows]
 
     async def forget(self, before: datetime, keep: int) -> None:
-        """Deletes events and finished deliveries older than that, and all events but the newest `keep`."""
-        await self._database.write(delete(events).where(events.c.at < before))
+        """Deletes events and finished deliveries older than that, and all events but the newest `keep`.
+
+        An event stays as long as a delivery of it waits: it is what is delivered.
+        """
+        waiting = select(deliveries.c.event_id).where(deliveries.c.state == DeliveryState.PENDING.value)
+        free = events.c.event_id.not_in(waiting)
+        await self._database.write(delete(events).where(events.c.at < before, free))
         newest = select(func.max(events.c.number)).scalar_subquery()
-        await self._database.write(delete(events).where(events.c.number <= newest - keep))
+        await self._database.write(delete(events).where(events.c.number <= newest - keep, free))
         await self._database.write(
             delete(deliveries).where(
                 deliveries.c.state != DeliveryState.PENDING.value, deliveries.c.created_at < before
@@ -105,8 +111,7 @@ class EventTables:
     async def due(self, now: datetime, limit: int) -> list[Delivery]:
         """Those whose time has come, the longest waiting first."""
         statement = (
-            select(deliveries)
-            .where(deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.next_at <= now)
+            _DELIVERIES.where(deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.next_at <= now)
             .order_by(deliveries.c.next_at)
             .limit(limit)
         )
@@ -126,13 +131,24 @@ class EventTables:
     async def change_delivery(self, delivery: Delivery) -> bool:
         """How it went. False: its webhook is gone, and so is it."""
         statement = update(deliveries).where(deliveries.c.delivery_id == delivery.delivery_id)
-        return bool(await self._database.write(statement.values(**_delivery_row(delivery))))
+        row = _delivery_row(delivery)
+        del row["payload"]
+        return bool(await self._database.write(statement.values(**row)))
+
+    async def waiting(self, team_ids: Iterable[str]) -> dict[str, int]:
+        """How many deliveries of each team have not ended."""
+        statement = (
+            select(webhooks.c.team_id, func.count().label("waiting"))
+            .join(deliveries, deliveries.c.webhook_id == webhooks.c.webhook_id)
+            .where(webhooks.c.team_id.in_(list(team_ids)), deliveries.c.state == DeliveryState.PENDING.value)
+            .group_by(webhooks.c.team_id)
+        )
+        return {row["team_id"]: row["waiting"] for row in await self._database.read(statement)}
 
     async def deliveries_of(self, webhook_id: str, limit: int, offset: int) -> list[Delivery]:
         """The log of one webhook, newest first."""
         statement = (
-            select(deliveries)
-            .where(deliveries.c.webhook_id == webhook_id)
+            _DELIVERIES.where(deliveries.c.webhook_id == webhook_id)
             .order_by(deliveries.c.created_at.desc(), deliveries.c.delivery_id)
             .offset(offset)
             .limit(limit)
@@ -182,13 +198,21 @@ def _delivery_row(delivery: Delivery) -> dict[str, Any]:
     }
 
 
+_DELIVERIES = select(deliveries, events.c.body).outerjoin(events, events.c.event_id == deliveries.c.event_id)
+
+
+def _payload_of(body: Body | None) -> str:
+    """What is sent of an event; "" of one that is not there any more."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")) if body is not None else ""
+
+
 def _to_delivery(row: RowMapping) -> Delivery:
     return Delivery(
         delivery_id=row["delivery_id"],
         webhook_id=row["webhook_id"],
         event_id=row["event_id"],
         event_type=row["event_type"],
-        payload=row["payload"],
+        payload=row["payload"] or _payload_of(row["body"]),
         state=DeliveryState(row["state"]),
         attempts=row["attempts"],
         created_at=row["created_at"],

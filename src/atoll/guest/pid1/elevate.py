@@ -3,6 +3,7 @@
     sudo (client, isolation/gvisor/sudo.py) ──abstract socket──► guest
         one message: JSON, its own three descriptors, and its credentials as the kernel states them
         then: client → guest: one byte per signal to pass on      guest → client: one JSON line with the exit
+    before, where it asks for a terminal for the command:     guest → client: an empty line with the terminal's end
 
 Who may do it is read from the template's sudoers: a user or group with `NOPASSWD: ALL` for everybody. That is all of
 sudoers that is understood; whatever else it says counts as no. When the client goes, its command's whole tree goes.
@@ -25,6 +26,7 @@ from typing import Any
 
 from atoll.guest.parts import Guest
 from atoll.guest.process import tree
+from atoll.guest.process.pty import open_terminal
 from atoll.guest.process.spawn import CwdMissing, spawn
 from atoll.guest.process.users import User
 from atoll.wire.envd.connect import ConnectError
@@ -98,7 +100,7 @@ class Elevation:
             try:
                 async with asyncio.timeout(_ASK_WITHIN_S):
                     asked, uid, descriptors = await self._receive(client)
-                pid = self._run(asked, uid, descriptors)
+                pid = self._run(asked, uid, descriptors, client)
             except (OSError, ValueError, KeyError, TypeError, ConnectError, CwdMissing) as error:
                 await self._say(client, {"error": getattr(error, "message", None) or str(error) or "malformed"})
                 return
@@ -139,7 +141,7 @@ class Elevation:
             raise
         return asked, uid, list(descriptors)
 
-    def _run(self, asked: dict[str, Any], uid: int, descriptors: list[int]) -> int:
+    def _run(self, asked: dict[str, Any], uid: int, descriptors: list[int], client: socket.socket) -> int:
         users = self._guest.state.users
         caller, target = users.find(str(uid)), users.find(str(asked["user"]))
         groups = [users.group_name_of(gid) for gid in caller.groups]
@@ -156,8 +158,18 @@ class Elevation:
             argv = [target.shell, "-l", *(["-c", " ".join(argv)] if asked["argv"] else [])]
             env["SHELL"] = target.shell or shell
         cwd = target.home if asked["login"] else str(asked["cwd"])
-        stdin, stdout, stderr = descriptors
-        return spawn(argv, user=target, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+        if (size := asked.get("terminal")) is None:
+            stdin, stdout, stderr = descriptors
+            return spawn(argv, user=target, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+        rows, cols = (max(0, int(side)) for side in size)
+        terminal = open_terminal(target, cols, rows)
+        try:
+            pid = spawn(argv, user=target, env=env, cwd=cwd, tty=terminal.path)
+            with suppress(OSError):  # it has gone: so will the command
+                socket.send_fds(client, [b"{}"], [terminal.master])
+        finally:
+            os.close(terminal.master)
+        return pid
 
     async def _pass_signals(self, client: socket.socket, pid: int) -> None:
         while True:

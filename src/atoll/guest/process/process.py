@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from atoll.guest.log import CommandLog
 from atoll.guest.pid1.reaper import Exit
 from atoll.guest.process import tree
-from atoll.guest.process.pty import resize
+from atoll.guest.process.pty import must_announce_size, resize, type_in
 from atoll.wire.envd.connect import Code, ConnectError
 from atoll.wire.envd.process import DataEvent, EndEvent, KeepAlive, ProcessConfig, ProcessEvent, ProcessInfo, StartEvent
 
@@ -350,9 +350,15 @@ class Process:
         """Like `write_stdin`, for the terminal."""
         if self._terminal is None or self.end is not None:
             raise ConnectError(Code.FAILED_PRECONDITION, "tty not assigned to process")
-        await self._write(lambda: self._terminal, data, "tty")
+        await self._write(lambda: self._terminal, data, "tty", type_in)
 
-    async def _write(self, current: Callable[[], int | None], data: bytes, name: str) -> None:
+    async def _write(
+        self,
+        current: Callable[[], int | None],
+        data: bytes,
+        name: str,
+        put: Callable[[int, memoryview], int] = os.write,
+    ) -> None:
         async with self._input_lock:
             view = memoryview(data)
             while view:
@@ -360,7 +366,7 @@ class Process:
                 if fd is None:
                     raise ConnectError(Code.FAILED_PRECONDITION, f"{name} not enabled or closed")
                 try:
-                    view = view[os.write(fd, view) :]
+                    view = view[put(fd, view) :]
                 except (BlockingIOError, InterruptedError):
                     await self._writable(fd)
                 except OSError as error:
@@ -397,6 +403,8 @@ class Process:
             resize(self._terminal, cols, rows)
         except OSError as error:
             raise ConnectError(Code.FAILED_PRECONDITION, f"error resizing tty: {error.strerror}") from error
+        if must_announce_size():
+            self.send_signal(signal.SIGWINCH)
 
     # -- signals ----------------------------------------------------------------------------------------------------
 

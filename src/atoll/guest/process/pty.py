@@ -1,4 +1,4 @@
-"""Pseudo-terminals: open, size."""
+"""Pseudo-terminals: open, size, what is typed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ from atoll.guest.process.users import User
 
 _WINSIZE = struct.Struct("HHHH")
 _MAX_SIDE = 0xFFFF
+_SIGNALLING = (termios.VINTR, termios.VSUSP, termios.VQUIT)
+_CONTROL = frozenset(b"\x03\x1a\x1c")
+"""What these are on every terminal, unless a user has chosen others."""
+_NEVER_TYPED = b"\xff"
+
+_gvisor = False
+
+
+def kernel_is_gvisor() -> None:
+    """From now on what its releases of 2024 get wrong about terminals is put right here: they tell nobody that the size
+    has changed, and raise signals also where a program has turned them off."""
+    global _gvisor
+    _gvisor = True
+
+
+def must_announce_size() -> bool:
+    """Whether whoever changes a terminal's size has to send SIGWINCH as well."""
+    return _gvisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +61,21 @@ def resize(master: int, cols: int, rows: int) -> None:
     """The program in the foreground gets SIGWINCH. Raises OSError when the terminal is gone."""
     size = _WINSIZE.pack(min(rows, _MAX_SIDE), min(cols, _MAX_SIDE), 0, 0)
     fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+
+
+def type_in(master: int, data: bytes | memoryview) -> int:
+    """As `os.write`. A program that wants ^C, ^Z and ^\\ as characters (ssh, vim, tmux) gets them as nothing else."""
+    if not _gvisor or _CONTROL.isdisjoint(data):
+        return os.write(master, data)
+    try:
+        before = termios.tcgetattr(master)
+        if before[3] & termios.ISIG:
+            return os.write(master, data)
+        characters = [_NEVER_TYPED if which in _SIGNALLING else one for which, one in enumerate(before[6])]
+        termios.tcsetattr(master, termios.TCSANOW, [*before[:6], characters])
+        try:
+            return os.write(master, data)
+        finally:
+            termios.tcsetattr(master, termios.TCSANOW, before)
+    except termios.error as error:
+        raise OSError(*error.args) from error

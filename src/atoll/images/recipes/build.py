@@ -125,6 +125,8 @@ def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *
 
     tell("debian", 0.01, f"making a Debian {archive.suite} tree")
     if not rootless:
+        # What it mounts in the tree goes with it, however it ends: a mount that stays would keep the tree for ever.
+        command = ["unshare", "--mount", "--propagation", "private", "--", *command]
         _run(command, log, on_line, what=f"building {recipe.name!r}: mmdebstrap", log_path=place.log)
         return
     # A directory written by mmdebstrap --mode=unshare would need every parent to be open to the subordinate ids: go

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from atoll.guest.pid1 import elevate, quota
-from atoll.isolation.gvisor import shown
+from atoll.guest.process import pty
+from atoll.isolation.gvisor import shown, terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
@@ -106,6 +107,7 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
         shown.show(SHARED, spec.limits, show_machine)
     _cover(SHARED)
     _mount_shared_memory(spec.limits.memory_mib)
+    tty = terminals.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = _OPEN_FILES[1] if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES[1])
@@ -117,6 +119,9 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
     caps.limit_own(GUEST_CAPABILITIES)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+    if tty is not None:
+        pty.kernel_is_gvisor()
+        terminals.serve(tty)  # last: the thread is to have no more rights than the guest
 
 
 def _cover(place: str) -> None:

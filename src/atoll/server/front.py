@@ -1,0 +1,69 @@
+"""The front process: the control plane and the edge, which reach the node by messages alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from atoll.control.access.auth import Authenticator
+from atoll.control.access.client_versions import ClientVersionLog
+from atoll.control.app import create_app
+from atoll.control.events.outbound import parse_networks
+from atoll.control.plane import ControlPlane
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.sizing import Maximum
+from atoll.control.store import Store
+from atoll.edge import Edge
+from atoll.edge.routes import LiveRoutes
+from atoll.egress.forbidden import HostNetworks
+from atoll.server.plan import Plan, control_dir
+from atoll.wire.node.client import RemoteNode
+from atoll.wire.node.transport import unix
+
+EDGE_GRACE_S = 3.0
+"""How long running requests may go on after a stop was asked for."""
+
+
+async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> None:
+    """Serves the bound sockets until `stop`. Raises PlatformError, OSError."""
+    settings = plan.settings
+    kept = control_dir(settings.data_dir)
+    async with (
+        Store(plan.database_url) as store,
+        RemoteNode(unix(plan.node_socket)) as node,
+        ControlPlane(
+            store=store,
+            nodes=[node],
+            policy=_policy(plan),
+            logs_dir=kept / "logs",
+            metrics_dir=kept / "metrics",
+            webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
+            keep_sandboxes=settings.keep_sandboxes,
+        ) as control,
+    ):
+        node.subscribe(control.services.sandboxes)
+        node.reconnected = control.services.sandboxes.node_came_back
+        routes = LiveRoutes()
+        node.subscribe_routes(routes)
+        app = create_app(control.services, Authenticator(plan.keys, store.keys))
+        output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
+        edge = Edge(routes, ClientVersionLog(app), domains=[plan.domain], output_limit=output)
+        try:
+            await edge.listen(plan.sock)
+            if plan.tls is not None:
+                await edge.listen_tls(plan.tls.sock, plan.tls.context)
+            ready()
+            await stop.wait()
+        finally:
+            await edge.aclose(EDGE_GRACE_S)
+
+
+def _policy(plan: Plan) -> Policy:
+    settings = plan.settings
+    return Policy(
+        max_timeout_s=settings.max_timeout_s,
+        max_sandboxes=settings.max_sandboxes,
+        domain=plan.domain,
+        maximum=Maximum(settings.max_cpu, settings.max_memory_mib, settings.max_disk_mib, settings.max_pids),
+        template_wait_s=settings.template_wait_s,
+    )

@@ -1,0 +1,242 @@
+"""`atoll serve`: starts the server's processes, starts those again that end, and stops all in order.
+
+    lock data dir ─► bind ─► node ─► front ─► tell: server.json, --ready-fd
+                                 │ SIGTERM, SIGINT, end of --lifeline-fd
+                                 ▼
+                     stop: front, then node; forced after STOP_S
+
+Single-threaded and without an event loop, so that it can fork at any time: a process that is started again begins with
+everything loaded. It reads nothing but signals, the lifeline and its children's first words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from atoll.cli import logs, running
+from atoll.cli.domain import open_domain
+from atoll.config import Settings
+from atoll.control.access.auth import configured_keys
+from atoll.edge import bind
+from atoll.model.errors import PlatformError
+from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
+from atoll.server.plan import Plan, control_dir, prepare_directories
+from atoll.server.rights import unused_user
+
+_PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
+"""Before a process that keeps ending is started once more."""
+_REFRESH_S = 1.0
+"""How often an operator's certificate is looked at."""
+_STEADY_S = 30.0
+"""After so long the next end counts as the first."""
+
+_log = structlog.get_logger("atoll.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """Descriptors that a parent process passed: one to tell that the server is ready, one whose end means "stop"."""
+
+    ready_fd: int | None = None
+    lifeline_fd: int | None = None
+
+    def seal(self) -> None:
+        """Keeps them from every program that the server starts. Raises OSError for a descriptor that is not open."""
+        for fd in (self.ready_fd, self.lifeline_fd):
+            if fd is not None:
+                os.set_inheritable(fd, False)
+
+
+def serve(settings: Settings, wires: Wires) -> None:
+    """Runs a server until it is told to stop. Raises AtollError, OSError when it cannot start."""
+    logs.configure(settings.log_level, settings.log_format)
+    _log.debug("starting", data_dir=str(settings.data_dir), isolation=settings.isolation)
+    wires.seal()
+    _raise_descriptor_limit()
+    with running.exclusive(settings.data_dir):
+        keys = configured_keys(settings.api_keys, settings.data_dir)
+        user = unused_user() if os.getuid() == 0 else None
+        with contextlib.ExitStack() as sockets:
+            prepare_directories(settings.data_dir, user)
+            tls = open_domain(settings, control_dir(settings.data_dir), user)
+            if tls is not None:
+                sockets.enter_context(contextlib.closing(tls.sock))
+            sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
+            gc.freeze()  # what is loaded now stays, and is shared with every child
+            Launcher(Plan(settings, tuple(keys), sock, tls, user), wires).run()
+    _log.info("stopped")
+
+
+class Launcher:
+    """One server's processes. `run` returns after a clean stop; raises what kept the server from starting."""
+
+    def __init__(self, plan: Plan, wires: Wires) -> None:
+        self._plan = plan
+        self._wires = wires
+        self._node = Child(Role.NODE, plan)
+        self._front = Child(Role.FRONT, plan)
+        self._stopping = False
+        self._certificates = plan.tls.files if plan.tls is not None else None
+        self._ends: dict[Role, list[float]] = {Role.NODE: [], Role.FRONT: []}
+        self._due: dict[Role, float] = {}
+
+    def run(self) -> None:
+        """See the module."""
+        with _waking_signals() as waking:
+            try:
+                self._first_start(waking)
+                if not self._stopping:
+                    with self._announced():
+                        self._watch(waking)
+                self._stop(waking)
+            except BaseException:
+                for child in (self._front, self._node):
+                    child.kill()
+                raise
+
+    def _first_start(self, waking: int) -> None:
+        for child in (self._node, self._front):
+            child.start()
+            while not self._stopping and not child.is_ready:
+                self._wait(waking, None)
+                child.listen()
+                if child.has_ended():
+                    raise child.failure or PlatformError(f"the {child.role} process ended before it was ready")
+
+    @contextlib.contextmanager
+    def _announced(self) -> Iterator[None]:
+        plan, settings = self._plan, self._plan.settings
+        url = url_of(settings.host, plan.sock.getsockname()[1])
+        bundle = plan.tls.ca_bundle if plan.tls is not None else None
+        domain = plan.tls.domain if plan.tls is not None else None
+        origin = "configured" if settings.api_keys else "generated"
+        with running.announced(settings.data_dir, url, origin, domain, str(bundle) if bundle else None):
+            more = {"domain": domain, "ca": str(bundle)} if domain else {}
+            _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid(), **more)
+            _tell_ready(self._wires.ready_fd, url, plan.keys[0], more)
+            yield
+
+    def _watch(self, waking: int) -> None:
+        while not self._stopping:
+            self._wait(waking, min(self._due.values(), default=None))
+            for child in (self._node, self._front):
+                child.listen()
+                if child.role not in self._due and child.has_ended():
+                    self._plan_restart(child)
+                if not self._stopping and self._due.get(child.role, float("inf")) <= time.monotonic():
+                    del self._due[child.role]
+                    child.start()
+
+    def _plan_restart(self, child: Child) -> None:
+        now = time.monotonic()
+        ends = self._ends[child.role] = [at for at in self._ends[child.role] if now - at < _STEADY_S]
+        pause = _PAUSES_S[min(len(ends), len(_PAUSES_S) - 1)]
+        ends.append(now)
+        self._due[child.role] = now + pause
+        reason = str(child.failure) if child.failure else child.how_it_ended
+        _log.error("process.ended", process=child.role.value, how=reason, again_in_s=pause)
+
+    def _stop(self, waking: int) -> None:
+        """The front first: it may still have to end sandboxes through the node."""
+        _log.info("stopping", keep_sandboxes=self._plan.settings.keep_sandboxes)
+        for child, within in ((self._front, STOP_S), (self._node, NODE_STOP_S)):
+            child.terminate()
+            deadline = time.monotonic() + within
+            while not child.has_ended():
+                if time.monotonic() > deadline:
+                    _log.error("the stop took too long; ending as it is", process=child.role.value, seconds=within)
+                    child.kill()
+                    raise SystemExit(1)
+                self._wait(waking, deadline)
+
+    def _wait(self, waking: int, until: float | None) -> None:
+        """Until a signal, news of a child or the lifeline's end."""
+        lifeline = self._wires.lifeline_fd
+        if self._certificates is not None:
+            with contextlib.suppress(OSError):  # half written: next time
+                self._certificates.refresh()
+            until = min(until or float("inf"), time.monotonic() + _REFRESH_S)
+        ears = [waking, *(child.ear for child in (self._node, self._front) if child.ear is not None)]
+        if lifeline is not None and not self._stopping:
+            ears.append(lifeline)
+        timeout = None if until is None else max(0.0, until - time.monotonic())
+        heard, _, _ = select.select(ears, [], [], timeout)
+        if waking in heard:
+            for number in os.read(waking, 256):
+                self._take_signal(signal.Signals(number))
+        if lifeline in heard and _has_ended(lifeline):
+            self._ask_to_stop("end of the lifeline")
+
+    def _take_signal(self, number: signal.Signals) -> None:
+        if number is signal.SIGCHLD:
+            return  # `has_ended` looks
+        if self._stopping:
+            _log.warning("asked twice to stop: ending at once", signal=number.name)
+            for child in (self._front, self._node):
+                child.kill()
+            os._exit(128 + number)
+        self._ask_to_stop(number.name)
+
+    def _ask_to_stop(self, cause: str) -> None:
+        _log.info("asked to stop", cause=cause)
+        self._stopping = True
+
+
+@contextlib.contextmanager
+def _waking_signals() -> Iterator[int]:
+    """A descriptor on which the numbers of arriving signals can be read."""
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(waking)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
+
+
+def _has_ended(lifeline: int | None) -> bool:
+    if lifeline is None:
+        return False
+    try:
+        return not os.read(lifeline, 4096)
+    except OSError:
+        return True
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    if ":" in reachable and not reachable.startswith("["):
+        reachable = f"[{reachable}]"
+    return f"http://{reachable}:{port}"
+
+
+def _tell_ready(fd: int | None, url: str, key: str, more: Mapping[str, str]) -> None:
+    if fd is None:
+        return
+    with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "w") as out:
+        out.write(json.dumps({"url": url, "api_key": key, **more}) + "\n")
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,91 @@
+"""What the processes of one server have in common: settings, keys, listening sockets, and where things lie."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atoll.cli.domain import TlsDomain
+from atoll.config import Settings
+from atoll.control.store import default_url
+
+_DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Made by the launcher before it starts anything; every process inherits it.
+
+    `user` is the front's: None where the server is not root.
+    """
+
+    settings: Settings
+    keys: tuple[str, ...] = field(repr=False)
+    sock: socket.socket
+    tls: TlsDomain | None
+    user: int | None
+
+    @property
+    def domain(self) -> str:
+        """Under which sandboxes have host names."""
+        if self.tls is not None:
+            return self.tls.domain
+        return self.settings.domain or f"localhost:{self.sock.getsockname()[1]}"
+
+    @property
+    def node_socket(self) -> Path:
+        """Where the node hears the front."""
+        return node_dir(self.settings.data_dir) / "control.sock"
+
+    def close_sockets(self) -> None:
+        """In a process that no stranger is to reach."""
+        self.sock.close()
+        if self.tls is not None:
+            self.tls.sock.close()
+
+    @property
+    def database_url(self) -> str:
+        return database_url(self.settings)
+
+
+def node_dir(data_dir: Path) -> Path:
+    """Of the node's socket: the node's own, and the front may look into it."""
+    return data_dir / "node"
+
+
+def control_dir(data_dir: Path) -> Path:
+    """What the control plane keeps, and all that the front may write to."""
+    return data_dir / "control"
+
+
+def root_place(data_dir: Path) -> Path:
+    """Where the front's root directory is put together; empty for every other process."""
+    return data_dir / "front-root"
+
+
+def database_url(settings: Settings) -> str:
+    """The one that was set, else SQLite in the control plane's directory."""
+    return settings.database_url or default_url(control_dir(settings.data_dir))
+
+
+def prepare_directories(data_dir: Path, user: int | None) -> None:
+    """Makes them, and moves in what servers before the division kept elsewhere. Raises OSError."""
+    node, control = node_dir(data_dir), control_dir(data_dir)
+    control.mkdir(mode=0o700, exist_ok=True)
+    node.mkdir(mode=0o755, exist_ok=True)
+    root_place(data_dir).mkdir(mode=0o700, exist_ok=True)
+    for name in (*_DATABASE, "logs", "metrics"):
+        if (data_dir / name).exists() and not (control / name).exists():
+            (data_dir / name).rename(control / name)
+    if user is not None:
+        _give(control, user)
+
+
+def _give(directory: Path, user: int) -> None:
+    """To `user`, with all that is in it. Links are not followed: the front has written here before."""
+    for _, _, files, folder in os.fwalk(directory, follow_symlinks=False):
+        os.fchown(folder, user, user)
+        for name in files:
+            os.chown(name, user, user, dir_fd=folder, follow_symlinks=False)

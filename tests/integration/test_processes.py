@@ -1,0 +1,143 @@
+"""The processes of a server: who has which rights, and that each may be killed without a sandbox noticing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from e2b import Sandbox
+from sdk_support import eventually
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only a server of root has rights to give up")
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _options(server: Any) -> dict[str, Any]:
+    return {"api_key": server.api_key, "api_url": server.url, "sandbox_url": server.url}
+
+
+@as_root
+def test_what_strangers_speak_to_has_no_rights(server: Any) -> None:
+    front = _status(server.pid_of("front"))
+    assert len(set(front["Uid"].split())) == 1
+    assert front["Uid"].split()[0] not in ("0", str(os.getuid()))
+    assert set(front["Gid"].split()) == set(front["Uid"].split())
+    assert front["Groups"] == ""
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(front[name], 16) == 0, name
+    assert front["NoNewPrivs"] == "1"
+    assert front["Seccomp"] == "2"
+
+
+@as_root
+def test_only_the_node_has_roots_rights_and_the_launcher_listens_to_nobody(server: Any) -> None:
+    node = _status(server.pid_of("node"))
+    assert node["Uid"].split()[0] == "0"
+    assert int(node["CapEff"], 16) != 0
+    sockets = [os.readlink(entry) for entry in Path(f"/proc/{server.pid_of('node')}/fd").iterdir() if entry.exists()]
+    listening = {
+        fields[9] for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]) if fields[3] == "0A"
+    }
+    held = {name.removeprefix("socket:[").rstrip("]") for name in sockets if name.startswith("socket:[")}
+    assert not held & listening, "the node holds a socket that strangers can reach"
+
+
+@as_root
+def test_the_front_sees_neither_sandboxes_nor_keys_nor_the_hosts_files(server: Any, sandbox: Sandbox) -> None:
+    root = Path(f"/proc/{server.pid_of('front')}/root")
+    data_dir = root / server.data_dir.relative_to("/")
+    assert sorted(path.name for path in data_dir.iterdir()) == ["control", "node"]
+    assert (server.data_dir / "sandboxes" / sandbox.sandbox_id).is_dir(), "the control: it is there for root"
+    assert not (root / "home").exists()
+    assert not (root / "sys").exists()
+
+
+@pytest.mark.parametrize("role", ["front", "node"])
+def test_a_killed_process_is_started_again_alone_and_sandboxes_go_on(
+    start_server: Callable[..., Any], role: str
+) -> None:
+    running = start_server()
+    sandbox = Sandbox.create(timeout=300, **_options(running))
+    command = sandbox.commands.run("for i in $(seq 400); do echo $i; sleep 0.1; done", background=True, timeout=0)
+    before, other = running.pid_of(role), running.pid_of({"front": "node", "node": "front"}[role])
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: _is_another(running, role, before), what=f"a new {role} process", within_s=20)
+    assert running.pid_of({"front": "node", "node": "front"}[role]) == other
+    eventually(lambda: _answers(sandbox), what="the sandbox answers", within_s=20)
+    assert [one.sandbox_id for one in Sandbox.list(**_options(running)).next_items()] == [sandbox.sandbox_id]
+    assert command.pid in {process.pid for process in sandbox.commands.list()}, "the command goes on"
+    heard: list[str] = []
+    again = sandbox.commands.connect(command.pid, timeout=0)
+    eventually(lambda: _read(again, heard), what="its output is taken up again", within_s=20)
+    sandbox.commands.kill(command.pid)
+    with Sandbox.create(timeout=60, **_options(running)) as another:
+        assert another.commands.run("echo new").stdout == "new\n"
+
+
+def _is_another(running: Any, role: str, before: int) -> bool:
+    try:
+        return running.pid_of(role) != before
+    except ProcessLookupError:
+        return False
+
+
+def _answers(sandbox: Sandbox) -> bool:
+    try:
+        return sandbox.commands.run("echo here").stdout == "here\n"
+    except Exception:
+        return False
+
+
+def _read(handle: Any, heard: list[str]) -> bool:
+    if not heard:
+        for stdout, _, _ in handle:
+            heard.append(stdout or "")
+            break
+    return bool(heard)
+
+
+def test_a_stream_outlives_the_node_process(start_server: Callable[..., Any]) -> None:
+    running = start_server()
+    sandbox = Sandbox.create(timeout=300, **_options(running))
+    command = sandbox.commands.run("for i in $(seq 40); do echo $i; sleep 0.1; done", background=True, timeout=0)
+    os.kill(running.pid_of("node"), signal.SIGKILL)
+    result = command.wait()
+    assert result.stdout.split() == [str(number) for number in range(1, 41)]
+
+
+def test_with_the_launcher_all_processes_end_and_the_next_server_takes_over(start_server: Callable[..., Any]) -> None:
+    running = start_server()
+    sandbox = Sandbox.create(timeout=300, **_options(running))
+    pids = [running.pid_of(role) for role in ("node", "front")]
+    running.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="all processes are gone")
+    running.start()
+    again = Sandbox.connect(sandbox.sandbox_id, **_options(running))
+    assert again.commands.run("echo adopted").stdout == "adopted\n"
+
+
+def test_a_stranger_to_the_nodes_socket_is_not_heard(server: Any) -> None:
+    """Any user may connect to it; who is not the front's user or root gets nothing. See test_wire_node."""
+    path = server.data_dir / "node" / "control.sock"
+    assert path.is_socket()
+    assert path.parent.stat().st_uid == os.getuid()
+    assert path.parent.stat().st_mode & 0o022 == 0, "nobody else may put a socket there"
+
+
+def test_a_front_that_is_killed_again_and_again_comes_back_each_time(start_server: Callable[..., Any]) -> None:
+    running = start_server()
+    for _ in range(3):
+        before = running.pid_of("front")
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda before=before: _is_another(running, "front", before), what="a new front", within_s=20)
+    eventually(lambda: httpx.get(f"{running.url}/health").status_code == 204, what="it answers", within_s=20)
+    assert running.stop() == 0
