@@ -23,7 +23,7 @@ printf '{ "nodeModulesDir": "manual", "lock": false }\n' >/deno.json
 
 # What matplotlib's own font lacks, programs take from the one that has Chinese, Japanese and Korean.
 settings=$(python3 -c 'import matplotlib; print(matplotlib.get_data_path())')/matplotlibrc
-printf 'font.family: sans-serif, WenQuanYi Micro Hei\n' >>"$settings"
+sed -i 's/^#*font\.family:.*/font.family: sans-serif, WenQuanYi Micro Hei/' "$settings"
 
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
