@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from support.host import skip_without
-from support.server import ServerProcess
+from support.server import STALLS, ServerProcess
 from support.tiers import SERVER_ENVIRON, tiers_of
 
 # A run in the background of a script ignores these, and every program that a test starts would inherit it.
@@ -120,6 +120,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """No server's loop may have stood still, whatever the tests sent; and see `_refuse_empty_suites`."""
+    if STALLS and exitstatus == 0:
+        reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line("a server's event loop stood still:\n" + "\n".join(STALLS), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
+    _refuse_empty_suites(session, exitstatus)
+
+
+def _refuse_empty_suites(session: pytest.Session, exitstatus: int) -> None:
     """In CI a folder whose tests all skipped is a failure: a machine that cannot run them must not look green."""
     if not os.environ.get("CI") or exitstatus != 0:
         return

@@ -80,10 +80,14 @@ assert libc.sysinfo(place) == 0
 up, load, _, _, total, free, shared, cache, swap, _, processes = struct.unpack_from("=q3Q6QH", place)
 pages = [os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") >> 20 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")]
 lost = libc.sysinfo(ctypes.c_void_p(16)), ctypes.get_errno()
-print(json.dumps([total >> 20, 0 < free < total, swap, processes < 100, pages[0], pages[1] < pages[0], lost, up]))
+libc.mmap.restype = ctypes.c_void_p
+read_only = libc.mmap(None, ctypes.c_size_t(4096), 1, 0x22, -1, ctypes.c_long(0))
+closed = libc.sysinfo(ctypes.c_void_p(read_only)), ctypes.get_errno()
+right = [0 < free < total, swap == 0, processes < 100, pages[1] < pages[0]]
+print(json.dumps([total >> 20, pages[0], right, lost, closed, up]))
 """
     *found, up = _python(sandbox, source, user)
-    assert found == [MEMORY_MIB, True, 0, True, MEMORY_MIB, True, [-1, errno.EFAULT]]
+    assert found == [MEMORY_MIB, MEMORY_MIB, [True] * 4, [-1, errno.EFAULT], [-1, errno.EFAULT]]
     with open("/proc/uptime") as uptime:
         assert up < float(uptime.read().split()[0])
 

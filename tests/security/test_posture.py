@@ -39,7 +39,7 @@ MOUNTS = {
 MASKED_FILES = {
     "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
     "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
-    "buddyinfo", "pagetypeinfo", "schedstat", "zoneinfo",
+    "buddyinfo", "schedstat", "zoneinfo",
 }  # fmt: skip
 MASKED_DIRECTORIES = {"acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi"}
 SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}

@@ -16,6 +16,8 @@ from pathlib import Path
 
 START_S = 60.0
 STOP_S = 40.0
+STALLS: list[str] = []
+"""Lines in which servers of this session say that their event loop stood still; who wants that takes his own out."""
 
 
 class ServerDied(Exception):
@@ -31,6 +33,7 @@ class ServerProcess:
     log: Path
     url: str = ""
     api_key: str = field(default="", repr=False)
+    _stalls_noted: int = field(default=0, repr=False)
 
     @staticmethod
     def start(
@@ -135,6 +138,14 @@ class ServerProcess:
             self.process.kill()
             self.process.wait(10)
             raise ServerDied(f"did not stop within {STOP_S:g} s\n{self.log_tail()}") from None
+        finally:
+            self._note_stalls()
+
+    def _note_stalls(self) -> None:
+        with contextlib.suppress(OSError):
+            lines = self.log.read_text(errors="replace").splitlines()[self._stalls_noted :]
+            self._stalls_noted += len(lines)
+            STALLS.extend(f"{self.log}: {line}" for line in lines if "loop.stalled" in line)
 
     def log_tail(self, lines: int = 60) -> str:
         """The end of what it wrote."""

@@ -37,7 +37,7 @@ MOUNTS = {
 MASKED = {
     "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
     "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
-    "buddyinfo", "pagetypeinfo", "schedstat", "zoneinfo",
+    "buddyinfo", "schedstat", "zoneinfo",
     "acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi",
 }  # fmt: skip
 SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}

@@ -32,7 +32,8 @@ INSIDE_CAPABILITIES = "00000000800405fb"
 """chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot setfcap"""
 
 INSIDE_MOUNTS = {
-    "/": "9p", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc", "/sys": "sysfs",
+    "/": "9p", "/dev": "tmpfs", "/dev/.tty": "fuse", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc",
+    "/sys": "sysfs",
     "/.atoll/guest": "9p", "/.atoll/io": "tmpfs",
     **{f"/proc/{name}": "tmpfs" for name in ("cpuinfo", "loadavg", "meminfo", "stat")},
     **{f"/sys/devices/system/cpu/{name}": "tmpfs" for name in ("online", "possible", "present")},
@@ -41,9 +42,11 @@ INSIDE_MOUNTS = {
 gVisor's own. 9p: served by the gofer."""
 
 INSIDE_DEVICES = {
-    "fd", "full", "fuse", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+    ".tty", "fd", "full", "fuse", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom",
+    "zero",
 }  # fmt: skip
-"""`fuse` is gVisor's own, and needs a mount to be of use."""
+"""`fuse` is gVisor's own, and needs a mount to be of use. `.tty` is the guest's: it has one name,
+which leads its caller to the caller's own terminal (`isolation/gvisor/terminals.py`)."""
 
 
 # -- the wall ----------------------------------------------------------------------------------------------------------

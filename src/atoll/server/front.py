@@ -17,6 +17,7 @@ from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
 from atoll.server.plan import Plan, control_dir
+from atoll.server.watchdog import Watchdog
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.transport import unix
 
@@ -47,13 +48,15 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        edge = Edge(routes, ClientVersionLog(app), domains=[plan.domain], output_limit=output)
+        watchdog = Watchdog("front")
+        edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
         try:
             await edge.listen(plan.sock)
             if plan.tls is not None:
                 await edge.listen_tls(plan.tls.sock, plan.tls.context)
             ready()
-            await stop.wait()
+            async with watchdog:
+                await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)
 

@@ -15,6 +15,7 @@ from atoll.model.errors import InvalidRequest
 from atoll.model.network import Network, is_address, split_targets
 from atoll.node.supervisor import Supervisor
 from atoll.server.plan import Plan
+from atoll.server.watchdog import Watchdog
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_unix
 
@@ -29,7 +30,8 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             agent.subscribe(server)
             agent.subscribe_routes(server)
             ready()
-            await stop.wait()
+            async with Watchdog("node"):
+                await stop.wait()
 
 
 @asynccontextmanager

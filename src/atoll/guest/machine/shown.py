@@ -221,6 +221,26 @@ def show(
     _machine.resize(limits, processors)
 
 
+class _NoHardware:
+    def take(self, count: int) -> tuple[int, ...]:
+        return tuple(os.sched_getaffinity(0))
+
+    def describe(self, chosen: Iterable[int]) -> Mapping[int, str]:
+        return {number: f"processor\t: {number}\ncore id\t\t: 0\n" for number in chosen}
+
+
+def exercise(scratch: str, rounds: int) -> None:
+    """For the zygote, as the guest's warm-up is: in a directory that is thrown away. Raises OSError."""
+    os.makedirs(os.path.join(scratch, os.path.dirname(PROCESSOR_LIST)), exist_ok=True)
+    directory = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for turn in range(rounds):
+            figures = Readings(lambda: {"usage": 1 << 20}, lambda: {"user_us": 1})
+            Machine(directory, _NoHardware(), figures, 0, -1).resize(Limits(memory_mib=64 + turn))
+    finally:
+        os.close(directory)
+
+
 def shown() -> Machine | None:
     """This guest's, where the tier has one."""
     return _machine

@@ -107,5 +107,5 @@ def packed(
     """A struct sysinfo of a 64-bit machine. Sizes in bytes. Pure."""
     fixed = (int(load * 65536) for load in loads)
     return struct.pack(
-        "=q3Q6QHH4xQQI4x", up_s, *fixed, total, free, shared, cache, 0, 0, processes & 0xFFFF, 0, 0, 0, 1
+        "=q3Q6QHH4xQQI4x", up_s, *fixed, total, free, shared, cache, 0, 0, min(processes, 0xFFFF), 0, 0, 0, 1
     )

@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
+from atoll.guest.machine import shown
 from atoll.guest.parts import Guest
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.service import ProcessTable
@@ -42,6 +43,7 @@ def exercise(build_servers: Servers) -> None:
     with contextlib.suppress(OSError, ValueError, EOFError, ConnectError), tempfile.TemporaryDirectory() as scratch:
         user = Users().name_of(os.getuid())
         asyncio.run(_serve_itself(build_servers, [_quiet_calls() + _calls(scratch)] * _ROUNDS, user))
+        shown.exercise(scratch, _ROUNDS)
 
 
 def rehearse(build_servers: Servers, runner: asyncio.Runner) -> None:

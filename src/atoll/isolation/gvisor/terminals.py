@@ -105,8 +105,8 @@ def answer(question: Question) -> bytes:
     """What is to be written for it."""
     try:
         body, code = _content(question), 0
-    except OSError as error:
-        body, code = b"", -(error.errno or errno.EIO)
+    except Exception as error:  # whoever asks waits for an answer, whatever it is
+        body, code = b"", -((error.errno if isinstance(error, OSError) else None) or errno.EIO)
     return _HEAD_OUT.pack(_HEAD_OUT.size + len(body), code, question.unique) + body
 
 

@@ -190,7 +190,6 @@ MASKED_PROC_FILES = (
     "modules",
     # And these of its memory, by the page: a way for neighbours to tell each other something.
     "buddyinfo",
-    "pagetypeinfo",
     "schedstat",
     "zoneinfo",
 )
