@@ -99,12 +99,12 @@ def test_all_sandboxes_together_weigh_less_than_one_program_of_the_host(tmp_path
     one = Cgroups.probe("b", _hierarchies(tmp_path / "one", cpu="cgroup cpu", pids="cgroup pids"))
     _files(tmp_path / "one/cpu/b", "cpu.shares")
     one.prepare()
-    assert (tmp_path / "one/cpu/b/cpu.shares").read_text() == "256", "a program has 1024"
+    assert (tmp_path / "one/cpu/b/cpu.shares").read_text() == "64", "a program has 1024"
     mounts = _hierarchies(tmp_path / "two", unified="cgroup2 rw")
     _v2(tmp_path / "two/unified", "cpu memory pids")
     _files(tmp_path / "two/unified/b", "cgroup.subtree_control", "cpu.weight")
     Cgroups.probe("b", mounts).prepare()
-    assert (tmp_path / "two/unified/b/cpu.weight").read_text() == "25", "a program has 100"
+    assert (tmp_path / "two/unified/b/cpu.weight").read_text() == "6", "a program has 100"
 
 
 def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ threads of a process share one group's memory, so only processes are.
 All sandboxes together weigh less than a single program of the host (`_ALL_SHARES`): that program, and the server, go
 first on a busy machine, while sandboxes may use whatever is idle. Equal weights would not do: a recent kernel (6.18)
 gives a group whose threads sleep and wake all the time, as those of any gVisor sandbox do, far more than its share.
-Programs beside one waited up to 20 s for a processor; at a quarter of their weight, about as long as without it.
+Programs beside one waited up to 20 s for a processor; at a sixteenth of their weight, about as long as without it.
 
 The groups lie in `<hierarchy>/<base>/<name>`, at the top of the hierarchy and not below the server's own group: a
 sandbox outlives its server, and a service manager that ends the server's group must not end the sandboxes.
@@ -36,7 +36,7 @@ _PERIOD_US = 100_000
 _SHARES, _WEIGHT, _MAX_WEIGHT = 1024, 100, 10_000
 """Of one processor, in versions 1 and 2: the kernel's own default. Who has twice as many gets twice as much of a busy
 machine."""
-_ALL_SHARES, _ALL_WEIGHT = _SHARES // 4, _WEIGHT // 4
+_ALL_SHARES, _ALL_WEIGHT = _SHARES // 16, _WEIGHT // 16
 """Of all sandboxes of a server together."""
 _REMOVE_WITHIN_S = 3.0
 _USERS = "users"
