@@ -89,7 +89,7 @@ async def test_creates_in_flight_are_done_by_the_next_zygote(place: Place, backe
     assert [await inside.health(handle) for handle in handles] == [204] * 8
     for handle in handles:
         await handle.kill()
-    assert await eventually(lambda: list(RunLayout(place.run_dir).records()) == [])
+    assert await eventually(lambda: len(place.groups()) == 2 or not backend.capabilities)
 
 
 async def test_a_root_made_ahead_serves_the_next_sandbox_of_that_template_only(
@@ -235,7 +235,6 @@ async def test_nothing_is_left_after_many_sandboxes(place: Place) -> None:
     # (At first the server may still make disks ahead of need, and hold a descriptor or two more.)
     assert await eventually(lambda: all(_held()[name] <= count for name, count in before.items())), (before, _held())
     assert place.groups() == set()
-    assert list(RunLayout(place.run_dir).records()) == []
     assert await eventually(lambda: len(os.listdir(f"/proc/{_zygote_pid(backend)}/fd")) <= 8 + DISKS_HELD)
     zygote = _zygote_pid(backend)
     await backend.aclose()
@@ -246,6 +245,24 @@ async def test_nothing_is_left_after_many_sandboxes(place: Place) -> None:
 def _held() -> dict[str, int]:
     with open("/proc/self/mountinfo") as mounts:
         return {"descriptors": len(os.listdir("/proc/self/fd")), "mounts": len(mounts.readlines())}
+
+
+async def test_a_group_that_is_to_be_spared_outlives_a_start_with_all_that_is_in_it(place: Place) -> None:
+    """So a sandbox whose record is of a newer version is left alone, though nobody adopts it."""
+    spared, lost = place.asked(), place.asked()
+    first = place.backend(parked=0)
+    await first.start()
+    records = [dict((await first.create(*asked)).record()) for asked in (spared, lost)]
+    await first.aclose()
+    second = place.backend(parked=0)
+    await second.start()
+    await second.reclaim({records[0]["group"], ""})
+    handle = await second.adopt(spared.spec, spared.state_dir, records[0])
+    assert await inside.health(handle) == 204
+    with pytest.raises(SandboxGone):
+        await second.adopt(lost.spec, lost.state_dir, records[1])
+    await handle.kill()
+    await second.aclose()
 
 
 async def test_children_that_wait_end_with_the_server(place: Place) -> None:

@@ -299,6 +299,67 @@ def test_a_server_that_was_killed_while_creating_leaves_nothing(observed: Observ
     observed.settles_at(before)
 
 
+KILLED_AFTER_S = (0.0, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
+
+
+def _kill_in_the_middle(observed: Observed, victim: str) -> None:
+    if victim == "server":
+        observed.server.kill()
+        observed.server.start()
+        return
+    for pid in eventually(lambda: _pids(observed, victim), what=f"a {victim} after the last"):
+        with contextlib.suppress(ProcessLookupError):  # its successor is not there yet
+            os.kill(pid, signal.SIGKILL)
+
+
+def _pids(observed: Observed, victim: str) -> list[int]:
+    if victim == "node":
+        with contextlib.suppress(ProcessLookupError):
+            return [observed.server.pid_of("node")]
+        return []
+    return [pid for pid in footprint.helpers_of(observed.mark) if _command_line(pid).startswith(b"atoll-zygote")]
+
+
+@pytest.mark.parametrize("victim", ["zygote", "node", "server"])
+def test_whatever_is_killed_in_the_middle_nothing_acknowledged_is_lost_and_nothing_is_left(
+    observed: Observed, victim: str
+) -> None:
+    before = observed.at_rest()
+    made: set[str] = set()
+    ended: set[str] = set()
+    in_doubt: set[str] = set()
+
+    def create_and_kill(number: int) -> None:
+        with contextlib.suppress(Exception):  # what was cut off was not acknowledged
+            sandbox = observed.create(request_timeout=20, retries=0)
+            made.add(sandbox.sandbox_id)
+            if number % 2:
+                in_doubt.add(sandbox.sandbox_id)
+                Sandbox.kill(sandbox.sandbox_id, request_timeout=20, retries=0, **observed.options)
+                ended.add(sandbox.sandbox_id)
+
+    for delay_s in KILLED_AFTER_S:
+        with ThreadPoolExecutor(4) as pool:
+            work = [pool.submit(create_and_kill, number) for number in range(4)]
+            time.sleep(delay_s)
+            _kill_in_the_middle(observed, victim)
+        assert all(one.done() for one in work)
+
+    def settled() -> bool:
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # it is being started again
+            return made - in_doubt <= _listed(observed) <= made - ended
+        return False
+
+    eventually(settled, what="all that was acknowledged, and nothing else", within_s=30)
+    for sandbox_id in made - in_doubt:
+        again = Sandbox.connect(sandbox_id, **observed.options)
+        assert again.commands.run("echo hi").stdout == "hi\n"
+    for sandbox_id in _listed(observed):
+        Sandbox.kill(sandbox_id, **observed.options)
+    _use_and_kill(observed)
+    observed.settles_at(before)
+
+
 def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observed) -> None:
     before = observed.at_rest()
     sandbox = observed.create()

@@ -156,7 +156,7 @@ def test_the_way_out_is_the_gateways(create: Any) -> None:
 
 def test_the_wall_as_the_host_sees_it(create: Any, user: OrdinaryUser) -> None:
     sandbox = create()
-    record = json.loads((user.place / "data" / "sandboxes" / sandbox.sandbox_id / "record.json").read_text())
+    record = json.loads((user.place / "data" / "sandboxes" / sandbox.sandbox_id / "state.json").read_text())
     guest = int(record["handle"]["pid"])
     with open(f"/proc/{guest}/status") as source:
         status = source.read()

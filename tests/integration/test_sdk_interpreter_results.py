@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from e2b_code_interpreter import Execution, Result
+from e2b_code_interpreter import Execution, Result, Sandbox
 
 Run = Callable[..., Execution]
 
@@ -134,3 +134,11 @@ def test_a_chart_draws_chinese_japanese_and_korean_labels_without_a_warning(run:
     assert execution.error is None, execution.error
     assert execution.text == "10"
     assert execution.logs.stderr == []
+
+
+def test_a_program_draws_them_as_well(shared_interpreter: Sandbox) -> None:
+    shared_interpreter.files.write(
+        "draw.py", "import matplotlib.pyplot as plt\nplt.title('中文 ひ 한국')\nplt.savefig('a.png')"
+    )
+    ran = shared_interpreter.commands.run("python draw.py", timeout=120)
+    assert ran.stderr == ""

@@ -5,7 +5,9 @@ Each attack is sent by a program inside, through the gateway. The control: the s
 
 from __future__ import annotations
 
+import json
 import shlex
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from e2b import CommandExitException, Sandbox
 
+from support import internet
 from support.egress_world import World, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
@@ -42,7 +45,8 @@ def outside(
     request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     skip_without(request.param)
-    with world(tmp_path_factory.mktemp("hostile"), templates_dir, tier=request.param) as made:
+    allowed = {"ATOLL_WEBHOOK_ALLOW_PRIVATE": "198.51.100.0/24"}
+    with world(tmp_path_factory.mktemp("hostile"), templates_dir, allowed, tier=request.param) as made:
         yield made
 
 
@@ -62,6 +66,24 @@ def make(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     yield create
     for sandbox in made:
         Sandbox.kill(sandbox.sandbox_id)
+
+
+def test_a_webhook_reaches_no_address_of_the_servers_own_machine(outside: World) -> None:
+    """Not even where the operator opened the network around it: services behind a firewall listen there."""
+
+    def hook(address: str) -> int:
+        body = {"name": "n", "url": f"http://{address}:8099/", "events": ["sandbox.lifecycle.created"]}
+        headers = {"X-API-Key": outside.server.api_key, "Content-Type": "application/json"}
+        data = json.dumps({**body, "signatureSecret": "s3cret"}).encode()
+        request = urllib.request.Request(f"{outside.api_url}/events/webhooks", data, headers)
+        try:
+            return int(urllib.request.urlopen(request, timeout=30).status)
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+
+    assert hook(internet.GATEWAY) == 201, "the control"
+    assert hook(internet.SERVER) == 403
+    assert hook(internet.SERVER_TOO) == 403
 
 
 def send(sandbox: Sandbox, head: bytes) -> str:

@@ -23,6 +23,7 @@ RULES: dict[str, set[str]] = {
     "atoll.wire": MODEL | {"atoll.wire"},
     "atoll.guest": MODEL | {"atoll.http1", "atoll.wire.envd", "atoll.guest"},
     "atoll.isolation.base": MODEL,
+    "atoll.isolation.directory": MODEL,
     "atoll.isolation.registry": MODEL | {"atoll.isolation.base"},
     "atoll.isolation.guest_client": MODEL | {"atoll.isolation.base"},
     "atoll.isolation.linux": MODEL | {"atoll.isolation.linux", "atoll.isolation.base"},
@@ -38,6 +39,7 @@ RULES: dict[str, set[str]] = {
         "atoll.egress",
         "atoll.tls",
         "atoll.isolation.base",
+        "atoll.isolation.directory",
         "atoll.isolation.registry",
         "atoll.isolation.guest_client",
     },
@@ -81,7 +83,8 @@ def allowed_for(module: str) -> set[str] | None:
             return allowed
     parts = module.split(".")
     if parts[:2] == ["atoll", "isolation"] and len(parts) > 2:  # a backend
-        return MODEL | {"atoll.isolation.base", "atoll.isolation.linux", ".".join(parts[:3])}
+        shared = {"atoll.isolation.base", "atoll.isolation.directory", "atoll.isolation.linux"}
+        return MODEL | shared | {".".join(parts[:3])}
     return None
 
 

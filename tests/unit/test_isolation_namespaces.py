@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sys.id_ranges import IdRanges, delegated
 from atoll.isolation.linux.sys.syscalls import boot_id, start_time
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.reclaim import open_recorded
 
 
 @pytest.mark.parametrize("size", [0, 59_000, 70_000, 1_000_000])
@@ -77,17 +77,6 @@ def test_two_run_directories_have_two_cgroup_bases(tmp_path: Path) -> None:
     bases = [RunLayout(tmp_path / name).cgroup_base for name in ("one", "two", "link")]
     assert bases[0] != bases[1]
     assert bases[0] == bases[2]
-
-
-def test_records_are_kept_until_forgotten_and_damage_is_survived(tmp_path: Path) -> None:
-    layout = RunLayout(tmp_path)
-    layout.prepare()
-    layout.write_record("g1", {"pid": 1})
-    (layout.live / "g2.json").write_text("{half")
-    assert dict(layout.records()) == {"g1": {"pid": 1}, "g2": {}}
-    layout.forget("g1")
-    layout.forget("g1")
-    assert [name for name, _ in layout.records()] == ["g2"]
 
 
 def test_a_record_names_one_process_and_no_later_one_with_its_number() -> None:

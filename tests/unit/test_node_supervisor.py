@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable, Collection
+import subprocess
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from atoll.isolation import directory
 from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, SandboxHandle, Verdict
+from atoll.isolation.directory import Recorded
 from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, SandboxGone, TemplateNotFound
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import ENVD_PORT, EndReason, SandboxPaths, SandboxSpec, SandboxState
 from atoll.model.template import Template
-from atoll.node import record as records
+from atoll.node.adoption import Fate, fate
 from atoll.node.backends import automatic_order, choose_backend
-from atoll.node.record import NodeRecord
 from atoll.node.supervisor import Supervisor
 from atoll.node.trash import Trash
 from atoll.testing.fake import FakeBackend
 from support.control import MemoryTemplates, load_fake, plane, supervisor
+from support.host import requires
 
 
 def _request(sandbox_id: str = "i0001", **fields) -> SandboxSpec:
@@ -70,7 +75,8 @@ async def test_the_state_directory_is_private_and_goes_with_the_sandbox(tmp_path
         await node.create(_request())
         state_dir = tmp_path / "sandboxes" / "i0001"
         assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
-        assert stat.S_IMODE((state_dir / records.RECORD).stat().st_mode) == 0o600
+        for name in (directory.SPEC, directory.STATE):
+            assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
         await node.kill("i0001", EndReason.KILLED)
         assert not state_dir.exists()
         await asyncio.wait_for(node._trash.settled(), 20)
@@ -211,7 +217,7 @@ async def test_the_next_server_frees_what_died_meanwhile_and_what_has_no_record(
     await handle.kill()
     (tmp_path / "sandboxes" / "halfmade").mkdir()
     (tmp_path / "sandboxes" / "damaged").mkdir()
-    (tmp_path / "sandboxes" / "damaged" / records.RECORD).write_text('{"version": 1')
+    (tmp_path / "sandboxes" / "damaged" / directory.STATE).write_text('{"version": 2')
     async with supervisor(tmp_path) as node:
         assert (node.start_report.adopted, node.start_report.removed) == (1, 3)
         assert {path.name for path in (tmp_path / "sandboxes").iterdir()} == {"i0001"}
@@ -294,19 +300,157 @@ async def test_a_kill_during_a_create_ends_it_as_soon_as_it_is_made(tmp_path: Pa
         assert list((tmp_path / "sandboxes").iterdir()) == []
 
 
+@pytest.mark.parametrize("step", ["write_spec", "move"])
 async def test_a_record_that_cannot_be_written_undoes_the_create(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     async with _troubled(tmp_path) as (node, backend):
-        monkeypatch.setattr(records, "write", _full_disk)
-        with pytest.raises(CreateFailed):
-            await node.create(_request())
-        assert (await asyncio.wait_for(backend.made[0].wait(), 5)).killed
+        with monkeypatch.context() as patch:
+            patch.setattr(directory, step, _full_disk)
+            with pytest.raises(CreateFailed, match="No space left"):
+                await node.create(_request())
+        for handle in backend.made:
+            assert (await asyncio.wait_for(handle.wait(), 5)).killed
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+        await node.create(_request())
+
+
+async def test_an_end_that_cannot_be_written_down_is_an_end_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _troubled(tmp_path) as (node, _):
+        await node.create(_request())
+        monkeypatch.setattr(directory, "move", _full_disk)
+        assert await node.kill("i0001", EndReason.KILLED) is True
         assert list((tmp_path / "sandboxes").iterdir()) == []
 
 
 def _full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+@requires("root")
+async def test_on_a_full_disk_creates_fail_and_what_runs_is_kept_and_can_be_ended(small_disk: Path) -> None:
+    data_dir = small_disk / "data"
+    async with supervisor(data_dir, keep=True) as node:
+        await node.create(_request())
+        await node.create(_request("i0002"))
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "filler").write_bytes(b"x" * (1 << 20))
+        for number in range(3, 15):  # more than there are directories made ahead
+            with pytest.raises(CreateFailed, match="No space left"):
+                await node.create(_request(f"i{number:04}"))
+        with pytest.raises(OSError, match="No space left"):
+            directory.change_network(data_dir / "sandboxes" / "i0001", NetworkPolicy(allow_internet=False))
+        assert await node.kill("i0002", EndReason.KILLED) is True
+        assert {path.name for path in (data_dir / "sandboxes").iterdir()} == {"i0001"}
+    async with supervisor(data_dir, keep=True) as node:
+        assert node.start_report.adopted == 1
+        (small_disk / "filler").unlink()
+        await node.create(_request("i0003"))
+        for name in ("i0001", "i0003"):
+            assert await node.kill(name, EndReason.KILLED) is True
+
+
+# What a start makes of the directories that it finds
+
+
+def _found(state: SandboxState) -> Recorded:
+    return Recorded(SandboxSpec("i0001", "tid0"), directory.StateRecord(state, "fake", {}))
+
+
+def test_a_directory_that_was_never_finished_is_discarded_and_a_newer_one_is_left() -> None:
+    assert fate(None) is Fate.DISCARD
+    assert fate(directory.Newer(99, "")) is Fate.LEAVE
+
+
+@pytest.mark.parametrize("state", SandboxState)
+def test_only_what_was_told_of_is_kept(state: SandboxState) -> None:
+    told_of = {SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING}
+    assert (fate(_found(state)) in (Fate.ADOPT, Fate.LEAVE)) == (state in told_of)
+
+
+@pytest.mark.parametrize("state", [SandboxState.CREATING, SandboxState.KILLING])
+async def test_what_was_half_made_or_to_be_ended_is_ended_at_the_next_start(
+    tmp_path: Path, state: SandboxState
+) -> None:
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request())
+        pid = int(_handle(node).record()["pid"])
+    directory.move(tmp_path / "sandboxes" / "i0001", state)
+    async with supervisor(tmp_path) as node:
+        assert (node.start_report.adopted, node.start_report.removed) == (0, 1)
+        assert list((tmp_path / "sandboxes").iterdir()) == []
+        assert not _is_alive(pid)
+
+
+async def test_a_paused_sandbox_has_its_place_over_a_restart(tmp_path: Path) -> None:
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request())
+        handle = _handle(node)
+    await handle.kill()
+    directory.move(tmp_path / "sandboxes" / "i0001", SandboxState.PAUSED)
+    async with supervisor(tmp_path) as node:
+        assert (node.start_report.adopted, node.start_report.removed) == (0, 0)
+        assert await node.sandboxes() == []
+    assert isinstance(directory.read(tmp_path / "sandboxes" / "i0001"), Recorded)
+
+
+async def test_a_sandbox_of_a_newer_version_is_left_alone_as_it_is(tmp_path: Path) -> None:
+    place = tmp_path / "sandboxes" / "i0001"
+    place.mkdir(parents=True)
+    newer = {directory.SPEC: '{"version": 3, "what": "is this"}', directory.STATE: '{"version": 3, "handle": {}}'}
+    for name, text in newer.items():
+        (place / name).write_text(text)
+    async with supervisor(tmp_path) as node:
+        assert (node.start_report.adopted, node.start_report.removed) == (0, 0)
+        with pytest.raises(CreateFailed):
+            await node.create(_request())
+        await node.create(_request("i0002"))
+    assert {path.name: path.read_text() for path in place.iterdir()} == newer
+
+
+async def test_a_sandbox_of_the_version_before_is_adopted_and_its_record_brought_up_to_date(tmp_path: Path) -> None:
+    place = tmp_path / "sandboxes" / "i0001"
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request(traffic_access_token="traffic"))
+        handle = _handle(node).record()
+    old = {
+        "version": 1, "sandbox_id": "i0001", "tier": "fake", "template_id": "tid0", "envd_access_token": "secret-token",
+        "traffic_access_token": "traffic", "mask_request_host": None, "network": NetworkPolicy().as_json(),
+        "handle": {**handle, "sandbox_id": "i0001"},
+    }  # fmt: skip
+    for name in (directory.SPEC, directory.STATE):
+        (place / name).unlink()
+    (place / "record.json").write_text(json.dumps(old))
+    for _ in range(2):
+        async with supervisor(tmp_path, keep=True) as node:
+            assert node.start_report.adopted == 1
+            route = node.find("i0001")
+            assert route is not None
+            assert (route.envd_access_token, route.traffic_access_token) == ("secret-token", "traffic")
+        assert not (place / "record.json").exists()
+    async with supervisor(tmp_path) as node:
+        assert await node.kill("i0001", EndReason.KILLED) is True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 # The choice of a tier
@@ -340,26 +484,7 @@ async def test_auto_without_any_working_tier_lists_what_each_lacked(
         await choose_backend("auto", tmp_path, lambda _: _Hopeless)
 
 
-# Records and trash
-
-
-def test_a_record_comes_back_as_it_went_in(tmp_path: Path) -> None:
-    record = NodeRecord("i0001", "fake", "tid", "e", None, "m", {"pid": 7})
-    directory = tmp_path / "i0001"
-    directory.mkdir()
-    records.write(directory, record)
-    assert records.read(directory) == record
-    directory.rename(tmp_path / "i0002")
-    assert records.read(tmp_path / "i0002") is None  # it speaks of another sandbox
-    assert "e" not in repr(record).split("envd_access_token")[1:]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"version": 99}', '{"version": 1, "sandbox_id": "i0001"}'])
-def test_a_record_that_cannot_be_used_is_none(tmp_path: Path, text: str) -> None:
-    directory = tmp_path / "i0001"
-    directory.mkdir()
-    (directory / records.RECORD).write_text(text)
-    assert records.read(directory) is None
+# Trash
 
 
 @asynccontextmanager

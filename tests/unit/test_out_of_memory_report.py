@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.linux.sys import kernel_log
-from atoll.model.sandbox import Limits, OomKill
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec
 from atoll.node.oom import oom_note
 
 LINE = (
@@ -67,9 +66,6 @@ class _Sandbox(LinuxSandbox):
     async def dial(self, port: int):  # type: ignore[no-untyped-def]
         raise NotImplementedError
 
-    async def checkpoint(self, directory: Path) -> None:
-        raise NotImplementedError
-
     async def _apply(self, limits: Limits) -> None:
         raise NotImplementedError
 
@@ -97,14 +93,9 @@ class _World:
         self.counter = place / "base" / "g" / "memory.oom_control"
         self.count(0)
         cgroups = Cgroups("base", {"memory": place}, None, frozenset())
-        record = {
-            "sandbox_id": "s",
-            "pid": pid,
-            "group": "g",
-            "limits": Limits().as_json(),
-            "state_dir": str(place / "state"),
-        }
-        self.sandbox = _Sandbox(record, os.pidfd_open(pid), RunRecords(place / "run"), cgroups, lambda _: None)
+        record = {"pid": pid, "group": "g"}
+        spec = SandboxSpec("s", "base")
+        self.sandbox = _Sandbox(spec, place / "state", record, os.pidfd_open(pid), cgroups, lambda _: None)
         self.told: list[OomKill] = []
         self.sandbox.on_oom(self.told.append)
 

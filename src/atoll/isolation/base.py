@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from atoll.model.errors import NotOffered
 from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
@@ -39,9 +40,9 @@ class Capability(StrEnum):
     LIMITS_PIDS = "limits_pids"
     LIMITS_DISK = "limits_disk"
     FREEZE = "freeze"
-    MEMORY_CHECKPOINT = "memory_checkpoint"
+    RESUME = "resume"
+    FORK = "fork"
     EGRESS_POLICY = "egress_policy"
-    GPU = "gpu"
     ROOTLESS = "rootless"
 
 
@@ -75,7 +76,6 @@ class ReclaimReport:
 
     processes: int = 0
     cgroups: int = 0
-    directories: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,10 @@ class SandboxHandle(ABC):
 
     @abstractmethod
     async def update(self, limits: Limits) -> None:
-        """New limits, at once. Raises SandboxGone, BackendUnavailable where the tier cannot enforce one of them."""
+        """New limits, at once; whoever asks for them writes `record` down.
+
+        Raises SandboxGone, BackendUnavailable where the tier cannot enforce one of them.
+        """
 
     @abstractmethod
     async def freeze(self) -> None:
@@ -151,10 +154,6 @@ class SandboxHandle(ABC):
     @abstractmethod
     async def thaw(self) -> None:
         """Lets them go on. Idempotent. Raises SandboxGone."""
-
-    @abstractmethod
-    async def checkpoint(self, directory: Path) -> None:
-        """Writes memory and processes to `directory`. Raises BackendUnavailable without MEMORY_CHECKPOINT."""
 
     @abstractmethod
     async def wait(self) -> ExitReport:
@@ -169,7 +168,7 @@ class SandboxHandle(ABC):
 
     @abstractmethod
     def record(self) -> Mapping[str, Any]:
-        """JSON-able facts from which `adopt` finds this sandbox again after the server restarted."""
+        """JSON-able facts from which `adopt` finds this sandbox again: as in its directory (`isolation.directory`)."""
 
 
 class IsolationBackend(ABC):
@@ -206,18 +205,33 @@ class IsolationBackend(ABC):
 
     @abstractmethod
     async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
-        """Makes a sandbox whose guest socket accepts. On failure or cancellation nothing of it is left.
+        """Makes a sandbox whose guest socket accepts. On failure or cancellation nothing that lives is left of it.
 
-        Raises CreateFailed.
+        Before anything of a user's can run, what `adopt` needs is in its directory (`isolation.directory.begin`): for
+        the server that comes after this one was killed. Raises CreateFailed.
         """
 
     @abstractmethod
-    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
-        """A handle for a sandbox that an earlier server made. Raises SandboxGone if it is no more."""
+    async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+        """A handle for a sandbox that an earlier server made, by its `record`. Raises SandboxGone if it is no more."""
+
+    async def resume(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
+        """Makes a paused sandbox run again from what is in its directory. As `create`.
+
+        Raises NotOffered without RESUME, CreateFailed (it stays paused).
+        """
+        raise NotOffered(f"the tier {self.name!r} cannot make a sandbox run again from its directory")
+
+    async def fork(self, source: SandboxHandle, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
+        """Another sandbox, as `spec` says, with the memory and the disk that `source` has now. As `create`.
+
+        Raises NotOffered without FORK, SandboxGone, CreateFailed.
+        """
+        raise NotOffered(f"the tier {self.name!r} cannot copy a sandbox that runs")
 
     @abstractmethod
-    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
-        """Ends and frees everything this backend ever made under its run dir, except the sandboxes named in `keep`.
+    async def reclaim(self, spare: Set[str]) -> ReclaimReport:
+        """Ends and frees everything that was ever made under its run dir, but for what it has adopted.
 
-        Called once at start, before `create`.
+        `spare` names groups (`record()["group"]`) that stay too. Called once at start, after `adopt`, before `create`.
         """

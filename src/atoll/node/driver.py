@@ -1,9 +1,11 @@
 """One task owns one sandbox on this node, from before it exists until nothing of it is left.
 
-    create ──► live ──► freeing ──► finished
-       └─────────────────┘ (failed: what was made is undone, in reverse order)
+    create, adopted ──► the states of model/lifecycle.py, each written down in its directory ──► finished
+       └── failed: what was made is undone, in reverse order ─────────────────────────────────────┘
 
-Everybody else sends it commands; only `stats` and `dial` go straight to the handle, because they change nothing.
+The directory is the sandbox. A process is only its RUNNING form: the end of one ends the sandbox because nothing else
+of it is kept yet, not because the driver needs it. Everybody else sends the driver commands; only `stats` and `dial` go
+straight to the handle, because they change nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
 from atoll.model.errors import AtollError, CreateFailed
-from atoll.model.sandbox import SandboxPaths, SandboxSpec
-from atoll.node import record as records
-from atoll.node.record import NodeRecord
+from atoll.model.lifecycle import check_transition
+from atoll.model.sandbox import SandboxPaths, SandboxSpec, SandboxState
 
 CREATE_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 15.0
@@ -56,24 +58,26 @@ class Ended:
 class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
-    def __init__(self, sandbox_id: str, state_dir: Path, discard: Callable[[Path], None]) -> None:
+    def __init__(
+        self, sandbox_id: str, state_dir: Path, make: Callable[[Path], None], discard: Callable[[Path], None]
+    ) -> None:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
         self._state_dir = state_dir
+        self._make = make
         self._discard = discard
         self._commands: asyncio.Queue[_Kill | _Detach | _Died] = asyncio.Queue()
         self._closed = False
+        self._state = SandboxState.CREATING
 
-    async def create(
-        self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths, facts: NodeRecord
-    ) -> Ended | None:
+    async def create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> Ended | None:
         """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
 
         A failure is kept in `started` as CreateFailed (or what the backend said).
         """
         try:
-            handle = await self._create(backend, spec, paths, facts)
+            handle = await self._create(backend, spec, paths)
         except asyncio.CancelledError:
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: the server is stopping"))
             raise
@@ -88,6 +92,7 @@ class SandboxDriver:
 
     async def adopted(self, handle: SandboxHandle) -> Ended | None:
         """The task of a sandbox that an earlier server made."""
+        self._state = SandboxState.RUNNING
         return await self._live(handle)
 
     async def kill(self) -> bool:
@@ -102,12 +107,11 @@ class SandboxDriver:
         """Ends the task and leaves the sandbox running, for the next server."""
         self._commands.put_nowait(_Detach())
 
-    async def _create(
-        self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths, facts: NodeRecord
-    ) -> SandboxHandle:
+    async def _create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         async with AsyncExitStack() as undo:
+            self._make(self._state_dir)
             undo.callback(self._discard, self._state_dir)
-            self._state_dir.mkdir(mode=0o700)
+            directory.write_spec(self._state_dir, spec)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
                     handle = await backend.create(spec, paths)
@@ -116,7 +120,7 @@ class SandboxDriver:
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
                 ) from error
             undo.push_async_callback(self._free, handle)
-            records.write(self._state_dir, replace(facts, handle=handle.record()))
+            self._move(SandboxState.RUNNING)
             undo.pop_all()
             return handle
 
@@ -142,9 +146,19 @@ class SandboxDriver:
 
     async def _end(self, handle: SandboxHandle, ended: Ended) -> Ended:
         self._closed = True
+        try:
+            self._move(SandboxState.KILLING)
+        except OSError as error:  # what is to end ends all the same
+            _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
         await self._free(handle)
         self._discard(self._state_dir)
         return ended
+
+    def _move(self, state: SandboxState) -> None:
+        """Raises OSError, with the earlier state still in force."""
+        check_transition(self._state, state)
+        directory.move(self._state_dir, state)
+        self._state = state
 
     async def _free(self, handle: SandboxHandle) -> None:
         try:

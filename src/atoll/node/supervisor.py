@@ -3,7 +3,8 @@
 Owns the state directories, one driver task per sandbox, and adoption and reclaim at start. Does not know who a sandbox
 belongs to, when it should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
 
-    <data_dir>/sandboxes/<id>/   one sandbox's own directory, 0700: record.json and whatever its backend keeps
+    <data_dir>/sandboxes/<id>/   one sandbox's own directory, 0700 (`isolation.directory`)
+    <data_dir>/ready/            directories of sandboxes to come
     <data_dir>/trash/            directories of dead sandboxes on their way out
     <data_dir>/run/<tier>/       a backend's own directory
 """
@@ -29,8 +30,9 @@ from atoll.egress.intercept import Interception, tell_guest_to_trust
 from atoll.egress.registry import EgressRegistry
 from atoll.images.builds import TemplateBuilds
 from atoll.images.lookup import Templates
-from atoll.isolation import registry
+from atoll.isolation import directory, registry
 from atoll.isolation.base import BackendConfig, Capability, IsolationBackend, SandboxHandle
+from atoll.isolation.directory import VERSION, Newer, Recorded
 from atoll.isolation.guest_client import order
 from atoll.model.errors import (
     AtollError,
@@ -38,6 +40,7 @@ from atoll.model.errors import (
     CallerError,
     CreateFailed,
     NotOffered,
+    PlatformError,
     SandboxGone,
     TemplateNotFound,
 )
@@ -46,12 +49,12 @@ from atoll.model.network import Network, NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
-from atoll.node import record as records
+from atoll.node.adoption import Fate, fate, look
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
-from atoll.node.record import NodeRecord
+from atoll.node.ready import ReadyDirectories
 from atoll.node.trash import Trash
 from atoll.tls import Authority
 
@@ -135,6 +138,7 @@ class Supervisor:
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
+        self._ready = ReadyDirectories(data_dir / "ready")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
         self._egress = EgressRegistry(
             EgressContext(
@@ -164,9 +168,14 @@ class Supervisor:
             self._backends[self.chosen.backend.name] = self.chosen.backend
             _log.info("node.tier", tier=self.chosen.backend.name, reason=self.chosen.reason)
             left = self._trash.open()
+            self._ready.open()
+            stack.callback(self._ready.close)
             await stack.enter_async_context(self._tasks)
-            sweeper = self._tasks.create_task(self._trash.run(), name="trash")
-            stack.push_async_callback(self._stop, sweeper)
+            helpers = [
+                self._tasks.create_task(self._trash.run(), name="trash"),
+                self._tasks.create_task(self._ready.run(), name="ready directories"),
+            ]
+            stack.push_async_callback(self._stop, helpers)
             self.start_report = await self._take_over(left)
             self._tasks.create_task(self._remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
@@ -181,7 +190,7 @@ class Supervisor:
         """What leaving the context does. Idempotent."""
         await self._stack.aclose()
 
-    async def _stop(self, sweeper: asyncio.Task[None]) -> None:
+    async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         live = list(self._live.values())
         if self._keep:
@@ -195,7 +204,8 @@ class Supervisor:
                 await self._trash.settled()
         except TimeoutError:
             _log.info("trash.left_for_next_start")
-        sweeper.cancel()
+        for helper in helpers:
+            helper.cancel()
 
     async def _close_backends(self) -> None:
         for backend in self._backends.values():
@@ -208,8 +218,9 @@ class Supervisor:
 
     async def _take_over(self, left_in_trash: int) -> StartReport:
         """Adopts what still lives, frees all else. Before the first create."""
-        found = {path.name: records.read(path) for path in sorted(self._sandboxes_dir.iterdir()) if path.is_dir()}
-        tiers = {record.tier for record in found.values() if record is not None} | {self.chosen.backend.name}
+        found = look(self._sandboxes_dir)
+        spare = self._left_alone(found)
+        tiers = {one.state.tier for one in found.values() if isinstance(one, Recorded)} | {self.chosen.backend.name}
         unusable: set[str] = set()
         for tier in sorted(tiers):
             try:
@@ -219,28 +230,42 @@ class Supervisor:
                 _log.error("node.tier_lost", tier=tier, error=str(error))
                 unusable.add(tier)
                 continue
-            mine = {name: record for name, record in found.items() if record is not None and record.tier == tier}
-            kept = await self._adopt_all(backend, mine)
-            reclaimed = await backend.reclaim(kept)
-            _log.info(
-                "node.reclaimed",
-                tier=tier,
-                processes=reclaimed.processes,
-                cgroups=reclaimed.cgroups,
-                directories=reclaimed.directories,
-            )
+            mine = [one for one in found.values() if isinstance(one, Recorded) and one.state.tier == tier]
+            await asyncio.gather(*(self._adopt_or_end(backend, one) for one in mine))
+            reclaimed = await backend.reclaim(spare)
+            _log.info("node.reclaimed", tier=tier, processes=reclaimed.processes, cgroups=reclaimed.cgroups)
         gone = [
             name
-            for name, record in found.items()
-            if name not in self._live and not (record is not None and record.tier in unusable)
+            for name, one in found.items()
+            if name not in self._live
+            and fate(one) is not Fate.LEAVE
+            and not (isinstance(one, Recorded) and one.state.tier in unusable)
         ]
         for name in gone:
             self._trash.put(self._sandboxes_dir / name)
-        if not self._live and not unusable:
+        if len(gone) == len(found) and not unusable:
             self._templates.hold_nothing()
         report = StartReport(adopted=len(self._live), removed=len(gone), trash=left_in_trash)
         _log.info("node.took_over", adopted=report.adopted, removed=report.removed, trash=report.trash)
         return report
+
+    def _left_alone(self, found: Mapping[str, Recorded | Newer | None]) -> set[str]:
+        """The groups of those that this start does not touch; "" where one has none. Says which they are."""
+        groups: set[str] = set()
+        for name, one in found.items():
+            if one is None or fate(one) is not Fate.LEAVE:
+                continue
+            if isinstance(one, Newer):
+                _log.error(
+                    "sandbox.left_alone",
+                    sandbox_id=name,
+                    reason=f"its record is of version {one.version}, this Atoll knows {VERSION}: start the newer one",
+                )
+                groups.add(one.group)
+            else:
+                _log.info("sandbox.left_alone", sandbox_id=name, reason=f"it is {one.state.state}")
+                groups.add(str(one.state.handle.get("group", "")))
+        return groups
 
     async def _remove_unused_builds(self) -> None:
         """What newer builds have superseded while sandboxes of an earlier server still stood on it."""
@@ -252,29 +277,29 @@ class Supervisor:
             if removed:
                 _log.info("templates.removed", builds=removed)
 
-    async def _adopt_all(self, backend: IsolationBackend, found: Mapping[str, NodeRecord]) -> set[str]:
-        async def adopt(record: NodeRecord) -> str | None:
-            state_dir = self._sandboxes_dir / record.sandbox_id
-            try:
-                handle = await backend.adopt(state_dir, record.handle)
-            except AtollError as error:
-                _log.info("sandbox.not_adopted", sandbox_id=record.sandbox_id, reason=str(error))
-                return None
-            driver = SandboxDriver(record.sandbox_id, state_dir, self._trash.put)
-            live = _Live(driver, record.tier)
-            self._live[record.sandbox_id] = live
-            self._tasks.create_task(
-                self._see_through(live, driver.adopted(handle)), name=f"sandbox {record.sandbox_id}"
-            )
-            self._publish(live, handle, record)
-            try:
-                await self._egress.attach(handle, record.network)
-            except AtollError as error:  # it lives on without a way out; nothing can leave
-                _log.error("egress.not_attached", sandbox_id=record.sandbox_id, error=str(error))
-            return record.sandbox_id
-
-        kept = await asyncio.gather(*(adopt(record) for record in found.values()))
-        return {sandbox_id for sandbox_id in kept if sandbox_id is not None}
+    async def _adopt_or_end(self, backend: IsolationBackend, found: Recorded) -> None:
+        spec, what = found.spec, fate(found)
+        if what not in (Fate.ADOPT, Fate.END):
+            return
+        state_dir = self._sandboxes_dir / spec.sandbox_id
+        try:
+            handle = await backend.adopt(spec, state_dir, found.state.handle)
+            if what is Fate.END:
+                await handle.kill()
+                return
+        except AtollError as error:
+            _log.info("sandbox.not_adopted", sandbox_id=spec.sandbox_id, reason=str(error))
+            return
+        _upgrade(state_dir, found)
+        driver = SandboxDriver(spec.sandbox_id, state_dir, self._ready.take, self._trash.put)
+        live = _Live(driver, backend.name)
+        self._live[spec.sandbox_id] = live
+        self._tasks.create_task(self._see_through(live, driver.adopted(handle)), name=f"sandbox {spec.sandbox_id}")
+        self._publish(live, handle, spec)
+        try:
+            await self._egress.attach(handle, found.network)
+        except AtollError as error:  # it lives on without a way out; nothing can leave
+            _log.error("egress.not_attached", sandbox_id=spec.sandbox_id, error=str(error))
 
     # NodeClient
 
@@ -293,20 +318,11 @@ class Supervisor:
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
         spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
-        record = NodeRecord(
-            sandbox_id=request.sandbox_id,
-            tier=backend.name,
-            template_id=template.template_id,
-            envd_access_token=request.access_token,
-            traffic_access_token=request.traffic_access_token,
-            mask_request_host=request.mask_request_host,
-            network=request.network,
-        )
-        driver = SandboxDriver(request.sandbox_id, state_dir, self._trash.put)
+        driver = SandboxDriver(request.sandbox_id, state_dir, self._ready.take, self._trash.put)
         live = _Live(driver, backend.name)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(
-            self._see_through(live, driver.create(backend, spec, paths, record)), name=f"sandbox {request.sandbox_id}"
+            self._see_through(live, driver.create(backend, spec, paths)), name=f"sandbox {request.sandbox_id}"
         )
         try:
             handle = await asyncio.shield(driver.started)
@@ -324,7 +340,7 @@ class Supervisor:
         except AtollError as error:
             await driver.kill()
             raise CreateFailed(f"sandbox {request.sandbox_id!r} got no way out: {error}") from error
-        self._publish(live, handle, record)
+        self._publish(live, handle, spec)
         return NodeSandbox(request.sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
@@ -360,11 +376,11 @@ class Supervisor:
             raise _no_way_out(handle.tier)
         if network.rules:
             await tell_guest_to_trust(handle, self._interception.authority.pem)
+        try:
+            directory.change_network(self._sandboxes_dir / sandbox_id, network)
+        except OSError as error:
+            raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
         self._egress.update(sandbox_id, network)
-        state_dir = self._sandboxes_dir / sandbox_id
-        record = records.read(state_dir)
-        if record is not None:
-            records.write(state_dir, replace(record, network=network))
 
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
@@ -448,17 +464,17 @@ class Supervisor:
             raise SandboxGone(sandbox_id)
         return live
 
-    def _publish(self, live: _Live, handle: SandboxHandle, record: NodeRecord) -> None:
+    def _publish(self, live: _Live, handle: SandboxHandle, spec: SandboxSpec) -> None:
         live.handle = handle
         live.tail = LogTail(handle, self._tell_logged)
-        live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {record.sandbox_id}")
+        live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {spec.sandbox_id}")
         handle.on_oom(lambda victim: self._note_oom(live, handle, victim))
         live.route = Route(
-            sandbox_id=record.sandbox_id,
+            sandbox_id=spec.sandbox_id,
             dial=handle.dial,
-            envd_access_token=record.envd_access_token,
-            traffic_access_token=record.traffic_access_token,
-            mask_request_host=record.mask_request_host,
+            envd_access_token=spec.access_token,
+            traffic_access_token=spec.traffic_access_token,
+            mask_request_host=spec.mask_request_host,
         )
         if self._sink is not None:
             self._sink.add(live.route)
@@ -540,6 +556,14 @@ class Supervisor:
                     raise BackendUnavailable("the server is stopping")
                 self._backends[name] = await start_backend(name, self._run_dir, self._load, self._common)
             return self._backends[name]
+
+
+def _upgrade(state_dir: Path, found: Recorded) -> None:
+    if found.version < VERSION:
+        try:
+            directory.upgrade(state_dir, found)
+        except OSError as error:  # it can still be read as it is
+            _log.warning("sandbox.record_not_upgraded", sandbox_id=found.spec.sandbox_id, error=str(error))
 
 
 def _not_this_tier(tier: str, why: str) -> NotOffered:

@@ -28,9 +28,10 @@ from typing import NamedTuple
 
 import pytest
 
+from atoll.isolation import directory
 from atoll.isolation.base import CONTROL_PORT, Capability, IsolationBackend, SandboxHandle, Verdict
-from atoll.model.errors import BackendUnavailable, CreateFailed, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec
+from atoll.model.errors import BackendUnavailable, CreateFailed, NotOffered, PortClosed, SandboxGone
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec, SandboxState
 from atoll.testing import inside
 from atoll.testing.contract_inside import InsideContract
 
@@ -138,45 +139,58 @@ class BackendContract(InsideContract):
             await backend.aclose()
             await backend.aclose()
         async with self.started(tmp_path / "run") as successor:
-            handle = await successor.adopt(asked.state_dir, record)
+            handle = await successor.adopt(asked.spec, asked.state_dir, record)
             assert await inside.health(handle) == 204
             assert handle.sandbox_id == asked.sandbox_id
             await handle.kill()
             with pytest.raises(SandboxGone):
-                await successor.adopt(asked.state_dir, record)
+                await successor.adopt(asked.spec, asked.state_dir, record)
 
     async def test_adopting_nonsense_says_gone(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "run") as backend:
             for record in ({}, {"sandbox_id": "x", "pid": "no"}, {"version": 99}):
                 with pytest.raises(SandboxGone):
-                    await backend.adopt(tmp_path, record)
+                    await backend.adopt(SandboxSpec("x", "contract"), tmp_path, record)
 
     async def test_an_adopted_sandbox_tells_its_end(self, tmp_path: Path) -> None:
         asked = self.asked(tmp_path)
         async with self.started(tmp_path / "run") as backend:
             record = dict((await backend.create(*asked)).record())
         async with self.started(tmp_path / "run") as successor:
-            handle = await successor.adopt(asked.state_dir, record)
+            handle = await successor.adopt(asked.spec, asked.state_dir, record)
             waiting = asyncio.create_task(handle.wait())
             await asyncio.sleep(0.05)
             assert not waiting.done()
             await handle.kill()
             assert (await asyncio.wait_for(waiting, 5)).killed
 
-    async def test_reclaim_ends_all_but_the_kept(self, tmp_path: Path) -> None:
+    async def test_reclaim_ends_all_that_is_not_adopted(self, tmp_path: Path) -> None:
         kept, lost = self.asked(tmp_path), self.asked(tmp_path)
         async with self.started(tmp_path / "run") as backend:
             records = {asked.sandbox_id: dict((await backend.create(*asked)).record()) for asked in (kept, lost)}
         async with self.started(tmp_path / "run") as successor:
-            report = await successor.reclaim({kept.sandbox_id})
+            handle = await successor.adopt(kept.spec, kept.state_dir, records[kept.sandbox_id])
+            report = await successor.reclaim(set())
             assert report.processes >= 1
             with pytest.raises(SandboxGone):
-                await successor.adopt(lost.state_dir, records[lost.sandbox_id])
-            handle = await successor.adopt(kept.state_dir, records[kept.sandbox_id])
+                await successor.adopt(lost.spec, lost.state_dir, records[lost.sandbox_id])
             assert await inside.health(handle) == 204
-            await handle.kill()
             again = await successor.reclaim(set())
             assert again.processes == 0
+            await handle.kill()
+
+    async def test_what_a_killed_server_needs_is_in_the_directory_before_the_sandbox_runs(self, tmp_path: Path) -> None:
+        async with self.started(tmp_path / "run") as backend:
+            asked = self.asked(tmp_path)
+            handle = await backend.create(*asked)
+            try:
+                directory.write_spec(asked.state_dir, asked.spec)
+                found = directory.read(asked.state_dir)
+                assert isinstance(found, directory.Recorded)
+                assert found.state == directory.StateRecord(SandboxState.CREATING, backend.name, handle.record())
+                assert (asked.state_dir / directory.STATE).stat().st_mode & 0o777 == 0o600
+            finally:
+                await handle.kill()
 
     async def test_reclaim_touches_nothing_of_another_run_dir(self, tmp_path: Path) -> None:
         async with self.started(tmp_path / "one") as one, self.started(tmp_path / "two") as two:
@@ -365,12 +379,16 @@ class BackendContract(InsideContract):
                 done = await running
                 assert done.out.splitlines() == ["b'answer'", "b'hello'"], done
 
-    async def test_checkpoint_without_the_ability_is_refused_with_a_hint(self, tmp_path: Path) -> None:
+    async def test_what_a_tier_does_not_claim_is_not_offered(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):
-            if Capability.MEMORY_CHECKPOINT in backend.capabilities:
-                return
-            with pytest.raises(BackendUnavailable):
-                await handle.checkpoint(tmp_path / "checkpoint")
+            asked = self.asked(tmp_path)
+            if Capability.RESUME not in backend.capabilities:
+                with pytest.raises(NotOffered, match=backend.name):
+                    await backend.resume(*asked)
+            if Capability.FORK not in backend.capabilities:
+                with pytest.raises(NotOffered, match=backend.name):
+                    await backend.fork(handle, *asked)
+            assert await inside.health(handle) == 204
 
     async def test_the_process_limit_holds(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.guest.process import tree
+from atoll.isolation import directory
 from atoll.isolation.base import (
     CONTROL_PORT,
     GUEST_SOCKET,
@@ -145,9 +146,6 @@ class FakeHandle(SandboxHandle):
         if self._ended.is_set():
             raise SandboxGone(self.sandbox_id)
 
-    async def checkpoint(self, directory: Path) -> None:
-        raise BackendUnavailable("the fake tier cannot checkpoint")
-
     async def wait(self) -> ExitReport:
         await self._ended.wait()
         return ExitReport(self._killed, "killed" if self._killed else "the guest process ended")
@@ -165,16 +163,17 @@ class FakeHandle(SandboxHandle):
         (self._state_dir / GUEST_SOCKET).unlink(missing_ok=True)
 
     def record(self) -> Mapping[str, Any]:
-        return {"sandbox_id": self.sandbox_id, "pid": self._pid, "started": self._started}
+        return {"pid": self._pid, "started": self._started}
 
 
 class FakeBackend(IsolationBackend):
-    """Starts guests as processes. Records in `run_dir` let the next server find and end them."""
+    """Starts guests as processes. Records in `run_dir`, in place of cgroups, let `reclaim` find and end them."""
 
     name = NAME
 
     def __init__(self, config: BackendConfig) -> None:
         self._records = config.run_dir / NAME
+        self._adopted: set[str] = set()
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -209,7 +208,7 @@ class FakeBackend(IsolationBackend):
     def _launch(self, spec: SandboxSpec, state_dir: Path) -> FakeHandle:
         home = state_dir / "home"
         home.mkdir(exist_ok=True)
-        with _listener(state_dir) as listener, (state_dir / "guest.log").open("ab") as log:
+        with _listener(state_dir) as listener, (state_dir / directory.LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", _GUEST],
                 stdin=subprocess.PIPE,
@@ -229,21 +228,24 @@ class FakeBackend(IsolationBackend):
         record_file.parent.mkdir(parents=True, exist_ok=True)
         handle = FakeHandle(spec.sandbox_id, state_dir, process.pid, started, record_file)
         record_file.write_text(json.dumps(handle.record()))
+        directory.begin(state_dir, NAME, handle.record())
+        self._adopted.add(spec.sandbox_id)
         return handle
 
-    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+    async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         try:
-            sandbox_id, pid, started = str(record["sandbox_id"]), int(record["pid"]), int(record["started"])
+            pid, started = int(record["pid"]), int(record["started"])
         except (KeyError, TypeError, ValueError) as error:
-            raise SandboxGone(str(record.get("sandbox_id", "?")), f"its record is damaged: {error}") from error
+            raise SandboxGone(spec.sandbox_id, f"its record is damaged: {error}") from error
         if _start_time(pid) != started:
-            raise SandboxGone(sandbox_id, "its guest process is no more")
-        return FakeHandle(sandbox_id, spec_state_dir, pid, started, self._records / f"{sandbox_id}.json")
+            raise SandboxGone(spec.sandbox_id, "its guest process is no more")
+        self._adopted.add(spec.sandbox_id)
+        return FakeHandle(spec.sandbox_id, state_dir, pid, started, self._records / f"{spec.sandbox_id}.json")
 
-    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+    async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         ended = 0
         for file in self._records.glob("*.json") if self._records.is_dir() else ():
-            if file.stem in keep:
+            if file.stem in self._adopted:
                 continue
             with contextlib.suppress(ValueError, KeyError, OSError):
                 record = json.loads(file.read_text())

@@ -37,13 +37,18 @@ def read(file: str | int, found: os.stat_result) -> dict[str, str]:
     """
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return {}
-    follow = isinstance(file, int)
-    try:
-        names = os.listxattr(file, follow_symlinks=follow)
-    except OSError:
-        names = []
+    for follow in (False, True) if isinstance(file, str) else (True,):
+        try:
+            return _stored(file, follow=follow) or dict(_kept.get(found))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # in gVisor the filter refuses the calls that do not follow links
+                break
+    return dict(_kept.get(found))
+
+
+def _stored(file: str | int, *, follow: bool) -> dict[str, str]:
     metadata: dict[str, str] = {}
-    for name in names:
+    for name in os.listxattr(file, follow_symlinks=follow):
         if name.startswith(PREFIX):
             try:
                 value = os.getxattr(file, name, follow_symlinks=follow)
@@ -52,7 +57,7 @@ def read(file: str | int, found: os.stat_result) -> dict[str, str]:
                     continue
                 return metadata
             metadata[shown(name.removeprefix(PREFIX))] = value.decode("utf-8", "replace")
-    return metadata or dict(_kept.get(found))
+    return metadata
 
 
 def replace(file: int, metadata: Mapping[str, str]) -> None:

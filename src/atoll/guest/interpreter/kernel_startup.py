@@ -290,7 +290,8 @@ def _draw_every_script(font_manager: Any) -> None:
     family = next((name for name in _FONTS_OF_THE_REST if name in there), None)
     if family is None:
         return
-    missing = [name for name in _FONTS_ELSEWHERE if name not in there]
+    # It has one weight: asked for as bold it would be drawn all the same, with a warning.
+    missing = [family, *(name for name in _FONTS_ELSEWHERE if name not in there)]
     fonts += [dataclasses.replace(there[family], name=name, weight=w) for name in missing for w in (400, 700)]
     find = font_manager.FontManager._find_fonts_by_props
 

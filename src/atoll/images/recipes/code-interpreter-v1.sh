@@ -21,6 +21,10 @@ EOF
 # that name nearer to the program wins.
 printf '{ "nodeModulesDir": "manual", "lock": false }\n' >/deno.json
 
+# What matplotlib's own font lacks, programs take from the one that has Chinese, Japanese and Korean.
+settings=$(python3 -c 'import matplotlib; print(matplotlib.get_data_path())')/matplotlibrc
+sed -i 's/^#*font\.family:.*/font.family: sans-serif, WenQuanYi Micro Hei/' "$settings"
+
 # What the first import would otherwise do in every new sandbox: byte code is there (pip compiles), fonts are indexed.
 install -d /usr/local/share/matplotlib
 MPLCONFIGDIR=/usr/local/share/matplotlib MPLBACKEND=agg python3 -c 'import matplotlib.font_manager'

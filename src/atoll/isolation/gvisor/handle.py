@@ -22,10 +22,9 @@ from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
 from atoll.isolation.linux.net import control, guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
-from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits
+from atoll.model.errors import PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import Limits, SandboxSpec
 
 _GOFER = b"runsc-gofer\0"
 
@@ -39,13 +38,14 @@ class GvisorHandle(LinuxSandbox):
 
     def __init__(
         self,
+        spec: SandboxSpec,
+        state_dir: Path,
         record: Mapping[str, Any],
         pidfd: int,
-        records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[GvisorHandle], None],
     ) -> None:
-        super().__init__(record, pidfd, records, cgroups, on_end)
+        super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self._relief: Relief | None = None
         self._watching = self._loop.create_task(self._watch_memory())
@@ -129,12 +129,6 @@ class GvisorHandle(LinuxSandbox):
         await asyncio.shield(self._watching)
         if self._relief is not None:
             await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
-
-    async def checkpoint(self, directory: Path) -> None:
-        """See SandboxHandle: not offered yet."""
-        raise BackendUnavailable(
-            "the gvisor tier does not write checkpoints of memory yet", hint="freeze keeps it in memory meanwhile"
-        )
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from atoll.isolation import directory
 from atoll.isolation.base import GUEST_SOCKET
 from atoll.isolation.gvisor import launch, oci
 from atoll.isolation.gvisor.boot import LISTENS
@@ -30,7 +31,6 @@ from atoll.isolation.linux import process_identity as recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk.image import IMAGE, Templates, make_image
 from atoll.isolation.linux.net import guest_socket
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import Limits, SandboxSpec
@@ -40,8 +40,6 @@ _TAKE_OVER_WITHIN_S = 20.0
 _DIE_WITHIN_S = 7.0
 _POLL_S = 0.003
 _BOOT = "import json,sys; sys.path[:] = json.loads(sys.argv[1]); from atoll.isolation.gvisor.launch import main; main()"
-LOG = "guest.log"
-
 _OVERHEAD_MIB = 96
 """What the sentry and its helpers may use beside the sandbox's own memory, which is charged to the same group."""
 
@@ -59,7 +57,6 @@ class LaunchContext:
     runtime: Path
     entry: str
     cgroups: Cgroups
-    records: RunRecords
     ids: IdRanges
     network: bool
     """Whether sandboxes get a network namespace with a way out."""
@@ -76,11 +73,10 @@ class PooledSandbox:
     group: Group
     id_base: int
     place: Path
-    pid: int
     pidfd: int
     line: socket.socket
-    holder: dict[str, Any] | None
-    """Who has the way out, as `recorded` describes a process; None: there is none."""
+    record: dict[str, Any]
+    """As in its directory. `egress`: who has the way out, as `recorded` describes a process; None: there is none."""
     stages: dict[str, float] = field(default_factory=dict)
 
 
@@ -102,9 +98,14 @@ async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
         try:
-            facts = {"group": group.name, "id_base": id_base, "place": str(place), **recorded.describe(pid)}
-            context.records.write_record(group.name, facts)
-            holder = _holder(place) if context.network else None
+            record = {
+                "group": group.name,
+                "id_base": id_base,
+                "egress": _holder(place) if context.network else None,
+                "disk_mib": limits.disk_mib if context.disks is not None else None,
+                **recorded.describe(pid),
+            }
+            directory.begin(place, "gvisor", record)
             line = await _connect(place, pidfd)
         except BaseException:
             os.close(pidfd)
@@ -115,7 +116,7 @@ async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits
             raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{_said(place)}") from error
         raise
     stages["waiting"] = time.monotonic()
-    return PooledSandbox(group, id_base, place, pid, pidfd, line, holder, stages)
+    return PooledSandbox(group, id_base, place, pidfd, line, record, stages)
 
 
 async def take_over(
@@ -131,18 +132,6 @@ async def take_over(
         answer = await asyncio.wait_for(_ask(waiting.line, json.dumps(word).encode() + b"\n"), _TAKE_OVER_WITHIN_S)
         if answer.get("error"):
             raise OSError(str(answer["error"])[:500])
-        record = {
-            "version": 1,
-            "sandbox_id": spec.sandbox_id,
-            "state_dir": str(state_dir),
-            "group": waiting.group.name,
-            "id_base": waiting.id_base,
-            "limits": spec.limits.as_json(),
-            "egress": waiting.holder,
-            "disk_mib": spec.limits.disk_mib if context.disks is not None else None,
-            **recorded.describe(waiting.pid),
-        }
-        context.records.write_record(waiting.group.name, record)
     except BaseException as error:
         os.close(waiting.pidfd)
         await asyncio.shield(_undo(context, waiting.group, waiting.id_base, waiting.place))
@@ -154,7 +143,7 @@ async def take_over(
         waiting.line.close()
     context.unfinished.discard(waiting.group.name)
     waiting.stages["taken"] = time.monotonic()
-    return record
+    return waiting.record
 
 
 async def discard(context: LaunchContext, waiting: PooledSandbox, *, keep_place: bool = False) -> None:
@@ -228,7 +217,7 @@ async def _run_launcher(
             group.name,
         ],
     )  # fmt: skip
-    with (place / LOG).open("ab") as log:
+    with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", "-c", _BOOT, json.dumps(sys.path),
             stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env={"PATH": os.defpath},
@@ -287,7 +276,6 @@ def _move(place: Path, state_dir: Path) -> None:
 
 async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path) -> None:
     await end_group(group)
-    context.records.forget(group.name)
     context.ids.give_back(id_base)
     context.unfinished.discard(group.name)
     with contextlib.suppress(OSError):
@@ -297,8 +285,8 @@ async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path)
 def _said(place: Path) -> str:
     """The end of what the launcher, runsc or the guest said; from inside the sandbox as it may be: text for people."""
     with contextlib.suppress(OSError):
-        with (place / LOG).open("rb") as log:
-            log.seek(max(0, os.path.getsize(place / LOG) - 400))
+        with (place / directory.LOG).open("rb") as log:
+            log.seek(max(0, os.path.getsize(place / directory.LOG) - 400))
             words = log.read().decode(errors="replace").strip().splitlines()
         if words:
             return f": {words[-1]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import (
-    GUEST_SOCKET,
     BackendConfig,
     Capability,
     Finding,
@@ -26,8 +24,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Templates
-from atoll.isolation.linux.process_identity import open_recorded
-from atoll.isolation.linux.run_records import RunRecords
+from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.model.errors import BackendUnavailable, CreateFailed
@@ -54,8 +51,8 @@ class GvisorBackend(IsolationBackend):
         self._config = config
         wished = config.environ.get(READY_SETTING, "")
         self._ready = ready if ready is not None else int(wished) if wished.isdecimal() else READY
-        self._records = RunRecords(config.run_dir)
-        self._cgroups = Cgroups.probe(self._records.cgroup_base)
+        self._run_dir = RunDir(config.run_dir)
+        self._cgroups = Cgroups.probe(self._run_dir.cgroup_base)
         self._context: start.LaunchContext | None = None
         self._pool: Pool | None = None
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
@@ -98,9 +95,9 @@ class GvisorBackend(IsolationBackend):
             raise BackendUnavailable("the gvisor tier needs root", hint="start `atoll serve` as root")
         program = await runsc.find(self._config.environ, self._config.tools_dir)
         # One for all servers that share a tools directory: making it takes a second, checking it a few milliseconds.
-        runtimes = self._config.tools_dir or self._records.run_dir / "runtime"
+        runtimes = self._config.tools_dir or self._run_dir.path / "runtime"
         try:
-            self._records.prepare()
+            self._run_dir.prepare()
             runtimes.mkdir(parents=True, exist_ok=True)
             self._cgroups.prepare()
         except OSError as error:
@@ -111,12 +108,11 @@ class GvisorBackend(IsolationBackend):
             runtime=await bundle.prepare(runtimes, self._config.guest_entry),
             entry=self._config.guest_entry,
             cgroups=self._cgroups,
-            records=self._records,
             ids=IdRanges(read_delegated()),
             network=not await doctor.why_no_network(),
-            disks=None if await asyncio.to_thread(disk_image.why_not, self._records.run_dir) else Templates(),
+            disks=None if await asyncio.to_thread(disk_image.why_not, self._run_dir.path) else Templates(),
         )
-        self._pool = Pool(self._context, self._records.run_dir / "waiting", self._ready)
+        self._pool = Pool(self._context, self._run_dir.path / "waiting", self._ready)
 
     async def aclose(self) -> None:
         """See IsolationBackend."""
@@ -143,49 +139,31 @@ class GvisorBackend(IsolationBackend):
             async with self._cold:
                 waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, place)
         record = await start.take_over(self._context, waiting, spec, place)
-        handle = self._live.add(record, waiting.pidfd)
+        handle = self._live.add(spec, place, record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
 
-    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+    async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
-        return self._live.adopt(spec_state_dir, record)
+        return self._live.adopt(spec, state_dir, record)
 
-    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+    async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
         unfinished = set(self._context.unfinished) if self._context is not None else set()
-        kept: set[str] = set()
-        processes = groups = directories = 0
-        for group, record in list(self._records.records()):
-            if group in unfinished:
-                continue
-            alive = False
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                if (pidfd := open_recorded(record)) is not None:
-                    os.close(pidfd)
-                    alive = True
-            if alive and record.get("sandbox_id") in keep:
-                kept.add(group)
-                continue
-            processes += alive
-            directories += 1
-            if place := record.get("state_dir"):
-                with contextlib.suppress(OSError):
-                    (Path(str(place)) / GUEST_SOCKET).unlink()
-            if group not in self._cgroups.names():
-                self._records.forget(group)
-        for group in sorted(self._cgroups.names() - kept - unfinished):
-            groups += 1
-            await start.end_group(self._cgroups.group(group))
-            self._records.forget(group)
+        left_over = self._cgroups.names() - unfinished - spare - {handle.group for handle in self._live}
+        processes = 0
+        for name in sorted(left_over):
+            group = self._cgroups.group(name)
+            processes += len(group.processes())
+            await start.end_group(group)
         if not unfinished:
-            await asyncio.to_thread(shutil.rmtree, self._records.run_dir / "waiting", ignore_errors=True)
-        return ReclaimReport(processes=processes, cgroups=groups, directories=directories)
+            await asyncio.to_thread(shutil.rmtree, self._run_dir.path / "waiting", ignore_errors=True)
+        return ReclaimReport(processes=processes, cgroups=len(left_over))
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _handle(self, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
-        return GvisorHandle(record, pidfd, self._records, self._cgroups, self._forget)
+    def _handle(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
+        return GvisorHandle(spec, state_dir, record, pidfd, self._cgroups, self._forget)
 
     def _forget(self, handle: GvisorHandle) -> None:
         self._live.forget(handle)

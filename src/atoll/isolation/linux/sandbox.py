@@ -1,6 +1,6 @@
 """One live sandbox, known to the host by two things: a process (by pidfd) whose end is its end, and its cgroup.
 
-    LIVE ── kill() or that process ends ──► releasing (cgroup, socket file, record) ──► ended
+    LIVE ── kill() or that process ends ──► releasing (cgroup, socket file) ──► ended
 
 Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings, new limits. The
 ways in and out of a sandbox, how its limits are applied and how its end is worded are the tier's own (`_apply`,
@@ -25,12 +25,9 @@ from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import usage as disk_usage
 from atoll.isolation.linux.net import control
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
-from atoll.model.sandbox import Limits, OomKill, SandboxStats
-
-RECORD_VERSION = 1
+from atoll.model.sandbox import Limits, OomKill, SandboxSpec, SandboxStats
 
 _DIE_WITHIN_S = 7.0
 _FREEZE_WITHIN_S = 5.0
@@ -51,24 +48,24 @@ class LinuxSandbox(SandboxHandle):
 
     def __init__(
         self,
+        spec: SandboxSpec,
+        state_dir: Path,
         record: Mapping[str, Any],
         pidfd: int,
-        records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[Any], None],
     ) -> None:
-        self.sandbox_id = str(record["sandbox_id"])
+        self.sandbox_id = spec.sandbox_id
         self.pid = int(record["pid"])
         self.stages: Mapping[str, float] = {}
         self._record = dict(record)
         self._pidfd = pidfd
-        self._records = records
         self._group: Group = cgroups.group(record["group"])
         self._limited = cgroups.limited
         self._can_freeze = cgroups.can_freeze
         self._on_end = on_end
-        self._limits = Limits(**record["limits"])
-        self._state_dir = Path(record["state_dir"])
+        self._limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
+        self._state_dir = state_dir
         self._killed = False
         self._frozen = False
         self._unshown = False
@@ -150,6 +147,11 @@ class LinuxSandbox(SandboxHandle):
         """How many processes the sandbox has."""
         return usage.pids
 
+    @property
+    def group(self) -> str:
+        """The name of its cgroup."""
+        return self._group.name
+
     @abstractmethod
     def _inside(self) -> Iterable[int]:
         """Processes whose root is the sandbox's own. Blocking; called in a thread."""
@@ -157,7 +159,7 @@ class LinuxSandbox(SandboxHandle):
     def _close(self) -> None:
         """Lets go of what the handle holds beside the pidfd, once the init_process has stopped."""
 
-    # -- limits --------------------------------------------------------------------------------------------------------
+    # -- readings ------------------------------------------------------------------------------------------------------
 
     async def stats(self) -> SandboxStats:
         """See SandboxHandle. The disk figure may be some seconds old."""
@@ -215,7 +217,6 @@ class LinuxSandbox(SandboxHandle):
             ) from error
         self._limits = limits
         self._record["limits"] = limits.as_json()
-        self._records.write_record(self._group.name, self._record)
         await self._show_limits()
 
     # -- stop and go ---------------------------------------------------------------------------------------------------
@@ -332,7 +333,6 @@ class LinuxSandbox(SandboxHandle):
         except OSError as error:
             self._failure = f"cgroup of sandbox {self.sandbox_id!r}: {error}"
             return
-        self._records.forget(self._group.name)
 
 
 _Handle = TypeVar("_Handle", bound=LinuxSandbox)
@@ -341,37 +341,34 @@ _Handle = TypeVar("_Handle", bound=LinuxSandbox)
 class LiveSandboxes(Generic[_Handle]):
     """The handles of one backend by the pid of their first process: one per sandbox, however often it is adopted."""
 
-    def __init__(self, init_process: str, make: Callable[[Mapping[str, Any], int], _Handle]) -> None:
+    def __init__(self, init_process: str, make: Callable[[SandboxSpec, Path, Mapping[str, Any], int], _Handle]) -> None:
         self._init_process = init_process
         self._make = make
         self._by_pid: dict[int, _Handle] = {}
 
-    def add(self, record: Mapping[str, Any], pidfd: int) -> _Handle:
+    def add(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any], pidfd: int) -> _Handle:
         """A handle that owns `pidfd`. What `make` raises passes, with the descriptor closed."""
         try:
-            handle = self._make(record, pidfd)
+            handle = self._make(spec, state_dir, record, pidfd)
         except BaseException:
             os.close(pidfd)
             raise
         self._by_pid[handle.pid] = handle
         return handle
 
-    def adopt(self, state_dir: Path, record: Mapping[str, Any]) -> _Handle:
+    def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> _Handle:
         """See IsolationBackend.adopt."""
-        sandbox_id = str(record.get("sandbox_id", "?"))
         try:
-            if record.get("version") != RECORD_VERSION or Path(record["state_dir"]) != Path.cwd() / state_dir:
-                raise SandboxGone(sandbox_id, "its record is not one of this tier and directory")
             if (pidfd := open_recorded(record)) is None:
-                raise SandboxGone(sandbox_id, f"{self._init_process} is no more")
+                raise SandboxGone(spec.sandbox_id, f"{self._init_process} is no more")
             if (known := self._by_pid.get(int(record["pid"]))) is not None:
                 os.close(pidfd)
                 return known
-            handle = self.add(record, pidfd)
+            handle = self.add(spec, state_dir, record, pidfd)
             handle.forget_oom_kills()
             return handle
         except (KeyError, TypeError, ValueError) as error:
-            raise SandboxGone(sandbox_id, f"its record is damaged: {error}") from error
+            raise SandboxGone(spec.sandbox_id, f"its record is damaged: {error}") from error
 
     def get(self, pid: int) -> _Handle | None:
         """The living sandbox with that init_process."""

@@ -67,7 +67,7 @@ def _user() -> list[Finding]:
 
 async def _trial(layout: RunLayout) -> list[Finding]:
     """Makes the namespaces and mounts of a sandbox once, in a process of its own that ends with them."""
-    near = next(path for path in (layout.run_dir, *layout.run_dir.parents) if path.is_dir())
+    near = next(path for path in (layout.path, *layout.path.parents) if path.is_dir())
     prefix = await asyncio.to_thread(rootless.prefix) if rootless.is_needed() else []
     process = await asyncio.create_subprocess_exec(
         *prefix, sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near), "yes" if prefix else "no",
@@ -140,7 +140,7 @@ def _kernel_log() -> Finding:
 
 
 def _disk(layout: RunLayout) -> Finding:
-    near = next(path for path in (layout.run_dir, *layout.run_dir.parents) if path.is_dir())
+    near = next(path for path in (layout.path, *layout.path.parents) if path.is_dir())
     reason = disk_image.why_not(near)
     if not reason:
         return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")

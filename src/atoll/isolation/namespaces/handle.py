@@ -22,12 +22,11 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
-from atoll.isolation.linux.run_records import RunRecords
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
 from atoll.isolation.namespaces.posture import processes_of_a_user
-from atoll.model.errors import BackendUnavailable, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits
+from atoll.model.errors import PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import Limits, SandboxSpec
 
 _RELEASE_WITHIN_S = 2.5
 _STATUS_GRACE_S = 0.05
@@ -42,14 +41,15 @@ class NamespacesHandle(LinuxSandbox):
 
     def __init__(
         self,
+        spec: SandboxSpec,
+        state_dir: Path,
         record: Mapping[str, Any],
         pidfd: int,
-        records: RunRecords,
         cgroups: Cgroups,
         on_end: Callable[[NamespacesHandle], None],
         network: NetworkThread | None,
     ) -> None:
-        super().__init__(record, pidfd, records, cgroups, on_end)
+        super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self.status: int | None = None
         """The first process's wait status, when the zygote could tell it."""
@@ -105,8 +105,6 @@ class NamespacesHandle(LinuxSandbox):
             self._check_alive()
             raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
 
-    # -- limits --------------------------------------------------------------------------------------------------------
-
     def _inside(self) -> tuple[int]:
         return (self.pid,)
 
@@ -129,13 +127,6 @@ class NamespacesHandle(LinuxSandbox):
                 with contextlib.suppress(OSError):
                     for thread in os.listdir(f"/proc/{pid}/task"):
                         os.sched_setaffinity(int(thread), chosen)
-
-    async def checkpoint(self, directory: Path) -> None:
-        """See SandboxHandle: this tier cannot."""
-        raise BackendUnavailable(
-            "the namespaces tier cannot write a sandbox's memory and processes to disk",
-            hint="freeze keeps them in memory; a snapshot of the file system keeps the disk",
-        )
 
     def _close(self) -> None:
         if self.egress is not None:

@@ -1,6 +1,6 @@
 """Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
 
-    server → zygote   create{id, sandbox_id, lower_dirs, state_dir, limits} +[listener, sealed spec]      cancel{id}
+    server → zygote   create{id, lower_dirs, state_dir, limits} +[listener, sealed spec]      cancel{id}
                       disk{image, size_mib} +[mount]
     zygote → server   ready{pid, no_egress, no_disk}   created{id, record, stages} +[pidfd]   failed{id, error}
                       exited{pid, status}

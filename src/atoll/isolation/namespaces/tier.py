@@ -11,6 +11,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from atoll.isolation import directory
 from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
@@ -23,7 +24,6 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.net.network_thread import NetworkThread
-from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import rootless, syscalls
 from atoll.isolation.linux.sys.id_ranges import HOST_IDS_PER_SANDBOX
@@ -34,12 +34,15 @@ from atoll.isolation.namespaces.disk_stock import DiskStock
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
-from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed, PlatformError
+from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed
 from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
 """Children that wait ready: what a burst finds at once. Each costs about as much memory as an idle sandbox."""
+
+_CLEAR_UP_AFTER_S = 1.0
+"""By then whatever it had made before it was killed is a sandbox of ours, or has been ended as a stray."""
 
 DISKS = 8
 """Disks made ahead of need when the server starts; later one for each that was used."""
@@ -67,6 +70,7 @@ class NamespacesBackend(IsolationBackend):
         self._network: NetworkThread | None = None
         self._live = LiveSandboxes(NamespacesHandle.init_process, self._handle)
         self._closed = False
+        self._clearing: list[asyncio.Task[None]] = []
         self._egress = False
         self._stock: DiskStock | None = None
         self._kernel_log: KernelLog | None = None
@@ -125,6 +129,9 @@ class NamespacesBackend(IsolationBackend):
     async def aclose(self) -> None:
         """See IsolationBackend."""
         self._closed = True
+        for clearing in self._clearing:  # what is left of it the next start finds
+            clearing.cancel()
+        await asyncio.gather(*self._clearing, return_exceptions=True)
         if self._stock is not None:
             await self._stock.aclose()
         if self._zygote is not None:
@@ -144,11 +151,11 @@ class NamespacesBackend(IsolationBackend):
         try:
             return await self._create(spec, paths)
         except ZygoteLost:
-            await self._end_strays(spec.sandbox_id)
+            await self._end_stray(spec, paths)
         try:
             return await self._create(spec, paths)
         except ZygoteLost as error:
-            await self._end_strays(spec.sandbox_id)
+            await self._end_stray(spec, paths)
             raise CreateFailed("the zygote died twice while it made the sandbox", hint=self._log_hint()) from error
 
     async def _create(self, spec: SandboxSpec, paths: SandboxPaths) -> NamespacesHandle:
@@ -171,25 +178,35 @@ class NamespacesBackend(IsolationBackend):
         finally:
             # Also after a create that failed: it may have used a disk up. What is too many the zygote gives back.
             self._fill_stock(spec.limits.disk_mib, zygote)
-        handle = self._live.add(created.record, created.pidfd)
+        handle = self._live.add(spec, paths.state_dir, created.record, created.pidfd)
         handle.stages = created.stages
         if created.egress:
             handle.egress = EgressSockets(*(socket.socket(fileno=one) for one in created.egress))
         return handle
 
-    async def adopt(self, spec_state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
+    async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
-        return self._live.adopt(spec_state_dir, record)
+        return self._live.adopt(spec, state_dir, record)
 
-    async def reclaim(self, keep: Set[str]) -> ReclaimReport:
+    async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
-        own = self._zygote.name if self._zygote is not None else None
-        return await asyncio.to_thread(reclaim.reclaim, self._layout, self._cgroups, keep, own)
+        own = self._zygote.name if self._zygote is not None else None  # its children wait
+        left_over = {name for name in self._unowned() - spare if own is None or not name.startswith(own)}
+        return await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _handle(self, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
-        return NamespacesHandle(record, pidfd, self._layout, self._cgroups, self._live.forget, self._network)
+    def _handle(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any], pidfd: int) -> NamespacesHandle:
+        return NamespacesHandle(spec, state_dir, record, pidfd, self._cgroups, self._live.forget, self._network)
+
+    def _unowned(self) -> set[str]:
+        return self._cgroups.names() - {handle.group for handle in self._live}
+
+    async def _clear_up_after(self, zygote: str) -> None:
+        """The groups of the children that waited at a zygote which was killed, and have ended with it."""
+        await asyncio.sleep(_CLEAR_UP_AFTER_S)
+        left_over = {name for name in self._unowned() if name.startswith(zygote)}
+        await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
 
     def _fill_stock(self, size_mib: int, zygote: ZygoteClient) -> None:
         if self._stock is not None and not self._closed:
@@ -210,14 +227,12 @@ class NamespacesBackend(IsolationBackend):
         for descriptor in created.egress:
             os.close(descriptor)
         with contextlib.suppress(AtollError):
-            await self._live.add(created.record, created.pidfd).kill()
+            await self._live.add(created.spec, created.state_dir, created.record, created.pidfd).kill()
 
-    async def _end_strays(self, sandbox_id: str) -> None:
+    async def _end_stray(self, spec: SandboxSpec, paths: SandboxPaths) -> None:
         """A lost zygote may have made the sandbox without being able to say so."""
-        for _, record in list(self._layout.records()):
-            if record.get("sandbox_id") == sandbox_id and (pidfd := open_recorded(record)) is not None:
-                with contextlib.suppress(PlatformError):
-                    await self._live.add(record, pidfd).kill()
+        with contextlib.suppress(OSError, AtollError):
+            await self._live.adopt(spec, paths.state_dir, directory.read_handle(paths.state_dir)).kill()
 
     async def _living_zygote(self) -> ZygoteClient:
         async with self._starting:
@@ -225,9 +240,10 @@ class NamespacesBackend(IsolationBackend):
                 raise BackendUnavailable("the namespaces tier is closed")
             if self._zygote is not None and self._zygote.lost.is_set():
                 await self._zygote.aclose()
+                self._clearing.append(asyncio.create_task(self._clear_up_after(self._zygote.name)))
                 self._zygote = None
             if self._zygote is None:
-                if not self._layout.live.is_dir():
+                if not self._layout.disks.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")
                 self._zygote = zygote = await ZygoteClient.start(
                     self._layout, self._config.guest_entry, self._parked, self._note_exit, self._end_orphan

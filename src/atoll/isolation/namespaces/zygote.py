@@ -31,6 +31,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import image as disk_image
@@ -81,7 +82,6 @@ class _Request:
 
     def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int) -> None:
         self.number: int = body["id"]
-        self.sandbox_id: str = body["sandbox_id"]
         self.lower_dirs: list[str] = body["lower_dirs"]
         self.state_dir: str = body["state_dir"]
         self.limits = Limits.from_json(body["limits"])
@@ -427,16 +427,15 @@ class Zygote:
             else:
                 child.group.limit(request.limits)
                 descriptors.append(self._root(child, request, state_dir))
-            log = os.open(state_dir / "guest.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
-            # Known to the next server before the sandbox can run, whatever happens to this one.
-            self._layout.write_record(child.group.name, self._record(child, request))
             body = {"op": "go", **self._size(child, request.limits)}
+            # Known to the next server before the sandbox can run, whatever happens to this one.
+            directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, body, [*descriptors, *request.handed_on])
             child.state = _State.STARTING
             request.stages["sent"] = time.monotonic()
         except (OSError, ValueError) as error:
-            self._layout.forget(child.group.name)
             child.request, child.state = None, _State.PARKED
             self._parked.append(child)
             if child.wanted is not None:
@@ -476,16 +475,12 @@ class Zygote:
 
     def _record(self, child: _Child, request: _Request) -> dict[str, Any]:
         return {
-            "version": 1,
-            "sandbox_id": request.sandbox_id,
             "pid": child.pid,
             "started_ticks": child.started_ticks,
             "boot_id": self._boot_id,
             "group": child.group.name,
             "id_base": child.id_base,
-            "state_dir": request.state_dir,
             "processors": child.processors,
-            "limits": request.limits.as_json(),
             "egress": child.egress,
             "disk_mib": None if self._no_disk else request.limits.disk_mib,
         }
@@ -561,7 +556,6 @@ class Zygote:
         self._hang_up(child)
         syscalls.pidfd_kill(child.pidfd)
         if child.request is not None:
-            self._layout.forget(child.group.name)
             self._failed[child] = (child.request, reason)
             child.request = None
 
@@ -598,7 +592,6 @@ class Zygote:
         for child in unfinished:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
-            self._layout.forget(child.group.name)
             child.group.remove(1.0)
             if child.root is not None:
                 child.root.discard()

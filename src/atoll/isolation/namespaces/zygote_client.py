@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from atoll.isolation.linux.disk.image import Disk
@@ -37,6 +38,8 @@ class ZygoteLost(Exception):
 class Created:
     """A sandbox that runs. The receiver owns `pidfd`. `stages`: monotonic seconds by step, for measurements."""
 
+    spec: SandboxSpec
+    state_dir: Path
     record: dict[str, Any]
     pidfd: int
     stages: dict[str, float]
@@ -58,7 +61,9 @@ def _environment() -> dict[str, str]:
 @dataclass(slots=True)
 class _Pending:
     future: asyncio.Future[Created]
-    listener: socket.socket
+    spec: SandboxSpec
+    state_dir: Path
+    given_up: bool = False
 
 
 def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict[str, Any]:
@@ -66,7 +71,6 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict
     return {
         "op": "create",
         "id": number,
-        "sandbox_id": spec.sandbox_id,
         "lower_dirs": [str(path.absolute()) for path in paths.lower_dirs],
         "state_dir": str(paths.state_dir.absolute()),
         "limits": spec.limits.as_json(),
@@ -117,7 +121,7 @@ class ZygoteClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         name = secrets.token_hex(3)
-        chosen = {"name": name, "run_dir": str(layout.run_dir), "guest_entry": guest_entry, "park": park}
+        chosen = {"name": name, "run_dir": str(layout.path), "guest_entry": guest_entry, "park": park}
         chosen["rootless"] = rootless.is_needed()
         prefix = await asyncio.to_thread(rootless.prefix) if chosen["rootless"] else []
         options = json.dumps(chosen)
@@ -161,7 +165,7 @@ class ZygoteClient:
         except (OSError, ValueError) as error:
             raise CreateFailed(str(error)) from error
         number, self._next = self._next, self._next + 1
-        pending = _Pending(self._loop.create_future(), listener)
+        pending = _Pending(self._loop.create_future(), spec, paths.state_dir)
         self._pending[number] = pending
         try:
             self._send(_create_message(number, spec, paths), [listener.fileno(), sealed])
@@ -174,7 +178,7 @@ class ZygoteClient:
                 raise CreateFailed(f"the sandbox was not ready within {within_s:.0f} s") from error
             raise
         finally:
-            self._pending.pop(number, None)
+            pending.given_up = True
             os.close(sealed)
 
     def stock(self, disk: Disk) -> None:
@@ -229,7 +233,7 @@ class ZygoteClient:
         while self._outgoing:
             body, descriptors = self._outgoing[0]
             try:
-                if body["op"] == "cancel" or body["id"] in self._pending:
+                if body["op"] == "cancel" or not self._pending[body["id"]].given_up:
                     messages.send(self._line, body, descriptors)
             except BlockingIOError:
                 return
@@ -266,17 +270,21 @@ class ZygoteClient:
         elif kind == "broken":
             self._lose(body["error"])
         elif kind in ("created", "failed"):
-            pending = self._pending.get(body["id"])
-            if pending is None or pending.future.done():
-                if kind == "created":
-                    orphan = Created(body["record"], descriptors[0], body["stages"], descriptors[1:])
-                    task = self._loop.create_task(self._on_orphan(orphan))
-                    self._orphans.add(task)
-                    task.add_done_callback(self._orphans.discard)
-            elif kind == "created":
-                pending.future.set_result(Created(body["record"], descriptors[0], body["stages"], descriptors[1:]))
-            else:
+            self._answer(self._pending.pop(body["id"]), body, descriptors)
+
+    def _answer(self, pending: _Pending, body: dict[str, Any], descriptors: list[int]) -> None:
+        if body["op"] == "failed":
+            if not pending.given_up:
                 pending.future.set_exception(CreateFailed(body["error"]))
+            return
+        pidfd, *egress = descriptors
+        created = Created(pending.spec, pending.state_dir, body["record"], pidfd, body["stages"], egress)
+        if not pending.given_up:
+            pending.future.set_result(created)
+            return
+        task = self._loop.create_task(self._on_orphan(created))
+        self._orphans.add(task)
+        task.add_done_callback(self._orphans.discard)
 
     def _lose(self, reason: str) -> None:
         if self.lost.is_set():
@@ -289,6 +297,7 @@ class ZygoteClient:
         if not self._ready.done():
             self._ready.set_exception(ZygoteLost(reason))
         for pending in self._pending.values():
-            if not pending.future.done():
+            if not pending.future.done() and not pending.given_up:
                 pending.future.set_exception(ZygoteLost(reason))
+        self._pending.clear()
         self._process.poll()

@@ -1,0 +1,218 @@
+"""A sandbox's directory on the host: what it was asked to be and where it is in its life. All else in it is its tier's.
+
+    <data_dir>/sandboxes/<id>/     0700
+        spec.json      what was asked for, secrets included; written once, and complete before the sandbox is RUNNING
+        state.json     where it is in its life, and by what its tier finds its process and its cgroup
+        …              its disk, its log, its socket
+
+There is no other record: a server that starts reads these and nothing else. Whoever forks writes `state.json` before
+the sandbox can run (`begin`, CREATING); the node moves it on. ENDED is the absence of the directory.
+
+    missing, half-written     it was never finished: nobody was told of it, and it is cleared away
+    of a newer version        refused and left alone, with its processes: an older Atoll does not know what it means
+    `record.json`             version 1, of an earlier Atoll: read as far as it goes
+
+`version` and `handle.group` keep their meaning in every version. Whatever else changes in either file raises VERSION.
+
+The state is a field of fixed width that is overwritten in place: a single write of ten bytes, which can neither be half
+done nor need room on a full disk, and costs a tenth of a new file. Nothing is synced: a machine that goes down takes
+its sandboxes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from atoll.model.network import NetworkPolicy
+from atoll.model.sandbox import Limits, SandboxSpec, SandboxState
+
+SPEC = "spec.json"
+STATE = "state.json"
+LOG = "guest.log"
+"""What the sandbox's first process says: of its set-up, and of its own faults."""
+
+VERSION = 2
+
+_RECORD = "record.json"
+"""What version 1 had in place of both."""
+
+_HEAD = f'{{"version":{VERSION},"state":'.encode()
+_WIDTH = max(len(state.value) for state in SandboxState) + 2
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """What `state.json` says. `handle` is the tier's own part (`SandboxHandle.record`), opaque here."""
+
+    state: SandboxState
+    tier: str
+    handle: Mapping[str, Any]
+    network: NetworkPolicy | None = field(default=None, repr=False)
+    """What it may reach, where that has been changed since it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A directory that this version can read; `version` is the one that wrote it."""
+
+    spec: SandboxSpec
+    state: StateRecord
+    version: int = VERSION
+
+    @property
+    def network(self) -> NetworkPolicy:
+        """What it may reach now."""
+        return self.state.network if self.state.network is not None else self.spec.network
+
+
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """A directory of a newer version. `group`: the name of its cgroup, "" where it has none."""
+
+    version: int
+    group: str
+
+
+def prepare(directory: Path) -> None:
+    """Makes it, with its files still empty. Raises OSError."""
+    directory.mkdir(mode=0o700)
+    for name in (SPEC, STATE, LOG):
+        os.close(os.open(directory / name, _CREATE, 0o600))
+
+
+def write_spec(directory: Path, spec: SandboxSpec) -> None:
+    """Raises OSError."""
+    _write(directory / SPEC, json.dumps({"version": VERSION, "spec": spec.as_json()}).encode())
+
+
+def begin(directory: Path, tier: str, handle: Mapping[str, Any]) -> None:
+    """The first record of a process that will be the sandbox. Raises OSError."""
+    _write(directory / STATE, _encode(StateRecord(SandboxState.CREATING, tier, handle)))
+
+
+def move(directory: Path, state: SandboxState) -> None:
+    """The next state; everything else stays. Raises OSError, with the earlier state still written."""
+    descriptor = os.open(directory / STATE, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, _padded(state), len(_HEAD))
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(directory: Path, record: StateRecord) -> None:
+    """Another record in place of the earlier: all of it or none. Raises OSError."""
+    draft = directory / f"{STATE}.new"
+    try:
+        _write(draft, _encode(record))
+        os.rename(draft, directory / STATE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def change_network(directory: Path, network: NetworkPolicy) -> None:
+    """What it may reach from now on, for whoever adopts it. Raises OSError."""
+    found = read(directory)
+    if not isinstance(found, Recorded):
+        raise FileNotFoundError(f"{directory / STATE} is missing or damaged")
+    changed = replace(found.state, network=network)
+    if found.version < VERSION:
+        upgrade(directory, replace(found, state=changed))
+    else:
+        rewrite(directory, changed)
+
+
+def upgrade(directory: Path, recorded: Recorded) -> None:
+    """Writes what an earlier version has written in this one's way. Raises OSError, with the earlier still readable."""
+    write_spec(directory, recorded.spec)
+    rewrite(directory, recorded.state)
+    (directory / _RECORD).unlink(missing_ok=True)
+
+
+def read(directory: Path) -> Recorded | Newer | None:
+    """None: it was never finished. Raises OSError for a file that is there and cannot be read."""
+    spec, state = _load(directory / SPEC), _load(directory / STATE)
+    versions = [body.get("version") for body in (spec, state) if body is not None]
+    if newer := [version for version in versions if type(version) is int and version > VERSION]:
+        return Newer(max(newer), _group(state or {}))
+    if state is None:  # never begun, or not upgraded yet
+        return _read_version_1(directory)
+    if spec is None or versions != [VERSION, VERSION]:
+        return None
+    try:
+        recorded = Recorded(SandboxSpec.from_json(spec["spec"]), _decode(state))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return recorded if recorded.spec.sandbox_id == directory.name else None
+
+
+def read_handle(directory: Path) -> Mapping[str, Any]:
+    """The tier's own part of what `begin` wrote; empty where that is not whole. Raises OSError."""
+    found = (_load(directory / STATE) or {}).get("handle")
+    return found if isinstance(found, dict) else {}
+
+
+def _padded(state: SandboxState) -> bytes:
+    return f'"{state.value}"'.ljust(_WIDTH).encode()
+
+
+def _encode(record: StateRecord) -> bytes:
+    network = record.network.as_json() if record.network is not None else None
+    rest = {"tier": record.tier, "handle": dict(record.handle), "network": network}
+    return _HEAD + _padded(record.state) + b"," + json.dumps(rest)[1:].encode()
+
+
+def _decode(body: Mapping[str, Any]) -> StateRecord:
+    network = NetworkPolicy.from_json(body["network"]) if body["network"] is not None else None
+    return StateRecord(SandboxState(body["state"]), str(body["tier"]), dict(body["handle"]), network)
+
+
+def _group(state: Mapping[str, Any]) -> str:
+    handle = state.get("handle")
+    group = handle.get("group") if isinstance(handle, dict) else None
+    return group if isinstance(group, str) else ""
+
+
+def _read_version_1(directory: Path) -> Recorded | None:
+    body = _load(directory / _RECORD)
+    if body is None or body.get("version") != 1 or body.get("sandbox_id") != directory.name:
+        return None
+    try:
+        spec = SandboxSpec(
+            sandbox_id=body["sandbox_id"],
+            template_id=body["template_id"],
+            limits=Limits.from_json(body["handle"].get("limits", {})),
+            access_token=body["envd_access_token"],
+            traffic_access_token=body["traffic_access_token"],
+            mask_request_host=body["mask_request_host"],
+            network=NetworkPolicy.from_json(body.get("network")),
+        )
+        return Recorded(spec, StateRecord(SandboxState.RUNNING, str(body["tier"]), dict(body["handle"])), version=1)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """None for a file that is missing or not whole: no part of a JSON object that was cut off is one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, _CREATE, 0o600)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
