@@ -220,13 +220,22 @@ def test_a_hundred_thousand_lines(runtime: E2BRuntime) -> None:
     assert "[... Observation truncated due to length ...]" in found.content
 
 
-def test_long_output_and_interrupts_again_and_again(runtime: E2BRuntime) -> None:
+def _interrupt(runtime: E2BRuntime, tier: str) -> Any:
+    """C-c; again in gVisor, which loses one that comes between two short programs of a loop (docs/compatibility.md)."""
+    for _ in range(1 if tier == "namespaces" else 10):
+        found = run(runtime, "C-c", is_input=True, timeout=10)
+        if found.exit_code != -1:
+            break
+    return found
+
+
+def test_long_output_and_interrupts_again_and_again(runtime: E2BRuntime, tier: str) -> None:
     for number in range(3):
         loop = f'i=0; while true; do i=$((i+1)); echo "Line $i - Iteration {number} {"x" * 1000}"; sleep 0.01; done'
         found = run(runtime, loop, timeout=1)
         assert (found.exit_code, f"Line 1 - Iteration {number}" in found.content) == (-1, True)
         assert "The previous command is still running" in run(runtime, "ls").metadata.suffix
-        assert run(runtime, "C-c", is_input=True).exit_code == 130
+        assert _interrupt(runtime, tier).exit_code == 130
         assert run(runtime, "ls").exit_code == 0
 
 
