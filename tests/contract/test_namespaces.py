@@ -247,6 +247,24 @@ def _held() -> dict[str, int]:
         return {"descriptors": len(os.listdir("/proc/self/fd")), "mounts": len(mounts.readlines())}
 
 
+async def test_a_group_that_is_to_be_spared_outlives_a_start_with_all_that_is_in_it(place: Place) -> None:
+    """So a sandbox whose record is of a newer version is left alone, though nobody adopts it."""
+    spared, lost = place.asked(), place.asked()
+    first = place.backend(parked=0)
+    await first.start()
+    records = [dict((await first.create(*asked)).record()) for asked in (spared, lost)]
+    await first.aclose()
+    second = place.backend(parked=0)
+    await second.start()
+    await second.reclaim({records[0]["group"], ""})
+    handle = await second.adopt(spared.spec, spared.state_dir, records[0])
+    assert await inside.health(handle) == 204
+    with pytest.raises(SandboxGone):
+        await second.adopt(lost.spec, lost.state_dir, records[1])
+    await handle.kill()
+    await second.aclose()
+
+
 async def test_children_that_wait_end_with_the_server(place: Place) -> None:
     backend = place.backend(parked=3)
     await backend.start()

@@ -10,6 +10,10 @@ from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundExceptio
 from e2b.exceptions import NotFoundException
 from e2b_code_interpreter import Sandbox as Interpreter
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("refused by the control plane before a tier hears of it")
+
 PAUSES: list[dict[str, Any]] = [
     {"on_timeout": "pause"},
     {"on_timeout": "pause", "auto_resume": True},

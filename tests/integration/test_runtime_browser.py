@@ -13,8 +13,12 @@ from atoll.runtime import BrowseInteractiveAction, BrowseURLAction, CmdRunAction
 from atoll.runtime.browser.browser import png_of
 from atoll.runtime.config import RuntimeConfig
 from atoll.runtime.events.observations import BrowserOutputObservation, ErrorObservation, FileDownloadObservation
+from support.tiers import one_tier
 
-pytestmark = pytest.mark.timeout(600)  # the first one may build the template
+pytestmark = [
+    pytest.mark.timeout(600),  # the first one may build the template
+    one_tier("Chromium and its template take minutes; what it asks of a kernel is not what a tier promises"),
+]
 
 SHOP = """<!doctype html><title>Shop</title><h1>Hello <b>you</b></h1><p>Text with <a href="/two.html">a link</a>.</p>
 <label>Name <input id=n></label><input type=checkbox id=c aria-label=agree>

@@ -18,6 +18,9 @@ from atoll.images.recipes import RECIPES, Recipe
 from atoll.images.store import TemplateStore
 from atoll.model.errors import BuildFailed
 from atoll.stress import SCENARIOS, Sizes, run
+from support.tiers import one_tier
+
+pytestmark = one_tier("measures the runtime under load; what it does in each tier is in test_runtime*.py")
 
 SMALL = Sizes(edits=10, requests=10, iterations=2, cpu_s=1.0, at_once=4, jobs=6, actions=2, hard_timeout_s=0.5)
 

@@ -7,7 +7,8 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable, Collection
+import subprocess
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from atoll.node.supervisor import Supervisor
 from atoll.node.trash import Trash
 from atoll.testing.fake import FakeBackend
 from support.control import MemoryTemplates, load_fake, plane, supervisor
+from support.host import requires
 
 
 def _request(sandbox_id: str = "i0001", **fields) -> SandboxSpec:
@@ -325,6 +327,41 @@ async def test_an_end_that_cannot_be_written_down_is_an_end_all_the_same(
 
 def _full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+@requires("root")
+async def test_on_a_full_disk_creates_fail_and_what_runs_is_kept_and_can_be_ended(small_disk: Path) -> None:
+    data_dir = small_disk / "data"
+    async with supervisor(data_dir, keep=True) as node:
+        await node.create(_request())
+        await node.create(_request("i0002"))
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "filler").write_bytes(b"x" * (1 << 20))
+        for number in range(3, 15):  # more than there are directories made ahead
+            with pytest.raises(CreateFailed, match="No space left"):
+                await node.create(_request(f"i{number:04}"))
+        with pytest.raises(OSError, match="No space left"):
+            directory.change_network(data_dir / "sandboxes" / "i0001", NetworkPolicy(allow_internet=False))
+        assert await node.kill("i0002", EndReason.KILLED) is True
+        assert {path.name for path in (data_dir / "sandboxes").iterdir()} == {"i0001"}
+    async with supervisor(data_dir, keep=True) as node:
+        assert node.start_report.adopted == 1
+        (small_disk / "filler").unlink()
+        await node.create(_request("i0003"))
+        for name in ("i0001", "i0003"):
+            assert await node.kill(name, EndReason.KILLED) is True
 
 
 # What a start makes of the directories that it finds
