@@ -83,7 +83,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _attempts(place: Path, *, confined: bool) -> dict[str, bool]:
+def _attempts(place: Path, *, confined: bool, **environ: str) -> dict[str, bool]:
     victim = subprocess.Popen(["/bin/sleep", "60"])
     try:
         done = subprocess.run(
@@ -91,6 +91,7 @@ def _attempts(place: Path, *, confined: bool) -> dict[str, bool]:
             capture_output=True,
             text=True,
             timeout=60,
+            env={**os.environ, **environ},
         )
     finally:
         victim.kill()
@@ -105,6 +106,12 @@ def _attempts(place: Path, *, confined: bool) -> dict[str, bool]:
 def test_a_process_that_gave_up_its_rights_can_do_none_of_it(place: Path) -> None:
     assert [name for name, worked in _attempts(place, confined=True).items() if worked] == []
     assert (place / "own" / "it still works").exists()
+
+
+def test_its_own_directory_may_lie_below_one_that_python_looks_into(place: Path) -> None:
+    """As when a script beside the data directory starts a server."""
+    assert place.parent.stat().st_mode & 0o077 == 0, "the control: nobody else may pass there"
+    assert not any(_attempts(place, confined=True, PYTHONPATH=str(place.parent)).values())
 
 
 def test_each_attempt_works_without_the_wall(place: Path) -> None:

@@ -95,7 +95,10 @@ def _enter_root_of(rights: Rights, scratch: Path) -> None:
     try:
         mounts.attach(root, mounts.AT_FDCWD, str(scratch))
         readable = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
-        for path in _outermost([*map(Path, _SYSTEM), *_python(), *rights.readable]):
+        # A directory around its own would bring the host's in between, through which this user may not pass.
+        around = {parent for path in (*rights.readable, *rights.writable) for parent in path.parents}
+        python = [path for path in _python() if path not in around]
+        for path in _outermost([*map(Path, _SYSTEM), *python, *rights.readable]):
             _show(path, scratch, root, readable)
         for device in _DEVICES:
             _show(Path(device), scratch, root, mounts.NOSUID | mounts.NOEXEC)
