@@ -13,8 +13,9 @@ from atoll.cli import running
 from atoll.cli.environment import client_environ, environ_for, export_lines
 from atoll.cli.logs import mask_secrets
 from atoll.config import Settings
-from atoll.model.errors import Conflict
+from atoll.model.errors import Conflict, InvalidRequest
 from atoll.server.launcher import url_of
+from atoll.server.plan import check_database
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,19 @@ def test_help_needs_none_of_the_server() -> None:
     assert told.returncode == 0
     assert "replay" in told.stdout
     assert told.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "fits"),
+    [
+        (None, True), ("postgresql://u@h/d", True), ("sqlite:////data/control/own.db", True),
+        ("sqlite:////data/atoll.db", False), ("sqlite:////elsewhere/x.db", False), ("sqlite://", False),
+    ],
+)  # fmt: skip
+def test_a_database_file_lies_where_the_control_plane_may_write(url: str | None, fits: bool) -> None:
+    settings = Settings(data_dir=Path("/data"), templates_dir=Path("/t"), database_url=url)
+    if fits:
+        check_database(settings)
+    else:
+        with pytest.raises(InvalidRequest, match="below /data/control"):
+            check_database(settings)

@@ -31,7 +31,7 @@ from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
 from atoll.model.errors import PlatformError
 from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
-from atoll.server.plan import Plan, control_dir, prepare_directories
+from atoll.server.plan import Plan, check_database, control_dir, prepare_directories
 from atoll.server.rights import unused_user
 
 _PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
@@ -67,6 +67,8 @@ def serve(settings: Settings, wires: Wires) -> None:
     with running.exclusive(settings.data_dir):
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user = unused_user() if os.getuid() == 0 else None
+        if user is not None:
+            check_database(settings)
         with contextlib.ExitStack() as sockets:
             prepare_directories(settings.data_dir, user)
             tls = open_domain(settings, control_dir(settings.data_dir), user)

@@ -7,9 +7,12 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
 from atoll.control.store import default_url
+from atoll.model.errors import InvalidRequest
 
 _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
 
@@ -68,6 +71,17 @@ def root_place(data_dir: Path) -> Path:
 def database_url(settings: Settings) -> str:
     """The one that was set, else SQLite in the control plane's directory."""
     return settings.database_url or default_url(control_dir(settings.data_dir))
+
+
+def check_database(settings: Settings) -> None:
+    """Raises InvalidRequest for a SQLite file where the process that uses it may not write."""
+    url = make_url(database_url(settings))
+    place = control_dir(settings.data_dir)
+    if url.get_backend_name() == "sqlite" and place not in Path(url.database or "").absolute().parents:
+        raise InvalidRequest(
+            f"ATOLL_DATABASE_URL names the SQLite file {url.database!r}, which is not below {place}",
+            hint="only what lies there may be written by the control plane; leave the setting out, or use PostgreSQL",
+        )
 
 
 def prepare_directories(data_dir: Path, user: int | None) -> None:
