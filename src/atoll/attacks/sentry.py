@@ -18,11 +18,12 @@ def pid_of(scene: Scene) -> int | None:
     """The sentry of the attacker's sandbox; None in another tier, or where the platform's records are out of reach."""
     known = scene.facts.get("sentry")
     if known is None and scene.sandbox is not None and scene.world.data_dir is not None:
-        for path in (scene.world.data_dir / "run" / "gvisor" / "live").glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                record = json.loads(path.read_bytes())
-                if record.get("sandbox_id") == scene.sandbox.sandbox_id:
-                    known = scene.facts["sentry"] = int(record["pid"])
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads(
+                (scene.world.data_dir / "sandboxes" / scene.sandbox.sandbox_id / "state.json").read_bytes()
+            )
+            if state["tier"] == "gvisor":
+                known = scene.facts["sentry"] = int(state["handle"]["pid"])
     return known
 
 

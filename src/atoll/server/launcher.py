@@ -34,7 +34,7 @@ from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
 from atoll.server.plan import Plan, check_database, control_dir, prepare_directories
 from atoll.server.rights import unused_user
 
-_PAUSES_S = (0.0, 0.1, 0.5, 2.0, 5.0)
+_PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0)
 """Before a process that keeps ending is started once more."""
 _REFRESH_S = 1.0
 """How often an operator's certificate is looked at."""

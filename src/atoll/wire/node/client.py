@@ -35,8 +35,8 @@ Connect = Callable[[], Awaitable[Channel]]
 Dial = Callable[[str, int], Awaitable[socket.socket]]
 """(sandbox id, port) → a connected socket, for channels that carry no descriptors."""
 
-RECONNECT_WITHIN_S = 5.0
-"""How long a call waits for a node that is being started again."""
+RECONNECT_WITHIN_S = 8.0
+"""How long a call waits for a node that is being started again: longer than a start takes, and the pause before it."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 
 _log = structlog.get_logger("atoll.control")

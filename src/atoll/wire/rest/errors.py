@@ -49,7 +49,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
     e.PlatformError: Entry(500, "internal_server_error"),
     e.CreateFailed: Entry(500, "sandbox_create_failed"),
     e.BuildFailed: Entry(500, "build_failed"),
-    e.NodeUnreachable: Entry(503, "node_unreachable"),
+    e.NodeUnreachable: Entry(500, "node_unreachable"),
     # Past the time-out that the SDKs have by themselves, so that they show the message instead of waiting once more.
     e.TemplateNotReady: Entry(503, "template_not_ready", {"Retry-After": "15"}),
     e.BackendUnavailable: Entry(500, "isolation_unavailable"),
