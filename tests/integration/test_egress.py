@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
 
 from support import internet
-from support.egress_world import World, no_world, world
+from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
 
 FAULT = no_world()
 pytestmark = [requires("namespaces"), pytest.mark.skipif(FAULT is not None, reason=str(FAULT))]
-
-Make = Callable[..., Sandbox]
 
 
 @pytest.fixture(scope="module", params=TIERS)
@@ -41,17 +39,8 @@ def outside(
 
 @pytest.fixture
 def make(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    for name, value in outside.environ.items():
-        monkeypatch.setenv(name, value)
-    made: list[Sandbox] = []
-
-    def create(**more: Any) -> Sandbox:
-        made.append(Sandbox.create(timeout=300, **more))
-        return made[-1]
-
-    yield create
-    for sandbox in made:
-        Sandbox.kill(sandbox.sandbox_id)
+    with making(outside, monkeypatch) as create:
+        yield create
 
 
 def fetch(sandbox: Sandbox, url: str) -> str:

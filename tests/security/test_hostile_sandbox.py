@@ -9,7 +9,7 @@ import json
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from e2b import CommandExitException, Sandbox
 
 from support import internet
-from support.egress_world import World, no_world, world
+from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
 
@@ -50,22 +50,10 @@ def outside(
         yield made
 
 
-Make = Callable[..., Sandbox]
-
-
 @pytest.fixture
 def make(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    for name, value in outside.environ.items():
-        monkeypatch.setenv(name, value)
-    made: list[Sandbox] = []
-
-    def create(**more: Any) -> Sandbox:
-        made.append(Sandbox.create(timeout=300, **more))
-        return made[-1]
-
-    yield create
-    for sandbox in made:
-        Sandbox.kill(sandbox.sandbox_id)
+    with making(outside, monkeypatch) as create:
+        yield create
 
 
 def test_a_webhook_reaches_no_address_of_the_servers_own_machine(outside: World) -> None:

@@ -20,10 +20,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
+from e2b import Sandbox
 
 from support import internet
 from support.host import TOOLS
@@ -285,3 +288,22 @@ def _make_certificates(directory: Path) -> None:
     certificate = authority.issue(internet.NAMES)
     assert x509.load_pem_x509_certificate(certificate).not_valid_after_utc > datetime.datetime.now(datetime.UTC)
     (directory / "site.pem").write_bytes(certificate + key)
+
+
+Make = Callable[..., Sandbox]
+
+
+@contextlib.contextmanager
+def making(outside: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """`Sandbox.create` on that world's server; what it made is killed when the block ends."""
+    for name, value in outside.environ.items():
+        monkeypatch.setenv(name, value)
+    made: list[Sandbox] = []
+
+    def create(**more: Any) -> Sandbox:
+        made.append(Sandbox.create(timeout=300, **more))
+        return made[-1]
+
+    yield create
+    for sandbox in made:
+        Sandbox.kill(sandbox.sandbox_id)

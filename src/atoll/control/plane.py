@@ -29,13 +29,13 @@ class ControlPlane:
     """`async with ControlPlane(...) as control:` first settles what an earlier server left half-done.
 
         async with (
-            Store(settings.database_url or default_url(settings.data_dir)) as store,
-            Supervisor(data_dir=..., templates=..., isolation=..., keep_sandboxes=...) as node,
+            Store(url) as store,
+            RemoteNode(connect) as node,
             ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
             node.subscribe(control.services.sandboxes)
-            app = create_app(control.services, Authenticator(configured_keys(settings.api_keys, data_dir), store.keys))
-            ...  # serve; the edge's RouteTable is `node`
+            app = create_app(control.services, Authenticator(keys, store.keys))
+            ...  # serve; see `atoll.server.front`
 
     Args:
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.

@@ -4,7 +4,7 @@
             ──► Answer / bytes      (refused, or answered by the edge itself)
             ──► ToSandbox           (route, port)
 
-`LiveRoutes` is the route table for a server whose control plane and node share the process.
+`LiveRoutes` is the route table, fed by what nodes tell of their sandboxes.
 """
 
 from __future__ import annotations

@@ -92,12 +92,12 @@ class StartReport:
 class Supervisor:
     """`async with Supervisor(...) as node:` adopts and reclaims on entry; on exit detaches, or ends all it runs.
 
-    Use it like this (compose):
+    Served to control by `wire.node.server` (see `atoll.server.node`), which hears of its events and routes:
 
         async with Supervisor(data_dir=..., templates=store, isolation="auto") as node:
-            async with ControlPlane(..., nodes=[node]) as control:
-                node.subscribe(control.services.sandboxes)
-                ...   # edge: RouteTable is `node` itself
+            server = NodeServer(node)
+            node.subscribe(server)
+            node.subscribe_routes(server)
 
     Args:
         data_dir: below it `sandboxes/`, `trash/`, `run/` are made. One server at a time.

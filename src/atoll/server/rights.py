@@ -7,7 +7,6 @@ read-only or absent; a user id of its own; no capability, ever. As any user: no 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import pwd
@@ -78,14 +77,10 @@ def give_up(rights: Rights, scratch: Path) -> None:
         os.setresgid(rights.user, rights.user, rights.user)
         os.setresuid(rights.user, rights.user, rights.user)
         caps.limit_own(frozenset())
-    _call_prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
     rules = [*posture.seccomp_rules(), *(Rule(number, errno.EPERM) for number in _NEEDLESS[syscalls.MACHINE])]
     seccomp.install(seccomp.assemble(rules, posture.NEWEST_SYSCALL))
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-
-
-def _call_prctl(option: int, argument: int) -> None:
-    syscalls.call("prctl", option, *(ctypes.c_ulong(value) for value in (argument, 0, 0, 0)), subject=f"prctl {option}")
 
 
 def _enter_root_of(rights: Rights, scratch: Path) -> None:
