@@ -18,8 +18,9 @@ RULES: dict[str, set[str]] = {
     "atoll.model": MODEL,
     "atoll.config": MODEL,
     "atoll.http1": set(),
+    "atoll.packets": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
-    "atoll.wire.node": MODEL | {"atoll.wire.node"},
+    "atoll.wire.node": MODEL | {"atoll.packets", "atoll.wire.node"},
     "atoll.wire": MODEL | {"atoll.wire"},
     "atoll.guest": MODEL | {"atoll.http1", "atoll.wire.envd", "atoll.guest"},
     "atoll.isolation.base": MODEL,
@@ -83,7 +84,7 @@ def allowed_for(module: str) -> set[str] | None:
             return allowed
     parts = module.split(".")
     if parts[:2] == ["atoll", "isolation"] and len(parts) > 2:  # a backend
-        shared = {"atoll.isolation.base", "atoll.isolation.directory", "atoll.isolation.linux"}
+        shared = {"atoll.isolation.base", "atoll.isolation.directory", "atoll.isolation.linux", "atoll.packets"}
         return MODEL | shared | {".".join(parts[:3])}
     return None
 

@@ -249,7 +249,7 @@ class ZygoteClient:
                 body, descriptors = messages.receive(self._line)
             except BlockingIOError:
                 return
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._lose(str(error))
                 return
             if body is None:
