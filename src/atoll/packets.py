@@ -1,4 +1,4 @@
-"""How two processes of one machine exchange JSON objects, with descriptors: each is a packet of a SOCK_SEQPACKET socket.
+"""How two processes of one machine exchange JSON objects with descriptors: each is a packet of a SOCK_SEQPACKET socket.
 
     i + JSON    the whole message
     m           a message too large for a packet: its JSON is in a memory file, which is the last descriptor

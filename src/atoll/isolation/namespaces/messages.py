@@ -1,15 +1,15 @@
 """Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
 
     server → zygote   create{id, lower_dirs, state_dir, limits} +[listener, sealed spec]      cancel{id}
-                      disk{image, size_mib} +[mount]
-    zygote → server   ready{pid, no_egress, no_disk}   created{id, record, stages} +[pidfd]   failed{id, error}
-                      exited{pid, status}
+                      disk{image, size_mib} +[mount]   no_disk{size_mib, error}
+    zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
+                      exited{pid, status}   disk_wanted{size_mib}
     zygote → child    mapped{}   boot{limits, processors, boot_s} +[root mount]
                       go{limits, processors, boot_s} +[root mount, log, listener, sealed spec]
     child  → zygote   parked{egress}   started{stages}   failed{error}
 
-Framed by `atoll.packets`. What only the sandbox may know (its part of the spec, with secrets) travels in a sealed memory
-file that the zygote hands on unread.
+Framed by `atoll.packets`. What only the sandbox may know (its part of the spec, with secrets) travels in a sealed
+memory file that the zygote hands on unread.
 """
 
 from __future__ import annotations
