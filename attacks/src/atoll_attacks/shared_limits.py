@@ -13,8 +13,8 @@ import re
 import subprocess
 import sys
 
-from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Program
-from atoll.attacks.scene import Scene, _text
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Program
+from atoll_attacks.scene import Scene, _text
 
 _TERMINALS = 300
 """More than a sandbox may have, with what the machine itself opens meanwhile."""
