@@ -53,7 +53,9 @@ class ChildFactory:
             undo.append(meter.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
-            pid, pidfd = fork_into(posture.NAMESPACES)
+            id_base = 0 if self._rootless else self._ids.take()
+            undo.append(lambda: self._ids.give_back(id_base))
+            pid, pidfd = fork_into(posture.NAMESPACES, owner=id_base or None)
             if pid == 0:
                 SandboxInit(
                     theirs,
@@ -76,7 +78,7 @@ class ChildFactory:
         meter.close()
         for descriptor in (*joins, *users):
             os.close(descriptor)
-        return Child(pid, pidfd, ours, group, 0 if self._rootless else self._ids.take())
+        return Child(pid, pidfd, ours, group, id_base)
 
     def give_ids(self, child: Child) -> None:
         """Maps its ids and lets it go on. Raises OSError: it is of no use then."""
