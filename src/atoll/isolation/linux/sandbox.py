@@ -298,7 +298,7 @@ class LinuxSandbox(SandboxHandle):
         return dict(self._record)
 
     def detach(self) -> None:
-        """The server stops: the sandbox goes on without this handle, whose `wait` will tell nothing any more."""
+        """This handle lets go of the sandbox, whose processes stay as they are; its `wait` tells nothing any more."""
         if not self._dead.is_set():
             self._dead.set()
             self._loop.remove_reader(self._pidfd)

@@ -17,16 +17,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import GUEST_SOCKET, EgressSockets
+from atoll.isolation.base import GUEST_SOCKET, Captured, EgressSockets
 from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
+from atoll.isolation.namespaces.disk_files import DiskFiles
 from atoll.isolation.namespaces.posture import EGRESS_DNS_PORT, EGRESS_TCP_PORT, processes_of_a_user
-from atoll.model.errors import PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.errors import NotOffered, PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
 
 _RELEASE_WITHIN_S = 2.5
 _STATUS_GRACE_S = 0.05
@@ -55,6 +57,7 @@ class NamespacesHandle(LinuxSandbox):
         """The first process's wait status, when the zygote could tell it."""
         self._network = network
         """None: the server may not enter the sandbox's network (rootless), its guest relays."""
+        self._disk_files = DiskFiles(state_dir, has_image=bool(record.get("disk_mib")))
         self.egress: EgressSockets | None = None
         """The way out, where it was handed over at birth, until it is fetched."""
 
@@ -134,6 +137,65 @@ class NamespacesHandle(LinuxSandbox):
             self.egress.questions.close()
             self.egress = None
 
+    # -- kept ----------------------------------------------------------------------------------------------------------
+
+    async def pause(self, mode: PauseMode) -> Mapping[str, Any]:
+        """See SandboxHandle. With memory its processes stay, frozen; they take memory, but no processor time."""
+        self._check_alive()
+        if mode is PauseMode.MEMORY and not self._can_freeze:
+            raise NotOffered(f"the tier {self.tier!r} cannot pause with memory: this machine has no usable freezer")
+        try:
+            await asyncio.to_thread(self._disk_files.flush, ahead=True)
+            if self._can_freeze:
+                await self.freeze()
+            try:
+                await asyncio.to_thread(self._disk_files.flush)
+            except BaseException:
+                if self._can_freeze:
+                    await self.thaw()
+                raise
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
+        if mode is PauseMode.FILESYSTEM:
+            await self.kill()
+            await asyncio.to_thread(self._disk_files.settle)
+        else:
+            self.detach()
+            self._on_end(self)
+        return {**self._record, "flushed": True, "frozen": mode is PauseMode.MEMORY}
+
+    def forget_pause(self) -> None:
+        """It was adopted while frozen, and is to go on."""
+        self._frozen = True
+        self._record = {name: value for name, value in self._record.items() if name not in ("flushed", "frozen")}
+
+    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+        """See SandboxHandle. It stands still while the written parts of its disk are copied."""
+        self._check_alive()
+        if mode is PauseMode.MEMORY:
+            raise NotOffered(
+                f"a snapshot in the tier {self.tier!r} holds the disk, not what runs", hint='ask for mode="filesystem"'
+            )
+        if not self._record.get("disk_mib"):
+            raise NotOffered(f"the tier {self.tier!r} makes no snapshots without disks of its own; see `atoll doctor`")
+        layer = target / "layer.img"
+        try:
+            await asyncio.to_thread(self._disk_files.flush, ahead=True)
+            was_frozen = self._frozen
+            if self._can_freeze and not was_frozen:
+                await self.freeze()
+            try:
+                await asyncio.to_thread(self._disk_files.copy, layer)
+            finally:
+                if self._can_freeze and not was_frozen and not self._dead.is_set():
+                    await self.thaw()
+            await asyncio.to_thread(_sync_copy, layer)
+        except OSError as error:
+            self._check_alive()
+            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be copied: {error}") from error
+        return Captured(layer)
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def _how_it_ended(self, oom_kills: int | None) -> str:
@@ -155,3 +217,8 @@ class NamespacesHandle(LinuxSandbox):
                 return False
             await asyncio.sleep(0.002)
         return True
+
+
+def _sync_copy(layer: Path) -> None:
+    kept.sync(layer)
+    kept.sync(layer.parent)

@@ -1,6 +1,7 @@
 """Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
 
-    server → zygote   create{id, lower_dirs, state_dir, limits} +[listener, sealed spec]      cancel{id}
+    server → zygote   create{id, lower_dirs, state_dir, limits, resumes} +[listener, sealed spec, kept disk?]
+                      cancel{id}
                       disk{image, size_mib} +[mount]   no_disk{size_mib, error}
     zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
                       exited{pid, status}   disk_wanted{size_mib}

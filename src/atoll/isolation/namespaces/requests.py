@@ -10,9 +10,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from atoll.isolation.linux.disk.image import Disk
+from atoll.isolation.linux.disk.image import IMAGE, Disk
 from atoll.isolation.namespaces.root import PoolKey
 from atoll.model.sandbox import Limits
 
@@ -20,7 +21,7 @@ from atoll.model.sandbox import Limits
 class Request:
     """One create of the server."""
 
-    def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int) -> None:
+    def __init__(self, body: dict[str, Any], listener: int, sealed_spec: int, kept_disk: int | None = None) -> None:
         self.number: int = body["id"]
         self.lower_dirs: list[str] = body["lower_dirs"]
         self.state_dir: str = body["state_dir"]
@@ -30,6 +31,10 @@ class Request:
         self.wanted: PoolKey | None = None
         self.disk: Disk | None = None
         """Kept for it, where no child of the pool brings one along."""
+        self.resumes: bool = body["resumes"]
+        """It has a layer of its own already: on a disk that came along, or in its directory."""
+        if kept_disk is not None:
+            self.disk = Disk(Path(self.state_dir) / IMAGE, kept_disk, self.limits.disk_mib, is_kept=True)
         self.awaits_disk = False
         """The server has been asked for one."""
         self.tried_again = False

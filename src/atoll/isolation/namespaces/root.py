@@ -5,12 +5,13 @@ range, so that a layer can become a template's, whatever range its sandbox had. 
 host root may enter: files in it that belong to root on disk are out of everybody's reach.)
 
 The overlay is volatile: nothing is synced, neither while it is used nor when it goes, which would otherwise wait for
-the whole disk. Its own layer is therefore only as good as the machine's uptime. Whoever keeps it (a snapshot) syncs it,
-and leaves `work/` behind: the kernel refuses to mount that again.
+the whole disk. Its own layer is therefore only as good as the machine's uptime. Whoever keeps it (`linux.disk.kept`)
+syncs it, and leaves `work/` behind: the kernel refuses to mount that again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,17 +20,19 @@ from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, Disk
+from atoll.isolation.linux.disk.kept import UPPER, WORK
+from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import syscalls
 from atoll.model.sandbox import Limits
 
-UPPER = "upper"
-WORK = "work"
 
-
-def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, disk: Disk | None = None) -> int:
+def build_root(
+    pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, disk: Disk | None, layers_of: Layers
+) -> int:
     """A detached mount for the sandbox whose first process is `pid`, its own layer on `disk` or else in `state_dir`.
 
-    `disk` is used up: its mount is closed in any case. `id_base` 0: owners are as they are, for only the host's
+    What its own layer holds already (of a sandbox that was paused) is there again. `disk` is used up: its mount is
+    closed in any case. `id_base` 0: owners are as they are, for only the host's
     root may shift them. Raises OSError, ValueError (no layers).
     """
     rootless = id_base == 0
@@ -42,7 +45,8 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, d
             descriptors.append(userns := os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
         if disk is not None and userns is not None:
             own = disk.mount
-            os.mkdir(UPPER, 0o755, dir_fd=own)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(UPPER, 0o755, dir_fd=own)
             os.mkdir(WORK, 0o700, dir_fd=own)
             mounts.shift_owners(own, userns)
         else:
@@ -53,10 +57,7 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, d
         for name in (UPPER, WORK):
             descriptors.append(os.open(name, flags, dir_fd=own))  # noqa: PERF401 (closed even if the second fails)
         upper, work = descriptors[-2:]
-        layers = []
-        for path in lowers:
-            layers.append(mounts.clone(path, userns=userns))
-            descriptors.append(layers[-1])
+        layers = [layers_of.open(path, userns, descriptors) for path in lowers]
         # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
         with syscalls.acting_as(id_base):
             return mounts.overlay(layers, upper, work, volatile=True, rootless=rootless)
@@ -97,7 +98,9 @@ class PreparedRoot:
     each. The overlay does not mind: it holds directories, not paths.
     """
 
-    def __init__(self, pid: int, id_base: int, wanted: PoolKey, place: Path, disk: Disk | None = None) -> None:
+    def __init__(
+        self, pid: int, id_base: int, wanted: PoolKey, place: Path, disk: Disk | None, layers_of: Layers
+    ) -> None:
         """Raises OSError, ValueError; nothing is left then."""
         self._place = place
         self.size_mib = disk.size_mib if disk is not None else None
@@ -107,7 +110,7 @@ class PreparedRoot:
             place.mkdir(0o700, parents=True)
             if disk is not None:
                 disk.move(place)
-            self._mount = build_root(pid, id_base, wanted.lowers, place, disk)
+            self._mount = build_root(pid, id_base, wanted.lowers, place, disk, layers_of)
         except BaseException:
             self.discard()
             raise

@@ -25,22 +25,33 @@ from atoll.isolation.base import (
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.net.network_thread import NetworkThread
+from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import rootless, syscalls
 from atoll.isolation.linux.sys.id_ranges import HOST_IDS_PER_SANDBOX
 from atoll.isolation.linux.sys.kernel_log import KernelLog, KilledForMemory, pid_inside
 from atoll.isolation.namespaces import doctor, reclaim
 from atoll.isolation.namespaces.dial import bind_guest_socket
+from atoll.isolation.namespaces.disk_files import DiskFiles
 from atoll.isolation.namespaces.disk_stock import DiskStock
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
-from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
-from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed
-from atoll.model.sandbox import OomKill, SandboxPaths, SandboxSpec
+from atoll.isolation.namespaces.zygote_client import NEW, Created, OwnLayer, ZygoteClient, ZygoteLost
+from atoll.model.errors import (
+    AtollError,
+    BackendUnavailable,
+    CreateFailed,
+    MemoryLost,
+    PlatformError,
+    SandboxGone,
+)
+from atoll.model.sandbox import OomKill, PauseMode, SandboxPaths, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
 """Children that wait ready: what a burst finds at once. Each costs about as much memory as an idle sandbox."""
+
+REBOOT_HINT = 'connect with on_resume="reboot" starts it anew on its disk'
 
 _CLEAR_UP_AFTER_S = 1.0
 """By then whatever it had made before it was killed is a sandbox of ours, or has been ended as a stray."""
@@ -82,10 +93,11 @@ class NamespacesBackend(IsolationBackend):
         found = {_CAPABILITY_OF_CONTROLLER[name] for name in self._cgroups.limited}
         if self._rootless:
             found.add(Capability.ROOTLESS)
+        found.add(Capability.PAUSE)
         if self._cgroups.can_freeze:
-            found.add(Capability.FREEZE)
+            found |= {Capability.FREEZE, Capability.PAUSE_MEMORY}
         if self._stock is not None:
-            found.add(Capability.LIMITS_DISK)
+            found |= {Capability.LIMITS_DISK, Capability.SNAPSHOT}
         if self._egress:
             found.add(Capability.EGRESS_POLICY)
         return frozenset(found)
@@ -148,33 +160,85 @@ class NamespacesBackend(IsolationBackend):
 
     async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """See IsolationBackend. A zygote that dies meanwhile is replaced, once."""
+        if paths.memory is not None:
+            raise CreateFailed(f"the tier {self.name!r} cannot make what runs in a snapshot go on")
+        return await self._make(spec, paths, None)
+
+    async def resume(
+        self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode
+    ) -> SandboxHandle:
+        """See IsolationBackend."""
+        if mode is PauseMode.MEMORY:
+            return await self._thaw(spec, paths, record)
         try:
-            return await self._create(spec, paths)
+            await self.end_paused(spec, paths.state_dir, record)
+        except PlatformError as error:
+            raise CreateFailed(error.message) from error
+        return await self._make(spec, paths, DiskFiles(paths.state_dir, has_image=bool(record.get("disk_mib"))))
+
+    async def _thaw(self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any]) -> SandboxHandle:
+        try:
+            handle = self._live.adopt(spec, paths.state_dir, record)
+        except SandboxGone as error:
+            raise MemoryLost(f"what ran in sandbox {spec.sandbox_id!r} has ended", hint=REBOOT_HINT) from error
+        handle.forget_pause()
+        try:
+            directory.begin(paths.state_dir, self.name, handle.record())
+            await handle.thaw()
+        except (OSError, AtollError) as error:
+            handle.detach()
+            self._live.forget(handle)
+            raise CreateFailed(f"sandbox {spec.sandbox_id!r} cannot go on: {error}") from error
+        return handle
+
+    def kept(self, state_dir: Path, record: Mapping[str, Any]) -> PauseMode | None:
+        """See IsolationBackend."""
+        try:
+            pidfd = open_recorded(record)
+        except (KeyError, TypeError, ValueError):
+            return None
+        if pidfd is not None:
+            os.close(pidfd)
+            if record.get("frozen"):
+                return PauseMode.MEMORY
+        is_whole = record.get("flushed") or record["boot_id"] == syscalls.boot_id()
+        return PauseMode.FILESYSTEM if is_whole else None
+
+    async def _make(self, spec: SandboxSpec, paths: SandboxPaths, own: DiskFiles | None) -> SandboxHandle:
+        try:
+            return await self._create(spec, paths, own)
         except ZygoteLost:
             await self._end_stray(spec, paths)
         try:
-            return await self._create(spec, paths)
+            return await self._create(spec, paths, own)
         except ZygoteLost as error:
             await self._end_stray(spec, paths)
             raise CreateFailed("the zygote died twice while it made the sandbox", hint=self._log_hint()) from error
 
-    async def _create(self, spec: SandboxSpec, paths: SandboxPaths) -> NamespacesHandle:
+    async def _create(self, spec: SandboxSpec, paths: SandboxPaths, own: DiskFiles | None) -> NamespacesHandle:
         try:
             zygote = await self._living_zygote()
         except BackendUnavailable as error:
             raise CreateFailed(error.message, hint=error.hint) from error
         path = paths.state_dir / GUEST_SOCKET
         try:
+            layer = await _reopen(own) if own is not None else NEW
+        except OSError as error:
+            raise CreateFailed(f"the disk of sandbox {spec.sandbox_id!r} cannot be mounted: {error}") from error
+        try:
             listener = bind_guest_socket(path)
         except OSError as error:
+            layer.close()
             raise CreateFailed(f"the guest's socket cannot be made: {error}") from error
         try:
             with listener:
-                created = await zygote.create(spec, paths, listener, CREATE_WITHIN_S)
+                created = await zygote.create(spec, paths, listener, CREATE_WITHIN_S, layer)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise
+        finally:
+            layer.close()
         handle = self._live.add(spec, paths.state_dir, created.record, created.pidfd)
         handle.stages = created.stages
         if created.egress:
@@ -257,6 +321,20 @@ class NamespacesBackend(IsolationBackend):
 
     def _log_hint(self) -> str:
         return f"see {self._layout.zygote_log}"
+
+
+async def _reopen(own: DiskFiles) -> OwnLayer:
+    opening = asyncio.get_running_loop().run_in_executor(None, own.reopen)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(opening: asyncio.Future[OwnLayer]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def _raise_descriptor_limit() -> None:

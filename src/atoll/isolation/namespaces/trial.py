@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation.base import Verdict
 from atoll.isolation.linux.cgroups.meter import Meter
+from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import caps, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
@@ -78,7 +79,7 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
             map_ids(pid, id_base, posture.HOST_IDS_PER_SANDBOX)
         messages.send(ours, {"op": "mapped"})
         _expect(ours, "parked")
-        mount = build_root(pid, id_base, [str(template)], state)
+        mount = build_root(pid, id_base, [str(template)], state, None, Layers())
         owners = "the owners on disk" if rootless else "shifted owners"
         rows.append(("root file system", Verdict.OK, f"overlay with {owners}", ""))
         _go(ours, place, mount)

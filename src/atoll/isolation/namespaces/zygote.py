@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk.image import Disk
+from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.linux.sys.machine import Machine
@@ -92,6 +93,7 @@ class Zygote:
         self._waiting = RequestQueue()
         self._demand: pool.Demand[PoolKey] = pool.Demand()
         self._disks = DiskShelf()
+        self._layers = Layers()
         self._ordered: Counter[int] = Counter()
         """Disks that the server is making, by size."""
         self._order_again_at = 0.0
@@ -187,7 +189,9 @@ class Zygote:
         try:
             child.group.limit(wanted.limits)
             disk = self._disks.take(wanted.size_mib) if wanted.size_mib is not None else None
-            root = PreparedRoot(child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk)
+            root = PreparedRoot(
+                child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk, self._layers
+            )
         except (OSError, ValueError):
             self._demand.forget(wanted)
             return
@@ -242,9 +246,10 @@ class Zygote:
         self._serve_waiting()
 
     def _take(self, request: Request) -> None:
-        with contextlib.suppress(OSError):  # `_start` says what is wrong
-            request.wanted = self._wanted(request)
-            self._demand.note(request.wanted)
+        if not request.resumes:
+            with contextlib.suppress(OSError):  # `_start` says what is wrong
+                request.wanted = self._wanted(request)
+                self._demand.note(request.wanted)
         self._waiting.add(request)
 
     def _cancel(self, number: int) -> None:
@@ -262,7 +267,9 @@ class Zygote:
         """Of what a request held that has come to its end, or needs it no more."""
         request.close()
         disk, request.disk = request.disk, None
-        if disk is not None:
+        if disk is not None and disk.is_kept:
+            disk.discard()
+        elif disk is not None:
             self._disks.put(disk, self._disks_in_pool(disk.size_mib))
 
     # -- from request to sandbox ---------------------------------------------------------------------------------------
@@ -361,7 +368,7 @@ class Zygote:
         disk, request.disk = request.disk, None
         if disk is not None:
             disk.move(state_dir)
-        return build_root(child.pid, child.id_base, request.lower_dirs, state_dir, disk)
+        return build_root(child.pid, child.id_base, request.lower_dirs, state_dir, disk, self._layers)
 
     def _store_disk(self, disk: Disk) -> None:
         self._ordered[disk.size_mib] -= 1
@@ -506,6 +513,7 @@ class Zygote:
         for root in self._spent:
             root.discard()
         self._disks.close()
+        self._layers.close()
 
 
 class _ServerGone(Exception):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.isolation.linux.disk.image import Disk
 from atoll.isolation.linux.sys import rootless
@@ -66,7 +66,22 @@ class _Pending:
     given_up: bool = False
 
 
-def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict[str, Any]:
+class OwnLayer(NamedTuple):
+    """What a sandbox has written before it is made: nothing, or as a paused one left it, on the disk at `mount`."""
+
+    is_there: bool
+    mount: int | None
+
+    def close(self) -> None:
+        """Once."""
+        if self.mount is not None:
+            os.close(self.mount)
+
+
+NEW = OwnLayer(is_there=False, mount=None)
+
+
+def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths, resumes: bool) -> dict[str, Any]:
     """What the zygote itself needs to know: nothing that is secret, for its memory becomes every later guest's."""
     return {
         "op": "create",
@@ -74,6 +89,7 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict
         "lower_dirs": [str(path.absolute()) for path in paths.lower_dirs],
         "state_dir": str(paths.state_dir.absolute()),
         "limits": spec.limits.as_json(),
+        "resumes": resumes,
     }
 
 
@@ -157,7 +173,9 @@ class ZygoteClient:
         """The zygote's process id."""
         return self._process.pid
 
-    async def create(self, spec: SandboxSpec, paths: SandboxPaths, listener: socket.socket, within_s: float) -> Created:
+    async def create(
+        self, spec: SandboxSpec, paths: SandboxPaths, listener: socket.socket, within_s: float, layer: OwnLayer = NEW
+    ) -> Created:
         """Raises CreateFailed, ZygoteLost. On any failure or cancellation nothing of the sandbox is left."""
         if self.lost.is_set():
             raise ZygoteLost("the zygote has ended")
@@ -169,7 +187,8 @@ class ZygoteClient:
         pending = _Pending(self._loop.create_future(), spec, paths.state_dir)
         self._pending[number] = pending
         try:
-            self._send(_create_message(number, spec, paths), [listener.fileno(), sealed])
+            given = [listener.fileno(), sealed, *([layer.mount] if layer.mount is not None else [])]
+            self._send(_create_message(number, spec, paths, layer.is_there), given)
             return await asyncio.wait_for(asyncio.shield(pending.future), within_s)
         except (CreateFailed, ZygoteLost):
             raise
