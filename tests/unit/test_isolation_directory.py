@@ -139,7 +139,7 @@ def test_whoever_changes_what_is_written_raises_the_version() -> None:
         ["sandbox_id", "template_id", "limits", "env_vars", "access_token", "default_user", "default_workdir",
          "start_cmd", "interpreter", "ca_certificate", "tier", "traffic_access_token", "mask_request_host", "network",
          "cpu_count", "memory_mib", "disk_mib", "pids",
-         "state", "tier", "handle", "network", "paused", "mode", "record",
+         "state", "tier", "handle", "network", "paused", "log_base", "mode", "record",
          "allow_internet", "allow_out", "deny_out", "dns_servers", "rules"],
     )  # fmt: skip
 

@@ -25,8 +25,10 @@ from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.node_events import NodeReports
 from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.reconciliation import Reconciliation
+from atoll.control.sandboxes.sleeping import Routes, SleepingRoutes
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.services import Services
@@ -53,6 +55,7 @@ class ControlPlane:
     Args:
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         webhook_forbidden: what webhooks may not reach, now.
+        routes: the edge's, where traffic to a paused sandbox can arrive; None: it never wakes one.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
 
@@ -67,6 +70,7 @@ class ControlPlane:
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
+        routes: Routes | None = None,
     ) -> None:
         clock = clock or SystemClock()
         policy = policy or Policy()
@@ -78,7 +82,7 @@ class ControlPlane:
         templates = TemplateService(nodes)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
-        self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
+        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         quota = SandboxQuota(policy.max_sandboxes)
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, by_id)
@@ -91,6 +95,7 @@ class ControlPlane:
             logbook=logbook,
             readings=ReadingFiles(metrics_dir),
         )
+        sleeping = SleepingRoutes(routes)
         ending = SandboxEnding(
             store=store,
             nodes=by_id,
@@ -101,6 +106,24 @@ class ControlPlane:
             expiry=expiry,
             journal=journal,
             telemetry=telemetry,
+            sleeping=sleeping,
+        )
+        timeouts = SandboxTimeouts(
+            store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
+        )
+        pausing = SandboxPausing(
+            store=store,
+            nodes=by_id,
+            lookup=lookup,
+            timeouts=timeouts,
+            policy=policy,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            ending=ending,
+            sleeping=sleeping,
         )
         self.reconciliation = Reconciliation(
             store=store,
@@ -111,6 +134,8 @@ class ControlPlane:
             expiry=expiry,
             journal=journal,
             ending=ending,
+            pausing=pausing,
+            sleeping=sleeping,
         )
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
@@ -130,9 +155,8 @@ class ControlPlane:
                 ending=ending,
             ),
             ending=ending,
-            timeouts=SandboxTimeouts(
-                store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
-            ),
+            pausing=pausing,
+            timeouts=timeouts,
             network=SandboxNetwork(store, lookup, by_id),
             telemetry=telemetry,
             templates=templates,

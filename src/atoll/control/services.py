@@ -17,6 +17,7 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.templates.catalog import TemplateService
@@ -30,6 +31,7 @@ class Services:
     sandboxes: SandboxLookup
     creation: SandboxCreation
     ending: SandboxEnding
+    pausing: SandboxPausing
     timeouts: SandboxTimeouts
     network: SandboxNetwork
     telemetry: SandboxTelemetry

@@ -53,6 +53,7 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
     codecs.lookup(_name)
 
 CONTROL_PORT = 0
+_HANG_UP_AFTER_S = 0.005
 
 start_programs_in = spawn.start_programs_in
 show_machine = machine.show
@@ -108,7 +109,7 @@ async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None 
     if (shown := machine.shown()) is not None:
         shown.start(loop)
         servers |= {port: shown.watched(servers[port]) for port in (ENVD_PORT, INTERPRETER_PORT)}
-    await Transport(servers, loop).start(listener)
+    await Transport(servers, loop, guest.connections).start(listener)
     if elevate.is_held():
         elevate.Elevation(guest).start()
     run_start_cmd(state, guest.processes)
@@ -169,11 +170,17 @@ def _control(guest: Guest) -> Router:
     async def health(request: Request) -> Response:
         return Response(204)
 
+    async def hang_up(request: Request) -> Response:
+        # A moment later: the answer comes first. What clients have not got of an output waits for the next to connect.
+        guest.loop.call_later(_HANG_UP_AFTER_S, guest.connections.hang_up)
+        return Response(204, (("connection", "close"),))
+
     # The host's side of the socket is the authority here: no token.
-    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
+    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), ("POST", "/hang-up"), machine.LIMITS_ROUTE)
     router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
+    router.add("POST", "/hang-up", hang_up)
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
     router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))

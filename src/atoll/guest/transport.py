@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -22,14 +23,33 @@ CONNECTED = b"\x00"
 REFUSED = b"\x01"
 
 
+class Connections:
+    """Those that are open now."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+
+    def note(self, transport: asyncio.Transport) -> None:
+        """A new one."""
+        self._open.add(transport)
+
+    def hang_up(self) -> None:
+        """Ends all, each once what was written to it has been sent. New ones are accepted as before."""
+        for transport in list(self._open):
+            transport.close()
+
+
 class Transport:
     """Accepts connections and hands each to the server of its port."""
 
-    def __init__(self, servers: Mapping[int, Handler], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, servers: Mapping[int, Handler], loop: asyncio.AbstractEventLoop, connections: Connections
+    ) -> None:
         self._servers = servers
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self.connections = connections
 
     async def start(self, listener: socket.socket) -> None:
         listener.setblocking(False)
@@ -65,6 +85,7 @@ class _Front(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._owner.connections.note(transport)
         self._timer = self._loop.call_later(_PREAMBLE_TIMEOUT_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -48,6 +48,9 @@ _RECORD = "record.json"
 _READ = (2, 3)
 """Versions of these two files that can be read. 2 knows neither layers nor pauses."""
 
+_LONGEST_LOG = 10**9
+"""Entries of one guest."""
+
 _HEAD = f'{{"version":{VERSION},"state":'.encode()
 _WIDTH = max(len(state.value) for state in SandboxState) + 2
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -72,6 +75,8 @@ class StateRecord:
     """What it may reach, where that has been changed since it was made."""
     paused: Paused | None = None
     """Of the last pause. It means something while PAUSING, PAUSED and RESUMING."""
+    log_base: int = 0
+    """What is added to the numbers of its log's entries: more than any of a guest before this one had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,35 @@ def rewrite(directory: Path, record: StateRecord) -> None:
         raise
 
 
+def begin_pause(directory: Path, mode: PauseMode) -> None:
+    """PAUSING, with what is to be kept. Raises OSError (no room for it), with the earlier still written."""
+    found = _known(directory)
+    paused = Paused(mode, found.handle)
+    rewrite(directory, replace(found, state=SandboxState.PAUSING, paused=paused))
+
+
+def end_pause(directory: Path, mode: PauseMode, record: Mapping[str, Any]) -> None:
+    """PAUSED, found again by `record`. On a full disk the state alone is written, which is enough for `kept`.
+
+    Raises OSError when not even that can be done, or when it is not on the machine's disk.
+    """
+    found = _known(directory)
+    paused = Paused(mode, record)
+    try:
+        rewrite(directory, replace(found, state=SandboxState.PAUSED, handle=record, paused=paused))
+    except OSError:
+        move(directory, SandboxState.PAUSED)
+    settle(directory)
+
+
+def begin_boot(directory: Path) -> int:
+    """RESUMING by a new guest. Returns its `log_base`. Raises OSError."""
+    found = _known(directory)
+    log_base = found.log_base + _LONGEST_LOG
+    rewrite(directory, replace(found, state=SandboxState.RESUMING, log_base=log_base))
+    return log_base
+
+
 def settle(directory: Path) -> None:
     """What is written in it stays when the machine goes down. Raises OSError."""
     for path in (directory / SPEC, directory / STATE, directory, directory.parent):
@@ -155,7 +189,7 @@ def change_network(directory: Path, network: NetworkPolicy) -> None:
     """What it may reach from now on, for whoever adopts it. Raises OSError."""
     found = read(directory)
     if not isinstance(found, Recorded):
-        raise FileNotFoundError(f"{directory / STATE} is missing or damaged")
+        raise _damaged(directory)
     changed = replace(found.state, network=network)
     if found.version < VERSION:
         upgrade(directory, replace(found, state=changed))
@@ -203,7 +237,13 @@ def _encode(record: StateRecord) -> bytes:
     network = record.network.as_json() if record.network is not None else None
     paused = record.paused
     kept = {"mode": paused.mode.value, "record": dict(paused.record)} if paused is not None else None
-    rest = {"tier": record.tier, "handle": dict(record.handle), "network": network, "paused": kept}
+    rest = {
+        "tier": record.tier,
+        "handle": dict(record.handle),
+        "network": network,
+        "paused": kept,
+        "log_base": record.log_base,
+    }
     return _HEAD + _padded(record.state) + b"," + json.dumps(rest)[1:].encode()
 
 
@@ -211,7 +251,18 @@ def _decode(body: Mapping[str, Any]) -> StateRecord:
     network = NetworkPolicy.from_json(body["network"]) if body["network"] is not None else None
     kept = body.get("paused")
     paused = Paused(PauseMode(kept["mode"]), dict(kept["record"])) if kept is not None else None
-    return StateRecord(SandboxState(body["state"]), str(body["tier"]), dict(body["handle"]), network, paused)
+    log_base = int(body.get("log_base", 0))
+    return StateRecord(SandboxState(body["state"]), str(body["tier"]), dict(body["handle"]), network, paused, log_base)
+
+
+def _known(directory: Path) -> StateRecord:
+    if (found := _earlier(directory)) is None:
+        raise _damaged(directory)
+    return found
+
+
+def _damaged(directory: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{directory / STATE} is missing or damaged")
 
 
 def _earlier(directory: Path) -> StateRecord | None:

@@ -16,6 +16,7 @@
     ├── PortClosed             the sandbox runs, nothing listens on that port
     └── PlatformError          our fault or the machine's                            HTTP 5xx
         ├── CreateFailed       a sandbox could not be made; everything was undone
+        ├── GuestUnresponsive  a sandbox's guest does not answer, and should have before this         503
         ├── BuildFailed        a template could not be built; nothing half-built is left
         ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
         ├── TemplateNotReady   it is still being built: the message says how far it is              503
@@ -114,6 +115,10 @@ class PlatformError(AtollError):
 
 class CreateFailed(PlatformError):
     """A sandbox could not be made. Whatever had been made for it is gone again."""
+
+
+class GuestUnresponsive(PlatformError):
+    """A sandbox's guest does not answer, so what was asked for could not be done properly. The sandbox is as before."""
 
 
 class BuildFailed(PlatformError):

@@ -13,6 +13,7 @@ what it finds half-done.
 from __future__ import annotations
 
 from atoll.model.errors import Conflict
+from atoll.model.sandbox import SandboxRecord
 from atoll.model.sandbox import SandboxState as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {
@@ -30,3 +31,8 @@ def check_transition(current: S, wanted: S) -> None:
     """Raises Conflict when a sandbox in `current` may not become `wanted`."""
     if wanted not in TRANSITIONS[current]:
         raise Conflict(f"a {current.value} sandbox cannot become {wanted.value}")
+
+
+def shown_state(record: SandboxRecord) -> S:
+    """RUNNING or PAUSED, which is all that a caller gets to know: it runs until it is paused, and the reverse."""
+    return S.PAUSED if record.state in (S.PAUSED, S.RESUMING) else S.RUNNING

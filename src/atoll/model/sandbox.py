@@ -192,5 +192,14 @@ class SandboxRecord:
     traffic_access_token: str | None = field(default=None, repr=False)
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     auto_pause: bool = False
+    """At its timeout it is paused, not ended; with its memory if `auto_pause_memory`."""
+    auto_pause_memory: bool = True
+    auto_resume: bool = False
+    """Traffic to it lets it run again, if it was paused with its memory."""
+    pause_mode: PauseMode | None = None
+    """What is kept of it, while it is paused."""
+    guest_answered: bool = True
+    """Before it was paused."""
+    mask_request_host: str | None = None
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

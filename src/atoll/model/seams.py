@@ -17,17 +17,28 @@ from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, OomKill, SandboxSpec, SandboxStats
+from atoll.model.sandbox import EndReason, OomKill, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.template import Template
 
 
 @dataclass(frozen=True, slots=True)
+class NodePause:
+    """A paused sandbox: what is kept of it, whether its guest answered before, whether it takes memory meanwhile."""
+
+    mode: PauseMode
+    guest_answered: bool = True
+    holds_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSandbox:
-    """What a node tells of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
+    """What a node tells of a sandbox that it has. `steps_ms`: how long each step of its create took, where known."""
 
     sandbox_id: str
     tier: str
     steps_ms: Mapping[str, float] = field(default_factory=dict)
+    paused: NodePause | None = None
+    """None: it runs."""
 
 
 class NodeClient(Protocol):
@@ -46,6 +57,23 @@ class NodeClient(Protocol):
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
+        ...
+
+    async def pause(self, sandbox_id: str, mode: PauseMode, need_answer: bool) -> NodePause:
+        """Stops it, with its connections cut; what it wrote is on the disk when this returns.
+
+        `need_answer`: only where its guest answers. A caller that goes away does not stop it.
+
+        Raises SandboxGone, Conflict (it does not run), NotOffered, GuestUnresponsive, PlatformError; it runs on then.
+        """
+        ...
+
+    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+        """Lets a paused one run again; as `create`, but a caller that goes away does not stop it.
+
+        FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
+        MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).
+        """
         ...
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -72,7 +100,7 @@ class NodeClient(Protocol):
         ...
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:
-        """All that are alive on this node now."""
+        """All that run on this node now or are paused there."""
         ...
 
     async def make_template(self, name: str, wait_s: float) -> None:

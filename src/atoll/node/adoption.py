@@ -3,7 +3,8 @@
 never finished                 discard
 CREATING, KILLING              end what is left of it, then discard: nobody was told of it, or it was to end
 RUNNING                        adopt
-PAUSING, PAUSED, RESUMING      leave: no process to adopt, and nothing to lose by waiting
+PAUSED                         keep, as what is still there of it
+PAUSING, RESUMING              settle: adopt it if its guest answers, else keep it paused
 ENDED                          discard
 of a newer version             leave, with its processes
 """
@@ -21,6 +22,8 @@ class Fate(StrEnum):
 
     ADOPT = "adopt"
     END = "end"
+    KEEP = "keep"
+    SETTLE = "settle"
     LEAVE = "leave"
     DISCARD = "discard"
 
@@ -28,9 +31,9 @@ class Fate(StrEnum):
 _OF_STATE = {
     S.CREATING: Fate.END,
     S.RUNNING: Fate.ADOPT,
-    S.PAUSING: Fate.LEAVE,
-    S.PAUSED: Fate.LEAVE,
-    S.RESUMING: Fate.LEAVE,
+    S.PAUSING: Fate.SETTLE,
+    S.PAUSED: Fate.KEEP,
+    S.RESUMING: Fate.SETTLE,
     S.KILLING: Fate.END,
     S.ENDED: Fate.DISCARD,
 }

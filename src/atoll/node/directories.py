@@ -15,6 +15,8 @@ import structlog
 
 from atoll.isolation import directory
 from atoll.isolation.directory import VERSION, Newer, Recorded
+from atoll.model.network import NetworkPolicy
+from atoll.model.sandbox import SandboxSpec
 from atoll.node.ready import ReadyDirectories
 from atoll.node.trash import Trash
 
@@ -69,6 +71,11 @@ class SandboxDirectories:
     def read_all(self) -> dict[str, Recorded | Newer | None]:
         """Sandbox id → what its directory says. Raises OSError for a record that is there and cannot be read."""
         return {path.name: directory.read(path) for path in sorted(self.root.iterdir()) if path.is_dir()}
+
+    def network_of(self, spec: SandboxSpec) -> NetworkPolicy:
+        """What it may reach now, where that was changed while it ran; else what was asked for."""
+        found = directory.read(self.of(spec.sandbox_id))
+        return found.network if isinstance(found, Recorded) else spec.network
 
     def upgrade(self, found: Recorded) -> None:
         """Writes a record of an earlier version anew. A failure is logged: it can still be read as it is."""

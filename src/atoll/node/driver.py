@@ -1,11 +1,11 @@
 """One task owns one sandbox on this node, from before it exists until nothing of it is left.
 
-    create, adopted ──► the states of model/lifecycle.py, each written down in its directory ──► finished
-       └── failed: what was made is undone, in reverse order ─────────────────────────────────────┘
+    create, adopted ──► running ◄──resume── paused ──► the states of model/lifecycle.py, each written down in its
+       │                   └──────pause──────►│          directory before it is begun and after it is done
+       └── failed: what was made is undone    └──kill──► finished
 
-The directory is the sandbox. A process is only its RUNNING form: the end of one ends the sandbox because nothing else
-of it is kept yet, not because the driver needs it. Everybody else sends the driver commands; only `stats` and `dial` go
-straight to the handle, because they change nothing.
+The directory is the sandbox; a process is only its running form. Everybody else sends the driver commands; only `stats`
+and `dial` go straight to the handle, because they change nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
-from atoll.model.errors import AtollError, CreateFailed
+from atoll.isolation.directory import Paused
+from atoll.model.errors import AtollError, Conflict, CreateFailed, MemoryLost, NotOffered, PlatformError, SandboxGone
 from atoll.model.lifecycle import check_transition
-from atoll.model.sandbox import SandboxPaths, SandboxSpec, SandboxState
+from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
 
 CREATE_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 15.0
@@ -44,6 +45,19 @@ class _Detach:
 @dataclass(frozen=True, slots=True)
 class _Died:
     report: ExitReport
+    handle: SandboxHandle
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    mode: PauseMode
+    answer: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Resume:
+    mode: PauseMode
+    answer: asyncio.Future[SandboxHandle]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,15 @@ class Ended:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a sandbox is made with, and made again after a pause."""
+
+    backend: IsolationBackend
+    spec: SandboxSpec
+    paths: SandboxPaths
+
+
 class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
@@ -64,20 +87,25 @@ class SandboxDriver:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
+        self.paused: Paused | None = None
+        """What is kept of it while it is paused."""
+        self.log_base = 0
+        """See StateRecord."""
         self._state_dir = state_dir
         self._make = make
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Detach | _Died] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
+        self._watcher: asyncio.Task[None] | None = None
 
-    async def create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> Ended | None:
+    async def create(self, making: Making) -> Ended | None:
         """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
 
         A failure is kept in `started` as CreateFailed (or what the backend said).
         """
         try:
-            handle = await self._create(backend, spec, paths)
+            handle = await self._create(making)
         except asyncio.CancelledError:
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: the server is stopping"))
             raise
@@ -88,12 +116,19 @@ class SandboxDriver:
             _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
             return None
-        return await self._live(handle)
+        self.started.set_result(handle)
+        return await self._live(making, handle)
 
-    async def adopted(self, handle: SandboxHandle) -> Ended | None:
-        """The task of a sandbox that an earlier server made."""
+    async def adopted(self, making: Making, handle: SandboxHandle) -> Ended | None:
+        """The task of a sandbox that an earlier server made and that runs."""
         self._state = SandboxState.RUNNING
-        return await self._live(handle)
+        self.started.set_result(handle)
+        return await self._live(making, handle)
+
+    async def adopted_paused(self, making: Making, paused: Paused) -> Ended | None:
+        """The task of a sandbox that an earlier server paused."""
+        self._state, self.paused = SandboxState.PAUSED, paused
+        return await self._live(making, None)
 
     async def kill(self) -> bool:
         """Ends it; returns once everything is freed. True if this found it alive. Bounded by KILL_TIMEOUT_S."""
@@ -104,17 +139,35 @@ class SandboxDriver:
         return alive
 
     def detach(self) -> None:
-        """Ends the task and leaves the sandbox running, for the next server."""
+        """Ends the task and leaves the sandbox as it is, for the next server."""
         self._commands.put_nowait(_Detach())
 
-    async def _create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
+    async def pause(self, mode: PauseMode) -> None:
+        """Raises as SandboxHandle.pause (it runs on), Conflict (it does not run)."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ask(_Pause(mode, answer))
+        await asyncio.shield(answer)
+
+    async def resume(self, mode: PauseMode) -> SandboxHandle:
+        """Raises as IsolationBackend.resume (it stays paused), Conflict (it is not paused)."""
+        answer: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
+        self._ask(_Resume(mode, answer))
+        return await asyncio.shield(answer)
+
+    def _ask(self, command: _Pause | _Resume) -> None:
+        if self._closed:
+            raise SandboxGone(self.sandbox_id)
+        self._commands.put_nowait(command)
+
+    async def _create(self, making: Making) -> SandboxHandle:
+        spec, paths = making.spec, making.paths
         async with AsyncExitStack() as undo:
             self._make(self._state_dir)
             undo.callback(self._discard, self._state_dir)
-            directory.write_spec(self._state_dir, spec)
+            directory.write_spec(self._state_dir, spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
-                    handle = await backend.create(spec, paths)
+                    handle = await making.backend.create(spec, paths)
             except TimeoutError as error:
                 raise CreateFailed(
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
@@ -124,33 +177,127 @@ class SandboxDriver:
             undo.pop_all()
             return handle
 
-    async def _live(self, handle: SandboxHandle) -> Ended | None:
-        self.started.set_result(handle)
-        watcher = asyncio.create_task(self._watch(handle), name=f"watch {self.sandbox_id}")
+    async def _live(self, making: Making, handle: SandboxHandle | None) -> Ended | None:
+        if handle is not None:
+            self._watch(handle)
         try:
             while True:
                 match await self._commands.get():
                     case _Detach():
                         return None
                     case _Kill():
-                        return await self._end(handle, Ended(self.sandbox_id, asked=True, detail="killed"))
-                    case _Died(report):
-                        return await self._end(handle, Ended(self.sandbox_id, asked=False, detail=report.detail))
+                        return await self._end(making, handle, Ended(self.sandbox_id, asked=True, detail="killed"))
+                    case _Died(report, which) if which is handle:
+                        return await self._end(
+                            making, handle, Ended(self.sandbox_id, asked=False, detail=report.detail)
+                        )
+                    case _Died():
+                        pass  # of a handle that a pause has used up
+                    case _Pause(mode, answer):
+                        handle = await self._pause(making, handle, mode, answer)
+                    case _Resume() as command:
+                        handle = await self._resume(making, handle, command)
         finally:
-            watcher.cancel()
-            await asyncio.wait([watcher])
+            await self._watch_no_more()
             self._close()
 
-    async def _watch(self, handle: SandboxHandle) -> None:
-        self._commands.put_nowait(_Died(await handle.wait()))
+    # Pause and resume
 
-    async def _end(self, handle: SandboxHandle, ended: Ended) -> Ended:
-        self._closed = True
+    async def _pause(
+        self, making: Making, handle: SandboxHandle | None, mode: PauseMode, answer: asyncio.Future[None]
+    ) -> SandboxHandle | None:
+        if handle is None:
+            answer.set_exception(Conflict(f"sandbox {self.sandbox_id!r} is paused already"))
+            return None
+        await self._watch_no_more()
         try:
-            self._move(SandboxState.KILLING)
-        except OSError as error:  # what is to end ends all the same
-            _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
-        await self._free(handle)
+            if not making.paths.lower_dirs:
+                raise NotOffered("a sandbox that an earlier Atoll made cannot be paused: its layers were not recorded")
+            try:
+                directory.begin_pause(self._state_dir, mode)
+            except OSError as error:
+                raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
+            self._state = SandboxState.PAUSING
+            record = await handle.pause(mode)
+        except AtollError as error:
+            if self._state is SandboxState.PAUSING:
+                self._move_if_possible(SandboxState.RUNNING)
+            self._watch(handle)
+            answer.set_exception(error)
+            answer.exception()  # whoever asked may be gone
+            return handle
+        self.paused = Paused(mode, record)
+        self._state = SandboxState.PAUSED
+        try:
+            await asyncio.to_thread(directory.end_pause, self._state_dir, mode, record)
+        except OSError as error:  # it is paused all the same; only a crash of the machine could take it back
+            _log.error("sandbox.pause_not_settled", sandbox_id=self.sandbox_id, error=str(error))
+        answer.set_result(None)
+        return None
+
+    async def _resume(self, making: Making, handle: SandboxHandle | None, command: _Resume) -> SandboxHandle | None:
+        paused = self.paused
+        if handle is not None or paused is None:
+            command.answer.set_exception(Conflict(f"sandbox {self.sandbox_id!r} is not paused"))
+            return handle
+        try:
+            handle = await self._run_again(making, paused, command)
+        except AtollError as error:
+            await self._stay_paused(making, paused, lost=isinstance(error, MemoryLost))
+            command.answer.set_exception(error)
+            command.answer.exception()  # whoever asked may be gone
+            return None
+        self.paused = None
+        self._move_if_possible(SandboxState.RUNNING)
+        self._watch(handle)
+        command.answer.set_result(handle)
+        return handle
+
+    async def _run_again(self, making: Making, paused: Paused, command: _Resume) -> SandboxHandle:
+        if command.mode is PauseMode.MEMORY and paused.mode is not PauseMode.MEMORY:
+            raise MemoryLost(f"sandbox {self.sandbox_id!r} was paused with its disk alone")
+        try:
+            if command.mode is PauseMode.MEMORY:
+                self._move(SandboxState.RESUMING)
+            else:
+                self.log_base = directory.begin_boot(self._state_dir)
+                self._state = SandboxState.RESUMING
+            async with asyncio.timeout(CREATE_TIMEOUT_S):
+                return await making.backend.resume(making.spec, making.paths, paused.record, command.mode)
+        except (OSError, TimeoutError) as error:  # (TimeoutError is an OSError)
+            raise CreateFailed(f"sandbox {self.sandbox_id!r} cannot be resumed: {error or 'too slow'}") from error
+
+    async def _stay_paused(self, making: Making, paused: Paused, *, lost: bool) -> None:
+        kept = making.backend.kept(self._state_dir, paused.record)
+        mode = PauseMode.FILESYSTEM if lost or kept is None else kept
+        self.paused = replace(paused, mode=mode)
+        self._state = SandboxState.PAUSED
+        try:
+            await asyncio.to_thread(directory.end_pause, self._state_dir, mode, paused.record)
+        except OSError as error:
+            _log.error("sandbox.pause_not_settled", sandbox_id=self.sandbox_id, error=str(error))
+
+    # The end
+
+    def _watch(self, handle: SandboxHandle) -> None:
+        self._watcher = asyncio.create_task(self._report_end(handle), name=f"watch {self.sandbox_id}")
+
+    async def _watch_no_more(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+            self._watcher = None
+
+    async def _report_end(self, handle: SandboxHandle) -> None:
+        self._commands.put_nowait(_Died(await handle.wait(), handle))
+
+    async def _end(self, making: Making, handle: SandboxHandle | None, ended: Ended) -> Ended:
+        self._closed = True
+        self._move_if_possible(SandboxState.KILLING)
+        if handle is not None:
+            await self._free(handle)
+        elif self.paused is not None:
+            await self._free_paused(making, self.paused)
         self._discard(self._state_dir)
         return ended
 
@@ -160,10 +307,27 @@ class SandboxDriver:
         directory.move(self._state_dir, state)
         self._state = state
 
+    def _move_if_possible(self, state: SandboxState) -> None:
+        """What has happened, or is to, counts even if it cannot be written down."""
+        try:
+            self._move(state)
+        except OSError as error:
+            self._state = state
+            _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
+
     async def _free(self, handle: SandboxHandle) -> None:
         try:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await handle.kill()
+        except TimeoutError:
+            _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
+        except AtollError as error:
+            _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+
+    async def _free_paused(self, making: Making, paused: Paused) -> None:
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await making.backend.end_paused(making.spec, self._state_dir, paused.record)
         except TimeoutError:
             _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
         except AtollError as error:
@@ -179,3 +343,8 @@ class SandboxDriver:
     def _close(self) -> None:
         self._closed = True
         self.finished.set()
+        while not self._commands.empty():
+            command = self._commands.get_nowait()
+            if isinstance(command, _Pause | _Resume) and not command.answer.done():
+                command.answer.set_exception(SandboxGone(self.sandbox_id))
+                command.answer.exception()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -13,7 +13,7 @@ from atoll.model.errors import SandboxGone
 from atoll.model.sandbox import SandboxSpec
 from atoll.model.seams import Route, RouteSink
 from atoll.node.directories import SandboxDirectories
-from atoll.node.driver import Ended, SandboxDriver
+from atoll.node.driver import Ended, Making, SandboxDriver
 from atoll.node.egress import NodeEgress
 from atoll.node.log_tail import LogTail
 from atoll.node.reports import Reports
@@ -23,14 +23,28 @@ _log = structlog.get_logger("atoll.node")
 
 @dataclass(slots=True)
 class LiveSandbox:
-    """`handle` is None until it is made; `route` is None while it cannot be reached."""
+    """`handle` is None until it is made and while it is paused; `route` is None while it cannot be reached."""
 
     driver: SandboxDriver
-    tier: str
+    making: Making
+    guest_answered: bool = True
+    """Before it was paused."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who pauses or resumes it."""
     handle: SandboxHandle | None = None
     route: Route | None = None
     tail: LogTail | None = None
     tailing: asyncio.Task[None] | None = None
+
+    @property
+    def tier(self) -> str:
+        """The name of its isolation tier."""
+        return self.making.backend.name
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What it was asked to be."""
+        return self.making.spec
 
 
 class LiveSandboxes:
@@ -65,23 +79,24 @@ class LiveSandboxes:
         if live is None:
             raise SandboxGone(sandbox_id)
         if live.handle is None:
-            raise SandboxGone(sandbox_id, "it is still being made")
+            raise SandboxGone(sandbox_id, "it is paused" if live.driver.paused else "it is still being made")
         return live.handle
 
     def begin(
-        self, sandbox_id: str, tier: str, life: Callable[[SandboxDriver], Coroutine[None, None, Ended | None]]
+        self, making: Making, life: Callable[[SandboxDriver], Coroutine[None, None, Ended | None]]
     ) -> LiveSandbox:
         """Starts its task: `life` on a new driver, then the end of all that it had here."""
-        place = self._directories
-        live = LiveSandbox(SandboxDriver(sandbox_id, place.of(sandbox_id), place.make, place.discard), tier)
+        place, sandbox_id = self._directories, making.spec.sandbox_id
+        live = LiveSandbox(SandboxDriver(sandbox_id, place.of(sandbox_id), place.make, place.discard), making)
         self._live[sandbox_id] = live
         self._tasks.create_task(self._see_through(live, life(live.driver)), name=f"sandbox {sandbox_id}")
         return live
 
-    def publish(self, live: LiveSandbox, handle: SandboxHandle, spec: SandboxSpec) -> None:
+    def publish(self, live: LiveSandbox, handle: SandboxHandle) -> None:
         """It runs: from now on it can be reached, its log is read, its OOM kills are reported."""
+        spec = live.spec
         live.handle = handle
-        live.tail = LogTail(handle, self._reports.logged)
+        live.tail = LogTail(handle, self._reports.logged, live.driver.log_base)
         live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {spec.sandbox_id}")
         handle.on_oom(lambda victim: self._reports.out_of_memory(handle, victim))
         live.route = Route(
@@ -100,6 +115,19 @@ class LiveSandboxes:
         await self._egress.detach(live.driver.sandbox_id)
         if live.tail is not None:
             await live.tail.drain()
+
+    async def hide(self, live: LiveSandbox) -> None:
+        """Before a pause: no new connection reaches it, and its log is read to the end. `publish` takes it back."""
+        self._unpublish(live)
+        if live.tail is not None:
+            await live.tail.drain()
+        if live.tailing is not None:
+            live.tailing.cancel()
+
+    async def put_away(self, live: LiveSandbox) -> None:
+        """It is paused: nothing of it runs, and nothing leaves it."""
+        live.handle = live.tail = live.tailing = None
+        await self._egress.detach(live.driver.sandbox_id)
 
     def subscribe_routes(self, sink: RouteSink) -> None:
         """From now on `sink` gets every route that opens or closes, beginning with those of now."""

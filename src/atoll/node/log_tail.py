@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,9 +38,11 @@ Sink = Callable[[str, Sequence[LogEntry]], Awaitable[None]]
 class LogTail:
     """One sandbox's. `run` is its task; `drain` may be called beside it."""
 
-    def __init__(self, handle: SandboxHandle, sink: Sink) -> None:
+    def __init__(self, handle: SandboxHandle, sink: Sink, base: int = 0) -> None:
+        """`base` is added to the numbers of entries."""
         self._handle = handle
         self._sink = sink
+        self._base = base
         self._number = 0
         self._turn = asyncio.Lock()
 
@@ -82,7 +85,8 @@ class LogTail:
             entries = [entry for line in lines if (entry := parse(line)) is not None and entry.number > self._number]
             if entries:
                 self._number = entries[-1].number
-                await self._sink(self._handle.sandbox_id, entries)
+                renumbered = [replace(entry, number=entry.number + self._base) for entry in entries]
+                await self._sink(self._handle.sandbox_id, renumbered if self._base else entries)
 
 
 def parse(line: bytes) -> LogEntry | None:

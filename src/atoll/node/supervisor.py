@@ -16,12 +16,14 @@ from typing import Self
 
 from atoll.model.errors import CreateFailed
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.directories import SandboxDirectories
+from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandboxes
+from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
 from atoll.node.templates import NodeTemplates
@@ -64,6 +66,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
+        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
         self._stack = AsyncExitStack()
         self._stopping = False
         self.start_report = StartReport(0, 0, 0)
@@ -125,8 +128,8 @@ class Supervisor:
         template = self._templates.find_and_hold(request.template_id)
         backend = await self._tiers.for_create(request.tier or template.tier)
         spec = self._egress.with_certificate(request)
-        paths = SandboxPaths(template.layers, self.directories.of(sandbox_id))
-        live = self.live.begin(sandbox_id, backend.name, lambda driver: driver.create(backend, spec, paths))
+        making = Making(backend, spec, SandboxPaths(template.layers, self.directories.of(sandbox_id)))
+        live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
             await self._egress.attach(handle, request.network)
@@ -137,7 +140,7 @@ class Supervisor:
         except Exception:
             await live.driver.kill()
             raise
-        self.live.publish(live, handle, spec)
+        self.live.publish(live, handle)
         return NodeSandbox(sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
@@ -147,6 +150,16 @@ class Supervisor:
             return False
         await self.live.close(live)
         return await asyncio.shield(live.driver.kill())
+
+    async def pause(self, sandbox_id: str, mode: PauseMode, need_answer: bool) -> NodePause:
+        """See NodeClient.pause."""
+        return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
+
+    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+        """See NodeClient.resume."""
+        began = time.monotonic()
+        handle = await self._pausing.resume(sandbox_id, mode)
+        return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
@@ -173,7 +186,11 @@ class Supervisor:
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
-        return [NodeSandbox(name, live.tier) for name, live in self.live if live.handle is not None]
+        return [
+            NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
+            for name, live in self.live
+            if live.handle is not None or live.driver.paused is not None
+        ]
 
     async def make_template(self, name: str, wait_s: float) -> None:
         """See NodeClient.make_template."""

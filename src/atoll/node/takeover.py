@@ -1,18 +1,22 @@
-"""The start of a node: what earlier servers left is adopted, ended, or left alone (`adoption` decides which)."""
+"""The start of a node: what earlier servers left is adopted, kept paused, ended, or left alone (see `adoption`)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from atoll.isolation.base import IsolationBackend
-from atoll.isolation.directory import VERSION, Newer, Recorded
+from atoll.isolation import directory
+from atoll.isolation.base import IsolationBackend, SandboxHandle
+from atoll.isolation.directory import VERSION, Newer, Paused, Recorded
+from atoll.isolation.guest_client import order
 from atoll.model.errors import AtollError
+from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxState
 from atoll.node.adoption import Fate, fate
 from atoll.node.directories import SandboxDirectories
+from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandboxes
 from atoll.node.templates import NodeTemplates
@@ -78,27 +82,87 @@ class TakeOver:
                 _log.error("node.tier_lost", tier=tier, error=str(error))
                 unusable.add(tier)
                 continue
-            await asyncio.gather(*(self._adopt_or_end(backend, one) for one in recorded if one.state.tier == tier))
-            reclaimed = await backend.reclaim(spare)
+            await asyncio.gather(*(self._take(backend, one) for one in recorded if one.state.tier == tier))
+            reclaimed = await backend.reclaim(spare | self._groups_of_paused())
             _log.info("node.reclaimed", tier=tier, processes=reclaimed.processes, cgroups=reclaimed.cgroups)
         return unusable
 
-    async def _adopt_or_end(self, backend: IsolationBackend, found: Recorded) -> None:
-        spec, what = found.spec, fate(found)
-        if what not in (Fate.ADOPT, Fate.END):
-            return
+    def _groups_of_paused(self) -> set[str]:
+        records = [live.driver.paused.record for _, live in self._live if live.driver.paused is not None]
+        return {str(record.get("group", "")) for record in records}
+
+    async def _take(self, backend: IsolationBackend, found: Recorded) -> None:
+        what, making = fate(found), self._making(backend, found)
+        if what is Fate.ADOPT:
+            if (handle := await self._adopt(making, found)) is not None:
+                self._run(making, found, handle)
+                await self._egress.attach_adopted(handle, found.network)
+        elif what is Fate.END:
+            if (handle := await self._adopt(making, found)) is not None:
+                await _end(handle)
+        elif what is Fate.KEEP:
+            self._keep(making, found, found.state.paused)
+        elif what is Fate.SETTLE:
+            await self._settle(making, found)
+
+    def _making(self, backend: IsolationBackend, found: Recorded) -> Making:
+        return Making(backend, found.spec, SandboxPaths(found.layers, self._directories.of(found.spec.sandbox_id)))
+
+    async def _adopt(self, making: Making, found: Recorded) -> SandboxHandle | None:
         try:
-            handle = await backend.adopt(spec, self._directories.of(spec.sandbox_id), found.state.handle)
-            if what is Fate.END:
-                await handle.kill()
-                return
+            return await making.backend.adopt(found.spec, making.paths.state_dir, found.state.handle)
         except AtollError as error:
-            _log.info("sandbox.not_adopted", sandbox_id=spec.sandbox_id, reason=str(error))
-            return
+            _log.info("sandbox.not_adopted", sandbox_id=found.spec.sandbox_id, reason=str(error))
+            return None
+
+    def _run(self, making: Making, found: Recorded, handle: SandboxHandle) -> None:
         self._directories.upgrade(found)
-        live = self._live.begin(spec.sandbox_id, backend.name, lambda driver: driver.adopted(handle))
-        self._live.publish(live, handle, spec)
-        await self._egress.attach_adopted(handle, found.network)
+        live = self._live.begin(making, lambda driver: driver.adopted(making, handle))
+        live.driver.log_base = found.state.log_base
+        self._live.publish(live, handle)
+
+    def _keep(self, making: Making, found: Recorded, paused: Paused | None) -> None:
+        """Paused, with whatever of it is still there. What is not is found out now: the machine may have restarted."""
+        place = making.paths.state_dir
+        mode = making.backend.kept(place, paused.record) if paused is not None else None
+        if paused is None or mode is None:
+            _log.error("sandbox.lost", sandbox_id=found.spec.sandbox_id, reason=f"nothing of it is whole: {place}")
+            return
+        kept = replace(paused, mode=PauseMode.FILESYSTEM if paused.mode is PauseMode.FILESYSTEM else mode)
+        if kept != paused or found.state.state is not SandboxState.PAUSED:
+            try:
+                directory.end_pause(place, kept.mode, kept.record)
+            except OSError as error:
+                _log.error("sandbox.pause_not_settled", sandbox_id=found.spec.sandbox_id, error=str(error))
+        live = self._live.begin(making, lambda driver: driver.adopted_paused(making, kept))
+        live.driver.paused, live.driver.log_base = kept, found.state.log_base
+
+    async def _settle(self, making: Making, found: Recorded) -> None:
+        """A pause or resume that was cut off: it runs if its guest answers, else it is paused."""
+        handle = await self._adopt(making, found)
+        if handle is not None:
+            try:
+                await handle.thaw()
+                await order(handle, "/hang-up", {})
+                directory.move(making.paths.state_dir, SandboxState.RUNNING)
+            except (AtollError, OSError) as error:
+                _log.warning("sandbox.not_settled", sandbox_id=found.spec.sandbox_id, error=str(error))
+                await _end(handle)
+            else:
+                self._run(making, found, handle)
+                await self._egress.attach_adopted(handle, found.network)
+                return
+        paused = found.state.paused
+        if paused is not None and found.state.state is SandboxState.PAUSING:
+            paused = replace(paused, record=found.state.handle)
+        self._keep(making, found, paused)
+
+
+async def _end(handle: SandboxHandle) -> None:
+    try:
+        await handle.kill()
+    except AtollError as error:
+        _log.error("sandbox.not_freed", sandbox_id=handle.sandbox_id, error=str(error))
 
 
 def _left_alone(found: Mapping[str, Recorded | Newer | None]) -> set[str]:

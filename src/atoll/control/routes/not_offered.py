@@ -23,10 +23,8 @@ class Subject(Enum):
     TEMPLATE = auto()
 
 
-PAUSING = "pausing sandboxes"
 BUILDS = "template builds"
 _INSTEAD = {
-    PAUSING: "set_timeout keeps it running",
     BUILDS: "the built-in templates are made when a create asks for one; see `atoll template list`",
 }
 """What to do instead."""
@@ -34,7 +32,6 @@ _INSTEAD = {
 N, S, T = Subject.NOTHING, Subject.SANDBOX, Subject.TEMPLATE
 
 PATHS: tuple[tuple[Subject, str, str, str], ...] = (
-    (S, PAUSING, "POST", "/sandboxes/{sandbox_id}/pause"),
     (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
     (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
     (N, "secrets", "GET POST", "/secrets"),

@@ -21,7 +21,6 @@ def order_from(
 ) -> CreateOrder:
     """Raises NotOffered for what this Atoll cannot keep its word on."""
     network = body.network or rest.NetworkConfig()
-    refuse_pausing(auto_pause=body.auto_pause, auto_resume=body.auto_resume)
     _refuse_unoffered(body, network)
     return CreateOrder(
         template=body.template_id,
@@ -32,19 +31,12 @@ def order_from(
         public_traffic=network.allow_public_traffic is not False,
         mask_request_host=network.mask_request_host,
         network=network_from(body.allow_internet_access, network),
+        auto_pause=bool(body.auto_pause),
+        auto_pause_memory=body.auto_pause_memory is not False,
+        auto_resume=body.auto_resume is not None and body.auto_resume.enabled,
         idempotency_key=idempotency_key,
         request_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else "",
     )
-
-
-def refuse_pausing(*, auto_pause: bool | None, auto_resume: rest.AutoResume | None = None) -> None:
-    """Raises NotOffered: a sandbox that would be killed at its timeout all the same would lose its owner's work."""
-    if auto_pause or (auto_resume is not None and auto_resume.enabled):
-        raise NotOffered(
-            'pausing a sandbox at its timeout (on_timeout="pause", autoPause, autoResume) is not supported by this '
-            "server yet, and killing it instead would lose what is in it",
-            hint='ask for on_timeout="kill" and a timeout that is long enough; set_timeout prolongs it',
-        )
 
 
 def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> None:

@@ -1,4 +1,4 @@
-"""Sandboxes: create, connect, look, time, end. v1 (older SDKs, the CLI) and v2 forms side by side."""
+"""Sandboxes: create, look, time, end (`pausing` has connect). v1 (older SDKs, the CLI) and v2 forms side by side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_LOGS = 10_000
 _ALL = 1_000_000
 
 
-# Create and connect
+# Create
 
 
 @router.post("/v2/sandboxes", status_code=201, responses=_MADE)
@@ -53,25 +53,6 @@ async def create_v1(
     """Secure only when asked; lives 15 s if nothing else is said."""
     order = ordering.order_from(body, rest.V1_TIMEOUT_S, secure=bool(body.secure), idempotency_key=key)
     return await _create(request, services, caller, order)
-
-
-@router.post("/v2/sandboxes/{sandbox_id}/connect", responses=_ONE)
-async def connect_v2(
-    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.ConnectSandboxV2 | None = None
-) -> Response:
-    """The running sandbox's addresses and tokens; its life is prolonged, never shortened."""
-    timeout = body.timeout if body is not None and body.timeout is not None else rest.V2_TIMEOUT_S
-    record = await services.timeouts.prolong(caller, sandbox_id, timeout)
-    return reply(rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record)))
-
-
-@router.post("/sandboxes/{sandbox_id}/connect", responses=_ONE)
-async def connect_v1(
-    sandbox_id: str, body: rest.ConnectSandbox, services: ServicesHere, caller: CallerHere
-) -> Response:
-    """As v2; the timeout is required."""
-    record = await services.timeouts.prolong(caller, sandbox_id, body.timeout)
-    return reply(rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record)))
 
 
 # Lists; before `/sandboxes/{sandbox_id}`, which would take their paths
@@ -167,15 +148,6 @@ async def refresh(
     duration = body.duration if body is not None and body.duration is not None else rest.V1_TIMEOUT_S
     await services.timeouts.prolong(caller, sandbox_id, duration)
     return no_content()
-
-
-@router.post("/sandboxes/{sandbox_id}/resume", status_code=201, responses=_MADE)
-async def resume(
-    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.ResumedSandbox | None = None
-) -> Response:
-    """409 for a running one, and none is ever paused here yet."""
-    ordering.refuse_pausing(auto_pause=body.auto_pause if body is not None else None)
-    raise ordering.already_running(await services.sandboxes.get(caller, sandbox_id))
 
 
 @router.get("/sandboxes/{sandbox_id}/metrics", responses={200: {"model": list[rest.SandboxMetric]}, **FAILURES})

@@ -188,6 +188,10 @@ class SandboxCreation:
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
             network=order.network,
+            auto_pause=order.auto_pause,
+            auto_pause_memory=order.auto_pause_memory,
+            auto_resume=order.auto_resume,
+            mask_request_host=order.mask_request_host,
         )
 
 

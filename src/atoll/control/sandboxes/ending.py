@@ -20,6 +20,7 @@ from atoll.control.nodes.kill import kill
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.quota import SandboxQuota
+from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.store import Store
 from atoll.model.events import EventType
@@ -47,6 +48,7 @@ class SandboxEnding:
         expiry: Expiry,
         journal: Journal,
         telemetry: SandboxTelemetry,
+        sleeping: SleepingRoutes,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -57,6 +59,7 @@ class SandboxEnding:
         self._expiry = expiry
         self._journal = journal
         self._telemetry = telemetry
+        self._sleeping = sleeping
         self._ending: dict[str, asyncio.Future[bool]] = {}
         self._unfinished: dict[str, EndReason] = {}
         self._something_unfinished = asyncio.Event()
@@ -74,7 +77,7 @@ class SandboxEnding:
 
     async def kill_all(self) -> None:
         """Ends every sandbox, for a server that keeps none."""
-        ends = (self._end(sandbox_id, EndReason.KILLED) for sandbox_id in self._quota.all())
+        ends = (self._end(sandbox_id, EndReason.KILLED) for sandbox_id in self._quota.all_with_paused())
         for outcome in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 _log.error("sandbox.not_ended", error=str(outcome))
@@ -154,3 +157,4 @@ class SandboxEnding:
         """It is gone: its place in the quota is free, and nothing of it stays in memory."""
         self._quota.release(sandbox_id)
         self._telemetry.forget(sandbox_id)
+        self._sleeping.remove(sandbox_id)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from atoll.model.errors import InvalidRequest
+from atoll.model.lifecycle import shown_state
 from atoll.model.sandbox import SANDBOX_ID, SandboxRecord, SandboxState
 
 MAX_LIMIT = 100
@@ -50,7 +51,7 @@ class Page:
 def select_page(records: Sequence[SandboxRecord], query: ListQuery) -> Page:
     """The page of `query` out of all of a team's live sandboxes."""
     matching = sorted((one for one in records if _matches(one, query)), key=_position, reverse=not query.ascending)
-    total = sum(one.state is SandboxState.RUNNING for one in matching)
+    total = sum(shown_state(one) is SandboxState.RUNNING for one in matching)
     after = query.after
     if after is not None:
         matching = [one for one in matching if (_position(one) > after) == query.ascending and _position(one) != after]
@@ -112,7 +113,7 @@ def _position(record: SandboxRecord) -> Position:
 
 
 def _matches(record: SandboxRecord, query: ListQuery) -> bool:
-    if record.state not in query.states:
+    if shown_state(record) not in query.states:
         return False
     if query.template is not None and query.template not in (record.template_id, record.template_alias):
         return False

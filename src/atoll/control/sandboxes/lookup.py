@@ -12,7 +12,7 @@ from atoll.model.errors import SandboxNotFound
 from atoll.model.sandbox import SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient
 
-VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
+VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING)
 """The states in which the API shows a sandbox. One that is being made or ended is not there for a caller."""
 
 

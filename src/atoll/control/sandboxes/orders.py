@@ -45,6 +45,9 @@ class CreateOrder:
     public_traffic: bool = True
     mask_request_host: str | None = None
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    auto_pause: bool = False
+    auto_pause_memory: bool = True
+    auto_resume: bool = False
     idempotency_key: str | None = None
     request_digest: str = ""
 
@@ -58,6 +61,11 @@ def check_timeout(timeout_s: int, policy: Policy) -> None:
 def check_order(order: CreateOrder, policy: Policy) -> None:
     """Raises InvalidRequest naming what is wrong."""
     check_timeout(order.timeout_s, policy)
+    if order.auto_resume and not (order.auto_pause and order.auto_pause_memory):
+        raise InvalidRequest(
+            "autoResume wakes a sandbox that was paused with its memory at its timeout",
+            hint="ask for autoPause, and leave autoPauseMemory out",
+        )
     _check_texts("metadata", order.metadata, MAX_METADATA_BYTES)
     unknown = sorted(key for key in order.metadata if key.startswith("atoll.") and key not in OWN_KEYS)
     if unknown:

@@ -6,6 +6,7 @@ A transition is written before it is begun and after it is done, so a state in â
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from atoll.model.sandbox import EndReason, SandboxState
 
@@ -20,25 +21,37 @@ class Verdict:
     """Set iff `state` is ENDED."""
 
 
-def decide(state: SandboxState | None, alive: bool, written_reason: EndReason | None = None) -> Verdict:
-    """`state` is the store's (None: it knows no such sandbox); `alive` is the node's answer.
+class AtNode(Enum):
+    """What its node has of a sandbox."""
 
-    `written_reason` is the one that was written when a kill was begun.
+    NOTHING = auto()
+    RUNNING = auto()
+    PAUSED = auto()
+
+
+def decide(state: SandboxState | None, at_node: AtNode, written_reason: EndReason | None = None) -> Verdict:
+    """`state` is the store's (None: it knows no such sandbox).
+
+    A verdict of PAUSING or RESUMING is to be carried on with. `written_reason` is the one that was written when a kill
+    was begun.
     """
-    ended = SandboxState.ENDED
+    ended, is_there = SandboxState.ENDED, at_node is not AtNode.NOTHING
+    is_running = at_node is AtNode.RUNNING
     match state:
         case None | SandboxState.ENDED:
             # Nobody can reach it through us: it would run for ever.
-            return Verdict(ended, kill=alive, reason=written_reason or EndReason.LOST)
+            return Verdict(ended, kill=is_there, reason=written_reason or EndReason.LOST)
         case SandboxState.CREATING:
             # Its id was never told to anybody: RUNNING is written before the answer.
-            return Verdict(ended, kill=alive, reason=EndReason.CREATE_FAILED)
-        case SandboxState.RUNNING | SandboxState.PAUSING:
-            # A pause that was cut off leaves the sandbox running, as if it had not been asked for.
-            return Verdict(SandboxState.RUNNING) if alive else Verdict(ended, reason=EndReason.LOST)
-        case SandboxState.PAUSED:
-            return Verdict(SandboxState.PAUSED, kill=alive)
-        case SandboxState.RESUMING:
-            return Verdict(SandboxState.RUNNING) if alive else Verdict(SandboxState.PAUSED)
+            return Verdict(ended, kill=is_there, reason=EndReason.CREATE_FAILED)
         case SandboxState.KILLING:
-            return Verdict(ended, kill=alive, reason=written_reason or EndReason.KILLED)
+            return Verdict(ended, kill=is_there, reason=written_reason or EndReason.KILLED)
+    if not is_there:
+        return Verdict(ended, reason=EndReason.LOST)
+    match state:
+        case SandboxState.PAUSING if is_running:
+            return Verdict(SandboxState.PAUSING)
+        case SandboxState.RESUMING if not is_running:
+            return Verdict(SandboxState.RESUMING)
+        case _:  # the node knows best; what it has is never ended for a difference
+            return Verdict(SandboxState.RUNNING if is_running else SandboxState.PAUSED)

@@ -143,6 +143,11 @@ sandboxes = Table(
     Column("traffic_access_token", Text, nullable=True),
     Column("allow_internet_access", Boolean, nullable=False),
     Column("auto_pause", Boolean, nullable=False),
+    Column("auto_pause_memory", Boolean, nullable=False, server_default="1"),
+    Column("auto_resume", Boolean, nullable=False, server_default="0"),
+    Column("pause_mode", String(16), nullable=True),
+    Column("guest_answered", Boolean, nullable=False, server_default="1"),
+    Column("mask_request_host", Text, nullable=True),
     Column("ended_at", UtcDateTime, nullable=True),
     Column("end_reason", String(32), nullable=True),
     # Idempotency-Key: at most one live use per team; emptied when the create fails, so that it may be tried again.

@@ -23,12 +23,14 @@ from atoll.control.store.usage import UsageTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
-from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
+from atoll.model.sandbox import EndReason, Limits, PauseMode, SandboxRecord, SandboxState
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     wanted: tuple(state.value for state, allowed in TRANSITIONS.items() if wanted in allowed) for wanted in SandboxState
 }
 
+
+_NOT_LIVING = (SandboxState.CREATING.value, SandboxState.KILLING.value, SandboxState.ENDED.value)
 
 # The statements of the hot path, built once.
 _INSERT = insert(sandboxes)
@@ -110,6 +112,27 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[wanted]))
             .values(state=wanted.value, **changes)
         )
+        return bool(await self._database.write(statement))
+
+    async def set_state(self, sandbox_id: str, state: SandboxState) -> None:
+        """What its node says of one that is neither being made nor ended, whatever was written."""
+        where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.not_in(_NOT_LIVING)
+        await self._database.write(update(sandboxes).where(*where).values(state=state.value))
+
+    async def set_pause_mode(self, sandbox_id: str, mode: PauseMode) -> None:
+        """What is kept of a paused one."""
+        where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.PAUSED.value
+        await self._database.write(update(sandboxes).where(*where).values(pause_mode=mode.value))
+
+    async def begin_pause(self, sandbox_id: str, mode: PauseMode, due_by: datetime | None) -> bool:
+        """To PAUSING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
+        statement = (
+            update(sandboxes)
+            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
+            .values(state=SandboxState.PAUSING.value, pause_mode=mode.value)
+        )
+        if due_by is not None:
+            statement = statement.where(sandboxes.c.end_at <= due_by)
         return bool(await self._database.write(statement))
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
@@ -196,6 +219,11 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "allow_internet_access": record.network.allow_internet,
         "network": record.network.as_json(),
         "auto_pause": record.auto_pause,
+        "auto_pause_memory": record.auto_pause_memory,
+        "auto_resume": record.auto_resume,
+        "pause_mode": record.pause_mode.value if record.pause_mode is not None else None,
+        "guest_answered": record.guest_answered,
+        "mask_request_host": record.mask_request_host,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
@@ -225,6 +253,11 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         traffic_access_token=row["traffic_access_token"],
         network=_to_network(row),
         auto_pause=row["auto_pause"],
+        auto_pause_memory=row["auto_pause_memory"],
+        auto_resume=row["auto_resume"],
+        pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
+        guest_answered=row["guest_answered"],
+        mask_request_host=row["mask_request_host"],
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )

@@ -24,7 +24,7 @@ from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.service import ProcessTable
 from atoll.guest.process.users import Users
 from atoll.guest.state import GuestState
-from atoll.guest.transport import Transport
+from atoll.guest.transport import Connections, Transport
 from atoll.http1.server import Handler
 from atoll.model.sandbox import SandboxSpec
 from atoll.wire.envd.connect import ConnectError
@@ -64,7 +64,7 @@ async def _serve_itself(build_servers: Servers, rounds: Sequence[Sequence[_Call]
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     address = f"\0atoll-{secrets.token_hex(8)}"  # no name in any file system
     listener.bind(address)
-    transport = Transport(servers, loop)
+    transport = Transport(servers, loop, Connections())
     try:
         await transport.start(listener)
         async with asyncio.timeout(_PATIENCE_S):

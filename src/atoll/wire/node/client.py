@@ -22,8 +22,8 @@ import structlog
 
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeClient, NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.sandbox import EndReason, PauseMode, SandboxSpec, SandboxStats
+from atoll.model.seams import NodeClient, NodeEvents, NodePause, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.wire.node import VERSION
 from atoll.wire.node.channel import Channel, ChannelClosed
@@ -313,6 +313,16 @@ class RemoteNode:
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient."""
         return bool(await self._call("kill", sandbox_id=sandbox_id, reason=reason))
+
+    async def pause(self, sandbox_id: str, mode: PauseMode, need_answer: bool) -> NodePause:
+        """See NodeClient."""
+        paused: NodePause = await self._call("pause", sandbox_id=sandbox_id, mode=mode, need_answer=need_answer)
+        return paused
+
+    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+        """See NodeClient."""
+        resumed: NodeSandbox = await self._call("resume", sandbox_id=sandbox_id, mode=mode)
+        return resumed
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atoll.model.lifecycle import shown_state
 from atoll.model.logs import LogEntry as LogEntryModel
 from atoll.model.network import HIDDEN, NetworkConnection
-from atoll.model.sandbox import ENVD_VERSION, SandboxRecord, SandboxState, SandboxStats
+from atoll.model.sandbox import ENVD_VERSION, PauseMode, SandboxRecord, SandboxState, SandboxStats
 from atoll.model.template import Template as TemplateModel
 
 CLIENT_ID = "atoll"
@@ -119,9 +120,10 @@ class NewSandbox(NewSandboxV2):
 
 
 class ConnectSandbox(_In):
-    """POST /sandboxes/{id}/connect."""
+    """POST /sandboxes/{id}/connect. `memory` chooses how a paused sandbox comes back."""
 
     timeout: Timeout
+    memory: bool | None = None
 
 
 class ConnectSandboxV2(_In):
@@ -132,9 +134,18 @@ class ConnectSandboxV2(_In):
 
 
 class ResumedSandbox(_In):
-    """POST /sandboxes/{id}/resume, as older SDKs ask. Nothing is paused here: only what is refused is read."""
+    """POST /sandboxes/{id}/resume, as older SDKs ask."""
 
+    timeout: Timeout | None = None
     auto_pause: bool | None = Field(default=None, validation_alias="autoPause")
+    memory: bool | None = None
+
+
+class PauseRequest(_In):
+    """POST /sandboxes/{id}/pause."""
+
+    memory: bool | None = None
+    require_healthy_guest: bool | None = Field(default=None, validation_alias="requireHealthyGuest")
 
 
 class TimeoutRequest(_In):
@@ -209,6 +220,8 @@ class SandboxDetail(ListedSandbox):
     allow_internet_access: bool = Field(default=True, serialization_alias="allowInternetAccess")
     network: NetworkDetail
     lifecycle: Lifecycle
+    pause_mode: Literal["full", "filesystem"] | None = Field(default=None, serialization_alias="pauseMode")
+    envd_unresponsive_at_pause: bool | None = Field(default=None, serialization_alias="envdUnresponsiveAtPause")
     limits_not_enforced: list[str] = Field(default_factory=list, serialization_alias="limitsNotEnforced")
     """Atoll's own: see Sandbox."""
 
@@ -404,15 +417,24 @@ def listed(record: SandboxRecord) -> ListedSandbox:
 
 def detail(record: SandboxRecord, domain: str | None, unenforced: Sequence[str] = ()) -> SandboxDetail:
     """All about one."""
+    is_paused = record.state is SandboxState.PAUSED
     return SandboxDetail(
         **_common(record),
         envd_access_token=record.envd_access_token,
         domain=domain,
         allow_internet_access=record.network.allow_internet,
         network=_network(record),
-        lifecycle=Lifecycle(),
+        lifecycle=Lifecycle(auto_resume=record.auto_resume, on_timeout="pause" if record.auto_pause else "kill"),
+        pause_mode=_PAUSE_MODES[record.pause_mode] if record.pause_mode is not None and is_paused else None,
+        envd_unresponsive_at_pause=not record.guest_answered if is_paused else None,
         limits_not_enforced=list(unenforced),
     )
+
+
+_PAUSE_MODES: dict[PauseMode, Literal["full", "filesystem"]] = {
+    PauseMode.MEMORY: "full",
+    PauseMode.FILESYSTEM: "filesystem",
+}
 
 
 def _network(record: SandboxRecord) -> NetworkDetail:
@@ -479,7 +501,7 @@ def _common(record: SandboxRecord) -> dict[str, Any]:
         "disk_size_mb": record.limits.disk_mib,
         "metadata": dict(record.metadata),
         "tier": record.tier,
-        "state": "paused" if record.state is SandboxState.PAUSED else "running",
+        "state": shown_state(record).value,
     }
 
 

@@ -50,6 +50,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
     e.PortClosed: Entry(502, "port_not_open"),
     e.PlatformError: Entry(500, "internal_server_error"),
     e.CreateFailed: Entry(500, "sandbox_create_failed"),
+    e.GuestUnresponsive: Entry(503, "guest_unresponsive", {"Should-Retry": "false"}),
     e.BuildFailed: Entry(500, "build_failed"),
     e.NodeUnreachable: Entry(500, "node_unreachable"),
     # Past the time-out that the SDKs have by themselves, so that they show the message instead of waiting once more.

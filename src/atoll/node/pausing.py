@@ -1,0 +1,130 @@
+"""Pause and resume of a node's sandboxes: what lies around the driver's own part.
+
+    running ── hide ──► guest hangs up ──► driver pauses ──► egress detached        (a failure publishes it again)
+    paused ──► driver resumes ──► egress attached, published
+
+One at a time for each sandbox. Once begun it is carried to its end, whether its caller waits for it or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from atoll.isolation.base import Capability, SandboxHandle
+from atoll.isolation.guest_client import order
+from atoll.model.errors import AtollError, Conflict, CreateFailed, GuestUnresponsive, PlatformError, SandboxGone
+from atoll.model.sandbox import PauseMode
+from atoll.model.seams import NodePause
+from atoll.node.directories import SandboxDirectories
+from atoll.node.egress import NodeEgress
+from atoll.node.live import LiveSandbox, LiveSandboxes
+
+_SENT_AFTER_S = 0.02
+"""By then the guest has sent what it had for its connections, and has ended them."""
+_T = TypeVar("_T")
+
+_log = structlog.get_logger("atoll.node")
+
+
+class NodePausing:
+    """Part of the supervisor."""
+
+    def __init__(
+        self, tasks: asyncio.TaskGroup, live: LiveSandboxes, egress: NodeEgress, directories: SandboxDirectories
+    ) -> None:
+        self._tasks = tasks
+        self._live = live
+        self._egress = egress
+        self._directories = directories
+
+    async def pause(self, sandbox_id: str, mode: PauseMode, *, need_answer: bool) -> NodePause:
+        """See NodeClient.pause."""
+        return await self._to_its_end(self._pause(self._find(sandbox_id), mode, need_answer), f"pause {sandbox_id}")
+
+    async def resume(self, sandbox_id: str, mode: PauseMode) -> SandboxHandle:
+        """See NodeClient.resume."""
+        return await self._to_its_end(self._resume(self._find(sandbox_id), mode), f"resume {sandbox_id}")
+
+    def _find(self, sandbox_id: str) -> LiveSandbox:
+        live = self._live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, _T], name: str) -> _T:
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._tasks.create_task(_answer(work, answer), name=name)
+        return await asyncio.shield(answer)
+
+    async def _pause(self, live: LiveSandbox, mode: PauseMode, need_answer: bool) -> NodePause:
+        async with live.turn:
+            handle = live.handle
+            if handle is None:
+                raise _not_running(live)
+            await self._live.hide(live)
+            try:
+                live.guest_answered = await _hang_up(handle)
+                if need_answer and not live.guest_answered:
+                    raise GuestUnresponsive(f"the guest of sandbox {handle.sandbox_id!r} does not answer")
+                await live.driver.pause(mode)
+            except BaseException:
+                self._live.publish(live, handle)
+                raise
+            await self._live.put_away(live)
+            _log.info("sandbox.paused", sandbox_id=handle.sandbox_id, mode=mode.value, answered=live.guest_answered)
+            return describe(live)
+
+    async def _resume(self, live: LiveSandbox, mode: PauseMode) -> SandboxHandle:
+        async with live.turn:
+            if live.handle is not None:
+                raise Conflict(f"sandbox {live.spec.sandbox_id!r} is not paused")
+            handle = await live.driver.resume(mode)
+            network = self._directories.network_of(live.spec)
+            await self._egress.attach_adopted(handle, network)
+            self._live.publish(live, handle)
+            _log.info("sandbox.resumed", sandbox_id=live.spec.sandbox_id, mode=mode.value)
+            return handle
+
+
+def describe(live: LiveSandbox) -> NodePause:
+    """Of a paused one."""
+    mode = live.driver.paused.mode if live.driver.paused is not None else PauseMode.FILESYSTEM
+    in_memory = mode is PauseMode.MEMORY and Capability.MEMORY_ON_DISK not in live.making.backend.capabilities
+    return NodePause(mode, live.guest_answered, holds_memory=in_memory)
+
+
+async def _hang_up(handle: SandboxHandle) -> bool:
+    """Its guest ends all connections, with what it has for them sent before. False: it does not answer."""
+    try:
+        await order(handle, "/hang-up", {})
+    except PlatformError as error:
+        _log.warning("sandbox.guest_unresponsive", sandbox_id=handle.sandbox_id, error=str(error))
+        return False
+    await asyncio.sleep(_SENT_AFTER_S)
+    return True
+
+
+def _not_running(live: LiveSandbox) -> AtollError:
+    if live.driver.paused is not None:
+        return Conflict(f"sandbox {live.spec.sandbox_id!r} is paused already")
+    return SandboxGone(live.spec.sandbox_id, "it is still being made")
+
+
+async def _answer(work: Coroutine[Any, Any, _T], answer: asyncio.Future[_T]) -> None:
+    """Never raises but CancelledError: the task group would end with it."""
+    try:
+        answer.set_result(await work)
+    except asyncio.CancelledError:
+        answer.set_exception(CreateFailed("the server is stopping"))
+        raise
+    except AtollError as error:
+        answer.set_exception(error)
+    except Exception as error:
+        _log.exception("node.pausing_failed")
+        answer.set_exception(PlatformError(f"the node failed: {error}"))
+    finally:
+        answer.exception()  # whoever asked may be gone
