@@ -766,6 +766,17 @@ hold()
         )
     ),
     _escape(
+        "socket-protocols",
+        "make raw packets, or load old network code into the kernel",
+        """
+ways = [(family, kind, protocol) for family in (socket.AF_INET, socket.AF_INET6)
+        for kind, protocol in ((3, 1), (3, 58), (3, 255), (1, 132), (5, 132), (5, 0), (6, 33), (2, 115), (2, 136))]
+kept = [attempt(socket.socket, *way) for way in ways]
+hold(kept)
+""",
+        judges.holds_socket(socket.AF_INET, socket.AF_INET6),
+    ),
+    _escape(
         "socket-netfilter",
         "change the rules that hold the network",
         """
