@@ -6,10 +6,11 @@ The guest is no boundary to the host; but whoever ends it ends the sandbox, and 
 from __future__ import annotations
 
 import os
+import re
 
 from atoll_attacks import judges
 from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
-from atoll_attacks.scene import Scene
+from atoll_attacks.scene import Scene, _text
 
 
 def _guest(
@@ -143,13 +144,15 @@ ATTEMPTS: tuple[Attempt, ...] = (
 )
 
 
-def _limit(scene: Scene, number: int) -> int | None:
-    import resource
+_LIMITS = {0: "Max cpu time", 1: "Max file size", 6: "Max processes", 7: "Max open files"}
 
+
+def _limit(scene: Scene, number: int) -> int | None:
     first = scene.facts.get("first") or scene.first_process()
     if first is None and scene.sandbox is not None:
         first = _first_by_command(scene)
-    return resource.prlimit(first, number)[0] if first is not None else None
+    found = re.search(rf"^{_LIMITS[number]} +(\S+)", _text(f"/proc/{first}/limits"), re.M)
+    return int(found.group(1)) if found is not None and found.group(1).isdigit() else None
 
 
 def _first_by_command(scene: Scene) -> int | None:

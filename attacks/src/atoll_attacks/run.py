@@ -233,14 +233,21 @@ class _Walled:
 
 
 class _Unwalled:
-    """A program on the host."""
+    """A program on the host. A context manager; the end of the block ends the program and all that it started."""
 
     def __init__(self, scene: Scene, program: Program) -> None:
-        self.said = ""
         self._scene = scene
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._at_the_end: str | None = None
+
+    @property
+    def said(self) -> str:
+        if self._at_the_end is not None:
+            return self._at_the_end
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), _HEARD, max(0, size - _HEARD)).decode("utf-8", "replace")
 
     def __enter__(self) -> Self:
         self._process = run_unwalled(self._scene, self._program, self._output.fileno())
@@ -250,8 +257,7 @@ class _Unwalled:
         if self._process is not None:
             end(self._process)
         with self._output:
-            self._output.seek(0)
-            self.said = self._output.read().decode("utf-8", "replace")
+            self._at_the_end = self.said
 
     def ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
