@@ -92,6 +92,8 @@ class BackendConfig:
     """Where programs lie that `atoll doctor --fix` has unpacked for us; None: only the machine's own are used."""
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The server's environment: PATH, and the settings that belong to one tier alone (each tier documents its own)."""
+    at_once: Limits | None = None
+    """What all sandboxes of the server together, of every tier, may use of memory and processes at a time."""
 
 
 @dataclass(frozen=True, slots=True)

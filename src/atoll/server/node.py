@@ -11,6 +11,7 @@ from atoll.config import Settings
 from atoll.images.builds import TemplateBuilds, program
 from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
+from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import Network, is_address, split_targets
 from atoll.node.supervisor import Supervisor
@@ -22,7 +23,7 @@ from atoll.wire.node.transport import listening_unix
 
 async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> None:
     """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), InvalidRequest, OSError."""
-    async with _node(plan.settings) as agent:
+    async with _node(plan.settings, plan.capacity) as agent:
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
@@ -35,7 +36,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
 
 
 @asynccontextmanager
-async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
+async def _node(settings: Settings, capacity: Capacity) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
@@ -47,7 +48,12 @@ async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=_private_networks(settings),
             name_servers=settings.name_servers or None,
-            common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
+            common=BackendConfig(
+                settings.data_dir / "run",
+                tools_dir=settings.tools_dir,
+                environ=dict(os.environ),
+                at_once=capacity.at_once,
+            ),
         ) as agent,
     ):
         known = {template.template_id for template in templates.list_templates()}

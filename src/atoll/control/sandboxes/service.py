@@ -48,7 +48,16 @@ from atoll.model.errors import (
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxRecord, SandboxSpec, SandboxState, SandboxStats
+from atoll.model.sandbox import (
+    SANDBOX_ID,
+    EndReason,
+    Limits,
+    OomKill,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxState,
+    SandboxStats,
+)
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
@@ -90,7 +99,7 @@ class SandboxService:
         self._background = background
         self._templates = templates
         self._expiry = Expiry(clock, self._on_due)
-        self._quota = SandboxQuota(policy.max_sandboxes)
+        self._quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         self._journal = journal
         self._logbook = logbook
         self._meter = Meter(clock, self._quota.all, self._read_stats, readings)
@@ -141,9 +150,10 @@ class SandboxService:
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         template = await self._templates.find(order.template)
-        node = self._nodes[choose_node(self._loads(template))]
-        record = self._new_record(caller, order, template, node.node_id)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id)
+        limits = limits_for(template.limits, order.metadata, self.policy.maximum)
+        node = self._nodes[choose_node(self._loads(template, limits))]
+        record = self._new_record(caller, order, template, node.node_id, limits)
+        self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node))
         try:
             return await asyncio.shield(making)
@@ -205,11 +215,13 @@ class SandboxService:
         if making.exception() is None:
             await self.abandon(sandbox_id)
 
-    def _loads(self, template: Template) -> list[NodeLoad]:
-        holders = self._templates.holders(template.template_id)
-        return [NodeLoad(one, one in holders, self._quota.on_node(one)) for one in self._nodes]
+    def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
+        holders, quota = self._templates.holders(template.template_id), self._quota
+        return [NodeLoad(one, one in holders, quota.on_node(one), quota.node_lacks(one, limits)) for one in self._nodes]
 
-    def _new_record(self, caller: Caller, order: CreateOrder, template: Template, node_id: str) -> SandboxRecord:
+    def _new_record(
+        self, caller: Caller, order: CreateOrder, template: Template, node_id: str, limits: Limits
+    ) -> SandboxRecord:
         now = self.clock.now()
         return SandboxRecord(
             sandbox_id=new_sandbox_id(),
@@ -222,7 +234,7 @@ class SandboxService:
             state=SandboxState.CREATING,
             started_at=now,
             end_at=now + timedelta(seconds=order.timeout_s),
-            limits=limits_for(template.limits, order.metadata, self.policy.maximum),
+            limits=limits,
             metadata=order.metadata,
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,
@@ -491,7 +503,8 @@ class SandboxService:
                 await self._kill_on_node(node_id, sandbox_id, verdict.reason or EndReason.LOST)
             except PlatformError:
                 # A start does not fail for one sandbox that will not end.
-                self._quota.take(sandbox_id, record.team_id if record else "", node_id, beyond_quota=True)
+                team, limits = (record.team_id, record.limits) if record else ("", Limits())
+                self._quota.take(sandbox_id, team, node_id, limits, beyond_quota=True)
                 self._finish_later(sandbox_id, verdict.reason or EndReason.LOST)
                 return
         if record is None:
@@ -506,7 +519,7 @@ class SandboxService:
             else:
                 await self._store.transition(sandbox_id, verdict.state)
         if verdict.state in VISIBLE:
-            self._quota.take(sandbox_id, record.team_id, record.node_id, beyond_quota=True)
+            self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if verdict.state is SandboxState.RUNNING:
             self._expiry.set(sandbox_id, record.end_at)
 
