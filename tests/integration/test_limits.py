@@ -13,6 +13,7 @@ import pytest
 from e2b import Sandbox
 from e2b.exceptions import RateLimitException
 from sdk_support import eventually
+
 from support.tiers import SERVER_ENVIRON
 
 USED_PIDS = 900
