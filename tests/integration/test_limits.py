@@ -1,4 +1,4 @@
-"""Bounds that nobody set: what one sandbox, one team and all sandboxes together may have of a machine made tiny here."""
+"""Bounds that nobody set: what one sandbox, one team and all together may have of a machine made tiny here."""
 
 from __future__ import annotations
 
