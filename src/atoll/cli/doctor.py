@@ -105,7 +105,7 @@ async def _tier(name: str, config: BackendConfig) -> list[Finding]:
 
 
 def _context(settings: Settings) -> list[Finding]:
-    found = [_data_dir(settings.data_dir), _templates(settings.templates_dir), *_capacity(settings)]
+    found = [_data_dir(settings), _templates(settings.templates_dir), *_capacity(settings)]
     server = running.find(settings.data_dir)
     detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"
     found.append(Finding("server", Verdict.OK, detail, "" if server else "start it with `atoll serve`"))
@@ -131,14 +131,19 @@ def _capacity(settings: Settings) -> list[Finding]:
     return found
 
 
-def _data_dir(path: Path) -> Finding:
+def _data_dir(settings: Settings) -> Finding:
+    path = settings.data_dir
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         return Finding("data directory", Verdict.FAIL, f"{nearest} cannot be written", "choose one with ATOLL_DATA_DIR")
     free_gib = shutil.disk_usage(nearest).free / 2**30
-    if free_gib < 2:
-        return Finding("data directory", Verdict.WARN, f"{path}: only {free_gib:.1f} GiB free", "make room")
-    return Finding("data directory", Verdict.OK, f"{path}: {free_gib:.0f} GiB free")
+    stop_gib = 2 * derive(machine_here(path), settings.sizes).disk_reserve_mib / 1024
+    if free_gib <= stop_gib:
+        detail = f"{path}: {free_gib:.1f} GiB free; below {stop_gib:.1f} no sandbox is made (twice the reserve)"
+        return Finding("data directory", Verdict.WARN, detail, "make room, or lower ATOLL_DISK_RESERVE_MIB")
+    return Finding(
+        "data directory", Verdict.OK, f"{path}: {free_gib:.0f} GiB free; below {stop_gib:.1f} no new sandbox"
+    )
 
 
 def _templates(path: Path) -> Finding:

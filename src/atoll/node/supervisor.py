@@ -6,6 +6,7 @@ belongs to, when it should end, or what a request looks like: that is control's.
     <data_dir>/sandboxes/<id>/   one sandbox's own directory, 0700 (`isolation.directory`)
     <data_dir>/ready/            directories of sandboxes to come
     <data_dir>/trash/            directories of dead sandboxes on their way out
+    <data_dir>/spare             blocks that are given up when the file system is full (`node.disk_space`)
     <data_dir>/run/<tier>/       a backend's own directory
 """
 
@@ -51,6 +52,7 @@ from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.adoption import Fate, fate, look
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
+from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Ended, SandboxDriver
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
@@ -108,6 +110,7 @@ class Supervisor:
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
         egress_allow_private: private networks that sandboxes may reach.
         name_servers: whom sandboxes' DNS questions are put to; None: the host's own.
+        disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         load_backend: how a tier's factory is found by its name.
         common: what every tier is told (its `run_dir` is set here).
 
@@ -125,6 +128,7 @@ class Supervisor:
         keep_sandboxes: bool = True,
         egress_allow_private: tuple[Network, ...] = (),
         name_servers: tuple[str, ...] | None = None,
+        disk_reserve: int = 0,
         load_backend: Load = registry.load,
         common: BackendConfig | None = None,
     ) -> None:
@@ -138,6 +142,7 @@ class Supervisor:
         self._sandboxes_dir = data_dir / "sandboxes"
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
+        self._disk_space = DiskSpace(data_dir, disk_reserve, self._handles)
         self._ready = ReadyDirectories(data_dir / "ready")
         self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
         self._egress = EgressRegistry(
@@ -174,6 +179,7 @@ class Supervisor:
             helpers = [
                 self._tasks.create_task(self._trash.run(), name="trash"),
                 self._tasks.create_task(self._ready.run(), name="ready directories"),
+                self._tasks.create_task(self._disk_space.run(), name="disk space"),
             ]
             stack.push_async_callback(self._stop, helpers)
             self.start_report = await self._take_over(left)
@@ -314,6 +320,7 @@ class Supervisor:
             raise CreateFailed("the server is stopping")
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
             raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
+        self._disk_space.check_room()
         template = self._template(request.template_id)
         backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
@@ -457,6 +464,9 @@ class Supervisor:
     def _trusting(self, spec: SandboxSpec) -> SandboxSpec:
         """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
         return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
+
+    def _handles(self) -> dict[str, SandboxHandle]:
+        return {name: live.handle for name, live in self._live.items() if live.handle is not None}
 
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)

@@ -48,6 +48,7 @@ async def _node(settings: Settings, capacity: Capacity) -> AsyncIterator[Supervi
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=_private_networks(settings),
             name_servers=settings.name_servers or None,
+            disk_reserve=capacity.disk_reserve_mib << 20,
             common=BackendConfig(
                 settings.data_dir / "run",
                 tools_dir=settings.tools_dir,
