@@ -55,8 +55,8 @@ def test_without_a_sandbox_nothing_is_divided() -> None:
 
 
 def test_no_new_disk_where_little_is_free(tmp_path: Path) -> None:
-    DiskSpace(tmp_path, 0, dict).check_room()
-    DiskSpace(tmp_path, 1, dict).check_room()
+    DiskSpace(tmp_path, 0).check_room()
+    DiskSpace(tmp_path, 1).check_room()
     with pytest.raises(QuotaExceeded, match=r"MiB free.*ATOLL_DISK_RESERVE_MIB"):
-        DiskSpace(tmp_path, 1 << 60, dict).check_room()
+        DiskSpace(tmp_path, 1 << 60).check_room()
     assert not (tmp_path / SPARE).exists()

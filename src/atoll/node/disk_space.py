@@ -65,12 +65,11 @@ def decide(
 
 
 class DiskSpace:
-    """`run` is its task. `live`: the sandboxes of now. `place`: what lies on the file system in question."""
+    """`run` is its task. `place`: a directory on the file system; `reserve`: bytes of it, 0: it is not watched."""
 
-    def __init__(self, place: Path, reserve: int, live: Callable[[], Mapping[str, SandboxHandle]]) -> None:
+    def __init__(self, place: Path, reserve: int) -> None:
         self._place = place
         self._reserve = reserve
-        self._live = live
         self._before: Mapping[str, DiskUse] = {}
         self._more: dict[str, int | None] = {}
         self._frozen: frozenset[str] = frozenset()
@@ -87,18 +86,18 @@ class DiskSpace:
                 hint="kill sandboxes, or make room; see ATOLL_DISK_RESERVE_MIB",
             )
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, live: Callable[[], Mapping[str, SandboxHandle]]) -> None:
+        """Until cancelled. `live`: the sandboxes of now."""
         await asyncio.to_thread(self._set_aside)
         while self._reserve:
             try:
-                nap = await self._look()
+                nap = await self._look(live)
             except OSError as error:
                 _log.error("disk.not_watched", error=str(error))
                 nap = _CALM_NAP_S
             await asyncio.sleep(nap)
 
-    async def _look(self) -> float:
+    async def _look(self, sandboxes: Callable[[], Mapping[str, SandboxHandle]]) -> float:
         free = self._free()
         calm = free > _CALM * self._reserve
         self._round += 1
@@ -106,7 +105,7 @@ class DiskSpace:
             return _CALM_NAP_S
         if free < _SPARE_BYTES // 4:
             await asyncio.to_thread(self._give_up_spare)
-        live = dict(self._live())
+        live = dict(sandboxes())
         found = {name: await handle.disk_use() for name, handle in live.items()}
         uses = {name: use for name, use in found.items() if use is not None}
         decision = decide(free, self._reserve, uses, self._before, self._frozen)
