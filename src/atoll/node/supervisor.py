@@ -1,8 +1,8 @@
 """The node: runs sandboxes on this machine. Implements NodeClient (for control) and RouteTable (for the edge).
 
 Owns the node's lifetime and the order of a create and a kill; the parts that it is made of own the rest (see `tiers`,
-`templates`, `directories`, `disk_space`, `egress`, `live`, `takeover`, `reports`). Does not know who a sandbox belongs to, when it
-should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
+`templates`, `directories`, `disk_space`, `egress`, `live`, `takeover`, `reports`). Does not know who a sandbox belongs
+to, when it should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
 """
 
 from __future__ import annotations
