@@ -47,12 +47,13 @@ _GVISOR = (("gvisor", "its processes are the Sentry's: the host sees none of the
 
 
 def _check(
-    name: str, goal: str, differs: Callable[[Scene, int], str | None], user: str = "root", before: str = ""
+    name: str, goal: str, differs: Callable[[Scene, int], str | None], user: str = "root", path: str = ""
 ) -> Attempt:
-    """`differs(scene, pid)` says how process `pid` is not as expected, once it has done what stands in `before`."""
+    """`differs(scene, pid)` says how process `pid`, that of a program which only waits if none is named, is not as
+    expected."""
 
     def judge(scene: Scene) -> str | None:
-        if (scene.sandbox is not None or before) and "HOLDING" not in scene.output:
+        if (scene.sandbox is not None or path) and "HOLDING" not in scene.output:
             return None  # an interpreter that still starts has its modules open
         for pid in scene.pids():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -67,7 +68,7 @@ def _check(
             return "the process was never seen by the host"
         return None
 
-    program = Program(before + "hold(seconds=8)", user)
+    program = Program(f"posture/{path or 'hold'}", user)
     return Attempt(name, Family.POSTURE, goal, program, judge, Control(), _GVISOR)
 
 
@@ -188,14 +189,6 @@ def _core(scene: Scene, pid: int) -> str | None:
     return None if limit is not None and limit.groups() == ("1", "1") else "core dumps are on"
 
 
-_LOWER_CORE_LIMIT = """
-attempt(resource.setrlimit, resource.RLIMIT_CORE, (0, 0))
-attempt(resource.prlimit, 0, resource.RLIMIT_CORE, (0, 0))
-attempt(call, "prlimit64", 0, resource.RLIMIT_CORE, struct.pack("QQ", 0, 0), None)
-subprocess.run(["sh", "-c", f"ulimit -c 0; prlimit --core=0:0 --pid {os.getpid()}"], stderr=subprocess.DEVNULL)
-"""
-
-
 def _devices(scene: Scene, pid: int) -> str | None:
     found = set(os.listdir(f"/proc/{pid}/root/dev"))
     return None if found == DEVICES else f"/dev differs by {sorted(found ^ DEVICES)}"
@@ -264,7 +257,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _check("network-devices", "find a network device", _network),
     _check("limits", "run outside the sandbox's limits", _group, "user"),
     _check("core-dumps", "have the host handle a crash", _core, "user"),
-    _check("core-limit", "let a crash feed a program of the host", _core, "user", _LOWER_CORE_LIMIT),
+    _check("core-limit", "let a crash feed a program of the host", _core, "user", "lower_core_limit"),
     _check("devices", "find a device that is not on the list", _devices),
     _check("shown-machine", "see the machine's memory, or write what is shown instead", _shown),
     _check("sysfs", "see the host's hardware", _sys),
