@@ -12,7 +12,7 @@ from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
 from atoll.model.sandbox import SANDBOX_ID, Limits, SandboxState
-from atoll.wire.rest.bodies import NewSandboxV2
+from atoll.wire.rest.sandboxes import NewSandboxV2
 
 
 def _order(**fields) -> CreateOrder:
