@@ -82,6 +82,10 @@ class LiveSandboxes:
             raise SandboxGone(sandbox_id, "it is paused" if live.driver.paused else "it is still being made")
         return live.handle
 
+    def handles(self) -> dict[str, SandboxHandle]:
+        """Of those that run, by their ids."""
+        return {name: live.handle for name, live in self if live.handle is not None}
+
     def begin(
         self, making: Making, life: Callable[[SandboxDriver], Coroutine[None, None, Ended | None]]
     ) -> LiveSandbox:

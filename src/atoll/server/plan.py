@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
 from atoll.control.store import default_url
+from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
 
 _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
@@ -29,6 +30,7 @@ class Plan:
     sock: socket.socket
     tls: TlsDomain | None
     user: int | None
+    capacity: Capacity
 
     @property
     def domain(self) -> str:

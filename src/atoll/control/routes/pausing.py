@@ -9,7 +9,7 @@ from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_c
 from atoll.control.sandboxes.pausing import Connected
 from atoll.control.services import Services
 from atoll.model.sandbox import PauseMode
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import sandboxes as rest
 
 router = APIRouter(tags=["sandboxes"])
 

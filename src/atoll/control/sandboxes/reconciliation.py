@@ -21,7 +21,7 @@ from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason, SandboxRecord, SandboxState
+from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient, NodePause, NodeSandbox
 
 _log = structlog.get_logger("atoll.control")
@@ -118,7 +118,8 @@ class Reconciliation:
                 await kill(self._nodes[node_id], sandbox_id, reason, self._clock)
             except PlatformError:
                 # A start does not fail for one sandbox that will not end.
-                self._quota.take(sandbox_id, record.team_id if record else "", node_id, beyond_quota=True)
+                team, limits = (record.team_id, record.limits) if record else ("", Limits())
+                self._quota.take(sandbox_id, team, node_id, limits, beyond_quota=True)
                 self._ending.finish_later(sandbox_id, reason)
                 return
         if record is None:
@@ -134,7 +135,7 @@ class Reconciliation:
                 await self._store.set_state(sandbox_id, verdict.state)
         if verdict.state not in VISIBLE:
             return
-        self._quota.take(sandbox_id, record.team_id, record.node_id, beyond_quota=True)
+        self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if verdict.state is SandboxState.RUNNING:
             self._expiry.set(sandbox_id, record.end_at)
         elif verdict.state is SandboxState.PAUSED and one is not None and one.paused is not None:
