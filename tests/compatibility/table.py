@@ -34,7 +34,6 @@ DOCUMENT = TESTS.parent / "docs" / "compatibility.md"
 METHODS, DIFFERENCES = "methods", "tiers"
 """The parts of the document that are written here, each between two comments."""
 
-PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
 BUILDS = "template builds come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
@@ -42,13 +41,11 @@ SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
 MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
-    (r"Sandbox\.(beta_?)?pause|Sandbox\.betaPause", PAUSE),
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
     (r"Secret\..*", SECRETS),
-    (r"e2b sandbox (pause|resume)", PAUSE),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
     (r"e2b template .*", BUILDS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),

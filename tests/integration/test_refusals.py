@@ -6,35 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, Template, Volume
+from e2b import Sandbox, SandboxNotFoundException, Template, Volume
 from e2b.exceptions import NotFoundException
-from e2b_code_interpreter import Sandbox as Interpreter
 
 from support.tiers import one_tier
 
 pytestmark = one_tier("refused by the control plane before a tier hears of it")
-
-PAUSES: list[dict[str, Any]] = [
-    {"on_timeout": "pause"},
-    {"on_timeout": "pause", "auto_resume": True},
-    {"on_timeout": {"action": "pause", "mode": "filesystem"}},
-]
-
-
-@pytest.mark.usefixtures("server")
-@pytest.mark.parametrize("lifecycle", PAUSES)
-@pytest.mark.parametrize("kind", [Sandbox, Interpreter])
-def test_a_pause_at_the_timeout_is_refused_before_anything_is_made(kind: Any, lifecycle: dict[str, Any]) -> None:
-    before = Sandbox.list().next_items()
-    with pytest.raises(SandboxException, match=r'400: pausing .* not supported .* on_timeout="kill"'):
-        kind.create(lifecycle=lifecycle)
-    assert {one.sandbox_id for one in Sandbox.list().next_items()} <= {one.sandbox_id for one in before}
-
-
-@pytest.mark.usefixtures("server")
-async def test_the_asynchronous_sdk_shows_it_too() -> None:
-    with pytest.raises(SandboxException, match='on_timeout="kill"'):
-        await AsyncSandbox.create(lifecycle={"on_timeout": "pause"})
 
 
 def _build(_: Sandbox) -> None:
@@ -42,9 +19,6 @@ def _build(_: Sandbox) -> None:
 
 
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
-    ("pausing sandboxes", lambda sandbox: sandbox.pause()),
-    ("pausing sandboxes", lambda sandbox: Sandbox.pause(sandbox.sandbox_id)),
-    ("pausing sandboxes", lambda sandbox: sandbox.beta_pause()),
     ("snapshots", lambda sandbox: sandbox.create_snapshot()),
     ("forking sandboxes", lambda sandbox: sandbox.fork()),
     ("volumes", lambda _: Volume.create("mine")),

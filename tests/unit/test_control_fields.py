@@ -57,15 +57,16 @@ class Made:
 Check = Callable[[Made], bool]
 
 PAUSE = {"autoPause": True, "autoPauseMemory": False, "autoResume": {"enabled": True}}
+WAKING = {"autoPause": True, "autoResume": {"enabled": True}}
 RULES = {"api.test": [{"transform": {"headers": {"X-Key": "v"}}}]}
 DENIED = {"denyOut": ["0.0.0.0/0"]}
 
 CREATE: dict[str, tuple[Json, Check | str]] = {
     "template_id": ({"templateID": "team/other"}, lambda made: made.detail["templateID"] == "tid1"),
     "timeout": ({"timeout": 77}, lambda made: made.lifetime_s == 77),
-    "auto_pause": ({"autoPause": True}, 'on_timeout="kill"'),
-    "auto_pause_memory": (PAUSE, 'on_timeout="kill"'),
-    "auto_resume": ({"autoResume": {"enabled": True}}, "autoResume"),
+    "auto_pause": ({"autoPause": True}, lambda made: made.detail["lifecycle"]["onTimeout"] == "pause"),
+    "auto_pause_memory": (PAUSE, "autoResume wakes a sandbox that was paused with its memory"),
+    "auto_resume": (WAKING, lambda made: made.detail["lifecycle"]["autoResume"]),
     "secure": ({"secure": True}, lambda made: bool(made.answer["envdAccessToken"])),
     "allow_internet_access": ({"allow_internet_access": False}, lambda made: not made.detail["allowInternetAccess"]),
     "network": ({"network": {}}, lambda made: made.detail["network"] == {"allowPublicTraffic": True}),
@@ -98,7 +99,7 @@ NEWER: list[Json] = [
 """What this server does not know of: half a policy would be a hole in it."""
 
 OLDER: list[tuple[str, str, Json, str]] = [
-    ("POST", "/sandboxes/{id}/resume", {"timeout": 10, "autoPause": True}, 'on_timeout="kill"'),
+    ("POST", "/v2/sandboxes", {"templateID": "base", "autoResume": {"enabled": True}}, "autoResume wakes"),
     ("PUT", "/sandboxes/{id}/network", {"allowPublicTraffic": False}, "allowPublicTraffic cannot be changed"),
     ("PUT", "/sandboxes/{id}/network", {"maskRequestHost": "x"}, "maskRequestHost cannot be changed"),
     ("PUT", "/sandboxes/{id}/network", {"egressProxy": {"address": "a:1"}}, "egressProxy"),
@@ -113,7 +114,6 @@ OLDER: list[tuple[str, str, Json, str]] = [
 """Further spellings, and values beyond what can be kept."""
 
 WHOLLY_REFUSED: dict[str, tuple[str, str, str]] = {
-    "SandboxPauseRequest": ("POST", "/sandboxes/{id}/pause", "pausing sandboxes: not supported by this server yet"),
     "SandboxForkRequest": ("POST", "/sandboxes/{id}/fork", "forking sandboxes: not supported"),
     "SandboxSnapshotRequest": ("POST", "/sandboxes/{id}/snapshots", "snapshots: not supported"),
     "TemplateBuildRequestV3": ("POST", "/v3/templates", "template builds: not supported"),
@@ -145,7 +145,8 @@ def fields_of(model: str) -> set[str]:
         ("SandboxIam", {"tokens"}),
         ("ConnectSandbox", {"timeout", "memory"}),  # `memory`: how a paused one comes back
         ("ConnectSandboxV2", {"timeout", "memory"}),
-        ("ResumedSandbox", {"timeout", "auto_pause", "memory"}),  # what runs cannot be resumed: 409
+        ("ResumedSandbox", {"timeout", "auto_pause", "memory"}),
+        ("SandboxPauseRequest", {"memory", "require_healthy_guest"}),
         ("SandboxTimeoutRequest", {"timeout"}),
         ("SandboxRefreshRequest", {"duration"}),
     ],
@@ -157,6 +158,7 @@ def test_no_field_of_the_sdk_is_undecided(model: str, decided: set[str]) -> None
 def test_every_request_that_the_sdk_has_a_model_of_is_decided() -> None:
     requests = {name for name in dir(models) if name.startswith(("New", "Connect")) or name.endswith(("Request", "V3"))}
     decided = {"NewSandbox", "NewSandboxV2", "ConnectSandbox", "ConnectSandboxV2", "SandboxTimeoutRequest"}
+    decided |= {"SandboxPauseRequest"}
     assert requests - set(WHOLLY_REFUSED) - decided - {"SandboxRefreshRequest"} == {"TemplateRequestResponseV3"}
 
 

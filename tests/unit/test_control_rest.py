@@ -344,7 +344,7 @@ async def test_metrics_are_one_reading_of_now(world: World) -> None:
     _error(await world.client.get(f"/sandboxes/{sandbox_id}/metrics?start=-1"), 400)
 
 
-async def test_there_are_no_snapshots_and_no_paused_sandboxes(world: World) -> None:
+async def test_there_are_no_snapshots_and_what_runs_is_not_resumed(world: World) -> None:
     sandbox_id = await world.create()
     _error(await world.client.post(f"/sandboxes/{sandbox_id}/resume", json={}), 409)
     assert (await world.client.get("/snapshots")).json() == []

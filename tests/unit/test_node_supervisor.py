@@ -17,9 +17,17 @@ import pytest
 from atoll.isolation import directory
 from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, SandboxHandle, Verdict
 from atoll.isolation.directory import Recorded
-from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, SandboxGone, TemplateNotFound
+from atoll.model.errors import (
+    BackendUnavailable,
+    Conflict,
+    CreateFailed,
+    MemoryLost,
+    PlatformError,
+    SandboxGone,
+    TemplateNotFound,
+)
 from atoll.model.network import NetworkPolicy
-from atoll.model.sandbox import ENVD_PORT, EndReason, SandboxPaths, SandboxSpec, SandboxState
+from atoll.model.sandbox import ENVD_PORT, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxState
 from atoll.model.template import Template
 from atoll.node.adoption import Fate, fate
 from atoll.node.backends import automatic_order, choose_backend
@@ -373,7 +381,7 @@ def test_a_directory_that_was_never_finished_is_discarded_and_a_newer_one_is_lef
 @pytest.mark.parametrize("state", SandboxState)
 def test_only_what_was_told_of_is_kept(state: SandboxState) -> None:
     told_of = {SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING}
-    assert (fate(_found(state)) in (Fate.ADOPT, Fate.LEAVE)) == (state in told_of)
+    assert (fate(_found(state)) in (Fate.ADOPT, Fate.KEEP, Fate.SETTLE)) == (state in told_of)
 
 
 @pytest.mark.parametrize("state", [SandboxState.CREATING, SandboxState.KILLING])
@@ -390,16 +398,51 @@ async def test_what_was_half_made_or_to_be_ended_is_ended_at_the_next_start(
         assert not _is_alive(pid)
 
 
-async def test_a_paused_sandbox_has_its_place_over_a_restart(tmp_path: Path) -> None:
+async def test_a_paused_sandbox_is_resumed_by_another_server(tmp_path: Path) -> None:
+    async with supervisor(tmp_path, keep=True) as node:
+        await node.create(_request())
+        kept = await node.pause("i0001", PauseMode.FILESYSTEM, True)
+        assert (kept.mode, kept.guest_answered, kept.holds_memory) == (PauseMode.FILESYSTEM, True, False)
+        with pytest.raises(Conflict):
+            await node.pause("i0001", PauseMode.FILESYSTEM, True)
+        with pytest.raises(SandboxGone):
+            await node.stats("i0001")
+    async with supervisor(tmp_path) as node:
+        assert (node.start_report.adopted, node.start_report.removed) == (1, 0)
+        assert [one.paused for one in await node.sandboxes()] == [kept]
+        assert node.find("i0001") is None
+        with pytest.raises(MemoryLost):
+            await node.resume("i0001", PauseMode.MEMORY)
+        await node.resume("i0001", PauseMode.FILESYSTEM)
+        with pytest.raises(Conflict):
+            await node.resume("i0001", PauseMode.FILESYSTEM)
+        assert node.find("i0001") is not None
+        assert [one.paused for one in await node.sandboxes()] == [None]
+        await node.pause("i0001", PauseMode.FILESYSTEM, True)
+        assert await node.kill("i0001", EndReason.KILLED)
+        assert await node.sandboxes() == []
+
+
+@pytest.mark.parametrize("state", [SandboxState.PAUSING, SandboxState.RESUMING])
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_pause_or_resume_that_was_cut_off_leaves_a_sandbox_that_can_be_used(
+    tmp_path: Path, state: SandboxState, lives: bool
+) -> None:
+    """It runs if its guest does; else what it wrote is there."""
+    place = tmp_path / "sandboxes" / "i0001"
     async with supervisor(tmp_path, keep=True) as node:
         await node.create(_request())
         handle = _handle(node)
-    await handle.kill()
-    directory.move(tmp_path / "sandboxes" / "i0001", SandboxState.PAUSED)
+        directory.begin_pause(place, PauseMode.FILESYSTEM)
+        directory.move(place, state)
+    if not lives:
+        await handle.kill()
     async with supervisor(tmp_path) as node:
-        assert (node.start_report.adopted, node.start_report.removed) == (0, 0)
-        assert await node.sandboxes() == []
-    assert isinstance(directory.read(tmp_path / "sandboxes" / "i0001"), Recorded)
+        (found,) = await node.sandboxes()
+        assert (found.paused is None) == lives
+        if not lives:
+            await node.resume("i0001", PauseMode.FILESYSTEM)
+        assert node.find("i0001") is not None
 
 
 async def test_a_sandbox_of_a_newer_version_is_left_alone_as_it_is(tmp_path: Path) -> None:
