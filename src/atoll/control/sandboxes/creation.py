@@ -23,7 +23,7 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order
+from atoll.control.sandboxes.orders import NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder, Policy, check_order
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.store import Idempotency, Store
@@ -214,4 +214,5 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=record.network,
+        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )

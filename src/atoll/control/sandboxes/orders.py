@@ -13,7 +13,10 @@ from atoll.model.sandbox import Limits
 TIER_KEY = "atoll.tier"
 """Metadata by which a create call asks for an isolation tier."""
 
-OWN_KEYS = frozenset({TIER_KEY, *KEYS, "atoll.sid"})
+NO_NEW_PRIVILEGES_KEY = "atoll.no_new_privileges"
+"""Metadata by which a create call gives up `sudo` and every other way to more rights ("true")."""
+
+OWN_KEYS = frozenset({TIER_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
@@ -68,6 +71,10 @@ def check_order(order: CreateOrder, policy: Policy) -> None:
     if unknown:
         raise InvalidRequest(
             f"metadata: {unknown[0][:100]!r} means nothing to Atoll", hint=f"it knows {', '.join(sorted(OWN_KEYS))}"
+        )
+    if order.metadata.get(NO_NEW_PRIVILEGES_KEY, "true") != "true":
+        raise InvalidRequest(
+            f"metadata {NO_NEW_PRIVILEGES_KEY}: only 'true' means something", hint="leave it out for the template's own"
         )
     _check_texts("envVars", order.env_vars, MAX_ENV_BYTES)
     for name in order.env_vars:

@@ -328,6 +328,10 @@ class SandboxInit:
         self._step = "capabilities"
         caps.limit_own(posture.KEPT_CAPABILITIES)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        if spec.no_new_privileges:
+            self._step = "no new privileges"
+            for run in (self._starter.run, lambda work: work()):  # it belongs to a thread, and what that starts
+                run(lambda: syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1))
 
     @staticmethod
     def _mount_shared_memory(stage: int, memory_mib: int) -> None:
