@@ -43,7 +43,7 @@ CGROUPS = "/sys/fs/cgroup"
 _MNT_DETACH = 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _CONFIG_MAX = 32 << 20
-_OPEN_FILES = (65536, 1048576)
+_OPEN_FILES = (65536, 65536)
 
 BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 """Held until `finish` is done: unmounting, naming the host, raising limits."""

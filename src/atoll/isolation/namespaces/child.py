@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.net import netlink
+from atoll.isolation.linux.net import netlink, nft
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
@@ -254,6 +254,8 @@ class SandboxInit:
             group_range = os.open("sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
             with os.fdopen(group_range, "wb", buffering=0) as setting:
                 setting.write(b"0 65535")
+        with contextlib.suppress(OSError):  # a kernel without connection tracking
+            nft.forget_soon(os.open("sys/net/netfilter", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc))
         for name in posture.MASKED_PROC_FILES:
             if _exists(proc, name):
                 mounts.attach_and_close(mounts.clone("dev/null", directory=stage), proc, name)
