@@ -233,6 +233,8 @@ class NamespacesBackend(IsolationBackend):
                 raise BackendUnavailable("the namespaces tier is closed")
             if self._zygote is not None and self._zygote.lost.is_set():
                 await self._zygote.aclose()
+                if self._stock is not None:
+                    await asyncio.to_thread(self._stock.remove_unused, self._zygote.name)
                 self._clearing.append(asyncio.create_task(self._clear_up_after(self._zygote.name)))
                 self._zygote = None
             if self._zygote is None:
