@@ -2,9 +2,8 @@
 
     make(size) ──thread──► empty file system of that size (mkfs, once) ──thread──► image + mount ──line──► the zygote
 
-A size that is new waits for its mkfs: disks of known sizes are made by another thread meanwhile, and the time that mkfs
-takes grows with the size, so what is larger than usual has a thread of its own. More would only make the host's disk
-seek.
+A size that is new waits for its mkfs (`linux.disk.formats`): disks of known sizes are made by this thread meanwhile.
+One thread: more would only make the host's disk seek.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from atoll.isolation.linux.disk.image import Disk, Piece, Templates, make_disk
+from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.image import Disk, make_disk
 from atoll.isolation.namespaces.zygote_client import ZygoteClient
-from atoll.model.sandbox import Limits
 
 
 class DiskStock:
@@ -26,13 +24,9 @@ class DiskStock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._templates = Templates()
+        self._formats = Formats()
         self._mounting = ThreadPoolExecutor(1, "atoll-disks")
-        self._formatting = ThreadPoolExecutor(1, "atoll-mkfs")
-        self._formatting_large = ThreadPoolExecutor(1, "atoll-mkfs-large")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._formats: dict[int, asyncio.Future[Sequence[Piece]]] = {}
-        """Those under way, by size."""
         self.remove_unused()
 
     def make(self, size_mib: int, zygote: ZygoteClient) -> None:
@@ -44,8 +38,7 @@ class DiskStock:
     async def _make_one(self, size_mib: int, zygote: ZygoteClient) -> None:
         image = self._directory / f"{zygote.name}-{secrets.token_hex(6)}.img"
         try:
-            if (pieces := self._templates.known(size_mib)) is None:
-                pieces = await asyncio.shield(self._format(size_mib))
+            pieces = await self._formats.pieces(size_mib)
             making = asyncio.get_running_loop().run_in_executor(self._mounting, make_disk, image, size_mib, pieces)
             try:
                 disk = await asyncio.shield(making)
@@ -56,17 +49,6 @@ class DiskStock:
             zygote.refuse_disk(size_mib, f"a disk of {size_mib} MiB cannot be made: {error}")
             return
         zygote.stock(disk)
-
-    def _format(self, size_mib: int) -> asyncio.Future[Sequence[Piece]]:
-        """Its empty file system, made once however many want it."""
-        if (under_way := self._formats.get(size_mib)) is not None:
-            return under_way
-        loop = asyncio.get_running_loop()
-        thread = self._formatting if size_mib <= Limits().disk_mib else self._formatting_large
-        made = loop.run_in_executor(thread, self._templates.pieces, size_mib)
-        self._formats[size_mib] = made
-        made.add_done_callback(lambda _: self._formats.pop(size_mib))
-        return made
 
     def remove_unused(self, zygote_name: str = "") -> None:
         """The images that a zygote had when it was lost; by default those of every earlier one. Blocks briefly."""
@@ -79,8 +61,8 @@ class DiskStock:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for thread in (self._mounting, self._formatting, self._formatting_large):
-            await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=thread is not self._mounting)
+        await asyncio.to_thread(self._mounting.shutdown, wait=True)
+        await self._formats.aclose()
 
 
 def _discard(made: asyncio.Future[Disk]) -> None:
