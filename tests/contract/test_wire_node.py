@@ -23,8 +23,8 @@ from atoll.model.logs import LogEntry
 from atoll.model.sandbox import ENVD_PORT, EndReason, Limits, OomKill, SandboxSpec
 from atoll.node.supervisor import Supervisor
 from atoll.tls import Authority
+from atoll.wire.channel import MAX_MESSAGE, Channel, ChannelClosed, PacketChannel
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import MAX_MESSAGE, Channel, ChannelClosed, PacketChannel
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import TlsNode, listening_tls, listening_unix, mutual_tls, unix
@@ -87,7 +87,7 @@ async def _reach(
         await stack.enter_async_context(listening_unix(place / "node.sock", server, {os.getuid()}))
         connect, dial = unix(place / "node.sock"), None
     else:
-        authority = Authority(place / "tls", "nodes")
+        authority = Authority.kept_in(place / "tls", "nodes")
         pem = _certificate(authority, place / "peer.pem", "localhost")
         ca = place / "ca.pem"
         ca.write_text(authority.pem)
@@ -370,7 +370,7 @@ async def test_only_the_users_that_were_named_may_speak(tmp_path: Path, user: in
 async def test_a_peer_without_a_certificate_of_the_authority_is_not_heard(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         agent = await stack.enter_async_context(supervisor(tmp_path / "data"))
-        ours, others = Authority(tmp_path / "ours", "nodes"), Authority(tmp_path / "others", "nodes")
+        ours, others = Authority.kept_in(tmp_path / "ours", "nodes"), Authority.kept_in(tmp_path / "others", "nodes")
         pem, foreign = (
             _certificate(ours, tmp_path / "a", "localhost"),
             _certificate(others, tmp_path / "b", "localhost"),

@@ -17,8 +17,8 @@ import ctypes, json, os, socket, subprocess, sys
 from pathlib import Path
 place, confined, victim = Path(sys.argv[1]), sys.argv[2] == "yes", int(sys.argv[3])
 if confined:
-    from atoll.server.rights import Rights, give_up, unused_user
-    give_up(Rights(unused_user(), writable=(place / "own",), readable=(place / "shown",)), place / "scratch")
+    from atoll.server.rights import Rights, give_up, unused_users
+    give_up(Rights(unused_users(1)[0], writable=(place / "own",), readable=(place / "shown",)), place / "scratch")
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):
@@ -72,11 +72,11 @@ _NO_CONTROL = {"become root again", "make its memory unbounded"}
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    from atoll.server.rights import unused_user
+    from atoll.server.rights import unused_users
 
     for name in ("own", "shown", "scratch"):
         (tmp_path / name).mkdir()
-    os.chown(tmp_path / "own", unused_user(), unused_user())
+    os.chown(tmp_path / "own", unused_users(1)[0], unused_users(1)[0])
     (tmp_path / "shown").chmod(0o777)  # so that nothing but the mount keeps it from writing
     (tmp_path / "secret").write_text("canary")
     (tmp_path / "secret").chmod(0o644)

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -44,7 +44,7 @@ class EgressContext:
 
     ground: Callable[[], ForbiddenNetworks]
     budget: Budget
-    tls: Interception | None = None
+    tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
     clock: Callable[[], float] = time.monotonic
 

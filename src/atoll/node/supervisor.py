@@ -23,11 +23,6 @@ from typing import Self
 
 import structlog
 
-from atoll.egress.budget import Budget
-from atoll.egress.forbidden import HostNetworks
-from atoll.egress.gateway import EgressContext
-from atoll.egress.intercept import Interception, tell_guest_to_trust
-from atoll.egress.registry import EgressRegistry
 from atoll.images.builds import TemplateBuilds
 from atoll.images.lookup import Templates
 from atoll.isolation import directory, registry
@@ -45,18 +40,18 @@ from atoll.model.errors import (
     TemplateNotFound,
 )
 from atoll.model.logs import LogEntry
-from atoll.model.network import Network, NetworkConnection, NetworkPolicy
+from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, OomKill, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.adoption import Fate, fate, look
 from atoll.node.backends import ChosenBackend, Load, choose_backend, may_be_asked_for, start_backend
 from atoll.node.driver import Ended, SandboxDriver
+from atoll.node.egress import EgressGateway, NoGateway, trust
 from atoll.node.log_tail import LogTail
 from atoll.node.oom import oom_note
 from atoll.node.ready import ReadyDirectories
 from atoll.node.trash import Trash
-from atoll.tls import Authority
 
 _log = structlog.get_logger("atoll.node")
 
@@ -106,8 +101,7 @@ class Supervisor:
         isolation: the name of a tier, or `auto`.
         node_id: stable over restarts.
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
-        egress_allow_private: private networks that sandboxes may reach.
-        name_servers: whom sandboxes' DNS questions are put to; None: the host's own.
+        egress: the way out of sandboxes; None: there is none.
         load_backend: how a tier's factory is found by its name.
         common: what every tier is told (its `run_dir` is set here).
 
@@ -123,8 +117,7 @@ class Supervisor:
         isolation: str = "auto",
         node_id: str = "local",
         keep_sandboxes: bool = True,
-        egress_allow_private: tuple[Network, ...] = (),
-        name_servers: tuple[str, ...] | None = None,
+        egress: EgressGateway | None = None,
         load_backend: Load = registry.load,
         common: BackendConfig | None = None,
     ) -> None:
@@ -139,12 +132,7 @@ class Supervisor:
         self._run_dir = data_dir / "run"
         self._trash = Trash(data_dir / "trash")
         self._ready = ReadyDirectories(data_dir / "ready")
-        self._interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
-        self._egress = EgressRegistry(
-            EgressContext(
-                HostNetworks(egress_allow_private), Budget.of_this_process(), self._interception, name_servers
-            )
-        )
+        self._egress: EgressGateway = egress or NoGateway()
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
         self._backends: dict[str, IsolationBackend] = {}
@@ -375,17 +363,17 @@ class Supervisor:
         if not self._egress.has(sandbox_id):
             raise _no_way_out(handle.tier)
         if network.rules:
-            await tell_guest_to_trust(handle, self._interception.authority.pem)
+            await trust(handle, self._egress.certificate())
         try:
             directory.change_network(self._sandboxes_dir / sandbox_id, network)
         except OSError as error:
             raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
-        self._egress.update(sandbox_id, network)
+        await self._egress.update(sandbox_id, network)
 
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
         self._running(sandbox_id)
-        return self._egress.connections(sandbox_id)
+        return await self._egress.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""
@@ -456,7 +444,7 @@ class Supervisor:
 
     def _trusting(self, spec: SandboxSpec) -> SandboxSpec:
         """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
+        return replace(spec, ca_certificate=self._egress.certificate()) if spec.network.rules else spec
 
     def _running(self, sandbox_id: str) -> _Live:
         live = self._live.get(sandbox_id)

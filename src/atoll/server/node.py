@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,18 +12,23 @@ from atoll.config import Settings
 from atoll.images.builds import TemplateBuilds, program
 from atoll.images.store import TemplateStore
 from atoll.isolation.base import BackendConfig
-from atoll.model.errors import InvalidRequest
-from atoll.model.network import Network, is_address, split_targets
 from atoll.node.supervisor import Supervisor
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
+from atoll.tls import Authority
+from atoll.wire.egress.client import RemoteGateway
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_unix
+from atoll.wire.unix import connect
 
 
 async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> None:
-    """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), InvalidRequest, OSError."""
-    async with _node(plan.settings) as agent:
+    """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), OSError."""
+    gateway = RemoteGateway(
+        functools.partial(connect, plan.gateway_socket),
+        lambda: Authority.kept_in(plan.settings.data_dir / "tls", "egress"),
+    )
+    async with _node(plan.settings, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
@@ -35,7 +41,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
 
 
 @asynccontextmanager
-async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
+async def _node(settings: Settings, gateway: RemoteGateway) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
@@ -45,21 +51,10 @@ async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
             builds=builds,
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
-            egress_allow_private=_private_networks(settings),
-            name_servers=settings.name_servers or None,
+            egress=gateway,
             common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
         ) as agent,
     ):
         known = {template.template_id for template in templates.list_templates()}
         builds.prepare([name for name in settings.prepare_templates if name not in known])
         yield agent
-
-
-def _private_networks(settings: Settings) -> tuple[Network, ...]:
-    networks, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
-    if names:
-        raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
-    for server in settings.name_servers:
-        if not is_address(server):
-            raise InvalidRequest(f"ATOLL_NAME_SERVERS takes IP addresses, not {server!r}")
-    return networks

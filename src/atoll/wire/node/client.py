@@ -25,8 +25,8 @@ from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeClient, NodeEvents, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
+from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import Channel, ChannelClosed
 from atoll.wire.node.codec import error_from_json, operations
 
 Connect = Callable[[], Awaitable[Channel]]

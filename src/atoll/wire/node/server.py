@@ -19,8 +19,8 @@ from atoll.model.errors import AtollError, InvalidRequest, PlatformError, Sandbo
 from atoll.model.logs import LogEntry
 from atoll.model.sandbox import EndReason, OomKill
 from atoll.model.seams import NodeClient, NodeEvents, Route, RouteTable
+from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import Channel, ChannelClosed
 from atoll.wire.node.codec import error_to_json, operations
 
 _log = structlog.get_logger("atoll.node")
