@@ -13,12 +13,12 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from pydantic import ValidationError
 
-from atoll.isolation.base import EgressSockets, SandboxHandle
+from atoll.isolation.base import EgressSockets
 from atoll.model.errors import AtollError, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy, split_targets
 from atoll.tls import Authority
@@ -35,9 +35,19 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 _log = structlog.get_logger("atoll.node")
 
 
+class WayOut(Protocol):
+    """What is asked of a sandbox (`isolation.base.SandboxHandle`)."""
+
+    sandbox_id: str
+
+    async def egress_sockets(self) -> EgressSockets | None:
+        """See SandboxHandle. Raises SandboxGone, PlatformError."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Exit:
-    handle: SandboxHandle
+    handle: WayOut
     network: NetworkPolicy
     given_over: Channel | None = None
     """The connection over which the gateway has got it."""
@@ -169,7 +179,7 @@ class RemoteGateway:
         """Raises PlatformError."""
         return self._known_authority().pem
 
-    async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> bool:
+    async def attach(self, handle: WayOut, network: NetworkPolicy) -> bool:
         """Raises InvalidRequest (entries that were never checked), SandboxGone, PlatformError."""
         split_targets(network.allow_out, "allowOut")
         split_targets(network.deny_out, "denyOut")
