@@ -23,16 +23,19 @@ class EgressRegistry:
         self._context = context
         self._exits: dict[str, SandboxEgress] = {}
 
-    def attach(self, sandbox_id: str, sockets: EgressSockets, network: NetworkPolicy) -> None:
+    def attach(self, sandbox_id: str, sockets: EgressSockets | None, network: NetworkPolicy) -> None:
         """Takes over the sockets; whoever is attached keeps its own. Raises InvalidRequest: never checked entries."""
         policy = EgressPolicy.of(network)
         known = self._exits.get(sandbox_id)
-        if known is None:
+        if known is not None:
+            if sockets is not None:
+                sockets.connections.close()
+                sockets.questions.close()
+            known.replace_policy(policy)
+        elif sockets is not None:
             self._exits[sandbox_id] = SandboxEgress(sockets, policy, self._context)
-            return
-        for one in (sockets.connections, sockets.questions):
-            one.close()
-        known.replace_policy(policy)
+        else:
+            _log.warning("egress.no_sockets", sandbox_id=sandbox_id)
 
     async def detach(self, sandbox_id: str) -> None:
         """Cuts what is open. Idempotent; never raises but CancelledError."""
@@ -53,11 +56,13 @@ class EgressRegistry:
         """Detaches all; the sandboxes' own ends of it stay for the next gateway."""
         await self.keep_only(())
 
-    def update(self, sandbox_id: str, network: NetworkPolicy) -> None:
-        """At once. Raises InvalidRequest."""
+    def update(self, sandbox_id: str, network: NetworkPolicy) -> bool:
+        """At once. False: it is not attached. Raises InvalidRequest."""
         policy = EgressPolicy.of(network)
-        if (exit_ := self._exits.get(sandbox_id)) is not None:
+        exit_ = self._exits.get(sandbox_id)
+        if exit_ is not None:
             exit_.replace_policy(policy)
+        return exit_ is not None
 
     def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without a way out."""

@@ -1,7 +1,8 @@
 """How a node and the egress gateway speak: packets over a Unix socket (`wire.channel`), with a version.
 
     gateway → node   hello{version}                                    first, once per connection
-    node → gateway   attach{sandbox_id}, network (+two descriptors)    detach{sandbox_id}
+    node → gateway   attach{sandbox_id}, network (+two descriptors, or none: those that the gateway has)
+                     detach{sandbox_id}
                      authority{certificate, key}                       before the first policy that needs it
                      only[sandbox_id, …]                               what is not named is detached
                      id, update{sandbox_id}, network                   id, connections{sandbox_id}

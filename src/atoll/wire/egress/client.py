@@ -1,8 +1,8 @@
 """The node's side: the gateway as a process that may be killed, started again, or not answer for a while.
 
-`RemoteGateway` knows every sandbox's policy and where its sockets can be had, so it can give all of them to a gateway
-that was started again; meanwhile what comes out of sandboxes waits in the kernel's queues. Attaching and detaching
-never wait for the gateway: a sandbox is made and ended without it.
+`RemoteGateway` holds every sandbox's policy and sockets, so it can give all of them to a gateway that was started
+again; meanwhile what comes out of sandboxes waits in the kernel's queues. Attaching and detaching never wait for the
+gateway: a sandbox is made and ended without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from atoll.isolation.base import EgressSockets
-from atoll.model.errors import AtollError, PlatformError, SandboxGone
+from atoll.model.errors import PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy, split_targets
 from atoll.tls import Authority
 from atoll.wire.channel import Channel, ChannelClosed
@@ -47,8 +47,10 @@ class WayOut(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Exit:
-    handle: WayOut
+    sandbox_id: str
     network: NetworkPolicy
+    sockets: EgressSockets | None
+    """None: they cannot be fetched, but the gateway may have them from an earlier node."""
     given_over: Channel | None = None
     """The connection over which the gateway has got it."""
 
@@ -113,14 +115,11 @@ class RemoteGateway:
         self._channel = channel
         self._connected.set()
         for sandbox_id, exit_ in list(self._exits.items()):
-            if exit_.given_over is channel:
-                continue
             try:
-                sockets = await exit_.handle.egress_sockets()
-                if sockets is not None:
-                    await self._give_over(exit_, sockets)
-            except AtollError as error:  # it is ending
-                _log.info("egress.not_attached", sandbox_id=sandbox_id, reason=str(error))
+                if exit_.given_over is not channel:
+                    await self._give_over(exit_)
+            except PlatformError as error:
+                _log.error("egress.not_attached", sandbox_id=sandbox_id, error=str(error))
         await self._send(channel, {"only": list(self._exits)})
         _log.debug("gateway.connected", sandboxes=len(self._exits))
 
@@ -149,18 +148,17 @@ class RemoteGateway:
         except TimeoutError as error:
             raise ChannelClosed("the gateway takes nothing") from error
 
-    async def _give_over(self, exit_: _Exit, sockets: EgressSockets) -> None:
-        """If there is a gateway; the next one gets it otherwise. Takes over the sockets."""
-        channel, sandbox_id = self._channel, exit_.handle.sandbox_id
-        with contextlib.closing(sockets.connections), contextlib.closing(sockets.questions):
-            if channel is None or self._exits.get(sandbox_id) is not exit_:
-                return
-            exit_.given_over = channel
-            descriptors = (sockets.connections.fileno(), sockets.questions.fileno())
-            with contextlib.suppress(ChannelClosed):
-                await self._bring_authority(channel, exit_.network)
-                message = {"attach": sandbox_id, "network": exit_.network.as_json()}
-                await self._send(channel, message, descriptors)
+    async def _give_over(self, exit_: _Exit) -> None:
+        """If there is a gateway; the next one gets it otherwise. Raises PlatformError: there is no authority."""
+        channel, sandbox_id = self._channel, exit_.sandbox_id
+        if channel is None or self._exits.get(sandbox_id) is not exit_:
+            return
+        exit_.given_over = channel
+        with contextlib.suppress(ChannelClosed):
+            await self._bring_authority(channel, exit_.network)
+            sockets = exit_.sockets
+            descriptors = (sockets.connections.fileno(), sockets.questions.fileno()) if sockets is not None else ()
+            await self._send(channel, {"attach": sandbox_id, "network": exit_.network.as_json()}, descriptors)
 
     async def _bring_authority(self, channel: Channel, network: NetworkPolicy) -> None:
         if network.rules and self._trusted is not channel:
@@ -183,17 +181,26 @@ class RemoteGateway:
         """Raises InvalidRequest (entries that were never checked), SandboxGone, PlatformError."""
         split_targets(network.allow_out, "allowOut")
         split_targets(network.deny_out, "denyOut")
-        sockets = await handle.egress_sockets()
+        try:
+            sockets = await handle.egress_sockets()
+        except PlatformError:
+            self._exits[handle.sandbox_id] = _Exit(handle.sandbox_id, network, None)
+            raise
         if sockets is None:
             return False
-        exit_ = self._exits[handle.sandbox_id] = _Exit(handle, network)
-        await self._give_over(exit_, sockets)
+        exit_ = self._exits[handle.sandbox_id] = _Exit(handle.sandbox_id, network, sockets)
+        await self._give_over(exit_)
         return True
 
     async def detach(self, sandbox_id: str) -> None:
         """Cuts what is open. Idempotent; never raises but CancelledError."""
-        channel = self._channel
-        if self._exits.pop(sandbox_id, None) is not None and channel is not None:
+        channel, exit_ = self._channel, self._exits.pop(sandbox_id, None)
+        if exit_ is None:
+            return
+        if exit_.sockets is not None:
+            exit_.sockets.connections.close()
+            exit_.sockets.questions.close()
+        if channel is not None:
             with contextlib.suppress(ChannelClosed):
                 await self._send(channel, {"detach": sandbox_id})
 
@@ -207,7 +214,9 @@ class RemoteGateway:
         if exit_ is None:
             raise SandboxGone(sandbox_id)
         exit_.network = network
-        await self._ask({"update": sandbox_id, "network": network.as_json()}, network)
+        is_attached = await self._ask({"update": sandbox_id, "network": network.as_json()}, network)
+        if not is_attached and exit_.sockets is None:
+            raise PlatformError(f"the way out of sandbox {sandbox_id!r} was lost with the server that opened it")
 
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without a way out. Raises PlatformError: no gateway answers."""

@@ -25,7 +25,7 @@ _log = structlog.get_logger("atoll.gateway")
 class ServedGateway(Protocol):
     """What a gateway offers to its server."""
 
-    def attach(self, sandbox_id: str, sockets: EgressSockets, network: NetworkPolicy) -> None:
+    def attach(self, sandbox_id: str, sockets: EgressSockets | None, network: NetworkPolicy) -> None:
         """Takes over the sockets. One that is attached already keeps its own and gets the policy."""
         ...
 
@@ -37,8 +37,8 @@ class ServedGateway(Protocol):
         """Detaches all others."""
         ...
 
-    def update(self, sandbox_id: str, network: NetworkPolicy) -> None:
-        """At once. One that is not attached has nothing to update."""
+    def update(self, sandbox_id: str, network: NetworkPolicy) -> bool:
+        """At once. False: it is not attached, so there is nothing to update."""
         ...
 
     def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
@@ -88,8 +88,8 @@ class GatewayServer:
         elif "authority" in body:
             self._gateway.trust(str(body["authority"]["certificate"]), str(body["authority"]["key"]))
         elif "update" in body:
-            self._gateway.update(str(body["update"]), NetworkPolicy.from_json(body["network"]))
-            await channel.send({"id": body["id"], "ok": None})
+            is_attached = self._gateway.update(str(body["update"]), NetworkPolicy.from_json(body["network"]))
+            await channel.send({"id": body["id"], "ok": is_attached})
         elif "connections" in body:
             found = self._gateway.connections(str(body["connections"]))
             await channel.send({"id": body["id"], "ok": CONNECTIONS.dump_python(found, mode="json")})
@@ -99,9 +99,8 @@ class GatewayServer:
     def _attach(self, body: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         try:
-            connections, questions = sockets
-            network = NetworkPolicy.from_json(body["network"])
-            self._gateway.attach(str(body["attach"]), EgressSockets(connections, questions), network)
+            pair = EgressSockets(*sockets) if sockets else None
+            self._gateway.attach(str(body["attach"]), pair, NetworkPolicy.from_json(body["network"]))
         except BaseException:
             for one in sockets:
                 one.close()
