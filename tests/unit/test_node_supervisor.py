@@ -411,7 +411,11 @@ async def test_a_paused_sandbox_has_its_place_over_a_restart(tmp_path: Path) -> 
 async def test_a_sandbox_of_a_newer_version_is_left_alone_as_it_is(tmp_path: Path) -> None:
     place = tmp_path / "sandboxes" / "i0001"
     place.mkdir(parents=True)
-    newer = {directory.SPEC: '{"version": 3, "what": "is this"}', directory.STATE: '{"version": 3, "handle": {}}'}
+    version = directory.VERSION + 1
+    newer = {
+        directory.SPEC: f'{{"version": {version}, "what": "is this"}}',
+        directory.STATE: f'{{"version": {version}, "handle": {{}}}}',
+    }
     for name, text in newer.items():
         (place / name).write_text(text)
     async with supervisor(tmp_path) as node:
