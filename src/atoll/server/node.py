@@ -7,12 +7,21 @@ import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from atoll.config import Settings
 from atoll.images.builds import TemplateBuilds, program
+from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
+from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
+from atoll.node.backends import Load
+from atoll.node.directories import SandboxDirectories
+from atoll.node.egress import NodeEgress
+from atoll.node.gateway import EgressGateway, NoGateway
 from atoll.node.supervisor import Supervisor
+from atoll.node.templates import NodeTemplates
+from atoll.node.tiers import Tiers
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
@@ -40,18 +49,50 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
 
 
+def supervisor(
+    *,
+    data_dir: Path,
+    templates: Templates,
+    builds: TemplateBuilds | None = None,
+    isolation: str = "auto",
+    keep_sandboxes: bool = True,
+    gateway: EgressGateway | None = None,
+    load_backend: Load = registry.load,
+    common: BackendConfig | None = None,
+) -> Supervisor:
+    """The node with all its parts.
+
+    Args:
+        data_dir: below it `sandboxes/`, `ready/`, `trash/`, `run/` are made. One server at a time.
+        templates: what a create may name.
+        builds: makes built-in templates that are missing; None: nothing does.
+        isolation: the name of a tier, or `auto`.
+        keep_sandboxes: see Supervisor.
+        gateway: the way out of sandboxes; None: they reach nothing.
+        load_backend, common: see Tiers.
+    """
+    directories = SandboxDirectories(data_dir)
+    return Supervisor(
+        directories=directories,
+        tiers=Tiers(isolation, data_dir / "run", load_backend, common),
+        templates=NodeTemplates(templates, builds),
+        egress=NodeEgress(gateway or NoGateway(), directories),
+        keep_sandboxes=keep_sandboxes,
+    )
+
+
 @asynccontextmanager
-async def _node(settings: Settings, gateway: RemoteGateway) -> AsyncIterator[Supervisor]:
+async def _node(settings: Settings, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
-        Supervisor(
+        supervisor(
             data_dir=settings.data_dir,
             templates=templates,
             builds=builds,
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
-            egress=gateway,
+            gateway=gateway,
             common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
         ) as agent,
     ):
