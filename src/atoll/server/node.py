@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
             agent.subscribe(server)
             agent.subscribe_routes(server)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.drain)
             ready()
             async with Watchdog("node"):
                 await stop.wait()
@@ -55,6 +57,7 @@ def supervisor(
     templates: Templates,
     builds: TemplateBuilds | None = None,
     isolation: str = "auto",
+    node_id: str = "local",
     keep_sandboxes: bool = True,
     gateway: EgressGateway | None = None,
     load_backend: Load = registry.load,
@@ -67,7 +70,7 @@ def supervisor(
         templates: what a create may name.
         builds: makes built-in templates that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
-        keep_sandboxes: see Supervisor.
+        node_id, keep_sandboxes: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
         load_backend, common: see Tiers.
     """
@@ -77,6 +80,7 @@ def supervisor(
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
         egress=NodeEgress(gateway or NoGateway(), directories),
+        node_id=node_id,
         keep_sandboxes=keep_sandboxes,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,7 +17,8 @@ from atoll.control.access.auth import Caller
 from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
-from atoll.control.nodes.placement import NodeLoad, choose_node
+from atoll.control.nodes.placement import choose_node
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
@@ -44,7 +44,7 @@ class SandboxCreation:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         templates: TemplateService,
         policy: Policy,
         clock: Clock,
@@ -105,7 +105,8 @@ class SandboxCreation:
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         template = await self._templates.find(order.template)
-        node = self._nodes[choose_node(self._loads(template))]
+        loads = self._nodes.loads(self._templates.holders(template.template_id), self._quota.on_node)
+        node = self._nodes.client(choose_node(loads))
         record = self._new_record(caller, order, template, node.node_id)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id)
         making = self._background.begin(self._begin(record, order, template, node))
@@ -164,10 +165,6 @@ class SandboxCreation:
         await asyncio.wait([making])
         if making.exception() is None:
             await self._ending.abandon(sandbox_id)
-
-    def _loads(self, template: Template) -> list[NodeLoad]:
-        holders = self._templates.holders(template.template_id)
-        return [NodeLoad(one, one in holders, self._quota.on_node(one)) for one in self._nodes]
 
     def _new_record(self, caller: Caller, order: CreateOrder, template: Template, node_id: str) -> SandboxRecord:
         now = self._clock.now()
