@@ -65,7 +65,7 @@ def _check(name: str, goal: str, differs: Callable[[Scene, int], str | None], us
             return "the process was never seen by the host"
         return None
 
-    program = Program("hold(seconds=8)", user)
+    program = Program("posture/hold", user)
     return Attempt(name, Family.POSTURE, goal, program, judge, Control(), _GVISOR)
 
 

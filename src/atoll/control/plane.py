@@ -81,7 +81,7 @@ class ControlPlane:
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
-        quota = SandboxQuota(policy.max_sandboxes)
+        quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
         telemetry = SandboxTelemetry(

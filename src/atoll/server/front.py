@@ -12,7 +12,6 @@ from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
-from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
@@ -68,6 +67,8 @@ def _policy(plan: Plan) -> Policy:
         max_timeout_s=settings.max_timeout_s,
         max_sandboxes=settings.max_sandboxes,
         domain=plan.domain,
-        maximum=Maximum(settings.max_cpu, settings.max_memory_mib, settings.max_disk_mib, settings.max_pids),
+        maximum=plan.capacity.maximum,
+        team=plan.capacity.team,
+        node=plan.capacity.total,
         template_wait_s=settings.template_wait_s,
     )

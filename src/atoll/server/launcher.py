@@ -29,7 +29,9 @@ from atoll.cli.domain import open_domain
 from atoll.config import Settings
 from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
+from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
+from atoll.node.machine import machine_here
 from atoll.server.child import STOP_S, Child, Role
 from atoll.server.plan import Plan, check_database, control_dir, egress_socket, prepare_directories
 from atoll.server.rights import unused_users
@@ -78,8 +80,16 @@ def serve(settings: Settings, wires: Wires) -> None:
             sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
             egress = sockets.enter_context(contextlib.closing(unix.bind(egress_socket(settings.data_dir))))
             gc.freeze()  # what is loaded now stays, and is shared with every child
-            Launcher(Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress), wires).run()
+            capacity = _capacity(settings)
+            Launcher(Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity), wires).run()
     _log.info("stopped")
+
+
+def _capacity(settings: Settings) -> Capacity:
+    capacity = derive(machine_here(settings.data_dir), settings.sizes)
+    parts = {name: getattr(capacity, name).as_json() for name in ("maximum", "team", "total", "at_once")}
+    _log.info("capacity", disk_reserve_mib=capacity.disk_reserve_mib, **parts)
+    return capacity
 
 
 class Launcher:

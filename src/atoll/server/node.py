@@ -16,8 +16,10 @@ from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
+from atoll.model.capacity import Capacity
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
+from atoll.node.disk_space import DiskSpace
 from atoll.node.egress import NodeEgress
 from atoll.node.gateway import EgressGateway, NoGateway
 from atoll.node.supervisor import Supervisor
@@ -38,7 +40,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         functools.partial(connect, plan.gateway_socket),
         lambda: Authority.kept_in(plan.settings.data_dir / "tls", "egress"),
     )
-    async with _node(plan.settings, gateway) as agent, gateway.connected():
+    async with _node(plan.settings, plan.capacity, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
@@ -60,6 +62,7 @@ def supervisor(
     node_id: str = "local",
     keep_sandboxes: bool = True,
     gateway: EgressGateway | None = None,
+    disk_reserve: int = 0,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
 ) -> Supervisor:
@@ -72,6 +75,7 @@ def supervisor(
         isolation: the name of a tier, or `auto`.
         node_id, keep_sandboxes: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
+        disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         load_backend, common: see Tiers.
     """
     directories = SandboxDirectories(data_dir)
@@ -80,13 +84,14 @@ def supervisor(
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
         egress=NodeEgress(gateway or NoGateway(), directories),
+        disk=DiskSpace(data_dir, disk_reserve),
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
     )
 
 
 @asynccontextmanager
-async def _node(settings: Settings, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
+async def _node(settings: Settings, capacity: Capacity, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
@@ -97,7 +102,13 @@ async def _node(settings: Settings, gateway: EgressGateway) -> AsyncIterator[Sup
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
             gateway=gateway,
-            common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
+            disk_reserve=capacity.disk_reserve_mib << 20,
+            common=BackendConfig(
+                settings.data_dir / "run",
+                tools_dir=settings.tools_dir,
+                environ=dict(os.environ),
+                at_once=capacity.at_once,
+            ),
         ) as agent,
     ):
         known = {template.template_id for template in templates.list_templates()}

@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
 from atoll.control.store import default_url
+from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
 
 _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
@@ -32,6 +33,7 @@ class Plan:
     user: int | None
     gateway_user: int | None
     egress: socket.socket
+    capacity: Capacity
 
     @property
     def domain(self) -> str:

@@ -21,13 +21,17 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """What placement looks at. `sandboxes` run or are being made there; `load` is its load average per processor."""
+    """What placement looks at. `sandboxes` run or are being made there; `load` is its load average per processor.
+
+    `lacks`: why it has no room for the sandbox in question; "" when it has.
+    """
 
     node_id: str
     has_template: bool
     sandboxes: int
     state: NodeState = NodeState.READY
     load: float = 0.0
+    lacks: str = ""
 
 
 def choose_node(nodes: Sequence[NodeLoad]) -> str:
@@ -35,8 +39,11 @@ def choose_node(nodes: Sequence[NodeLoad]) -> str:
 
     A silent one, which would be waited for, only where no other can take it. Raises QuotaExceeded when none can.
     """
+    there = [node for node in nodes if node.has_template and node.state is not NodeState.DRAINING]
     for state in (NodeState.READY, NodeState.SILENT):
-        able = [node for node in nodes if node.state is state and node.has_template]
+        able = [node for node in there if node.state is state and not node.lacks]
         if able:
             return min(able, key=lambda node: (node.sandboxes, node.load)).node_id
+    if there:
+        raise QuotaExceeded(there[0].lacks, hint="kill some sandboxes, or try again later")
     raise QuotaExceeded("no node can take another sandbox with this template now", hint="try again later")

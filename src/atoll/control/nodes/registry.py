@@ -118,8 +118,12 @@ class NodeRegistry:
         heard = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
         return heard or registered
 
-    def loads(self, holders: Collection[str], held: Callable[[str], int]) -> list[NodeLoad]:
-        """`holders`: the nodes that have the template; `held`: how many sandboxes control knows on a node."""
+    def loads(
+        self, holders: Collection[str], held: Callable[[str], int], lacks: Callable[[str], str] = lambda _: ""
+    ) -> list[NodeLoad]:
+        """`holders`: the nodes that have the template; of a node, `held`: how many sandboxes control knows there,
+        `lacks`: why it has no room.
+        """
         return [
             NodeLoad(
                 node_id,
@@ -127,6 +131,7 @@ class NodeRegistry:
                 max(known.status.sandboxes, held(node_id)),
                 self.state(node_id),
                 known.status.load,
+                lacks(node_id),
             )
             for node_id, known in self._known.items()
             if known.client is not None

@@ -17,7 +17,7 @@ from atoll.control.access.auth import Caller
 from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
-from atoll.control.nodes.placement import choose_node
+from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
@@ -30,7 +30,7 @@ from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.errors import Conflict, CreateFailed
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason, SandboxRecord, SandboxSpec, SandboxState
+from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
@@ -105,10 +105,10 @@ class SandboxCreation:
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         template = await self._templates.find(order.template)
-        loads = self._nodes.loads(self._templates.holders(template.template_id), self._quota.on_node)
-        node = self._nodes.client(choose_node(loads))
-        record = self._new_record(caller, order, template, node.node_id)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id)
+        limits = limits_for(template.limits, order.metadata, self._policy.maximum)
+        node = self._nodes.client(choose_node(self._loads(template, limits)))
+        record = self._new_record(caller, order, template, node.node_id, limits)
+        self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node))
         try:
             return await asyncio.shield(making)
@@ -166,7 +166,13 @@ class SandboxCreation:
         if making.exception() is None:
             await self._ending.abandon(sandbox_id)
 
-    def _new_record(self, caller: Caller, order: CreateOrder, template: Template, node_id: str) -> SandboxRecord:
+    def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
+        holders, quota = self._templates.holders(template.template_id), self._quota
+        return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
+
+    def _new_record(
+        self, caller: Caller, order: CreateOrder, template: Template, node_id: str, limits: Limits
+    ) -> SandboxRecord:
         now = self._clock.now()
         return SandboxRecord(
             sandbox_id=new_sandbox_id(),
@@ -179,7 +185,7 @@ class SandboxCreation:
             state=SandboxState.CREATING,
             started_at=now,
             end_at=now + timedelta(seconds=order.timeout_s),
-            limits=limits_for(template.limits, order.metadata, self._policy.maximum),
+            limits=limits,
             metadata=order.metadata,
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,

@@ -21,7 +21,7 @@ from atoll.control.sandboxes.recovery import decide
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason, SandboxRecord, SandboxState
+from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient
 
 _UNFINISHED = [state for state in SandboxState if state is not SandboxState.ENDED]
@@ -75,7 +75,7 @@ class Reconciliation:
         """Only its node knows, and it does not answer: what it says when it is back settles it."""
         self._nodes.expect(record.node_id)
         self._put_off_until[record.node_id].add(record.sandbox_id)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id, beyond_quota=True)
+        self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if record.state is SandboxState.RUNNING:
             self._expiry.set(record.sandbox_id, record.end_at)
 
@@ -137,7 +137,8 @@ class Reconciliation:
                 await kill(self._nodes.client(node_id), sandbox_id, reason, self._clock)
             except PlatformError:
                 # A start does not fail for one sandbox that will not end.
-                self._quota.take(sandbox_id, record.team_id if record else "", node_id, beyond_quota=True)
+                team, limits = (record.team_id, record.limits) if record else ("", Limits())
+                self._quota.take(sandbox_id, team, node_id, limits, beyond_quota=True)
                 self._ending.finish_later(sandbox_id, reason)
                 return
         if record is None:
@@ -152,6 +153,6 @@ class Reconciliation:
             else:
                 await self._store.transition(sandbox_id, verdict.state)
         if verdict.state in VISIBLE:
-            self._quota.take(sandbox_id, record.team_id, record.node_id, beyond_quota=True)
+            self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if verdict.state is SandboxState.RUNNING:
             self._expiry.set(sandbox_id, record.end_at)
