@@ -47,10 +47,10 @@ class Rights:
     memory_mib: int = 2048
 
 
-def unused_user() -> int:
-    """A user id that belongs to nobody on this machine; the same one every time, unless somebody has taken it."""
+def unused_users(count: int) -> list[int]:
+    """User ids that belong to nobody on this machine; the same every time, unless somebody has taken one."""
     taken = {entry.pw_uid for entry in pwd.getpwall()}
-    return next(user for user in _USERS if user not in taken)
+    return [user for user in _USERS if user not in taken][:count]
 
 
 def end_with_parent(parent: int) -> None:
