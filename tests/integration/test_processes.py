@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import Sandbox
+from e2b.exceptions import RateLimitException
 from sdk_support import eventually
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only a server of root has rights to give up")
@@ -138,6 +139,27 @@ def _read(handle: Any, heard: list[str]) -> bool:
             heard.append(stdout or "")
             break
     return bool(heard)
+
+
+def test_a_node_that_drains_takes_nothing_new_until_it_is_started_again(start_server: Callable[..., Any]) -> None:
+    running = start_server()
+    options = {**_options(running), "retries": 0}
+    sandbox = Sandbox.create(timeout=300, **options)
+    node = running.pid_of("node")
+    os.kill(node, signal.SIGUSR1)
+
+    def is_refused() -> bool:
+        try:
+            Sandbox.create(timeout=60, **options).kill()
+        except RateLimitException:
+            return True
+        return False
+
+    eventually(is_refused, what="no new sandbox")
+    assert sandbox.commands.run("echo here").stdout == "here\n"
+    os.kill(node, signal.SIGKILL)
+    eventually(lambda: _is_another(running, "node", node), what="another node", within_s=20)
+    eventually(lambda: not is_refused(), what="new sandboxes", within_s=20)
 
 
 def test_a_stream_outlives_the_node_process(start_server: Callable[..., Any]) -> None:
