@@ -61,8 +61,8 @@ def _copies(sockets: EgressSockets | None) -> Iterator[Sequence[int]]:
     """For a message: they stay open until it is sent, also when the sandbox is detached meanwhile."""
     made: list[int] = []
     try:
-        for one in (sockets.connections, sockets.questions) if sockets is not None else ():
-            made.append(os.dup(one.fileno()))
+        if sockets is not None:
+            made.extend(os.dup(one.fileno()) for one in (sockets.connections, sockets.questions))
         yield made
     finally:
         for descriptor in made:
