@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from e2b import Sandbox, SandboxException
 from sdk_support import eventually
@@ -187,13 +186,3 @@ def test_a_stranger_to_the_nodes_socket_is_not_heard(server: Any) -> None:
     assert path.is_socket()
     assert path.parent.stat().st_uid == os.getuid()
     assert path.parent.stat().st_mode & 0o022 == 0, "nobody else may put a socket there"
-
-
-def test_a_front_that_is_killed_again_and_again_comes_back_each_time(start_server: Callable[..., Any]) -> None:
-    running = start_server()
-    for _ in range(3):
-        before = running.pid_of("front")
-        os.kill(before, signal.SIGKILL)
-        eventually(lambda before=before: _is_another(running, "front", before), what="a new front", within_s=20)
-    eventually(lambda: httpx.get(f"{running.url}/health").status_code == 204, what="it answers", within_s=20)
-    assert running.stop() == 0
