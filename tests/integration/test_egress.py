@@ -6,6 +6,7 @@ The outside is a small internet in network namespaces of the test's own (`suppor
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from typing import Any
 
 import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
+from sdk_support import eventually
 
-from support import internet
+from atoll_attacks.outside import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
@@ -114,6 +116,22 @@ def test_an_update_replaces_all_of_it_at_once(make: Make) -> None:
     sandbox.update_network({})
     assert fetch(sandbox, "http://good.test/")
     assert sandbox.get_info().allow_internet_access is True
+
+
+def test_a_rate_holds_for_all_that_passes_and_outlives_new_rules(make: Make) -> None:
+    slow, usual = make(metadata={"atoll.network_mib_s": "1"}), make()
+
+    def seconds(sandbox: Sandbox) -> float:
+        began = time.monotonic()
+        sandbox.commands.run("curl -sS -m 60 -o /dev/null http://good.test/big/3145728", timeout=60)
+        return time.monotonic() - began
+
+    assert seconds(slow) > 2
+    assert seconds(usual) < seconds(slow)
+    slow.update_network({"allow_out": [internet.GOOD]})
+    assert seconds(slow) > 2
+    with pytest.raises(SandboxException, match="whole number of MiB"):
+        make(metadata={"atoll.network_mib_s": "0.5"})
 
 
 def test_name_servers_of_the_sandboxs_own(make: Make) -> None:
@@ -254,7 +272,7 @@ def test_every_connection_is_recorded_and_readable_by_api_and_command_line(outsi
     assert good["closedAt"]
     assert (evil["verdict"], evil["allowed"]) == ("denied: by denyOut", False)
     assert "private" in metadata["verdict"]
-    command = [*outside.enter(), sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
+    command = [*outside.networks.enter, sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
     told = subprocess.run(
         [*command, "--denied", "--data-dir", str(outside.directory / "data")],
         capture_output=True, text=True, timeout=60, check=True,
@@ -289,6 +307,51 @@ def test_a_policy_outlives_the_server_and_what_connects_meanwhile_waits(
     network = again.get_info().network
     assert network is not None
     assert network["deny_out"] == [internet.GOOD]
+
+
+def test_the_gateway_restarts_alone_and_outlives_the_node(outside: World, make: Make) -> None:
+    """Killed, it ends what was open; what comes meanwhile waits; policy and secrets are given to it again."""
+    secret = secrets.token_hex(8)
+    sandbox = make(network={"deny_out": [internet.EVIL]})
+    sandbox.update_network({"deny_out": [internet.GOOD], "rules": {"api.test": rule("X-Key", secret)}})
+    hold = "import socket,sys; s=socket.create_connection((sys.argv[1], 80)); print('open', flush=True); s.recv(1)"
+    ended = "; echo ended > /tmp/ended"
+    run = f'python3 -c "{hold}" {internet.EVIL}'
+    sandbox.commands.run(f"({run}{ended}) > /tmp/held 2>&1 &")
+    eventually(lambda: "open" in text(sandbox, "/tmp/held"), what="a connection that stays open")
+
+    old_node = outside.server.pid_of("node")
+    os.kill(old_node, signal.SIGKILL)
+    eventually(lambda: another(outside, "node", old_node), what="another node", within_s=20)
+    eventually(lambda: fetch(sandbox, "http://evil.test/"), what="the way out goes on", within_s=20)
+    assert not sandbox.files.exists("/tmp/ended"), "the connection did not notice"
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+
+    old = outside.server.pid_of("egress")
+    os.kill(old, signal.SIGSTOP)
+    sandbox.commands.run(f"(curl -sS -m 60 http://{internet.EVIL}/ > /tmp/waited) > /dev/null 2>&1 &")
+    made = make()  # a gateway that does not answer keeps nobody from making and ending sandboxes
+    assert Sandbox.kill(made.sandbox_id) is True
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: another(outside, "egress", old), what="another gateway", within_s=20)
+    eventually(lambda: sandbox.files.exists("/tmp/ended"), what="the open connection ended", within_s=20)
+    assert fetch(sandbox, "http://evil.test/")
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+    path = f"/{secrets.token_hex(4)}"
+    assert fetch(sandbox, f"https://api.test{path}")
+    assert sent(outside, path)["headers"]["x-key"] == secret
+    eventually(lambda: internet.EVIL in text(sandbox, "/tmp/waited"), what="what waited is served", within_s=20)
+
+
+def text(sandbox: Sandbox, path: str) -> str:
+    return str(sandbox.files.read(path)) if sandbox.files.exists(path) else ""
+
+
+def another(outside: World, role: str, before: int) -> bool:
+    try:
+        return outside.server.pid_of(role) != before
+    except ProcessLookupError:
+        return False
 
 
 def test_closed_connections_leave_no_descriptor_with_the_server(outside: World, make: Make) -> None:

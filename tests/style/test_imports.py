@@ -22,7 +22,10 @@ RULES: dict[str, set[str]] = {
     "atoll.http1": set(),
     "atoll.packets": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
-    "atoll.wire.node": MODEL | {"atoll.packets", "atoll.wire.node"},
+    "atoll.wire.channel": {"atoll.packets"},
+    "atoll.wire.unix": {"atoll.wire.channel"},
+    "atoll.wire.node": MODEL | {"atoll.wire.node", "atoll.wire.channel", "atoll.wire.unix"},
+    "atoll.wire.egress": MODEL | {"atoll.wire.egress", "atoll.wire.channel", "atoll.isolation.base", "atoll.tls"},
     "atoll.wire": MODEL | {"atoll.wire"},
     "atoll.guest": MODEL | {"atoll.http1", "atoll.wire.envd", "atoll.guest"},
     "atoll.isolation.base": MODEL,
@@ -34,13 +37,11 @@ RULES: dict[str, set[str]] = {
     # The sandbox's first process in the gVisor tier, which becomes the guest.
     "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},
     "atoll.images": MODEL | {"atoll.images"},
-    "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base", "atoll.isolation.guest_client"},
+    "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base"},
     "atoll.node": MODEL
     | {
         "atoll.node",
         "atoll.images",
-        "atoll.egress",
-        "atoll.tls",
         "atoll.isolation.base",
         "atoll.isolation.directory",
         "atoll.isolation.registry",
@@ -52,7 +53,7 @@ RULES: dict[str, set[str]] = {
     "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},
     "atoll.stress": MODEL | {"atoll.runtime", "atoll.stress"},
     # A distribution of its own: it starts a platform as a process, and the product finds it by entry point.
-    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.runtime.sandbox.embedded"},
+    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.tls", "atoll.runtime.sandbox.embedded"},
 }
 """Package → what of ours it may import. `atoll` itself (its version) is open to all."""
 

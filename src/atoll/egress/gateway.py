@@ -11,13 +11,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
 
 from atoll.egress import dns
-from atoll.egress.budget import Budget, Pace
+from atoll.egress.budget import Budget, Pace, Traffic
 from atoll.egress.connection import Connection
 from atoll.egress.intercept import Interception
 from atoll.egress.lookups import Lookups
@@ -44,7 +44,7 @@ class EgressContext:
 
     ground: Callable[[], ForbiddenNetworks]
     budget: Budget
-    tls: Interception | None = None
+    tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -54,6 +54,7 @@ class SandboxEgress:
 
     def __init__(self, sockets: EgressSockets, policy: EgressPolicy, context: EgressContext) -> None:
         self.policy = policy
+        self.traffic = Traffic(policy.bytes_per_s, context.clock)
         self.ledger = Ledger()
         self.names = AnsweredNames(context.clock)
         self.ground = context.ground
@@ -77,6 +78,7 @@ class SandboxEgress:
     def replace_policy(self, policy: EgressPolicy) -> None:
         """At once, for what is open too: connections that the new policy would not have opened are cut."""
         self.policy = policy
+        self.traffic.bytes_per_s = policy.bytes_per_s
         for connection in list(self._open):
             connection.review()
 
@@ -122,6 +124,7 @@ class SandboxEgress:
 
     def _accept(self) -> None:
         listener = self._sockets.connections
+        listener.setblocking(False)  # whoever else holds it, inside or in the node, shares this
         for _ in range(_AT_ONCE):
             if not self._paces[listener].go():
                 self._pause(listener)
@@ -160,7 +163,7 @@ class SandboxEgress:
                 self._pause(questions)
                 return
             try:
-                query, source = questions.recvfrom(dns.MAX_UDP + 1)
+                query, source = questions.recvfrom(dns.MAX_UDP + 1, socket.MSG_DONTWAIT)
             except OSError:
                 return
             if self._asking >= MAX_QUESTIONS or not self._budget.take():
@@ -174,7 +177,7 @@ class SandboxEgress:
             answer = await self.lookups.answer(query, record, tcp=False)
             if answer is not None and not self._closed:
                 with contextlib.suppress(OSError):
-                    self._sockets.questions.sendto(answer, source)
+                    self._sockets.questions.sendto(answer, socket.MSG_DONTWAIT, source)
         except Exception:
             log.exception("egress.question_failed")
 

@@ -9,6 +9,7 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
 from atoll.control.events.outbound import parse_networks
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
@@ -29,12 +30,13 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     settings = plan.settings
     kept = control_dir(settings.data_dir)
     routes = LiveRoutes()
+    nodes = NodeRegistry()
     async with (
         Store(plan.database_url) as store,
-        RemoteNode(unix(plan.node_socket)) as node,
+        RemoteNode(unix(plan.node_socket), presence=nodes) as node,
         ControlPlane(
             store=store,
-            nodes=[node],
+            nodes=nodes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -44,7 +46,6 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         ) as control,
     ):
         node.subscribe(control.node_events)
-        node.reconnected = control.reconciliation.node_came_back
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
@@ -70,5 +71,6 @@ def _policy(plan: Plan) -> Policy:
         maximum=plan.capacity.maximum,
         team=plan.capacity.team,
         node=plan.capacity.total,
+        network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
     )

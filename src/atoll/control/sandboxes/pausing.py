@@ -21,6 +21,7 @@ from atoll.control.access.auth import Caller
 from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import RETRY_S, SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import SandboxLookup
@@ -63,7 +64,7 @@ class SandboxPausing:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         lookup: SandboxLookup,
         timeouts: SandboxTimeouts,
         policy: Policy,
@@ -145,7 +146,7 @@ class SandboxPausing:
         return True
 
     async def _pause_on_node(self, record: SandboxRecord, mode: PauseMode, *, need_answer: bool) -> NodePause:
-        node = self._nodes[record.node_id]
+        node = self._nodes.client(record.node_id)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return await node.pause(record.sandbox_id, mode, need_answer)
@@ -250,7 +251,7 @@ class SandboxPausing:
     async def _finish_resume(
         self, record: SandboxRecord, mode: PauseMode, changes: Mapping[str, Any]
     ) -> SandboxRecord | None:
-        sandbox_id, node = record.sandbox_id, self._nodes[record.node_id]
+        sandbox_id, node = record.sandbox_id, self._nodes.client(record.node_id)
         try:
             await self._resume_on_node(node, sandbox_id, mode)
         except NodeUnreachable:
@@ -283,7 +284,7 @@ class SandboxPausing:
     async def _is_paused_still(self, record: SandboxRecord) -> None:
         """A resume failed. What is kept of it may be less than before."""
         try:
-            paused = await self._described(self._nodes[record.node_id], record.sandbox_id)
+            paused = await self._described(self._nodes.client(record.node_id), record.sandbox_id)
         except AtollError:
             paused = NodePause(record.pause_mode or PauseMode.FILESYSTEM)
         if await self._store.transition(record.sandbox_id, SandboxState.PAUSED, pause_mode=paused.mode.value):

@@ -2,8 +2,8 @@
 
     make(size) ──thread──► empty file system of that size (mkfs, once) ──thread──► image + mount ──line──► the zygote
 
-A size that is new waits for its mkfs alone: disks of known sizes are made by another thread meanwhile. One thread for
-each: more would only make the host's disk seek.
+A size that is new waits for its mkfs (`linux.disk.formats`): disks of known sizes are made by this thread meanwhile.
+One thread: more would only make the host's disk seek.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from atoll.isolation.linux.disk.image import Disk, Piece, Templates, make_disk
+from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.image import Disk, make_disk
 from atoll.isolation.namespaces.zygote_client import ZygoteClient
 
 
@@ -24,14 +24,10 @@ class DiskStock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._templates = Templates()
+        self._formats = Formats()
         self._mounting = ThreadPoolExecutor(1, "atoll-disks")
-        self._formatting = ThreadPoolExecutor(1, "atoll-mkfs")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._formats: dict[int, asyncio.Future[Sequence[Piece]]] = {}
-        """Those under way, by size."""
-        for left in directory.glob("s*.img"):
-            left.unlink(missing_ok=True)
+        self.remove_unused()
 
     def make(self, size_mib: int, zygote: ZygoteClient) -> None:
         """Makes one in the background and gives it to the zygote, or tells it why not."""
@@ -40,10 +36,9 @@ class DiskStock:
         task.add_done_callback(self._tasks.discard)
 
     async def _make_one(self, size_mib: int, zygote: ZygoteClient) -> None:
-        image = self._directory / f"s{secrets.token_hex(6)}.img"
+        image = self._directory / f"{zygote.name}-{secrets.token_hex(6)}.img"
         try:
-            if (pieces := self._templates.known(size_mib)) is None:
-                pieces = await asyncio.shield(self._format(size_mib))
+            pieces = await self._formats.pieces(size_mib)
             making = asyncio.get_running_loop().run_in_executor(self._mounting, make_disk, image, size_mib, pieces)
             try:
                 disk = await asyncio.shield(making)
@@ -55,15 +50,10 @@ class DiskStock:
             return
         zygote.stock(disk)
 
-    def _format(self, size_mib: int) -> asyncio.Future[Sequence[Piece]]:
-        """Its empty file system, made once however many want it."""
-        if (under_way := self._formats.get(size_mib)) is not None:
-            return under_way
-        loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(self._formatting, self._templates.pieces, size_mib)
-        self._formats[size_mib] = made
-        made.add_done_callback(lambda _: self._formats.pop(size_mib))
-        return made
+    def remove_unused(self, zygote_name: str = "") -> None:
+        """The images that a zygote had when it was lost; by default those of every earlier one. Blocks briefly."""
+        for left in self._directory.glob(f"{zygote_name}*.img"):
+            left.unlink(missing_ok=True)
 
     async def aclose(self) -> None:
         """No more disks. Idempotent."""
@@ -72,7 +62,7 @@ class DiskStock:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._mounting.shutdown, wait=True)
-        await asyncio.to_thread(self._formatting.shutdown, wait=True, cancel_futures=True)
+        await self._formats.aclose()
 
 
 def _discard(made: asyncio.Future[Disk]) -> None:
