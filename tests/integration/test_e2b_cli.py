@@ -298,3 +298,10 @@ def _ids() -> set[str]:
     while pages.has_next:
         found |= {item.sandbox_id for item in pages.next_items()}
     return found
+
+
+def test_a_sandbox_is_paused_and_resumed(cli: Cli, sandbox: Sandbox) -> None:
+    cli.ok("sandbox", "pause", sandbox.sandbox_id)
+    assert not sandbox.is_running()
+    cli.ok("sandbox", "resume", sandbox.sandbox_id)
+    assert sandbox.commands.run("echo resumed").stdout == "resumed\n"

@@ -53,7 +53,7 @@ def test_a_pause_with_memory_keeps_commands_and_their_output(sandbox: Sandbox, s
     assert sandbox.pause() is True
     listener.join(20)
     assert not listener.is_alive(), "a pause ends what is connected"
-    assert sandbox.pause() is False, "409: it is paused already"
+    assert sandbox.beta_pause() is False, "409: it is paused already"
     detail = _detail(server, sandbox.sandbox_id)
     assert (detail["state"], detail["pauseMode"], detail["envdUnresponsiveAtPause"]) == ("paused", "full", False)
     assert not sandbox.is_running()
@@ -120,7 +120,10 @@ def test_a_paused_one_can_be_killed_and_is_gone(create: Callable[..., Sandbox], 
 async def test_at_its_timeout_it_is_paused_and_traffic_wakes_it(server: Any) -> None:
     sandbox = await AsyncSandbox.create(timeout=2, lifecycle={"on_timeout": "pause", "auto_resume": True})
     plain = await AsyncSandbox.create(timeout=2, lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})
+    async_sandbox = await AsyncSandbox.create(timeout=60)
     try:
+        assert await async_sandbox.beta_pause() is True
+        assert await async_sandbox.pause() is False
         assert (await sandbox.get_info()).lifecycle == {"on_timeout": "pause", "auto_resume": True}
         await sandbox.files.write("kept", "kept")
         await plain.files.write("kept", "kept")
@@ -137,6 +140,7 @@ async def test_at_its_timeout_it_is_paused_and_traffic_wakes_it(server: Any) -> 
     finally:
         await sandbox.kill()
         await plain.kill()
+        await async_sandbox.kill()
 
 
 def _is_paused(server: Any, sandbox_id: str) -> bool:

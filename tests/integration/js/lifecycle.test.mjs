@@ -110,3 +110,18 @@ test('signed URLs work without headers', async () => {
     assert.equal(await sandbox.files.read('up'), 'uploaded')
   })
 })
+
+test('what is paused goes on where it was, or anew on its disk', async () => {
+  await withSandbox(async (sandbox) => {
+    await sandbox.files.write('kept', 'kept')
+    const command = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
+    assert.equal(await sandbox.pause(), true)
+    assert.equal(await Sandbox.betaPause(sandbox.sandboxId), false)
+    const resumed = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 60_000 })
+    assert.ok((await resumed.commands.list()).some((process) => process.pid === command.pid))
+    assert.equal(await resumed.betaPause({ mode: 'filesystem' }), true)
+    const rebooted = await Sandbox.connect(sandbox.sandboxId)
+    assert.equal(await rebooted.files.read('kept'), 'kept')
+    assert.ok(!(await rebooted.commands.list()).some((process) => process.pid === command.pid))
+  })
+})
