@@ -24,7 +24,7 @@ from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, L
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.net import netlink, nft
-from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys import oom, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
@@ -83,6 +83,7 @@ def main() -> NoReturn:
     try:
         # Some event loops leave copies of our standard descriptors open: they are nobody's here.
         syscalls.call("close_range", 3, 0x7FFFFFFF, 0)
+        oom.make_ordinary()  # it is the sandbox's from here on
         order = Order(**json.load(sys.stdin))
         for path in order.groups:
             with open(path, "w") as procs:
