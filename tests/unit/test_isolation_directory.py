@@ -140,7 +140,7 @@ def test_whoever_changes_what_is_written_raises_the_version() -> None:
          "start_cmd", "interpreter", "ca_certificate", "tier", "traffic_access_token", "mask_request_host", "network",
          "cpu_count", "memory_mib", "disk_mib", "pids",
          "state", "tier", "handle", "network", "paused", "log_base", "mode", "record",
-         "allow_internet", "allow_out", "deny_out", "dns_servers", "rules"],
+         "allow_internet", "allow_out", "deny_out", "dns_servers", "rules", "mib_s"],
     )  # fmt: skip
 
 
