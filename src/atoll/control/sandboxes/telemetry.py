@@ -47,8 +47,10 @@ class SandboxTelemetry:
         await self._meter.run()
 
     async def metrics(self, caller: Caller, sandbox_id: str) -> tuple[SandboxRecord, Series]:
-        """Readings since it began, the last one of now. Raises SandboxNotFound."""
+        """Readings since it began, the last one of now unless it is paused. Raises SandboxNotFound."""
         record = await self._lookup.get(caller, sandbox_id)
+        if record.state is SandboxState.PAUSED:
+            return record, self._meter.past(record.sandbox_id)
         try:
             return record, await self._meter.history(record.sandbox_id)
         except SandboxGone as error:

@@ -54,6 +54,10 @@ class Meter:
             self._add(sandbox_id, await self._read(sandbox_id))
         return self._series[sandbox_id]
 
+    def past(self, sandbox_id: str) -> Series:
+        """What was read so far, of one that cannot be read now: it is paused."""
+        return self._of(sandbox_id)
+
     def forget(self, sandbox_id: str) -> None:
         """It has ended. Idempotent."""
         self._series.pop(sandbox_id, None)
