@@ -16,7 +16,15 @@ import structlog
 
 from atoll.isolation.base import Capability, SandboxHandle
 from atoll.isolation.guest_client import order
-from atoll.model.errors import AtollError, Conflict, CreateFailed, GuestUnresponsive, PlatformError, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    Conflict,
+    CreateFailed,
+    GuestUnresponsive,
+    NotOffered,
+    PlatformError,
+    SandboxGone,
+)
 from atoll.model.sandbox import PauseMode
 from atoll.model.seams import NodePause
 from atoll.node.directories import SandboxDirectories
@@ -65,6 +73,7 @@ class NodePausing:
             handle = live.handle
             if handle is None:
                 raise _not_running(live)
+            _check_offered(live, mode)
             await self._live.hide(live)
             try:
                 live.guest_answered = await _hang_up(handle)
@@ -112,6 +121,16 @@ def _not_running(live: LiveSandbox) -> AtollError:
     if live.driver.paused is not None:
         return Conflict(f"sandbox {live.spec.sandbox_id!r} is paused already")
     return SandboxGone(live.spec.sandbox_id, "it is still being made")
+
+
+def _check_offered(live: LiveSandbox, mode: PauseMode) -> None:
+    """Before its connections are cut for nothing. Raises NotOffered."""
+    needed = Capability.PAUSE_MEMORY if mode is PauseMode.MEMORY else Capability.PAUSE
+    can = live.making.backend.capabilities
+    if needed not in can:
+        hint = 'ask for mode="filesystem"' if Capability.PAUSE in can else ""
+        memory = " with its memory" if Capability.PAUSE in can else ""
+        raise NotOffered(f"the tier {live.tier!r} cannot pause a sandbox{memory} on this machine", hint=hint)
 
 
 async def _answer(work: Coroutine[Any, Any, _T], answer: asyncio.Future[_T]) -> None:
