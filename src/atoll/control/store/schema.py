@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -143,17 +143,17 @@ sandboxes = Table(
     Column("traffic_access_token", Text, nullable=True),
     Column("allow_internet_access", Boolean, nullable=False),
     Column("auto_pause", Boolean, nullable=False),
-    Column("auto_pause_memory", Boolean, nullable=False, server_default="1"),
-    Column("auto_resume", Boolean, nullable=False, server_default="0"),
-    Column("pause_mode", String(16), nullable=True),
-    Column("guest_answered", Boolean, nullable=False, server_default="1"),
-    Column("mask_request_host", Text, nullable=True),
     Column("ended_at", UtcDateTime, nullable=True),
     Column("end_reason", String(32), nullable=True),
     # Idempotency-Key: at most one live use per team; emptied when the create fails, so that it may be tried again.
     Column("idempotency_key", String(255), nullable=True),
     Column("request_digest", String(64), nullable=True),
     Column("network", JSON, nullable=True),  # NetworkPolicy; null: of an Atoll that knew allow_internet_access only
+    Column("auto_pause_memory", Boolean, nullable=False, server_default="1"),
+    Column("auto_resume", Boolean, nullable=False, server_default="0"),
+    Column("pause_mode", String(16), nullable=True),
+    Column("guest_answered", Boolean, nullable=False, server_default="1"),
+    Column("mask_request_host", Text, nullable=True),
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )
