@@ -123,7 +123,7 @@ test('what is paused goes on where it was, or anew on its disk', async () => {
     assert.equal(await Sandbox.betaPause(sandbox.sandboxId), false)
     const resumed = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 60_000 })
     assert.ok((await resumed.commands.list()).some((process) => process.pid === command.pid))
-    assert.equal(await resumed.betaPause({ mode: 'filesystem' }), true)
+    assert.equal(await resumed.betaPause({ keepMemory: false }), true)
     const rebooted = await Sandbox.connect(sandbox.sandboxId)
     assert.equal(await rebooted.files.read('kept'), 'kept')
     assert.ok(!(await rebooted.commands.list()).some((process) => process.pid === command.pid))
