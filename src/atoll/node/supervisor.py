@@ -74,6 +74,8 @@ _TEMPLATE_FRESH_S = 2.0
 class _Live:
     driver: SandboxDriver
     tier: str
+    layers: tuple[Path, ...] = ()
+    """What it stands on; not known of one that an earlier server made."""
     handle: SandboxHandle | None = None
     route: Route | None = None
     tail: LogTail | None = None
@@ -314,12 +316,12 @@ class Supervisor:
             raise CreateFailed("the server is stopping")
         if not SANDBOX_ID.fullmatch(request.sandbox_id) or request.sandbox_id in self._live:
             raise CreateFailed(f"sandbox id {request.sandbox_id!r} cannot be used")
-        template = self._template(request.template_id)
-        backend = await self._backend_for(request.tier or template.tier or self.chosen.backend.name)
+        layers, tier = self._layers_for(request)
+        backend = await self._backend_for(request.tier or tier or self.chosen.backend.name)
         state_dir = self._sandboxes_dir / request.sandbox_id
-        spec, paths = self._trusting(request), SandboxPaths(template.layers, state_dir)
+        spec, paths = self._trusting(request), SandboxPaths(layers, state_dir)
         driver = SandboxDriver(request.sandbox_id, state_dir, self._ready.take, self._trash.put)
-        live = _Live(driver, backend.name)
+        live = _Live(driver, backend.name, layers)
         self._live[request.sandbox_id] = live
         self._tasks.create_task(
             self._see_through(live, driver.create(backend, spec, paths)), name=f"sandbox {request.sandbox_id}"
@@ -406,6 +408,37 @@ class Supervisor:
                 raise
             await self._builds.make(name, wait_s)
 
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """See NodeClient.commit."""
+        live = self._running(sandbox_id)
+        backend = self._backends[live.tier]
+
+        async def save(state_dir: Path) -> None:
+            with self._templates.images.making(image_id, live.layers) as layer:
+                await backend.copy_written(state_dir, layer)
+
+        self._unpublish(live)
+        await self._egress.detach(sandbox_id)
+        try:
+            await asyncio.shield(live.driver.end_saving(save))
+        except (OSError, ValueError) as error:
+            raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
+
+    async def has_image(self, image_id: str) -> bool:
+        """See NodeClient.has_image."""
+        try:
+            self._templates.images.find(image_id)
+        except TemplateNotFound:
+            return False
+        return True
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """See NodeClient.keep_images."""
+        try:
+            return await asyncio.to_thread(self._templates.images.keep, image_ids)
+        except OSError as error:
+            raise PlatformError(f"unused images cannot be removed: {error}") from error
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
         return self._templates.list_templates()
@@ -439,6 +472,16 @@ class Supervisor:
         return [live.route for live in self._live.values() if live.route is not None]
 
     # Inside
+
+    def _layers_for(self, spec: SandboxSpec) -> tuple[tuple[Path, ...], str | None]:
+        """The layers that it will stand on, and the tier that they need. Raises TemplateNotFound."""
+        if spec.image_id is None:
+            template = self._template(spec.template_id)
+            return template.layers, template.tier
+        layers = self._templates.images.find(spec.image_id)
+        if not self._templates.hold(layers):
+            raise TemplateNotFound(spec.template_id)
+        return layers, None
 
     def _template(self, name: str) -> Template:
         """Looking a template up reads files; on the way to a sandbox a recent answer will do. Layers never change."""

@@ -24,6 +24,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Templates
+from atoll.isolation.linux.disk.written import copy_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
@@ -146,6 +147,10 @@ class GvisorBackend(IsolationBackend):
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(copy_written, state_dir, target)
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
