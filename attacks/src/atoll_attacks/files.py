@@ -7,10 +7,10 @@ import time
 import urllib.parse
 from collections.abc import Callable
 
-from atoll.attacks import judges
-from atoll.attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
-from atoll.attacks.calls import ENVD_PORT, guest_request, request, token_of
-from atoll.attacks.scene import Scene
+from atoll_attacks import judges
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
+from atoll_attacks.calls import ENVD_PORT, guest_request, request, token_of
+from atoll_attacks.scene import Scene
 
 _NAIVE = Control(Program('show(W["secret"])'))
 """What a server without a wall does with the path in the end: open it on the host."""
@@ -185,7 +185,7 @@ def _smuggle(scene: Scene) -> tuple[int, bytes]:
     """Two requests in one: the second would reach the guest's control port, were the lengths read differently."""
     import socket
 
-    from atoll.attacks.calls import server_address
+    from atoll_attacks.calls import server_address
 
     assert scene.sandbox is not None
     inner = (
