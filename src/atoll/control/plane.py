@@ -21,6 +21,7 @@ from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.node_events import NodeReports
@@ -33,9 +34,13 @@ from atoll.control.services import Services
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.build_log import BuildLogs
+from atoll.control.templates.builder import TemplateBuilder
+from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeClient, NodeEvents
+from atoll.model.seams import NodeClient, NodeEvents, RouteTable
 
 
 class ControlPlane:
@@ -52,6 +57,8 @@ class ControlPlane:
 
     Args:
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
+        templates_dir: where uploads and logs of template builds are kept.
+        routes: the way to the sandboxes that build templates.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
@@ -64,6 +71,8 @@ class ControlPlane:
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
+        templates_dir: Path,
+        routes: RouteTable,
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
@@ -75,7 +84,20 @@ class ControlPlane:
         self._keep = keep_sandboxes
         self._background = background = Background()
         self._stack = AsyncExitStack()
-        templates = TemplateService(nodes)
+        templates = TemplateService(nodes, store.templates)
+        uploads = Uploads(templates_dir / "uploads")
+        build_logs = BuildLogs(templates_dir / "builds", clock.now)
+        self._builds = TemplateBuildService(
+            tables=store.templates,
+            catalog=templates,
+            nodes=nodes,
+            builder=TemplateBuilder(nodes[0], routes, uploads, store.templates, new_sandbox_id),
+            uploads=uploads,
+            logs=build_logs,
+            clock=clock,
+            background=background,
+            maximum=policy.maximum,
+        )
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
@@ -136,6 +158,9 @@ class ControlPlane:
             network=SandboxNetwork(store, lookup, by_id),
             telemetry=telemetry,
             templates=templates,
+            builds=self._builds,
+            build_logs=build_logs,
+            uploads=uploads,
             teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
             events=EventService(store.events, clock, outbound),
@@ -147,9 +172,17 @@ class ControlPlane:
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
+            await self._builds.recover()
             self._background.keep_running(self._journal.run())
             services = self.services
-            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher)
+            owners = (
+                self._expiry,
+                services.ending,
+                self._retention,
+                self._builds,
+                services.telemetry,
+                self._dispatcher,
+            )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
@@ -167,6 +200,7 @@ class ControlPlane:
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:
             task.cancel()
+        await self._builds.stop()
         if not self._keep:
             await self.services.ending.kill_all()
         self._journal.close()

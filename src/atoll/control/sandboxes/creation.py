@@ -104,7 +104,7 @@ class SandboxCreation:
         return record
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
-        template = await self._templates.find(order.template)
+        template = await self._templates.find(order.template, caller.team_id)
         node = self._nodes[choose_node(self._loads(template))]
         record = self._new_record(caller, order, template, node.node_id)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id)
@@ -166,7 +166,7 @@ class SandboxCreation:
             await self._ending.abandon(sandbox_id)
 
     def _loads(self, template: Template) -> list[NodeLoad]:
-        holders = self._templates.holders(template.template_id)
+        holders = self._templates.holders(template)
         return [NodeLoad(one, one in holders, self._quota.on_node(one)) for one in self._nodes]
 
     def _new_record(self, caller: Caller, order: CreateOrder, template: Template, node_id: str) -> SandboxRecord:
@@ -200,6 +200,7 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
+        image_id=template.image_id,
         limits=record.limits,
         env_vars={**template.env_vars, **order.env_vars},
         access_token=record.envd_access_token,

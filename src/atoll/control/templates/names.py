@@ -14,6 +14,9 @@ from uuid import UUID
 
 from atoll.model.errors import InvalidRequest
 
+RESERVED = frozenset({"base", "code-interpreter", "code-interpreter-v1", "browser", "desktop", "mcp-gateway"})
+"""Names of built-in templates."""
+
 DEFAULT_TAG = "default"
 """The build that a name without a tag means."""
 
