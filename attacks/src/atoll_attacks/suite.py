@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll_attacks import escape, files, guest, posture, posture_gvisor, resources
+from atoll_attacks import escape, files, guest, posture, posture_gvisor, resources, shared_limits
 from atoll_attacks.attempt import Attempt
 
 
@@ -15,4 +15,5 @@ def attempts() -> tuple[Attempt, ...]:
         *guest.ATTEMPTS,
         *files.ATTEMPTS,
         *resources.ATTEMPTS,
+        *shared_limits.ATTEMPTS,
     )
