@@ -38,6 +38,7 @@ from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.seams import NodeClient, NodeEvents, RouteTable
@@ -150,6 +151,7 @@ class ControlPlane:
                 expiry=expiry,
                 journal=journal,
                 ending=ending,
+                wait_until_ready=StartCommands(routes).wait_until_ready,
             ),
             ending=ending,
             timeouts=SandboxTimeouts(

@@ -4,6 +4,9 @@
     TEMPLATES_DIR/.images/<image_id>/layer/        what it adds; missing where it adds nothing
     TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
 
+Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
+its own server knows who needs it. Those of a data directory that is gone belong to nobody.
+
 An image is complete once its directory has its name, and never changes. Who needs which is control's to say (`keep`).
 """
 
@@ -27,16 +30,20 @@ FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
 KEPT_S = 3600.0
 """How long one that nobody names is kept all the same: a build may be about to use it."""
-MAX_LAYERS = 100
-"""Layers of one image; overlayfs itself takes some hundreds, and each costs time at every look-up."""
+MAX_LAYERS = 300
+"""Layers of one image; overlayfs itself takes 500, and each costs time at every look-up."""
 
 _LEFTOVER_AFTER_S = 86400.0
 
 
 class ImageLayers:
-    """The images below one directory. Safe to use from several processes at once."""
+    """The images below one directory. Safe to use from several processes at once.
 
-    def __init__(self, templates_dir: Path) -> None:
+    `holder`: the data directory of the server whose images these are.
+    """
+
+    def __init__(self, templates_dir: Path, holder: Path | None = None) -> None:
+        self._holder = str(holder.absolute()) if holder is not None else ""
         self._templates = templates_dir.absolute()
         self._images = self._templates / ".images"
 
@@ -88,6 +95,8 @@ class ImageLayers:
                 layer = path / "layer"
                 if path.name in image_ids or layer in kept or layer in held or _age_s(path) < KEPT_S:
                     continue
+                if not self._is_ours_to_remove(path.name):
+                    continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)
                 path.rename(aside)
@@ -97,6 +106,13 @@ class ImageLayers:
             remove_tree(path)
         return len(doomed)
 
+    def _is_ours_to_remove(self, image_id: str) -> bool:
+        try:
+            owner = json.loads((self._images / image_id / "image.json").read_bytes())["data_dir"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+        return owner == self._holder or not Path(owner).is_dir()
+
     def _complete(self, image_id: str, below: Sequence[Path], work: Path) -> None:
         layer = work / "layer"
         own = [self._images / image_id / "layer"] if any(layer.iterdir()) else []
@@ -104,6 +120,7 @@ class ImageLayers:
             layer.rmdir()
         record = {
             "format": FORMAT,
+            "data_dir": self._holder,
             "layers": [str(path.relative_to(self._templates)) for path in (*own, *below)],
         }
         target = work / "image.json"

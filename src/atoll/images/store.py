@@ -61,7 +61,7 @@ class TemplateStore:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._dir = templates_dir.absolute()
-        self.images = ImageLayers(self._dir)
+        self.images = ImageLayers(self._dir, holder)
         self._leases = leases.Leases(self._dir, holder) if holder is not None else None
         self._recipes = recipes
         self._build = build

@@ -18,7 +18,7 @@ from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 PUBLIC = frozenset({"/health", "/openapi.json"})
 
 STREAMED = (("PUT", "/templates/uploads/"),)
-"""Requests whose path is their permission. Their handler checks it before it reads the body, which is unbounded here."""
+"""Requests whose path is their permission: their handler checks it before it reads the body, which is unbounded."""
 
 MAX_BODY = 1 << 20
 """Bytes. The largest body that a route here needs is a create with its environment and metadata."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -53,7 +53,9 @@ class SandboxCreation:
         expiry: Expiry,
         journal: Journal,
         ending: SandboxEnding,
+        wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
+        self._wait_until_ready = wait_until_ready
         self._store = store
         self._nodes = nodes
         self._templates = templates
@@ -128,6 +130,8 @@ class SandboxCreation:
         added = time.perf_counter()
         try:
             made = await node.create(_spec(record, order, template))
+            if template.ready_cmd is not None:
+                await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")

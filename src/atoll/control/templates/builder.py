@@ -19,6 +19,7 @@ from typing import Protocol
 
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.guest import GuestClient
+from atoll.control.templates.ready import wait_until_ready
 from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key
 from atoll.control.templates.uploads import Uploads, read_pieces
 from atoll.model.errors import AtollError, BuildFailed, CreateFailed, PlatformError, SandboxGone
@@ -192,7 +193,9 @@ class TemplateBuilder:
                     on_output=lines.take,
                 )
             )
-            ready = asyncio.ensure_future(wait_until_ready(guest, order.ready_cmd or DEFAULT_READY, settings))
+            ready = asyncio.ensure_future(
+                wait_until_ready(guest, order.ready_cmd or DEFAULT_READY, settings, READY_EVERY_S)
+            )
             try:
                 async with asyncio.timeout(READY_WITHIN_S):
                     await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -256,14 +259,3 @@ class TemplateBuilder:
             yield
         if not lock.locked():
             self._making.pop(key, None)
-
-
-async def wait_until_ready(guest: GuestClient, ready_cmd: str, settings: Settings) -> None:
-    """Tries the command until it ends with 0. Cancel it when it has gone on long enough. Raises PlatformError."""
-    while True:
-        outcome = await guest.run(
-            ("/bin/bash", "-l", "-c", ready_cmd), user=settings.user, cwd=settings.workdir, env=settings.env
-        )
-        if outcome.exit_code == 0 and not outcome.error.startswith("signal"):
-            return
-        await asyncio.sleep(READY_EVERY_S)

@@ -15,6 +15,8 @@ from pathlib import Path
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 
 UPPER = "upper"
+OF_ONE_SANDBOX = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "run/e2b")
+"""What every guest writes anew at its start: it is not copied, so that nobody meets another sandbox's identity."""
 _RELEASED_WITHIN_S = 10.0
 _POLL_S = 0.01
 
@@ -27,6 +29,7 @@ def copy_written(state_dir: Path, target: Path) -> None:
     image = state_dir / IMAGE
     if not image.exists():
         _copy(state_dir / UPPER, target)
+        _strip(target)
         return
     _wait_until_released(image)
     mount = mount_image(image)
@@ -34,6 +37,19 @@ def copy_written(state_dir: Path, target: Path) -> None:
         _copy(Path(f"/proc/self/fd/{mount}/{UPPER}"), target, mount)
     finally:
         os.close(mount)
+    _strip(target)
+
+
+def _strip(layer: Path) -> None:
+    """Removes what belongs to one sandbox alone. Nothing runs that could put a link in the way."""
+    for name in OF_ONE_SANDBOX:
+        path = layer / name
+        if any(part.is_symlink() for part in (path, *path.parents) if part.is_relative_to(layer)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 def _copy(source: Path, target: Path, *descriptors: int) -> None:
