@@ -36,7 +36,7 @@ METHODS, DIFFERENCES = "methods", "tiers"
 
 PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
-BUILDS = "template builds come later; the endpoints say so"
+BUILDS = "needs Docker on the client for the old way, or E2B's own dashboard"
 VOLUMES = "volumes come later; the endpoints say so"
 SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
 MCP = "there is no template `mcp-gateway`"
@@ -45,7 +45,6 @@ NOT_OFFERED = (
     (r"Sandbox\.(beta_?)?pause|Sandbox\.betaPause", PAUSE),
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
-    (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
     (r"Secret\..*", SECRETS),
     (r"e2b sandbox (pause|resume)", PAUSE),

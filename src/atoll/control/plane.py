@@ -85,7 +85,7 @@ class ControlPlane:
         self._keep = keep_sandboxes
         self._background = background = Background()
         self._stack = AsyncExitStack()
-        templates = TemplateService(nodes, store.templates)
+        templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
         self._builds = TemplateBuildService(

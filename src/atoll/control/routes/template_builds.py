@@ -35,7 +35,7 @@ async def request_build(body: wire.NewBuild, services: ServicesHere, caller: Cal
         template_id=made.template.template_id,
         build_id=made.build.build_id,
         public=made.template.public,
-        names=[f"{made.template.team_id}/{made.template.name}"],
+        names=[f"{await services.templates.namespace(caller.team_id)}/{made.template.name}"],
         tags=list(made.build.tags),
         aliases=[made.template.name],
     )

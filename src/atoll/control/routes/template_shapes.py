@@ -10,7 +10,7 @@ from atoll.wire.rest import bodies as rest
 from atoll.wire.rest import template_builds as wire
 
 
-def own_template(row: TemplateRow, builds: Sequence[BuildRow]) -> rest.Template:
+def own_template(row: TemplateRow, builds: Sequence[BuildRow], namespace: str) -> rest.Template:
     """One of a list. `builds`: newest first, at least one."""
     newest = builds[0]
     return rest.Template(
@@ -21,7 +21,7 @@ def own_template(row: TemplateRow, builds: Sequence[BuildRow]) -> rest.Template:
         disk_size_mb=newest.limits.disk_mib,
         public=row.public,
         aliases=[row.name],
-        names=[f"{row.team_id}/{row.name}"],
+        names=[f"{namespace}/{row.name}"],
         created_at=row.created_at,
         updated_at=max(row.updated_at, newest.updated_at),
         build_count=len(builds),
@@ -29,13 +29,13 @@ def own_template(row: TemplateRow, builds: Sequence[BuildRow]) -> rest.Template:
     )
 
 
-def own_template_with_builds(row: TemplateRow, builds: Sequence[BuildRow]) -> rest.TemplateWithBuilds:
+def own_template_with_builds(row: TemplateRow, builds: Sequence[BuildRow], namespace: str) -> rest.TemplateWithBuilds:
     """One, with everything that is remembered of it."""
     return rest.TemplateWithBuilds(
         template_id=row.template_id,
         public=row.public,
         aliases=[row.name],
-        names=[f"{row.team_id}/{row.name}"],
+        names=[f"{namespace}/{row.name}"],
         created_at=row.created_at,
         updated_at=row.updated_at,
         builds=[_build(build) for build in builds],

@@ -20,7 +20,8 @@ _LIST = {200: {"model": list[rest.Template]}, **FAILURES}
 
 async def _all(services: ServicesHere, caller: CallerHere) -> list[rest.Template]:
     built_in = [rest.template(one) for one in await services.templates.built_in()]
-    own = [own_template(row, builds) for row, builds in await services.builds.own(caller) if builds]
+    namespace = await services.templates.namespace(caller.team_id)
+    own = [own_template(row, builds, namespace) for row, builds in await services.builds.own(caller) if builds]
     return built_in + own
 
 
@@ -63,7 +64,9 @@ async def get_template(template_id: str, services: ServicesHere, caller: CallerH
     """With its builds, newest first."""
     own = await services.builds.own_with_builds(caller, decoded(template_id))
     if own is not None:
-        return reply(own_template_with_builds(*own), keep_nulls=True)
+        return reply(
+            own_template_with_builds(*own, await services.templates.namespace(caller.team_id)), keep_nulls=True
+        )
     template = await services.templates.find(decoded(template_id), caller.team_id)
     return reply(rest.template_with_builds(template), keep_nulls=True)
 
@@ -84,4 +87,4 @@ async def change_template(
     if body.public is None:
         raise InvalidRequest("say `public`")
     row = await services.builds.publish(caller, decoded(template_id), body.public)
-    return reply(PatchedTemplate(names=[f"{row.team_id}/{row.name}"]))
+    return reply(PatchedTemplate(names=[f"{await services.templates.namespace(caller.team_id)}/{row.name}"]))

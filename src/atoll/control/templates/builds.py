@@ -113,7 +113,7 @@ class TemplateBuildService:
         Raises InvalidRequest, Forbidden (another team's name).
         """
         reference = parse_reference(name)
-        if reference.namespace not in (None, caller.team_id):
+        if reference.namespace and await self._catalog.team_of(reference.namespace, caller.team_id) != caller.team_id:
             raise Forbidden(
                 f"the namespace {reference.namespace!r} is not this team's", hint=f"yours: {caller.team_id}"
             )
@@ -237,11 +237,11 @@ class TemplateBuildService:
     async def run(self) -> None:
         """Removes what nobody needs any more, for ever; cancel it to stop."""
         while True:
-            await self._clock.sleep(SWEEP_EVERY_S)
             try:
                 await self.sweep()
             except AtollError as error:
                 _log.warning("template.sweep_failed", error=str(error))
+            await self._clock.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> None:
         """Old builds without a tag, images that no build names, uploads that none has used. Raises AtollError."""

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from atoll.control.store.keys import KeyTables
 from atoll.control.store.templates import BuildRow, TemplateRow, TemplateTables
-from atoll.control.templates.names import DEFAULT_TAG, parse_reference
+from atoll.control.templates.names import DEFAULT_TAG, parse_reference, slug
 from atoll.model.errors import InvalidRequest, TemplateNotFound
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
@@ -31,8 +32,9 @@ class _Listing:
 class TemplateService:
     """Look-ups by id or name."""
 
-    def __init__(self, nodes: Sequence[NodeClient], tables: TemplateTables) -> None:
+    def __init__(self, nodes: Sequence[NodeClient], tables: TemplateTables, teams: KeyTables) -> None:
         self._nodes = nodes
+        self._teams = teams
         self._tables = tables
         self._listing = _Listing(taken_at=float("-inf"))
 
@@ -61,10 +63,22 @@ class TemplateService:
     async def find_row(self, name: str, team_id: str) -> TemplateRow | None:
         """The team's own template, or a public one of another team's. Raises InvalidRequest: not a template's name."""
         reference = parse_reference(name)
-        row = await self._tables.find_named(reference.namespace or team_id, reference.name)
+        owner = team_id if reference.namespace is None else await self.team_of(reference.namespace, team_id)
+        row = await self._tables.find_named(owner, reference.name)
         if row is None and reference.namespace is None:
             row = await self._tables.find(reference.name)
         return row if row is not None and (row.public or row.team_id == team_id) else None
+
+    async def namespace(self, team_id: str) -> str:
+        """What stands before a team's names: its slug."""
+        return slug(await self._teams.team_name(team_id) or team_id)
+
+    async def team_of(self, namespace: str, asking: str) -> str:
+        """The team of that slug or id: the one that asks, else the oldest; "" if there is none."""
+        if namespace in (asking, await self.namespace(asking)):
+            return asking
+        teams = await self._teams.teams()
+        return next((team.team_id for team in teams if namespace in (team.team_id, slug(team.name))), "")
 
     async def _find_built(self, name: str, team_id: str) -> Template | None:
         try:
@@ -75,7 +89,7 @@ class TemplateService:
             return None
         for tag in await self._tables.tags(row.template_id):
             if tag.tag == reference.tag_or_default and (build := await self._tables.find_build(tag.build_id)):
-                return template_of(row, build)
+                return template_of(row, build, await self.namespace(row.team_id))
         raise TemplateNotFound(
             name[:200], hint=f"no finished build of it has the tag {reference.tag_or_default!r}; see Template.get_tags"
         )
@@ -126,12 +140,12 @@ class TemplateService:
         return _Listing(asyncio.get_running_loop().time(), by_name | by_id, kept)
 
 
-def template_of(row: TemplateRow, build: BuildRow) -> Template:
+def template_of(row: TemplateRow, build: BuildRow, namespace: str) -> Template:
     """A build that is ready, as a template of which sandboxes can be made."""
     settings = build.settings
     return Template(
         template_id=row.template_id,
-        names=(row.name, f"{row.team_id}/{row.name}"),
+        names=(row.name, f"{namespace}/{row.name}"),
         build_id=build.build_id,
         layers=(),
         limits=build.limits,

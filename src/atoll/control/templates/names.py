@@ -53,6 +53,11 @@ def parse_reference(text: str) -> Reference:
     return Reference(name, namespace if slash else None, check_tag(tag) if colon else None)
 
 
+def slug(team_name: str) -> str:
+    """A team's name as a namespace."""
+    return re.sub(r"[^a-z0-9_]+", "-", team_name[:MAX_LENGTH].lower()).strip("-") or "team"
+
+
 def check_tag(text: str) -> str:
     """The tag in its one spelling. Raises InvalidRequest: malformed, or it could be taken for a build's id."""
     tag = text.strip().lower()
