@@ -68,9 +68,7 @@ class _World:
     channels: list[Channel]
 
     def handle(self, sandbox_id: str = "i0001") -> SandboxHandle:
-        handle = self.agent._live[sandbox_id].handle
-        assert handle is not None
-        return handle
+        return self.agent.live.handle(sandbox_id)
 
 
 def _certificate(authority: Authority, place: Path, *names: str) -> Path:
@@ -170,21 +168,21 @@ async def test_a_template_that_nobody_can_make_is_named(world: _World) -> None:
 
 async def test_a_create_that_is_given_up_leaves_no_sandbox(world: _World) -> None:
     asking = asyncio.create_task(world.node.create(_request()))
-    await _until(lambda: world.agent._live)
+    await _until(lambda: world.agent.live)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await _until(lambda: not world.agent._live)
+    await _until(lambda: not world.agent.live)
     assert await world.node.sandboxes() == []
 
 
 async def test_a_control_process_that_dies_during_a_create_leaves_no_sandbox(world: _World) -> None:
     asking = asyncio.create_task(world.node.create(_request()))
-    await _until(lambda: world.agent._live)
+    await _until(lambda: world.agent.live)
     world.channels[-1].close()
     with pytest.raises(NodeUnreachable):
         await asking
-    await _until(lambda: not world.agent._live)
+    await _until(lambda: not world.agent.live)
 
 
 async def test_a_death_is_told_once_control_listens_and_over_a_new_connection_if_need_be(world: _World) -> None:

@@ -164,7 +164,7 @@ def test_a_build_that_fails_names_the_callers_own_line(server: Any, name: str) -
         Template.build(Template().from_base_image().set_start_cmd("exit 9", "sleep 60"), name)
     # It has a name, and no build that a sandbox could be made of.
     assert Template.exists(name)
-    with pytest.raises(SandboxException, match="404: .* no finished build"):
+    with pytest.raises(SandboxException, match=r"404: .* no finished build"):
         Sandbox.create(name)
 
 

@@ -29,7 +29,9 @@ from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
+from atoll.node.backends import Load
 from atoll.node.supervisor import Supervisor
+from atoll.server import node as node_process
 from atoll.testing import fake
 
 API_KEY = "e2b_" + "0" * 40
@@ -100,10 +102,16 @@ def load_fake(name: str) -> BackendFactory:
     return fake.backend
 
 
-def supervisor(data_dir: Path, *, keep: bool = False) -> Supervisor:
+def supervisor(
+    data_dir: Path, *, keep: bool = False, templates: MemoryTemplates | None = None, load: Load = load_fake
+) -> Supervisor:
     """A node with the fake tier."""
-    return Supervisor(
-        data_dir=data_dir, templates=MemoryTemplates(), isolation="fake", keep_sandboxes=keep, load_backend=load_fake
+    return node_process.supervisor(
+        data_dir=data_dir,
+        templates=templates or MemoryTemplates(),
+        isolation="fake",
+        keep_sandboxes=keep,
+        load_backend=load,
     )
 
 

@@ -54,6 +54,14 @@ class ImageLayers:
             raise TemplateNotFound(image_id)
         return layers
 
+    def has(self, image_id: str) -> bool:
+        """Whether `find` would find it."""
+        try:
+            self.find(image_id)
+        except TemplateNotFound:
+            return False
+        return True
+
     @contextmanager
     def making(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:
         """An empty directory to be filled; leaving the block makes it an image on `below`, unless an error does.

@@ -6,16 +6,30 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from atoll.config import Settings
+from atoll.egress.budget import Budget
+from atoll.egress.forbidden import HostNetworks
+from atoll.egress.gateway import EgressContext
+from atoll.egress.intercept import Interception
+from atoll.egress.registry import EgressRegistry
 from atoll.images.builds import TemplateBuilds, program
+from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
+from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import Network, is_address, split_targets
+from atoll.node.backends import Load
+from atoll.node.directories import SandboxDirectories
+from atoll.node.egress import NodeEgress
 from atoll.node.supervisor import Supervisor
+from atoll.node.templates import NodeTemplates
+from atoll.node.tiers import Tiers
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
+from atoll.tls import Authority
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_unix
 
@@ -34,12 +48,50 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
 
 
+def supervisor(
+    *,
+    data_dir: Path,
+    templates: Templates,
+    builds: TemplateBuilds | None = None,
+    isolation: str = "auto",
+    keep_sandboxes: bool = True,
+    egress_allow_private: tuple[Network, ...] = (),
+    name_servers: tuple[str, ...] | None = None,
+    load_backend: Load = registry.load,
+    common: BackendConfig | None = None,
+) -> Supervisor:
+    """The node with all its parts.
+
+    Args:
+        data_dir: below it `sandboxes/`, `ready/`, `trash/`, `run/`, `tls/` are made. One server at a time.
+        templates: what a create may name.
+        builds: makes built-in templates that are missing; None: nothing does.
+        isolation: the name of a tier, or `auto`.
+        keep_sandboxes: see Supervisor.
+        egress_allow_private: private networks that sandboxes may reach.
+        name_servers: where sandboxes' DNS questions are sent; None: the host's own name servers.
+        load_backend, common: see Tiers.
+    """
+    directories = SandboxDirectories(data_dir)
+    interception = Interception(lambda: Authority(data_dir / "tls", "egress"))
+    gateway = EgressRegistry(
+        EgressContext(HostNetworks(egress_allow_private), Budget.of_this_process(), interception, name_servers)
+    )
+    return Supervisor(
+        directories=directories,
+        tiers=Tiers(isolation, data_dir / "run", load_backend, common),
+        templates=NodeTemplates(templates, builds),
+        egress=NodeEgress(gateway, interception, directories),
+        keep_sandboxes=keep_sandboxes,
+    )
+
+
 @asynccontextmanager
 async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
-        Supervisor(
+        supervisor(
             data_dir=settings.data_dir,
             templates=templates,
             builds=builds,

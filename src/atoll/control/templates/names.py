@@ -1,7 +1,7 @@
 """Names and tags of templates as E2B has them. Pure.
 
 reference   [namespace "/"] name [":" tag]
-namespace   the team's id; left out: the caller's own team
+namespace   a team's slug or id; left out: the team that asks
 tag         which build of the template; left out: "default"
 """
 
