@@ -164,10 +164,11 @@ def test_a_build_that_fails_names_the_callers_own_line(server: Any, name: str) -
         Template.build(Template().from_base_image().set_start_cmd("exit 9", "sleep 60"), name)
     # It has a name, and no build that a sandbox could be made of.
     assert Template.exists(name)
-    with pytest.raises(SandboxException, match=r"404: .* no finished build"):
+    with pytest.raises(SandboxException, match=r"404: .*no finished build"):
         Sandbox.create(name)
 
 
+@one_tier("tags are kept by the control plane")
 async def test_tags_name_builds_and_templates_stand_on_templates(server: Any, name: str) -> None:
     def builder(word: str) -> Any:
         return AsyncTemplate().from_base_image().run_cmd(f"echo {word} >/home/user/word")
@@ -251,6 +252,7 @@ def test_names_files_and_steps_that_are_wrong_are_refused(server: Any, name: str
         assert client.delete(f"/templates/{name}").status_code == 404
 
 
+@one_tier("unpacked by a program inside, whatever the wall")
 def test_an_archive_that_lies_reaches_nothing_but_its_own_build(
     server: Any, name: str, create: Callable[..., Sandbox]
 ) -> None:
@@ -297,6 +299,7 @@ def test_an_archive_that_lies_reaches_nothing_but_its_own_build(
     )
 
 
+@one_tier("taken in turn by the control plane")
 def test_builds_at_once_share_a_step_and_a_deleted_template_ends_its_build(
     server: Any, name: str, create: Callable[..., Sandbox]
 ) -> None:
