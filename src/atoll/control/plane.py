@@ -17,6 +17,7 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
@@ -41,7 +42,7 @@ from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeClient, NodeEvents, RouteTable
+from atoll.model.seams import NodeEvents, RouteTable
 
 
 class ControlPlane:
@@ -49,14 +50,15 @@ class ControlPlane:
 
         async with (
             Store(url) as store,
-            RemoteNode(connect) as node,
-            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
+            RemoteNode(connect, presence=nodes) as node,
+            ControlPlane(store=store, nodes=nodes, policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
             node.subscribe(control.node_events)
             app = create_app(control.services, Authenticator(keys, store.keys))
             ...  # serve; see `atoll.server.front`
 
     Args:
+        nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
         routes: the way to the sandboxes that build templates.
@@ -68,7 +70,7 @@ class ControlPlane:
         self,
         *,
         store: Store,
-        nodes: Sequence[NodeClient],
+        nodes: NodeRegistry,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -80,9 +82,9 @@ class ControlPlane:
     ) -> None:
         clock = clock or SystemClock()
         policy = policy or Policy()
-        by_id = {node.node_id: node for node in nodes}
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
+        self._nodes = nodes
         self._background = background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes, store.templates, store.keys)
@@ -92,7 +94,7 @@ class ControlPlane:
             tables=store.templates,
             catalog=templates,
             nodes=nodes,
-            builder=TemplateBuilder(nodes[0], routes, uploads, store.templates, new_sandbox_id),
+            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
             uploads=uploads,
             logs=build_logs,
             clock=clock,
@@ -102,12 +104,12 @@ class ControlPlane:
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
-        quota = SandboxQuota(policy.max_sandboxes)
+        quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
-        lookup = SandboxLookup(store, by_id)
+        lookup = SandboxLookup(store, nodes)
         telemetry = SandboxTelemetry(
             lookup=lookup,
-            nodes=by_id,
+            nodes=nodes,
             live=quota.all,
             node_of=quota.node_of,
             clock=clock,
@@ -116,7 +118,7 @@ class ControlPlane:
         )
         ending = SandboxEnding(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             lookup=lookup,
             clock=clock,
             background=background,
@@ -127,7 +129,7 @@ class ControlPlane:
         )
         self.reconciliation = Reconciliation(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             clock=clock,
             background=background,
             quota=quota,
@@ -142,7 +144,7 @@ class ControlPlane:
             sandboxes=lookup,
             creation=SandboxCreation(
                 store=store,
-                nodes=by_id,
+                nodes=nodes,
                 templates=templates,
                 policy=policy,
                 clock=clock,
@@ -157,7 +159,7 @@ class ControlPlane:
             timeouts=SandboxTimeouts(
                 store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
             ),
-            network=SandboxNetwork(store, lookup, by_id),
+            network=SandboxNetwork(store, lookup, nodes),
             telemetry=telemetry,
             templates=templates,
             builds=self._builds,
@@ -175,6 +177,8 @@ class ControlPlane:
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
             await self._builds.recover()
+            self._nodes.returned = self.reconciliation.node_returned
+            self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (
@@ -184,6 +188,7 @@ class ControlPlane:
                 self._builds,
                 services.telemetry,
                 self._dispatcher,
+                self._nodes,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)

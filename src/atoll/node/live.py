@@ -71,6 +71,10 @@ class LiveSandboxes:
             raise SandboxGone(sandbox_id, "it is still being made")
         return live.handle
 
+    def handles(self) -> dict[str, SandboxHandle]:
+        """Of those that run, by their ids."""
+        return {name: live.handle for name, live in self if live.handle is not None}
+
     def begin(
         self, sandbox_id: str, tier: str, life: Callable[[SandboxDriver], Coroutine[None, None, Ended | None]]
     ) -> LiveSandbox:

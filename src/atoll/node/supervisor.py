@@ -1,13 +1,14 @@
 """The node: runs sandboxes on this machine. Implements NodeClient (for control) and RouteTable (for the edge).
 
 Owns the node's lifetime and the order of a create and a kill; the parts that it is made of own the rest (see `tiers`,
-`templates`, `directories`, `egress`, `live`, `takeover`, `reports`). Does not know who a sandbox belongs to, when it
-should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
+`templates`, `directories`, `disk_space`, `egress`, `live`, `takeover`, `reports`). Does not know who a sandbox belongs
+to, when it should end, or what a request looks like: that is control's. Knows no concrete isolation tier.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,9 +19,10 @@ from typing import Self
 from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodeSandbox, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.directories import SandboxDirectories
+from atoll.node.disk_space import DiskSpace
 from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandboxes
 from atoll.node.reports import Reports
@@ -53,6 +55,7 @@ class Supervisor:
         tiers: Tiers,
         templates: NodeTemplates,
         egress: NodeEgress,
+        disk: DiskSpace,
         node_id: str = "local",
         keep_sandboxes: bool = True,
     ) -> None:
@@ -62,11 +65,12 @@ class Supervisor:
         self._tiers = tiers
         self._templates = templates
         self._egress = egress
+        self._disk = disk
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._stack = AsyncExitStack()
-        self._stopping = False
+        self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
 
     # Lifetime
@@ -79,6 +83,7 @@ class Supervisor:
             stack.callback(self.directories.close)
             await stack.enter_async_context(self._tasks)
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
+            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
             take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates)
             self.start_report = await take_over.run(left)
@@ -109,6 +114,15 @@ class Supervisor:
         for helper in helpers:
             helper.cancel()
 
+    def drain(self) -> None:
+        """Asks control for no new sandboxes from now on, until the node is started again. What runs goes on."""
+        self._draining = True
+
+    def status(self) -> NodeStatus:
+        """What control is told with each heartbeat."""
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
+
     # NodeClient
 
     @property
@@ -123,6 +137,7 @@ class Supervisor:
         sandbox_id = request.sandbox_id
         if not SANDBOX_ID.fullmatch(sandbox_id) or sandbox_id in self.live:
             raise CreateFailed(f"sandbox id {sandbox_id!r} cannot be used")
+        self._disk.check_room()
         layers, tier = self._templates.layers_for(request)
         backend = await self._tiers.for_create(request.tier or tier)
         spec = self._egress.with_certificate(request)
@@ -165,7 +180,7 @@ class Supervisor:
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
         self.live.handle(sandbox_id)
-        return self._egress.connections(sandbox_id)
+        return await self._egress.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""

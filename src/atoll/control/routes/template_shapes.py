@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from atoll.control.store.templates import BuildRow, TemplateRow
 from atoll.control.templates.build_log import BuildLogEntry
-from atoll.wire.rest import bodies as rest
 from atoll.wire.rest import template_builds as wire
+from atoll.wire.rest import templates as rest
 
 
 def own_template(row: TemplateRow, builds: Sequence[BuildRow], namespace: str) -> rest.Template:

@@ -10,7 +10,7 @@ from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, deco
 from atoll.control.routes.template_shapes import own_template, own_template_with_builds
 from atoll.control.sandboxes.listing import parse_offset_token, slice_page
 from atoll.model.errors import InvalidRequest
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import templates as rest
 from atoll.wire.rest.template_builds import PatchedTemplate, TemplatePatch
 
 router = APIRouter(tags=["templates"])

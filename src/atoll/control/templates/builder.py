@@ -43,7 +43,9 @@ class StepFailed(BuildFailed):
 
 @dataclass(frozen=True, slots=True)
 class BuildOrder:
-    """What is to be built. `base` is what it stands on."""
+    """What is to be built, and by which node. `base` is what it stands on."""
+
+    node: NodeClient
 
     team_id: str
     template_id: str
@@ -84,14 +86,12 @@ class TemplateBuilder:
 
     def __init__(
         self,
-        node: NodeClient,
         routes: RouteTable,
         uploads: Uploads,
         index: LayerIndex,
         new_sandbox_id: Callable[[], str],
     ) -> None:
         self._index = index
-        self._node = node
         self._routes = routes
         self._uploads = uploads
         self._new_sandbox_id = new_sandbox_id
@@ -125,7 +125,7 @@ class TemplateBuilder:
         log.step = "finalize"
         if image is None:  # not one step has changed a file
             async with self._sandbox(order, None, log) as (sandbox_id, _):
-                image = await self._commit(sandbox_id, log)
+                image = await self._commit(order, sandbox_id, log)
         if not images:
             images.append(image)
             await on_image(tuple(images))
@@ -137,20 +137,20 @@ class TemplateBuilder:
         where = f"[{log.step}/{len(order.steps)}]"
         async with self._only_one(layer.key):
             known = None if layer.fresh else await self._index.find_layer(layer.key)
-            if known is not None and await self._node.has_image(known):
+            if known is not None and await order.node.has_image(known):
                 log.write(f"{where} CACHED {describe(step)}")
                 return known
             log.write(f"{where} {describe(step)}")
             async with self._sandbox(order, layer.below, log) as (sandbox_id, guest):
                 await self._run(order, guest, to_run, step, log)
-                image = await self._commit(sandbox_id, log)
+                image = await self._commit(order, sandbox_id, log)
             await self._index.put_layer(layer.key, image)
             return image
 
-    async def _commit(self, sandbox_id: str, log: BuildLog) -> str:
+    async def _commit(self, order: BuildOrder, sandbox_id: str, log: BuildLog) -> str:
         image = secrets.token_hex(20)
         try:
-            await self._node.commit(sandbox_id, image)
+            await order.node.commit(sandbox_id, image)
         except AtollError as error:
             raise StepFailed(log.step, f"the layer cannot be kept: {error}") from error
         return image
@@ -230,26 +230,26 @@ class TemplateBuilder:
             tier=order.base.tier,
         )
         try:
-            await self._node.create(spec)
+            await order.node.create(spec)
             route = self._routes.find(sandbox_id)
             if route is None:
                 raise CreateFailed("the sandbox of the build cannot be reached")
         except AtollError as error:
-            await self._end(sandbox_id)
+            await self._end(order, sandbox_id)
             raise StepFailed(log.step or "base", f"the sandbox of the build was not made: {error}") from error
         except BaseException:
-            await self._end(sandbox_id)
+            await self._end(order, sandbox_id)
             raise
         guest = GuestClient(route)
         try:
             yield sandbox_id, guest
         finally:
             await guest.aclose()
-            await self._end(sandbox_id)
+            await self._end(order, sandbox_id)
 
-    async def _end(self, sandbox_id: str) -> None:
+    async def _end(self, order: BuildOrder, sandbox_id: str) -> None:
         with contextlib.suppress(AtollError):
-            await asyncio.shield(self._node.kill(sandbox_id, EndReason.KILLED))
+            await asyncio.shield(order.node.kill(sandbox_id, EndReason.KILLED))
 
     @asynccontextmanager
     async def _only_one(self, key: str) -> AsyncIterator[None]:

@@ -19,7 +19,8 @@ import structlog
 from atoll.control.access.auth import Caller
 from atoll.control.background import Background
 from atoll.control.clock import Clock
-from atoll.control.sandboxes.sizing import Maximum, limits_for
+from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.store.templates import BuildRow, BuildStatus, TagRow, TemplateRow, TemplateTables
 from atoll.control.templates.base_images import base_template
 from atoll.control.templates.build_log import BuildLog, BuildLogs
@@ -39,6 +40,7 @@ from atoll.model.errors import (
 )
 from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient
+from atoll.model.template import Template
 
 BUILD_WITHIN_S = 3600.0
 AT_ONCE = 4
@@ -83,13 +85,13 @@ class TemplateBuildService:
         *,
         tables: TemplateTables,
         catalog: TemplateService,
-        nodes: Sequence[NodeClient],
+        nodes: NodeRegistry,
         builder: TemplateBuilder,
         uploads: Uploads,
         logs: BuildLogs,
         clock: Clock,
         background: Background,
-        maximum: Maximum,
+        maximum: Limits | None,
     ) -> None:
         self._tables = tables
         self._catalog = catalog
@@ -260,9 +262,9 @@ class TemplateBuildService:
         if old:
             await self._tables.remove_builds(old)
             await asyncio.to_thread(self._logs.remove, old)
-        for node in self._nodes:
+        for node_id, node in self._nodes.worth_asking().items():
             if removed := await node.keep_images(sorted(kept)):
-                _log.info("template.images_removed", node=node.node_id, images=removed)
+                _log.info("template.images_removed", node=node_id, images=removed)
         await asyncio.to_thread(self._uploads.sweep)
 
     # One build
@@ -303,7 +305,9 @@ class TemplateBuildService:
         async def on_image(images: tuple[str, ...]) -> None:
             await self._tables.change_build(build.build_id, images=list(images), updated_at=self._clock.now())
 
+        node = self._node_for(base)
         order = BuildOrder(
+            node=node,
             team_id=team_id,
             template_id=template.template_id,
             base=base,
@@ -325,8 +329,7 @@ class TemplateBuildService:
         log.write("the template is ready")
         now = self._clock.now()
         done = {"status": BuildStatus.READY.value, "finished_at": now, "updated_at": now}
-        node_id = self._nodes[0].node_id
-        await self._tables.change_build(build.build_id, settings=dict(settings), node_id=node_id, **done)
+        await self._tables.change_build(build.build_id, settings=dict(settings), node_id=node.node_id, **done)
         await self._tables.assign_tags(template.template_id, build.build_id, build.tags, now)
 
     async def _fail(self, build: BuildRow, log: BuildLog, message: str, step: str) -> None:
@@ -336,6 +339,14 @@ class TemplateBuildService:
         await self._tables.change_build(build.build_id, error=message, error_step=step, **changes)
 
     # Inside
+
+    def _node_for(self, base: Template) -> NodeClient:
+        """One that has the base. Raises StepFailed."""
+        holders = self._catalog.holders(base)
+        for node_id, node in self._nodes.worth_asking().items():
+            if node_id in holders:
+                return node
+        raise StepFailed("base", f"no node that has the template {base.template_id!r} answers")
 
     async def _template_named(self, caller: Caller, name: str) -> TemplateRow:
         if (found := await self._tables.find_named(caller.team_id, name)) is not None:

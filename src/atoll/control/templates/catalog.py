@@ -10,14 +10,16 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.templates import BuildRow, TemplateRow, TemplateTables
 from atoll.control.templates.names import DEFAULT_TAG, parse_reference, slug
-from atoll.model.errors import InvalidRequest, TemplateNotFound
+from atoll.model.errors import InvalidRequest, NodeUnreachable, TemplateNotFound
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
 _FRESH_S = 2.0
+_ANSWER_WITHIN_S = 10.0
 
 _DEFAULT_SUFFIX = f":{DEFAULT_TAG}"
 
@@ -32,10 +34,11 @@ class _Listing:
 class TemplateService:
     """Look-ups by id or name."""
 
-    def __init__(self, nodes: Sequence[NodeClient], tables: TemplateTables, teams: KeyTables) -> None:
+    def __init__(self, nodes: NodeRegistry, tables: TemplateTables, teams: KeyTables) -> None:
         self._nodes = nodes
         self._teams = teams
         self._tables = tables
+        self._of_node: dict[str, Sequence[Template]] = {}
         self._listing = _Listing(taken_at=float("-inf"))
 
     async def built_in(self) -> list[Template]:
@@ -102,7 +105,7 @@ class TemplateService:
         plain = name.removesuffix(_DEFAULT_SUFFIX)
         if plain in (await self._fresh()).by_name:
             return
-        for node in self._nodes:
+        for node in self._nodes.worth_asking().values():
             with contextlib.suppress(TemplateNotFound):
                 await node.make_template(plain, wait_s)
                 return
@@ -126,13 +129,30 @@ class TemplateService:
             self._listing = await self._ask()
         return self._listing
 
+    async def _ask_one(self, node_id: str, node: NodeClient) -> NodeUnreachable | None:
+        """What it said last counts where it does not answer now."""
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN_S):
+                self._of_node[node_id] = await node.templates()
+        except TimeoutError:
+            return NodeUnreachable(f"node {node_id!r} does not answer")
+        except NodeUnreachable as error:
+            return error
+        return None
+
     async def _ask(self) -> _Listing:
         by_name: dict[str, Template] = {}
         by_id: dict[str, Template] = {}
         holders: dict[str, set[str]] = {}
-        for node in self._nodes:
-            for template in await node.templates():
-                holders.setdefault(template.template_id, set()).add(node.node_id)
+        asked = self._nodes.worth_asking()
+        failures = await asyncio.gather(*(self._ask_one(*one) for one in asked.items()))
+        known = {node_id: found for node_id, found in self._of_node.items() if self._nodes.find(node_id) is not None}
+        self._of_node = known
+        if not known:
+            raise next((one for one in failures if one is not None), NodeUnreachable("no node has registered"))
+        for node_id, found in known.items():
+            for template in found:
+                holders.setdefault(template.template_id, set()).add(node_id)
                 by_id.setdefault(template.template_id, template)
                 for name in template.names:
                     by_name.setdefault(name, template)

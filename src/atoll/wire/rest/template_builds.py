@@ -5,24 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from atoll.wire.rest.base import In, Out
+from atoll.wire.rest.templates import BuildStatus
 
 LogLevel = Literal["debug", "info", "warn", "error"]
-BuildStatus = Literal["waiting", "building", "ready", "error"]
 Name = Annotated[str, Field(min_length=1, max_length=400)]
 Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=64)]
 Command = Annotated[str, Field(max_length=65536)]
 
 
-class _In(BaseModel):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
-
-
-class _Out(BaseModel):
-    pass
-
-
-class NewBuild(_In):
+class NewBuild(In):
     """POST /v3/templates. `alias` and `teamID` are older names; a key has one team only."""
 
     name: Name | None = None
@@ -33,7 +27,7 @@ class NewBuild(_In):
     min_free_disk_mb: int | None = Field(default=None, validation_alias="minFreeDiskMb", ge=0)
 
 
-class NewBuildOut(_Out):
+class NewBuildOut(Out):
     """Its answer, 202."""
 
     template_id: str = Field(serialization_alias="templateID")
@@ -44,35 +38,35 @@ class NewBuildOut(_Out):
     aliases: list[str]
 
 
-class StepIn(_In):
+class StepIn(In):
     """One instruction."""
 
     type: Annotated[str, Field(max_length=40)]
-    args: Annotated[list[str], Field(max_length=2048)] = []
+    args: Annotated[list[str], Field(max_length=2048)] = Field(default_factory=list)
     force: bool | None = None
     files_hash: Annotated[str, Field(max_length=64)] | None = Field(default=None, validation_alias="filesHash")
 
 
-class BuildStart(_In):
+class BuildStart(In):
     """POST /v2/templates/{id}/builds/{build}."""
 
     from_image: Annotated[str, Field(max_length=512)] | None = Field(default=None, validation_alias="fromImage")
     from_template: Name | None = Field(default=None, validation_alias="fromTemplate")
     from_image_registry: dict[str, Any] | None = Field(default=None, validation_alias="fromImageRegistry")
     force: bool | None = None
-    steps: Annotated[list[StepIn], Field(max_length=1024)] = []
+    steps: Annotated[list[StepIn], Field(max_length=1024)] = Field(default_factory=list)
     start_cmd: Command | None = Field(default=None, validation_alias="startCmd")
     ready_cmd: Command | None = Field(default=None, validation_alias="readyCmd")
 
 
-class FileUpload(_Out):
+class FileUpload(Out):
     """GET /templates/{id}/files/{hash}, 201."""
 
     present: bool
     url: str
 
 
-class BuildLogEntry(_Out):
+class BuildLogEntry(Out):
     """One line of a build's log."""
 
     timestamp: datetime
@@ -81,53 +75,53 @@ class BuildLogEntry(_Out):
     step: str | None = None
 
 
-class BuildReason(_Out):
+class BuildReason(Out):
     """Why a build failed. `step`: "base", a number from 1, or "finalize"."""
 
     message: str
     step: str | None = None
-    log_entries: list[BuildLogEntry] = Field(default=[], serialization_alias="logEntries")
+    log_entries: list[BuildLogEntry] = Field(default_factory=list, serialization_alias="logEntries")
 
 
-class BuildInfo(_Out):
+class BuildInfo(Out):
     """GET /templates/{id}/builds/{build}/status."""
 
     template_id: str = Field(serialization_alias="templateID")
     build_id: str = Field(serialization_alias="buildID")
     status: BuildStatus
-    logs: list[str] = []
+    logs: list[str] = Field(default_factory=list)
     log_entries: list[BuildLogEntry] = Field(serialization_alias="logEntries")
     reason: BuildReason | None = None
 
 
-class BuildLogs(_Out):
+class BuildLogs(Out):
     """GET /templates/{id}/builds/{build}/logs."""
 
     logs: list[BuildLogEntry]
 
 
-class AssignTags(_In):
+class AssignTags(In):
     """POST /templates/tags."""
 
     target: Name
     tags: Annotated[Tags, Field(min_length=1)]
 
 
-class AssignedTags(_Out):
+class AssignedTags(Out):
     """Its answer, 201."""
 
     tags: list[str]
     build_id: str = Field(serialization_alias="buildID")
 
 
-class RemoveTags(_In):
+class RemoveTags(In):
     """DELETE /templates/tags."""
 
     name: Name
     tags: Annotated[Tags, Field(min_length=1)]
 
 
-class Tag(_Out):
+class Tag(Out):
     """GET /templates/{id}/tags."""
 
     tag: str
@@ -135,26 +129,26 @@ class Tag(_Out):
     created_at: datetime = Field(serialization_alias="createdAt")
 
 
-class TagCount(_Out):
+class TagCount(Out):
     """GET /templates/{id}/tags/count."""
 
     total: int
 
 
-class TagExists(_Out):
+class TagExists(Out):
     """GET /templates/{id}/tags/exists."""
 
     exists: bool
     normalized_tag: str = Field(serialization_alias="normalizedTag")
 
 
-class TemplatePatch(_In):
+class TemplatePatch(In):
     """PATCH /templates/{id}, PATCH /v2/templates/{id}."""
 
     public: bool | None = None
 
 
-class PatchedTemplate(_Out):
+class PatchedTemplate(Out):
     """Its answer (v2)."""
 
     names: list[str]
