@@ -36,7 +36,6 @@ METHODS, DIFFERENCES = "methods", "tiers"
 
 PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
-BUILDS = "needs Docker on the client for the old way, or E2B's own dashboard"
 VOLUMES = "volumes come later; the endpoints say so"
 SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
 MCP = "there is no template `mcp-gateway`"
@@ -49,7 +48,6 @@ NOT_OFFERED = (
     (r"Secret\..*", SECRETS),
     (r"e2b sandbox (pause|resume)", PAUSE),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
-    (r"e2b template .*", BUILDS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )
 """Pattern of a method → why it is not offered. What a test calls works, whatever is written here."""

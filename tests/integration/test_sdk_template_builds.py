@@ -86,6 +86,12 @@ def test_every_kind_of_step_is_in_the_sandboxes_of_the_template(
     assert _said(entries, "^user$")
     assert _said(entries, "^to-stderr$")
     assert Template.exists(name)
+    assert Template.assign_tags(name, "first").tags == ["first"]
+    assert {tag.tag: tag.build_id for tag in Template.get_tags(name)} == dict.fromkeys(
+        ("default", "first"), info.build_id
+    )
+    Template.remove_tags(name, "first")
+    assert [tag.tag for tag in Template.get_tags(info.template_id)] == ["default"]
 
     sandbox = create(name)
     run = sandbox.commands.run

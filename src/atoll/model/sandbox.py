@@ -96,6 +96,8 @@ class SandboxSpec:
     """PEM that programs inside are to trust. Added by a node whose gateway terminates TLS to carry out header rules."""
     image_id: str | None = None
     """The image that it stands on (`images.layers`); None: the newest build of its template."""
+    one_off: bool = False
+    """No other of the same kind is expected soon: nothing is made ahead of need for the next."""
     tier: str | None = None
     """A tier asked for by name, or None for the node's own choice."""
     traffic_access_token: str | None = field(default=None, repr=False)
@@ -107,7 +109,7 @@ class SandboxSpec:
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
-        public = replace(self, image_id=None, tier=None, network=NetworkPolicy())
+        public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
         return replace(public, traffic_access_token=None, mask_request_host=None)
 
     def as_json(self) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class TemplateBuilder:
             access_token=secrets.token_hex(32),
             default_user=order.base.default_user,
             tier=order.base.tier,
+            one_off=True,
         )
         try:
             await order.node.create(spec)

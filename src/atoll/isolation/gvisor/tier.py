@@ -140,7 +140,7 @@ class GvisorBackend(IsolationBackend):
         if not kind.lowers:
             raise CreateFailed("the template has no layers")
         place = paths.state_dir.absolute()
-        waiting = await self._pool.take(kind, spec.limits)
+        waiting = None if spec.one_off else await self._pool.take(kind, spec.limits)
         if waiting is None:
             if self._context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
