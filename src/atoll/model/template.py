@@ -38,3 +38,5 @@ class Template:
     """Whether every team may use it."""
     tier: str | None = None
     """The isolation tier that its sandboxes need; None: the server's own."""
+    no_new_privileges: bool = False
+    """`SandboxSpec.no_new_privileges` of all its sandboxes."""
