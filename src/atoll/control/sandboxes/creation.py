@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -23,7 +24,14 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order
+from atoll.control.sandboxes.orders import (
+    NO_NEW_PRIVILEGES_KEY,
+    TIER_KEY,
+    CreateOrder,
+    Policy,
+    check_order,
+    network_rate,
+)
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.store import Idempotency, Store
@@ -53,7 +61,9 @@ class SandboxCreation:
         expiry: Expiry,
         journal: Journal,
         ending: SandboxEnding,
+        wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
+        self._wait_until_ready = wait_until_ready
         self._store = store
         self._nodes = nodes
         self._templates = templates
@@ -104,7 +114,7 @@ class SandboxCreation:
         return record
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
-        template = await self._templates.find(order.template)
+        template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
         node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)
@@ -129,6 +139,8 @@ class SandboxCreation:
         added = time.perf_counter()
         try:
             made = await node.create(_spec(record, order, template))
+            if template.ready_cmd is not None:
+                await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
@@ -167,7 +179,7 @@ class SandboxCreation:
             await self._ending.abandon(sandbox_id)
 
     def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
-        holders, quota = self._templates.holders(template.template_id), self._quota
+        holders, quota = self._templates.holders(template), self._quota
         return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
 
     def _new_record(
@@ -190,7 +202,7 @@ class SandboxCreation:
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
-            network=order.network,
+            network=replace(order.network, mib_s=network_rate(order.metadata, self._policy)),
         )
 
 
@@ -203,6 +215,7 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
+        image_id=template.image_id,
         limits=record.limits,
         env_vars={**template.env_vars, **order.env_vars},
         access_token=record.envd_access_token,
@@ -214,4 +227,5 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=record.network,
+        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )
