@@ -76,6 +76,7 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict
         "lower_dirs": [str(path.absolute()) for path in paths.lower_dirs],
         "state_dir": str(paths.state_dir.absolute()),
         "limits": spec.limits.as_json(),
+        "one_off": spec.one_off,
     }
 
 

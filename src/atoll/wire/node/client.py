@@ -371,6 +371,20 @@ class RemoteNode:
         """See NodeClient."""
         await self._call("make_template", wait_s + ANSWER_WITHIN_S, name=name, wait_s=wait_s)
 
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """See NodeClient."""
+        await self._call("commit", sandbox_id=sandbox_id, image_id=image_id)
+
+    async def has_image(self, image_id: str) -> bool:
+        """See NodeClient."""
+        found: bool = await self._call("has_image", image_id=image_id)
+        return found
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """See NodeClient."""
+        removed: int = await self._call("keep_images", image_ids=image_ids)
+        return removed
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""
         known: Sequence[Template] = await self._call("templates")
