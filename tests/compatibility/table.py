@@ -35,7 +35,6 @@ METHODS, DIFFERENCES = "methods", "tiers"
 """The parts of the document that are written here, each between two comments."""
 
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
-BUILDS = "template builds come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
 SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
 MCP = "there is no template `mcp-gateway`"
@@ -43,11 +42,9 @@ MCP = "there is no template `mcp-gateway`"
 NOT_OFFERED = (
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
-    (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
     (r"Secret\..*", SECRETS),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
-    (r"e2b template .*", BUILDS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )
 """Pattern of a method → why it is not offered. What a test calls works, whatever is written here."""

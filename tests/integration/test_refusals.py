@@ -6,16 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from e2b import Sandbox, SandboxNotFoundException, Template, Volume
+from e2b import Sandbox, SandboxNotFoundException, Volume
 from e2b.exceptions import NotFoundException
 
 from support.tiers import one_tier
 
 pytestmark = one_tier("refused by the control plane before a tier hears of it")
-
-
-def _build(_: Sandbox) -> None:
-    Template.build(Template().from_image("python:3"), "mine")
 
 
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
@@ -27,9 +23,6 @@ CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
     ("volumeMounts", lambda _: Sandbox.create(volume_mounts={"/data": "mine"})),
     ("mcp", lambda _: Sandbox.create(mcp={"exa": {"apiKey": "k"}})),
     ("network.egressProxy", lambda _: Sandbox.create(network={"egress_proxy": {"address": "proxy.test:1080"}})),
-    ("template builds", _build),
-    ("template tags", lambda _: Template.assign_tags("base:default", ["mine"])),
-    ("template tags", lambda _: Template.get_tags("base")),
 ]
 
 

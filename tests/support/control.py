@@ -25,6 +25,8 @@ from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.services import Services
 from atoll.control.store import Store, default_url
+from atoll.edge.routes import LiveRoutes
+from atoll.images.layers import ImageLayers
 from atoll.isolation.registry import BackendFactory
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
@@ -73,6 +75,11 @@ class MemoryTemplates:
             )
             for number, name in enumerate(names)
         ]
+
+    @property
+    def images(self) -> ImageLayers:
+        """None, and none can be made: the fake tier keeps nothing."""
+        return ImageLayers(Path("/nonexistent"))
 
     def list_templates(self) -> list[Template]:
         return list(self._templates)
@@ -143,7 +150,7 @@ async def plane(
     webhook_networks: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     """See the module."""
-    nodes = NodeRegistry()
+    nodes, routes = NodeRegistry(), LiveRoutes()
     async with (
         Store(default_url(data_dir)) as store,
         supervisor(data_dir, keep=keep) as node,
@@ -156,10 +163,13 @@ async def plane(
             keep_sandboxes=keep,
             logs_dir=data_dir / "logs",
             metrics_dir=data_dir / "metrics",
+            templates_dir=data_dir / "template-builds",
+            routes=routes,
             webhook_forbidden=lambda: ForbiddenNetworks(private_allowed=parse_networks(webhook_networks)),
         ) as control,
     ):
         node.subscribe(control.node_events)
+        node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator([API_KEY], store.keys))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(

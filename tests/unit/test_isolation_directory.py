@@ -137,7 +137,8 @@ def test_whoever_changes_what_is_written_raises_the_version() -> None:
     assert (directory.VERSION, written) == (
         3,
         ["sandbox_id", "template_id", "limits", "env_vars", "access_token", "default_user", "default_workdir",
-         "start_cmd", "interpreter", "ca_certificate", "tier", "traffic_access_token", "mask_request_host", "network",
+         "start_cmd", "interpreter", "ca_certificate", "image_id", "one_off", "tier", "traffic_access_token",
+         "mask_request_host", "network", "no_new_privileges",
          "cpu_count", "memory_mib", "disk_mib", "pids",
          "state", "tier", "handle", "network", "paused", "log_base", "mode", "record",
          "allow_internet", "allow_out", "deny_out", "dns_servers", "rules", "mib_s"],

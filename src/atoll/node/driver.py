@@ -11,9 +11,9 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -35,6 +35,14 @@ _log = structlog.get_logger("atoll.node")
 @dataclass(frozen=True, slots=True)
 class _Kill:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """A kill that first saves what the sandbox has written."""
+
+    save: Callable[[Path], Awaitable[None]]
+    saved: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ class SandboxDriver:
         self._state_dir = state_dir
         self._make = make
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
         self._watcher: asyncio.Task[None] | None = None
@@ -137,6 +145,20 @@ class SandboxDriver:
             self._commands.put_nowait(_Kill())
         await self.finished.wait()
         return alive
+
+    async def end_saving(self, save: Callable[[Path], Awaitable[None]]) -> None:
+        """Ends it, and has `save` keep what it needs of its directory before that goes.
+
+        Raises SandboxGone (it had ended before) and what `save` raises; the sandbox is gone in any case.
+        """
+        if self._closed:
+            raise SandboxGone(self.sandbox_id)
+        keep = _Keep(save)
+        self._commands.put_nowait(keep)
+        await self.finished.wait()
+        if not keep.saved.done():
+            raise SandboxGone(self.sandbox_id, "it ended before its files could be kept")
+        keep.saved.result()
 
     def detach(self) -> None:
         """Ends the task and leaves the sandbox as it is, for the next server."""
@@ -187,6 +209,9 @@ class SandboxDriver:
                         return None
                     case _Kill():
                         return await self._end(making, handle, Ended(self.sandbox_id, asked=True, detail="killed"))
+                    case _Keep() as keep:
+                        ended = Ended(self.sandbox_id, asked=True, detail="kept")
+                        return await self._end(making, handle, ended, keep)
                     case _Died(report, which) if which is handle:
                         return await self._end(
                             making, handle, Ended(self.sandbox_id, asked=False, detail=report.detail)
@@ -291,15 +316,28 @@ class SandboxDriver:
     async def _report_end(self, handle: SandboxHandle) -> None:
         self._commands.put_nowait(_Died(await handle.wait(), handle))
 
-    async def _end(self, making: Making, handle: SandboxHandle | None, ended: Ended) -> Ended:
+    async def _end(
+        self, making: Making, handle: SandboxHandle | None, ended: Ended, keep: _Keep | None = None
+    ) -> Ended:
         self._closed = True
         self._move_if_possible(SandboxState.KILLING)
         if handle is not None:
             await self._free(handle)
         elif self.paused is not None:
             await self._free_paused(making, self.paused)
+        if keep is not None:
+            await self._save(keep)
         self._discard(self._state_dir)
         return ended
+
+    async def _save(self, keep: _Keep) -> None:
+        try:
+            await keep.save(self._state_dir)
+        except Exception as error:
+            keep.saved.set_exception(error)
+            keep.saved.exception()  # perhaps nobody waits any more; that is no error
+        else:
+            keep.saved.set_result(None)
 
     def _move(self, state: SandboxState) -> None:
         """Raises OSError, with the earlier state still in force."""

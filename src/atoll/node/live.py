@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -40,6 +41,11 @@ class LiveSandbox:
     def tier(self) -> str:
         """The name of its isolation tier."""
         return self.making.backend.name
+
+    @property
+    def layers(self) -> tuple[Path, ...]:
+        """What it stands on; none: not known of one that an earlier Atoll made."""
+        return self.making.paths.lower_dirs
 
     @property
     def spec(self) -> SandboxSpec:

@@ -40,9 +40,10 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
+            templates_dir=kept / "templates",
+            routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
-            routes=routes,
         ) as control,
     ):
         node.subscribe(control.node_events)

@@ -19,15 +19,13 @@ class Routes(RouteTable, RouteSink, Protocol):
 
 
 class SleepingRoutes:
-    """`routes` None: nobody is ever woken."""
+    """Added and removed here; found and dialled by the edge."""
 
-    def __init__(self, routes: Routes | None = None) -> None:
+    def __init__(self, routes: Routes) -> None:
         self._routes = routes
 
     def add(self, record: SandboxRecord, wake: Wake) -> None:
         """From now on traffic to this paused sandbox wakes it."""
-        if self._routes is None:
-            return
         routes, sandbox_id = self._routes, record.sandbox_id
 
         async def dial(port: int) -> socket.socket:
@@ -52,5 +50,4 @@ class SleepingRoutes:
 
     def remove(self, sandbox_id: str) -> None:
         """It has ended. Idempotent."""
-        if self._routes is not None:
-            self._routes.remove(sandbox_id)
+        self._routes.remove(sandbox_id)
