@@ -242,6 +242,11 @@ _SOCKETS = [
         )
     ),
     _escape(
+        "socket-protocols",
+        "make raw packets, or load old network code into the kernel",
+        judges.holds_socket(socket.AF_INET, socket.AF_INET6),
+    ),
+    _escape(
         "socket-netfilter",
         "change the rules that hold the network",
         judges.holds_socket(socket.AF_NETLINK, protocol=12),

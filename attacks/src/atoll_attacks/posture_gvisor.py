@@ -28,8 +28,8 @@ in its root that could be changed, and behind its filter."""
 GOFER_CAPABILITIES = 0x4001F
 """chown dac_override dac_read_search fowner fsetid sys_chroot: over its own ids, to serve files as their owners."""
 
-INSIDE_CAPABILITIES = "00000000800405fb"
-"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot setfcap"""
+INSIDE_CAPABILITIES = "00000000000405fb"
+"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot"""
 
 INSIDE_MOUNTS = {
     "/": "9p", "/dev": "tmpfs", "/dev/.tty": "fuse", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc",
