@@ -150,8 +150,8 @@ class AsgiExchange:
         finally:
             ms = round((time.perf_counter() - started) * 1e3, 1)
             status = self._response.status if self._response is not None else 0
-            tell = edge.log.debug if self._path == "/health" else edge.log.info
-            tell("request", method=self._method, path=self._path, status=status, ms=ms)
+            log = edge.log.debug if self._path == "/health" else edge.log.info
+            log("request", method=self._method, path=self._path, status=status, ms=ms)
 
     @property
     def _method(self) -> str:

@@ -5,7 +5,7 @@ Implementations never import one another; `atoll.server` joins them.
 control ──NodeClient──► node ──IsolationBackend──► sandbox
    ▲                     │
    └────NodeEvents, NodePresence
-edge ──RouteTable──► (whoever composed the server)
+edge ──RouteTable──► (the front's table, fed by node events)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atoll.model.template import Template
 
 @dataclass(frozen=True, slots=True)
 class NodeSandbox:
-    """What a node tells of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
+    """What a node reports of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
 
     sandbox_id: str
     tier: str
@@ -98,7 +98,7 @@ class NodeClient(Protocol):
 
 
 class NodeEvents(Protocol):
-    """What a node tells control without being asked."""
+    """What a node reports to control without being asked."""
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """A sandbox ended by itself (its guest died). Not called for a kill that control asked for."""
@@ -150,7 +150,7 @@ class Route:
 
 
 class RouteSink(Protocol):
-    """Who is told of every sandbox that can be reached from now on, and of every one that no longer can."""
+    """Gets every sandbox that can be reached from now on, and every one that no longer can."""
 
     def add(self, route: Route) -> None:
         """Opens the way to a sandbox; replaces what was known of it."""

@@ -46,7 +46,7 @@ class ReadyDirectories:
         directory.prepare(path)
 
     async def run(self) -> None:
-        """Keeps the stock full until cancelled. A disk that is full is told to whoever asks for a sandbox."""
+        """Keeps the stock full until cancelled. A full disk is reported to the next create."""
         while True:
             await self._taken.wait()
             await asyncio.sleep(_AFTER_S)

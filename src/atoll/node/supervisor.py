@@ -229,4 +229,4 @@ def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[s
         if reached >= began:
             steps[name] = round((reached - previous) * 1000, 3)
             previous = reached
-    return {**steps, "told": round((ended - previous) * 1000, 3)}
+    return {**steps, "attached": round((ended - previous) * 1000, 3)}

@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def node_socket(self) -> Path:
-        """Where the node hears the front."""
+        """Where the node listens for the front."""
         return node_dir(self.settings.data_dir) / "control.sock"
 
     @property

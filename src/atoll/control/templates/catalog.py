@@ -1,4 +1,4 @@
-"""Which templates exist and on which nodes, as the nodes tell it. Kept for a moment, so that a create asks nobody."""
+"""Which templates exist and on which nodes. Answers of nodes are kept for a moment: most creates ask none."""
 
 from __future__ import annotations
 
