@@ -1,6 +1,6 @@
 """One TCP connection out of a sandbox, from accept until both ends are closed.
 
-accepted ─► judged by address ─(only a name can open it, or a rule may apply)─► heard ─► judged by name
+accepted ─► judged by address ─(only a name can open it, or a rule may apply)─► sniffed ─► judged by name
                                                                 │ allowed
              ┌──────────────────────────────────────────────────┘
              ▼
@@ -99,7 +99,7 @@ class Connection:
             await self._serve_questions()
             return
         self.record = record = self._new_record("tcp", str(address), port)
-        head, beginning = await self._hear_if_needed(address, port)
+        head, beginning = await self._sniff_if_needed(address, port)
         record.verdict = self._judge(beginning)
         self._exit.ledger.add(record)
         if not record.verdict.allowed:
@@ -115,7 +115,7 @@ class Connection:
             datetime.now(UTC), protocol, self._source[0], self._source[1], address, port, "", Verdict.FAILED
         )
 
-    async def _hear_if_needed(self, address: Address, port: int) -> tuple[bytes, Beginning]:
+    async def _sniff_if_needed(self, address: Address, port: int) -> tuple[bytes, Beginning]:
         """The first bytes, where the verdict or a rule hangs on them."""
         policy, names = self._exit.policy, self._exit.names.names(address)
         undecided = decide_address(policy, self._exit.ground(), address) is None

@@ -116,13 +116,13 @@ class SandboxEgress:
             self._loop.add_reader(one.fileno(), act)
 
     def _pause(self, one: socket.socket) -> None:
-        """Whoever comes too fast waits in the kernel's queue, and costs the server nothing meanwhile."""
+        """A client that is too fast waits in the kernel's queue, and costs the server nothing meanwhile."""
         self._loop.remove_reader(one.fileno())
         self._loop.call_later(_PAUSE_S, self._watch, one)
 
     def _accept(self) -> None:
         listener = self._sockets.connections
-        listener.setblocking(False)  # whoever else holds it, inside or in the node, shares this
+        listener.setblocking(False)  # its other holders, inside or in the node, share this
         for _ in range(_AT_ONCE):
             if not self._paces[listener].go():
                 self._pause(listener)

@@ -105,7 +105,7 @@ class EgressPolicy:
 
 
 def decide_address(policy: EgressPolicy, ground: ForbiddenNetworks, address: Address) -> Verdict | None:
-    """The verdict as far as the address alone tells; None: only the name can open it."""
+    """The verdict by the address alone; None: only the name can open it."""
     if ground.forbids(address):
         return Verdict.DENIED_PRIVATE
     if any(address in network for network in policy.allow_networks):

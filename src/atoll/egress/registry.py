@@ -24,7 +24,7 @@ class EgressRegistry:
         self._exits: dict[str, SandboxEgress] = {}
 
     def attach(self, sandbox_id: str, sockets: EgressSockets | None, network: NetworkPolicy) -> None:
-        """Takes over the sockets; whoever is attached keeps its own. Raises InvalidRequest: never checked entries."""
+        """Takes over the sockets; one that is attached keeps its own. Raises InvalidRequest: never checked entries."""
         policy = EgressPolicy.of(network)
         known = self._exits.get(sandbox_id)
         if known is not None:

@@ -129,7 +129,7 @@ class RemoteGateway:
         for answered in self._pending.values():
             if not answered.done():
                 answered.set_exception(ChannelClosed("the gateway is gone"))
-                answered.exception()  # whoever asked may have been cancelled
+                answered.exception()  # the caller may have been cancelled
 
     def _take(self, body: dict[str, Any]) -> None:
         answered = self._pending.get(body["id"])
