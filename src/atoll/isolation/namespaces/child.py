@@ -295,8 +295,8 @@ class SandboxInit:
         self._step = "what is seen of the machine"
         self._programs_start_there()
         if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
-            told = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
-            show(self._shown, limits, processors, **told, boot_s=boot_s, asked=self._asked)
+            machine = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
+            show(self._shown, limits, processors, **machine, boot_s=boot_s, asked=self._asked)
 
     def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
