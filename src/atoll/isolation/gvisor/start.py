@@ -288,7 +288,7 @@ async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path)
 
 
 def _tail_of(place: Path) -> str:
-    """The end of what the launcher, runsc or the guest printed. It may come from inside the sandbox: text for people."""
+    """The end of what the launcher, runsc or the guest printed; it may come from inside the sandbox."""
     with contextlib.suppress(OSError):
         with (place / directory.LOG).open("rb") as log:
             log.seek(max(0, os.path.getsize(place / directory.LOG) - 400))

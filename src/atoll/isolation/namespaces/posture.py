@@ -133,8 +133,8 @@ def _internet(make_socket: int) -> list[Rule]:
 
 def _core_limit(setrlimit: int, prlimit64: int) -> list[Rule]:
     """It stays what it is (`CORE_LIMIT`). Lowering it to 0, which needs no right, would have a program of the host fed
-    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are answered as if it were done; those that
-    ask for the old limit in the same call cannot be given one, and are refused."""
+    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are answered as if it were done; those
+    that ask for the old limit in the same call cannot be given one, and are refused."""
     core = resource.RLIMIT_CORE
     return [
         Rule(setrlimit, 0, argument=0, values=(core,)),
