@@ -3,7 +3,7 @@
 Owns: scope, streamed request bodies with back-pressure, response framing, the size limit of JSON bodies.
 Does not own: routing, authentication, what a body means, the application's start and stop (the composition root's).
 
-A client that goes away does not cancel the application: what it has begun (a kill) it finishes. It is told, as ASGI
+A client that goes away does not cancel the application: what it has begun (a kill) it finishes. It is notified, as ASGI
 has it: `receive` answers `http.disconnect`, and `send` raises ClientLeft once the answer cannot be delivered.
 """
 

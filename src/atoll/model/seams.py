@@ -32,7 +32,7 @@ class NodeSandbox:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What a node tells of itself when it registers, and with each heartbeat. `load`: load average per processor."""
+    """What a node reports of itself when it registers, and with each heartbeat. `load`: load average per processor."""
 
     sandboxes: int
     draining: bool = False
@@ -114,7 +114,7 @@ class NodeEvents(Protocol):
 
 
 class NodePresence(Protocol):
-    """Who is told that a node is there, how it is, and that it is not there any more. All calls are synchronous."""
+    """Gets that a node is there, how it is, and that it is not there any more. All calls are synchronous."""
 
     def registered(self, node: NodeClient, status: NodeStatus) -> None:
         """A connection to it was made, the first or another: what both sides know may differ now."""

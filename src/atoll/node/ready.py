@@ -1,6 +1,6 @@
 """Directories made ahead of need: the file system takes ten times as long to make a file as to rename it.
 
-One thread; it starts a moment after a create, so as not to compete with the newborn guest for the processor. What an
+One thread; it starts a moment after a create, so as not to compete with the new guest for the processor. What an
 earlier server left is removed: there is nothing in it.
 """
 

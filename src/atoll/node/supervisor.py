@@ -118,7 +118,7 @@ class Supervisor:
         self._draining = True
 
     def status(self) -> NodeStatus:
-        """What control is told with each heartbeat."""
+        """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
 

@@ -1,7 +1,7 @@
 """Teams, as far as a caller sees them: the name, and what its sandboxes came to over time.
 
 The past is cut into stretches: as short as they can be (STEPS_S) with no more than MAX_STRETCHES of them. Of each it is
-told how many sandboxes there were at most at once and how many began per second. The past goes as far back as ended
+counted how many sandboxes there were at most at once and how many began per second. The past goes as far back as ended
 sandboxes are remembered.
 """
 

@@ -1,4 +1,4 @@
-"""One forked process as the zygote sees it, from birth to its end; and what such a process may say.
+"""One forked process as the zygote sees it, from its fork to its end; and what such a process may report.
 
     PREPARING ──parked──► PARKED ──boot──► BOOTING ──booted──► PARKED (for one key)
                             └────────go────────► STARTING ──started──► LIVE

@@ -56,7 +56,7 @@ class NamespacesHandle(LinuxSandbox):
         self._network = network
         """None: the server may not enter the sandbox's network (rootless), its guest relays."""
         self.egress: EgressSockets | None = None
-        """The way out, where it was handed over at birth, until it is fetched."""
+        """The way out, where it was handed over at the create, until it is fetched."""
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 

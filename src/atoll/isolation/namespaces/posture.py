@@ -23,8 +23,8 @@ NAMESPACES = (
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-"""At birth; the cgroup namespace follows once the child is in its group, and a time namespace, for programs alone, in
-which the time since boot is that since the first process was made."""
+"""At the fork; the cgroup namespace follows once the child is in its group, and a time namespace, for programs alone,
+in which the time since boot is that since the first process was made."""
 
 KEPT_CAPABILITIES: frozenset[Cap] = frozenset(
     {
@@ -133,8 +133,8 @@ def _internet(make_socket: int) -> list[Rule]:
 
 def _core_limit(setrlimit: int, prlimit64: int) -> list[Rule]:
     """It stays what it is (`CORE_LIMIT`). Lowering it to 0, which needs no right, would have a program of the host fed
-    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are answered as if it were done; those
-    that ask for the old limit in the same call cannot be given one, and are refused."""
+    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are answered as if it were done;
+    those that ask for the old limit in the same call cannot be given one, and are refused."""
     core = resource.RLIMIT_CORE
     return [
         Rule(setrlimit, 0, argument=0, values=(core,)),
@@ -234,7 +234,7 @@ LOOPBACK_ADDRESS = "10.0.2.15"
 
 EGRESS_TCP_PORT = 15001
 EGRESS_DNS_PORT = 15053
-"""On 127.0.0.1 in the sandbox: where the redirect leads. Held by the first process from birth on."""
+"""On 127.0.0.1 in the sandbox: where the redirect leads. Held by the first process from the start."""
 
 NAMESERVER = "10.0.2.3"
 """Where resolv.conf points. Any address would do: the redirect catches every question, whomever it is put to."""

@@ -49,7 +49,7 @@ _UNFINISHED_AT_ONCE = 2 + len(os.sched_getaffinity(0))
 each: they push each other's pages out of the caches."""
 _REFILL_AFTER_S = 0.012
 _REFILL_SOON_S = 0.003
-"""A fork right behind a create competes with the newborn guest for the processor and makes its first answer late, so
+"""A fork right behind a create competes with the new guest for the processor and makes its first answer late, so
 the pool waits a little; a nearly empty one does not, because a create that finds it empty waits longest of all."""
 _GIVE_UP_PARKING_AFTER = 3
 _ORDER_AGAIN_AFTER_S = 1.0
@@ -88,7 +88,7 @@ class Zygote:
         )
         self._selector = selectors.DefaultSelector()
         self._young: dict[Child, None] = {}
-        """Those that are no sandbox yet, in the order of their birth: few, however many sandboxes live."""
+        """Those that are no sandbox yet, in the order of their forks: few, however many sandboxes live."""
         self._waiting = RequestQueue()
         self._demand: pool.Demand[PoolKey] = pool.Demand()
         self._disks = DiskShelf()

@@ -58,7 +58,7 @@ class RemoteNode:
     Args:
         connect: makes a connection; called again after each loss.
         dial: how ports of its sandboxes are reached; None: through the connection, which carries descriptors.
-        presence: is told of each connection, each heartbeat and each loss.
+        presence: gets each connection, each heartbeat and each loss.
         is_waited_for: whether entering waits for the node. One that is not is registered whenever it is there.
 
     Entering raises NodeUnreachable, PlatformError (a node of another version).

@@ -200,7 +200,7 @@ class _Connection:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            if self._out.empty():  # else what waits there tells nobody that we live, and one beat more would not
+            if self._out.empty():  # else what waits there is no sign of life yet, nor would one more heartbeat be
                 self.queue({"beat": self._server.status()})
 
     async def _send(self) -> None:

@@ -1,4 +1,4 @@
-"""A seccomp filter as classic BPF, put together here: no libseccomp, nothing to compile in a newborn sandbox.
+"""A seccomp filter as classic BPF, put together here: no libseccomp, nothing to compile in a new sandbox.
 
     wrong architecture (32-bit calls on a 64-bit kernel)  → the process is killed
     number above the newest that was reviewed, or x32      → ENOSYS, as an older kernel would say
