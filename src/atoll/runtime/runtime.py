@@ -296,7 +296,12 @@ class E2BRuntime:
 
     @property
     def status_callback(self) -> StatusCallback | None:
+        """Called with (level, status, message) at each change; may be set at any time."""
         return self._status.callback
+
+    @status_callback.setter
+    def status_callback(self, callback: StatusCallback | None) -> None:
+        self._status.callback = callback
 
     @property
     def runtime_status(self) -> RuntimeStatus | None:
