@@ -84,9 +84,6 @@ class Headers:
                 return value
         return None
 
-    def get_all(self, name: str) -> list[str]:
-        return [value for key, value in self._pairs if key == name]
-
     def __contains__(self, name: object) -> bool:
         return any(key == name for key, _ in self._pairs)
 

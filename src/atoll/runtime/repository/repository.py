@@ -147,9 +147,6 @@ class Repository:
         self._add_event(observation, EventSource.ENVIRONMENT)
         return observation
 
-    def has_hook_script(self) -> bool:
-        return self._read(PRE_COMMIT) is not None
-
     def install_hook(self) -> bool:
         """Makes git run the repository's pre-commit script; a hook of the user's own is kept and run after it."""
         old = self._read(".git/hooks/pre-commit")

@@ -67,11 +67,6 @@ class Shell:
         """Where the shell was when the last command ended."""
         return self.state.cwd
 
-    @property
-    def is_busy(self) -> bool:
-        """A command was reported with exit code -1 and its end has not been reported yet."""
-        return self._busy
-
     def close(self) -> None:
         """Ends the shell. Idempotent."""
         self._session.link.kill()
