@@ -27,6 +27,7 @@ REFUSED = {
     "whoever": "the caller, the owner, the process that …",
     "courier": "dispatcher",
     "holdings": "quota",
+    "ground": "forbidden networks",
     "heart": "init process",
     "birth": "fork, create",
     "newborn": "new",

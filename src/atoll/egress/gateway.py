@@ -42,7 +42,7 @@ log = structlog.get_logger("atoll.gateway")
 class EgressContext:
     """What all sandboxes of a server share. `name_servers` None: the host's own, as its resolv.conf names them."""
 
-    ground: Callable[[], ForbiddenNetworks]
+    forbidden: Callable[[], ForbiddenNetworks]
     budget: Budget
     tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
@@ -56,9 +56,9 @@ class SandboxEgress:
         self.policy = policy
         self.ledger = Ledger()
         self.names = AnsweredNames(context.clock)
-        self.ground = context.ground
+        self.forbidden = context.forbidden
         self.tls = context.tls
-        self.lookups = Lookups(lambda: self.policy, context.ground, self.names, self.ledger, context.name_servers)
+        self.lookups = Lookups(lambda: self.policy, context.forbidden, self.names, self.ledger, context.name_servers)
         self._budget = context.budget
         self._sockets = sockets
         self._tasks: set[asyncio.Task[None]] = set()

@@ -104,9 +104,9 @@ class EgressPolicy:
         return not self.closed or self.allows_name(canonical_name(name))
 
 
-def decide_address(policy: EgressPolicy, ground: ForbiddenNetworks, address: Address) -> Verdict | None:
+def decide_address(policy: EgressPolicy, forbidden: ForbiddenNetworks, address: Address) -> Verdict | None:
     """The verdict by the address alone; None: only the name can open it."""
-    if ground.forbids(address):
+    if forbidden.forbids(address):
         return Verdict.DENIED_PRIVATE
     if any(address in network for network in policy.allow_networks):
         return Verdict.ALLOWED
