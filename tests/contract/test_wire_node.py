@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -337,6 +338,26 @@ async def _pair() -> tuple[PacketChannel, PacketChannel]:
     ours.setblocking(False)
     theirs.setblocking(False)
     return PacketChannel(ours), PacketChannel(theirs)
+
+
+async def test_what_comes_while_nobody_receives_waits_and_keeps_nobody_busy() -> None:
+    near, far = await _pair()
+    receiving = asyncio.create_task(near.receive())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    for number in range(3):
+        await far.send({"number": number})
+    before = time.thread_time()
+    await asyncio.sleep(0.5)
+    assert time.thread_time() - before < 0.2, "the loop does not turn over a socket that nobody reads"
+    assert [(await near.receive()).body["number"] for _ in range(3)] == [0, 1, 2]
+    receiving = asyncio.create_task(near.receive())
+    await asyncio.sleep(0)
+    await far.send({"number": 3})
+    assert (await receiving).body["number"] == 3
+    far.close()
+    with pytest.raises(ChannelClosed):
+        await near.receive()
 
 
 @pytest.mark.parametrize("hello", [{"hello": {"version": VERSION + 1}}, {"hello": None}, {}, {"hello": "x"}])

@@ -24,6 +24,7 @@ from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeClient, NodeEvents, NodePresence, NodeSandbox, Route, RouteSink
+from atoll.model.tasks import OwnedTasks
 from atoll.model.template import Template
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
@@ -85,7 +86,7 @@ class RemoteNode:
         self._routes: dict[str, Route] = {}
         self._tiers: dict[str, tuple[str, ...]] = {}
         self._early: list[dict[str, Any]] = []
-        self._deliveries: set[asyncio.Task[None]] = set()
+        self._deliveries = OwnedTasks()
         self._node_id = ""
         self._running: asyncio.Task[None] | None = None
 
@@ -115,8 +116,7 @@ class RemoteNode:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
-        for delivery in list(self._deliveries):
-            delivery.cancel()
+        self._deliveries.cancel()
         self._lost(self._channel)
 
     # The connection
@@ -214,9 +214,7 @@ class RemoteNode:
         if self._events is None:
             self._early.append(body)
             return
-        delivery = asyncio.create_task(self._deliver(self._events, body))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
+        self._deliveries.start(self._deliver(self._events, body))
 
     async def _deliver(self, events: NodeEvents, body: Mapping[str, Any]) -> None:
         operation = operations(NodeEvents).get(str(body["event"]))
@@ -370,6 +368,20 @@ class RemoteNode:
     async def make_template(self, name: str, wait_s: float) -> None:
         """See NodeClient."""
         await self._call("make_template", wait_s + ANSWER_WITHIN_S, name=name, wait_s=wait_s)
+
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """See NodeClient."""
+        await self._call("commit", sandbox_id=sandbox_id, image_id=image_id)
+
+    async def has_image(self, image_id: str) -> bool:
+        """See NodeClient."""
+        found: bool = await self._call("has_image", image_id=image_id)
+        return found
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """See NodeClient."""
+        removed: int = await self._call("keep_images", image_ids=image_ids)
+        return removed
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""
