@@ -50,7 +50,7 @@ class Child:
         self.failure: AtollError | None = None
 
     def start(self, others: Iterable[int] = ()) -> None:
-        """`others`: report pipes of other children, which this one does not keep. Raises OSError (no room for a process)."""
+        """`others`: report pipes that the child does not keep. Raises OSError (no room for a process)."""
         self._hang_up()
         reading, writing = os.pipe()
         parent = os.getpid()
