@@ -176,8 +176,9 @@ def _control(guest: Guest) -> Router:
         return Response(204, (("connection", "close"),))
 
     # The host's side of the socket is the authority here: no token.
-    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), ("POST", "/hang-up"), machine.LIMITS_ROUTE)
-    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE))
+    control_routes = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), ("POST", "/hang-up"))
+    open_routes = (("GET", "/health"), *control_routes, machine.LIMITS_ROUTE, *quota.ROUTES, relief.ROUTE)
+    router = Router(guest.state, open_routes=open_routes)
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/hang-up", hang_up)

@@ -27,12 +27,12 @@ TRANSITIONS: dict[S, frozenset[S]] = {
 }
 
 
-def check_transition(current: S, wanted: S) -> None:
-    """Raises Conflict when a sandbox in `current` may not become `wanted`."""
-    if wanted not in TRANSITIONS[current]:
-        raise Conflict(f"a {current.value} sandbox cannot become {wanted.value}")
+def check_transition(current: S, target: S) -> None:
+    """Raises Conflict when a sandbox in `current` may not become `target`."""
+    if target not in TRANSITIONS[current]:
+        raise Conflict(f"a {current.value} sandbox cannot become {target.value}")
 
 
 def shown_state(record: SandboxRecord) -> S:
-    """RUNNING or PAUSED, which is all that a caller gets to know: it runs until it is paused, and the reverse."""
+    """RUNNING or PAUSED, which is all that a caller sees: it runs until it is paused, and the reverse."""
     return S.PAUSED if record.state in (S.PAUSED, S.RESUMING) else S.RUNNING

@@ -1,7 +1,7 @@
 """What a start does with each sandbox's directory that it finds: a pure decision, carried out by `takeover`.
 
 never finished                 discard
-CREATING, KILLING              end what is left of it, then discard: nobody was told of it, or it was to end
+CREATING, KILLING              end what is left of it, then discard: no caller got its id, or it was to end
 RUNNING                        adopt
 PAUSED                         keep, as what is still there of it
 PAUSING, RESUMING              settle: adopt it if its guest answers, else keep it paused

@@ -110,7 +110,7 @@ class SandboxDriver:
     async def create(self, making: Making) -> Ended | None:
         """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
 
-        A failure is kept in `started` as CreateFailed (or what the backend said).
+        A failure is kept in `started` as CreateFailed (or what the backend raised).
         """
         try:
             handle = await self._create(making)
@@ -249,7 +249,7 @@ class SandboxDriver:
                 self._move_if_possible(SandboxState.RUNNING)
             self._watch(handle)
             answer.set_exception(error)
-            answer.exception()  # whoever asked may be gone
+            answer.exception()  # the caller may be gone
             return handle
         self.paused = Paused(mode, record)
         self._state = SandboxState.PAUSED
@@ -270,7 +270,7 @@ class SandboxDriver:
         except AtollError as error:
             await self._stay_paused(making, paused, lost=isinstance(error, MemoryLost))
             command.answer.set_exception(error)
-            command.answer.exception()  # whoever asked may be gone
+            command.answer.exception()  # the caller may be gone
             return None
         self.paused = None
         self._move_if_possible(SandboxState.RUNNING)

@@ -146,4 +146,4 @@ async def _answer(work: Coroutine[Any, Any, _T], answer: asyncio.Future[_T]) -> 
         _log.exception("node.pausing_failed")
         answer.set_exception(PlatformError(f"the node failed: {error}"))
     finally:
-        answer.exception()  # whoever asked may be gone
+        answer.exception()  # the caller may be gone

@@ -39,10 +39,10 @@ def decide(state: SandboxState | None, at_node: AtNode, written_reason: EndReaso
     is_running = at_node is AtNode.RUNNING
     match state:
         case None | SandboxState.ENDED:
-            # Nobody can reach it through us: it would run for ever.
+            # No caller can reach it: it would run for ever.
             return Verdict(ended, kill=is_there, reason=written_reason or EndReason.LOST)
         case SandboxState.CREATING:
-            # Its id was never told to anybody: RUNNING is written before the answer.
+            # No caller ever got its id: RUNNING is written before the answer.
             return Verdict(ended, kill=is_there, reason=EndReason.CREATE_FAILED)
         case SandboxState.KILLING:
             return Verdict(ended, kill=is_there, reason=written_reason or EndReason.KILLED)

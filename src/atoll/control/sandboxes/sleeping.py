@@ -1,4 +1,4 @@
-"""Routes to paused sandboxes that traffic wakes: whoever dials one waits until it runs, and reaches it then."""
+"""Routes to paused sandboxes that traffic wakes: a caller that dials one waits until it runs, and reaches it then."""
 
 from __future__ import annotations
 
