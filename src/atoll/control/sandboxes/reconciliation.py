@@ -113,7 +113,7 @@ class Reconciliation:
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:
-        """After a node was away: what was under way is carried on with by the task that began it, if that is still there."""
+        """After a node was away: what was under way is carried on with, by the task that began it if there is one."""
         if one is None:
             detail = "its node was started again without it"
             await self._ending.ended_by_itself(record.sandbox_id, EndReason.LOST, detail)
