@@ -38,7 +38,7 @@ PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
 BUILDS = "template builds come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
-SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
+IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
 MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
@@ -47,7 +47,7 @@ NOT_OFFERED = (
     (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
-    (r"Secret\..*", SECRETS),
+    (r"Secret\.iam_?[tT]oken", IDENTITY),
     (r"e2b sandbox (pause|resume)", PAUSE),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
     (r"e2b template .*", BUILDS),

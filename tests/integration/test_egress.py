@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
+from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException, Secret
 
 from support import internet
 from support.egress_world import Make, World, making, no_world, world
@@ -205,6 +205,35 @@ def test_a_rules_secret_goes_out_encrypted_on_port_443_unless_the_rule_says_othe
     sandbox.update_network({"rules": {"http://api.test:8080": rule("X-Key", secret)}})
     assert fetch(sandbox, "http://api.test:8080/said")
     assert sent(outside, "/said")["headers"]["x-key"] == secret
+
+
+def test_a_rule_names_a_secret_and_follows_it_until_it_is_no_more(outside: World, make: Make) -> None:
+    name, one, two = (f"s3cret-{secrets.token_hex(8)}" for _ in range(3))
+    sandbox = make()  # sets what points the SDK at the server
+    told = Secret.create(name, one, {"for": "tests"})
+    assert (told.version, told.metadata, Secret.exists(name)) == (1, {"for": "tests"}, True)
+    sandbox = make(network={"rules": {"api.test": rule("Authorization", f"Bearer {Secret.fill(name)}")}})
+
+    def carried() -> str | None:
+        path = f"/{secrets.token_hex(4)}"
+        assert fetch(sandbox, f"https://api.test{path}")
+        value: str | None = sent(outside, path)["headers"].get("authorization")
+        return value
+
+    assert carried() == f"Bearer {one}"
+    assert Secret.update(told.secret_id, two).version == 2
+    assert carried() == f"Bearer {two}"
+    assert [found.name for found in Secret.list().next_items()] == [name]
+    assert two not in str(sandbox.get_info().network) + str(Secret.get_info(name))
+    for kept in (*outside.server.data_dir.rglob("*.json"), *outside.server.data_dir.rglob("atoll.db*")):
+        data = kept.read_bytes()
+        assert one.encode() not in data, kept
+        assert two.encode() not in data, kept
+    assert Secret.destroy(name) is True
+    assert carried() is None
+    assert Secret.destroy(name) is False
+    with pytest.raises(InvalidArgumentException, match="no secret"):
+        make(network={"rules": {"api.test": rule("X-Key", Secret.fill(name))}})
 
 
 def test_trace_and_connect_carry_no_secret(outside: World, make: Make) -> None:

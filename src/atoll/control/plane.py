@@ -29,6 +29,7 @@ from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.reconciliation import Reconciliation
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
@@ -82,6 +83,8 @@ class ControlPlane:
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, by_id)
+        filling = SecretFilling(store.secrets)
+        network = SandboxNetwork(store, lookup, by_id, filling)
         telemetry = SandboxTelemetry(
             lookup=lookup,
             nodes=by_id,
@@ -128,16 +131,20 @@ class ControlPlane:
                 expiry=expiry,
                 journal=journal,
                 ending=ending,
+                filling=filling,
             ),
             ending=ending,
             timeouts=SandboxTimeouts(
                 store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
             ),
-            network=SandboxNetwork(store, lookup, by_id),
+            network=network,
             telemetry=telemetry,
             templates=templates,
             teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
+            secrets=SecretService(
+                store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
+            ),
             events=EventService(store.events, clock, outbound),
         )
 
@@ -147,6 +154,7 @@ class ControlPlane:
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
+            await self.services.network.follow_secrets()
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher)
@@ -159,6 +167,11 @@ class ControlPlane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def node_came_back(self) -> None:
+        """A node was started again, or its connection was lost for a while."""
+        self.reconciliation.node_came_back()
+        self._background.begin(self.services.network.follow_secrets())
 
     async def aclose(self) -> None:
         """What leaving the context does. Idempotent."""

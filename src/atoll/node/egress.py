@@ -14,6 +14,7 @@ from atoll.isolation.base import SandboxHandle
 from atoll.model.errors import AtollError, CallerError, CreateFailed, NotOffered, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SandboxSpec
+from atoll.model.sealing import Seal
 from atoll.node.directories import SandboxDirectories
 
 _log = structlog.get_logger("atoll.node")
@@ -22,19 +23,27 @@ _log = structlog.get_logger("atoll.node")
 class NodeEgress:
     """One per node, over the gateway's registry."""
 
-    def __init__(self, gateway: EgressRegistry, interception: Interception, directories: SandboxDirectories) -> None:
+    def __init__(
+        self, gateway: EgressRegistry, interception: Interception, directories: SandboxDirectories, seal: Seal
+    ) -> None:
         self._gateway = gateway
         self._interception = interception
         self._directories = directories
+        self._seal = seal
 
-    def with_certificate(self, spec: SandboxSpec) -> SandboxSpec:
-        """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        return replace(spec, ca_certificate=self._interception.authority.pem) if spec.network.rules else spec
+    def prepared(self, spec: SandboxSpec) -> SandboxSpec:
+        """As it is kept and handed to its tier: what rules add is sealed, and programs inside trust the gateway where a
+        rule needs it. Raises PlatformError.
+        """
+        if not spec.network.rules:
+            return spec
+        sealed = self._seal.close_rules(spec.network)
+        return replace(spec, network=sealed, ca_certificate=self._interception.authority.pem)
 
     async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
         """For a new sandbox. Raises NotOffered: its tier has no egress and the policy opens something; CreateFailed."""
         try:
-            attached = await self._gateway.attach(handle, network)
+            attached = await self._gateway.attach(handle, self._seal.open_rules(network))
         except CallerError:
             raise
         except AtollError as error:
@@ -45,7 +54,7 @@ class NodeEgress:
     async def attach_adopted(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
         """A failure is logged: the sandbox lives on, and nothing can leave it."""
         try:
-            await self._gateway.attach(handle, network)
+            await self._gateway.attach(handle, self._seal.open_rules(network))
         except AtollError as error:
             _log.error("egress.not_attached", sandbox_id=handle.sandbox_id, error=str(error))
 
@@ -61,7 +70,7 @@ class NodeEgress:
         if network.rules:
             await tell_guest_to_trust(handle, self._interception.authority.pem)
         try:
-            directory.change_network(self._directories.of(sandbox_id), network)
+            directory.change_network(self._directories.of(sandbox_id), self._seal.close_rules(network))
         except OSError as error:
             raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
         self._gateway.update(sandbox_id, network)

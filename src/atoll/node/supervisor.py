@@ -129,7 +129,7 @@ class Supervisor:
         self._disk.check_room()
         template = self._templates.find_and_hold(request.template_id)
         backend = await self._tiers.for_create(request.tier or template.tier)
-        spec = self._egress.with_certificate(request)
+        spec = self._egress.prepared(request)
         paths = SandboxPaths(template.layers, self.directories.of(sandbox_id))
         live = self.live.begin(sandbox_id, backend.name, lambda driver: driver.create(backend, spec, paths))
         try:

@@ -15,6 +15,7 @@ from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
+from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
 from atoll.server.watchdog import Watchdog
 from atoll.wire.node.client import RemoteNode
@@ -29,7 +30,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     settings = plan.settings
     kept = control_dir(settings.data_dir)
     async with (
-        Store(plan.database_url) as store,
+        Store(plan.database_url, Seal(plan.seal_key)) as store,
         RemoteNode(unix(plan.node_socket)) as node,
         ControlPlane(
             store=store,
@@ -42,7 +43,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         ) as control,
     ):
         node.subscribe(control.node_events)
-        node.reconnected = control.reconciliation.node_came_back
+        node.reconnected = control.node_came_back
         routes = LiveRoutes()
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))

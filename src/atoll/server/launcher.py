@@ -31,6 +31,7 @@ from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
 from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
+from atoll.model.sealing import kept_key
 from atoll.node.machine import machine_here
 from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
 from atoll.server.plan import Plan, check_database, control_dir, prepare_directories
@@ -79,7 +80,8 @@ def serve(settings: Settings, wires: Wires) -> None:
             sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
             gc.freeze()  # what is loaded now stays, and is shared with every child
             capacity = _capacity(settings)
-            Launcher(Plan(settings, tuple(keys), sock, tls, user, capacity), wires).run()
+            seal_key = kept_key(settings.data_dir / "secret-key")
+            Launcher(Plan(settings, tuple(keys), sock, tls, user, capacity, seal_key), wires).run()
     _log.info("stopped")
 
 

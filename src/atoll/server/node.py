@@ -19,9 +19,9 @@ from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
-from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import Network, is_address, split_targets
+from atoll.model.sealing import Seal
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
@@ -38,7 +38,7 @@ from atoll.wire.node.transport import listening_unix
 
 async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> None:
     """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), InvalidRequest, OSError."""
-    async with _node(plan.settings, plan.capacity) as agent:
+    async with _node(plan) as agent:
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
@@ -59,6 +59,7 @@ def supervisor(
     keep_sandboxes: bool = True,
     egress_allow_private: tuple[Network, ...] = (),
     name_servers: tuple[str, ...] | None = None,
+    seal: Seal | None = None,
     disk_reserve: int = 0,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
@@ -73,6 +74,7 @@ def supervisor(
         keep_sandboxes: see Supervisor.
         egress_allow_private: private networks that sandboxes may reach.
         name_servers: where sandboxes' DNS questions are sent; None: the host's own name servers.
+        seal: in which the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         load_backend, common: see Tiers.
     """
@@ -85,14 +87,15 @@ def supervisor(
         directories=directories,
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
-        egress=NodeEgress(gateway, interception, directories),
+        egress=NodeEgress(gateway, interception, directories, seal or Seal()),
         disk=DiskSpace(data_dir, disk_reserve),
         keep_sandboxes=keep_sandboxes,
     )
 
 
 @asynccontextmanager
-async def _node(settings: Settings, capacity: Capacity) -> AsyncIterator[Supervisor]:
+async def _node(plan: Plan) -> AsyncIterator[Supervisor]:
+    settings, capacity = plan.settings, plan.capacity
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
@@ -104,6 +107,7 @@ async def _node(settings: Settings, capacity: Capacity) -> AsyncIterator[Supervi
             keep_sandboxes=settings.keep_sandboxes,
             egress_allow_private=_private_networks(settings),
             name_servers=settings.name_servers or None,
+            seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
             common=BackendConfig(
                 settings.data_dir / "run",

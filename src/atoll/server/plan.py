@@ -31,6 +31,8 @@ class Plan:
     tls: TlsDomain | None
     user: int | None
     capacity: Capacity
+    seal_key: bytes = field(repr=False)
+    """With which secrets lie on disk."""
 
     @property
     def domain(self) -> str:

@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import structlog
 
 from atoll.control.access.auth import Caller
 from atoll.control.sandboxes.lookup import SandboxLookup
+from atoll.control.secrets.placeholders import names_in
+from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Store
 from atoll.model.errors import AtollError, SandboxGone, SandboxNotFound
 from atoll.model.network import NetworkConnection, NetworkPolicy
+from atoll.model.sandbox import SandboxState
 from atoll.model.seams import NodeClient
+
+_log = structlog.get_logger("atoll.control")
 
 
 class SandboxNetwork:
-    """Keeps the store and the node that enforces it in agreement."""
+    """Keeps the store and the node that enforces it in agreement. The store has secrets by name, the node by value."""
 
-    def __init__(self, store: Store, lookup: SandboxLookup, nodes: Mapping[str, NodeClient]) -> None:
+    def __init__(
+        self, store: Store, lookup: SandboxLookup, nodes: Mapping[str, NodeClient], filling: SecretFilling
+    ) -> None:
         self._store = store
         self._lookup = lookup
         self._nodes = nodes
+        self._filling = filling
         self._turn = asyncio.Lock()
 
     async def set_policy(self, caller: Caller, sandbox_id: str, network: NetworkPolicy) -> None:
-        """Replaces what it may reach, at once. Raises SandboxNotFound, NotOffered."""
+        """Replaces what it may reach, at once. Raises SandboxNotFound, InvalidRequest (no such secret), NotOffered."""
         async with self._turn:  # two at once must not leave one in the store and the other in force
             record = await self._lookup.get(caller, sandbox_id)
+            in_force = await self._filling.of_order(record.team_id, network)
             # Written first: a restart in between must not bring the older, perhaps wider, policy back.
             if not await self._store.set_network(record.sandbox_id, network):
                 raise SandboxNotFound(record.sandbox_id)
             try:
-                await self._nodes[record.node_id].update_network(record.sandbox_id, network)
+                await self._nodes[record.node_id].update_network(record.sandbox_id, in_force)
             except SandboxGone as error:
                 raise SandboxNotFound(record.sandbox_id) from error
             except AtollError:
                 await self._store.set_network(record.sandbox_id, record.network)
                 raise
+
+    async def follow_secrets(self, team_id: str | None = None, names: Collection[str] | None = None) -> None:
+        """Running sandboxes carry what their secrets are now: of one team, of one secret, or all of them.
+
+        A failure is logged; the next start of the server, or the node's return, does it again.
+        """
+        async with self._turn:
+            for record in await self._store.in_states([SandboxState.RUNNING], team_id):
+                used = names_in(record.network)
+                if not used or (names is not None and used.isdisjoint(names)):
+                    continue
+                try:
+                    in_force = await self._filling.as_it_is_now(record.team_id, record.network)
+                    await self._nodes[record.node_id].update_network(record.sandbox_id, in_force)
+                except SandboxGone:
+                    continue
+                except AtollError as error:
+                    _log.error("secrets.not_in_force", sandbox_id=record.sandbox_id, error=str(error))
 
     async def connections(self, caller: Caller, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Its connections out, made or refused, oldest first. Raises SandboxNotFound."""
