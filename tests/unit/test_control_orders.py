@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from e2b import Secret
 
-from atoll.control.nodes.placement import NodeLoad, choose_node
+from atoll.control.nodes.placement import NodeLoad, NodeState, choose_node
 from atoll.control.routes.ordering import order_from, states_from
 from atoll.control.sandboxes.ids import new_sandbox_id, plain_id
 from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
 from atoll.model.sandbox import SANDBOX_ID, Limits, SandboxState
-from atoll.wire.rest.bodies import NewSandboxV2
+from atoll.wire.rest.sandboxes import NewSandboxV2
 
 
 def _order(**fields) -> CreateOrder:
@@ -68,7 +68,7 @@ PLACEHOLDER = Secret.fill("api-key").replace("secrets", "vault")
 )
 def test_what_is_not_offered_is_refused_by_name_when_it_is_asked_for(extra: dict) -> None:
     body = NewSandboxV2.model_validate({"templateID": "base"} | extra)
-    with pytest.raises(NotOffered, match="not supported|secrets alone"):
+    with pytest.raises(NotOffered, match=r"not supported|secrets alone"):
         order_from(body, 300, secure=True, idempotency_key=None)
 
 
@@ -143,11 +143,17 @@ def test_what_exists_is_counted_even_beyond_a_quota_that_was_lowered() -> None:
 def test_the_least_loaded_node_with_the_template_is_chosen() -> None:
     nodes = [
         NodeLoad("a", True, 5),
-        NodeLoad("b", True, 2),
+        NodeLoad("b", True, 2, load=0.4),
+        NodeLoad("b2", True, 2, load=0.2),
         NodeLoad("c", False, 0),
-        NodeLoad("d", True, 0, "it is full"),
+        NodeLoad("d", True, 0, NodeState.DRAINING),
+        NodeLoad("e", True, 0, NodeState.SILENT),
+        NodeLoad("f", True, 0, lacks="it is full"),
     ]
-    assert choose_node(nodes) == "b"
+    assert choose_node(nodes) == "b2"
+    assert choose_node(nodes[3:]) == "e", "it may be back in a moment, and there is no other"
+    with pytest.raises(QuotaExceeded):
+        choose_node(nodes[3:5])
     with pytest.raises(QuotaExceeded):
         choose_node([NodeLoad("c", False, 0)])
     with pytest.raises(QuotaExceeded, match="it is full"):

@@ -17,6 +17,7 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
@@ -36,7 +37,7 @@ from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeClient, NodeEvents
+from atoll.model.seams import NodeEvents
 
 
 class ControlPlane:
@@ -44,14 +45,15 @@ class ControlPlane:
 
         async with (
             Store(url) as store,
-            RemoteNode(connect) as node,
-            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
+            RemoteNode(connect, presence=nodes) as node,
+            ControlPlane(store=store, nodes=nodes, policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
             node.subscribe(control.node_events)
             app = create_app(control.services, Authenticator(keys, store.keys))
             ...  # serve; see `atoll.server.front`
 
     Args:
+        nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
@@ -61,7 +63,7 @@ class ControlPlane:
         self,
         *,
         store: Store,
-        nodes: Sequence[NodeClient],
+        nodes: NodeRegistry,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -71,9 +73,9 @@ class ControlPlane:
     ) -> None:
         clock = clock or SystemClock()
         policy = policy or Policy()
-        by_id = {node.node_id: node for node in nodes}
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
+        self._nodes = nodes
         self._background = background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes)
@@ -82,12 +84,12 @@ class ControlPlane:
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
-        lookup = SandboxLookup(store, by_id)
+        lookup = SandboxLookup(store, nodes)
         filling = SecretFilling(store.secrets)
-        network = SandboxNetwork(store, lookup, by_id, filling)
+        network = SandboxNetwork(store, lookup, nodes, filling)
         telemetry = SandboxTelemetry(
             lookup=lookup,
-            nodes=by_id,
+            nodes=nodes,
             live=quota.all,
             node_of=quota.node_of,
             clock=clock,
@@ -96,7 +98,7 @@ class ControlPlane:
         )
         ending = SandboxEnding(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             lookup=lookup,
             clock=clock,
             background=background,
@@ -107,7 +109,7 @@ class ControlPlane:
         )
         self.reconciliation = Reconciliation(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             clock=clock,
             background=background,
             quota=quota,
@@ -122,7 +124,7 @@ class ControlPlane:
             sandboxes=lookup,
             creation=SandboxCreation(
                 store=store,
-                nodes=by_id,
+                nodes=nodes,
                 templates=templates,
                 policy=policy,
                 clock=clock,
@@ -155,9 +157,11 @@ class ControlPlane:
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
             await self.services.network.follow_secrets()
+            self._nodes.returned = self._node_returned
+            self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())
             services = self.services
-            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher)
+            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher, self._nodes)
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
@@ -168,14 +172,13 @@ class ControlPlane:
     ) -> None:
         await self.aclose()
 
-    def node_came_back(self) -> None:
-        """A node was started again, or its connection was lost for a while."""
-        self.reconciliation.node_came_back()
-        self._background.begin(self.services.network.follow_secrets())
-
     async def aclose(self) -> None:
         """What leaving the context does. Idempotent."""
         await self._stack.aclose()
+
+    def _node_returned(self, node_id: str) -> None:
+        self.reconciliation.node_returned(node_id)
+        self._background.begin(self.services.network.follow_secrets(node_id=node_id))
 
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:

@@ -7,27 +7,26 @@ from dataclasses import replace
 
 import structlog
 
-from atoll.egress.intercept import Interception, tell_guest_to_trust
-from atoll.egress.registry import EgressRegistry
 from atoll.isolation import directory
 from atoll.isolation.base import SandboxHandle
+from atoll.isolation.guest_client import order
 from atoll.model.errors import AtollError, CallerError, CreateFailed, NotOffered, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SandboxSpec
 from atoll.model.sealing import Seal
 from atoll.node.directories import SandboxDirectories
+from atoll.node.gateway import EgressGateway
+
+_TRUST_WITHIN_S = 5.0
 
 _log = structlog.get_logger("atoll.node")
 
 
 class NodeEgress:
-    """One per node, over the gateway's registry."""
+    """One per node, over its gateway."""
 
-    def __init__(
-        self, gateway: EgressRegistry, interception: Interception, directories: SandboxDirectories, seal: Seal
-    ) -> None:
+    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories, seal: Seal) -> None:
         self._gateway = gateway
-        self._interception = interception
         self._directories = directories
         self._seal = seal
 
@@ -37,8 +36,7 @@ class NodeEgress:
         """
         if not spec.network.rules:
             return spec
-        sealed = self._seal.close_rules(spec.network)
-        return replace(spec, network=sealed, ca_certificate=self._interception.authority.pem)
+        return replace(spec, network=self._seal.close_rules(spec.network), ca_certificate=self._gateway.certificate())
 
     async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
         """For a new sandbox. Raises NotOffered: its tier has no egress and the policy opens something; CreateFailed."""
@@ -68,16 +66,17 @@ class NodeEgress:
         if not self._gateway.has(sandbox_id):
             raise _no_egress(handle.tier)
         if network.rules:
-            await tell_guest_to_trust(handle, self._interception.authority.pem)
+            certificate = self._gateway.certificate()
+            await order(handle, "/init", {"caCertificate": certificate}, within_s=_TRUST_WITHIN_S)
         try:
             directory.change_network(self._directories.of(sandbox_id), self._seal.close_rules(network))
         except OSError as error:
             raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
-        self._gateway.update(sandbox_id, network)
+        await self._gateway.update(sandbox_id, network)
 
-    def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
-        """Oldest first; none for a sandbox without egress."""
-        return self._gateway.connections(sandbox_id)
+    async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """Oldest first; none for a sandbox without egress. Raises PlatformError: no gateway answers."""
+        return await self._gateway.connections(sandbox_id)
 
 
 def _no_egress(tier: str) -> NotOffered:

@@ -8,6 +8,7 @@ to, when it should end, or what a request looks like: that is control's. Knows n
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ from typing import Self
 from atoll.model.errors import CreateFailed
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodeSandbox, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
@@ -68,7 +69,7 @@ class Supervisor:
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._stack = AsyncExitStack()
-        self._stopping = False
+        self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
 
     # Lifetime
@@ -111,6 +112,15 @@ class Supervisor:
         await self.directories.settle()
         for helper in helpers:
             helper.cancel()
+
+    def drain(self) -> None:
+        """Asks control for no new sandboxes from now on, until the node is started again. What runs goes on."""
+        self._draining = True
+
+    def status(self) -> NodeStatus:
+        """What control is told with each heartbeat."""
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
+        return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
 
     # NodeClient
 
@@ -168,7 +178,7 @@ class Supervisor:
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """See NodeClient.connections."""
         self.live.handle(sandbox_id)
-        return self._egress.connections(sandbox_id)
+        return await self._egress.connections(sandbox_id)
 
     async def flush_logs(self, sandbox_id: str) -> None:
         """See NodeClient.flush_logs."""

@@ -9,6 +9,7 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
 from atoll.control.events.outbound import parse_networks
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
@@ -29,12 +30,13 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     """Serves the bound sockets until `stop`. Raises PlatformError, OSError."""
     settings = plan.settings
     kept = control_dir(settings.data_dir)
+    nodes = NodeRegistry()
     async with (
         Store(plan.database_url, Seal(plan.seal_key)) as store,
-        RemoteNode(unix(plan.node_socket)) as node,
+        RemoteNode(unix(plan.node_socket), presence=nodes) as node,
         ControlPlane(
             store=store,
-            nodes=[node],
+            nodes=nodes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -43,7 +45,6 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         ) as control,
     ):
         node.subscribe(control.node_events)
-        node.reconnected = control.node_came_back
         routes = LiveRoutes()
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,6 +18,7 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
 from atoll.control.nodes.placement import NodeLoad, choose_node
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
@@ -46,7 +46,7 @@ class SandboxCreation:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         templates: TemplateService,
         policy: Policy,
         clock: Clock,
@@ -111,7 +111,7 @@ class SandboxCreation:
         template = await self._templates.find(order.template)
         network = await self._filling.of_order(caller.team_id, order.network)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
-        node = self._nodes[choose_node(self._loads(template, limits))]
+        node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node, network))
@@ -176,7 +176,7 @@ class SandboxCreation:
 
     def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
         holders, quota = self._templates.holders(template.template_id), self._quota
-        return [NodeLoad(one, one in holders, quota.on_node(one), quota.node_lacks(one, limits)) for one in self._nodes]
+        return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
 
     def _new_record(
         self, caller: Caller, order: CreateOrder, template: Template, node_id: str, limits: Limits

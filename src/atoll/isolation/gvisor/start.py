@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from atoll.isolation.gvisor.boot import LISTENS
 from atoll.isolation.gvisor.runsc import Runsc
 from atoll.isolation.linux import process_identity as recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
-from atoll.isolation.linux.disk.image import IMAGE, Templates, make_image
+from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.image import IMAGE, Piece, make_image
 from atoll.isolation.linux.net import guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
@@ -60,7 +62,7 @@ class LaunchContext:
     ids: IdRanges
     network: bool
     """Whether sandboxes get a network namespace with a way out."""
-    disks: Templates | None
+    disks: Formats | None
     """What disks are made from; None where this machine offers none: sandboxes write into a directory."""
     unfinished: set[str] = field(default_factory=set)
     """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
@@ -93,7 +95,8 @@ async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits
     id_base = context.ids.take()
     context.unfinished.add(group.name)
     try:
-        await asyncio.to_thread(_make_place, place, group, limits, context.disks)
+        pieces = await context.disks.pieces(limits.disk_mib) if context.disks is not None else None
+        await asyncio.to_thread(_make_place, place, group, limits, pieces)
         pid = await _run_launcher(context, group, id_base, lowers, limits, place)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
@@ -173,11 +176,11 @@ async def end_group(group: Group) -> bool:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_place(place: Path, group: Group, limits: Limits, disks: Templates | None) -> None:
+def _make_place(place: Path, group: Group, limits: Limits, disk: Sequence[Piece] | None) -> None:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if disks is not None:
+    if disk is not None:
         (place / IMAGE).unlink(missing_ok=True)  # of an attempt that failed
-        make_image(place / IMAGE, limits.disk_mib, disks.pieces(limits.disk_mib))
+        make_image(place / IMAGE, limits.disk_mib, disk)
     group.create()
     group.limit(host_limits(limits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -24,7 +25,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.disk.image import Templates
+from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
@@ -112,7 +113,7 @@ class GvisorBackend(IsolationBackend):
             cgroups=self._cgroups,
             ids=IdRanges(read_delegated()),
             network=not await doctor.why_no_network(),
-            disks=None if await asyncio.to_thread(disk_image.why_not, self._run_dir.path) else Templates(),
+            disks=None if await asyncio.to_thread(disk_image.why_not, self._run_dir.path) else Formats(),
         )
         self._pool = Pool(self._context, self._run_dir.path / "waiting", self._ready)
 
@@ -121,6 +122,8 @@ class GvisorBackend(IsolationBackend):
         self._closed = True
         if self._pool is not None:
             await self._pool.aclose()
+        if self._context is not None and self._context.disks is not None:
+            await self._context.disks.aclose()
         self._live.detach_all()
         self._cgroups.remove_base()
 
@@ -138,6 +141,9 @@ class GvisorBackend(IsolationBackend):
         place = paths.state_dir.absolute()
         waiting = await self._pool.take(kind, spec.limits)
         if waiting is None:
+            if self._context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
+                with contextlib.suppress(OSError):  # `launch_waiting` says so
+                    await self._context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
                 waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, place)
         record = await start.take_over(self._context, waiting, spec, place)
