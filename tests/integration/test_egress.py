@@ -5,6 +5,7 @@ The outside is a small internet in network namespaces of the test's own (`suppor
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException, Secret
 from sdk_support import eventually
 
+from atoll.runtime import AgentRuntimeError, E2BRuntime
 from support import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
@@ -218,7 +220,7 @@ def test_a_rule_names_a_secret_and_follows_it_until_it_is_no_more(outside: World
 
     def carried() -> str | None:
         path = f"/{secrets.token_hex(4)}"
-        assert fetch(sandbox, f"https://api.test{path}")
+        sandbox.commands.run(f"curl -ksS -m 10 https://api.test{path}")  # without a rule nobody inside trusts it
         value: str | None = sent(outside, path)["headers"].get("authorization")
         return value
 
@@ -236,6 +238,26 @@ def test_a_rule_names_a_secret_and_follows_it_until_it_is_no_more(outside: World
     assert Secret.destroy(name) is False
     with pytest.raises(InvalidArgumentException, match="no secret"):
         make(network={"rules": {"api.test": rule("X-Key", Secret.fill(name))}})
+
+
+async def test_a_git_token_is_added_outside_and_is_nowhere_inside(outside: World, make: Make) -> None:
+    token = f"s3cret-{secrets.token_hex(8)}"
+    header = base64.b64encode(f"x-access-token:{token}".encode()).decode()
+    with E2BRuntime(template="base") as runtime:
+        await runtime.connect()
+        with pytest.raises(AgentRuntimeError, match="git clone failed") as failed:  # it is no git server
+            await runtime.clone_or_init_repo(None, f"https://x-access-token:{token}@api.test/o/r.git", None)
+        assert token not in str(failed.value)
+        asked = outside.internet.wait(lambda line: str(line.get("path")).startswith("/o/r.git/info/refs"), 5)
+        assert asked is not None
+        assert asked["headers"]["authorization"] == f"Basic {header}"
+        patterns = f"-e '[s]{token[1:]}' -e '[{header[0]}]{header[1:]}'"  # that do not match themselves
+        scan = f"cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -ac {patterns}; "
+        scan += f"grep -rsl {patterns} / --exclude-dir=proc --exclude-dir=sys | wc -l"
+        box = Sandbox.connect(runtime.sandbox_id)
+        assert box.commands.run(scan, user="root", timeout=100).stdout.split() == ["0", "0"]
+        box.commands.run(f"mkdir r && git init -q r && echo '{token}' > r/.git/config")
+        assert box.commands.run(scan, user="root", timeout=100).stdout.split() == ["0", "1"], "the control"
 
 
 def test_trace_and_connect_carry_no_secret(outside: World, make: Make) -> None:
