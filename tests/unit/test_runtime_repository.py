@@ -86,7 +86,7 @@ def test_a_token_is_in_no_url_that_the_sandbox_gets() -> None:
         assert "@" not in source.url
         assert header not in repr(source)
     with pytest.raises(ValueError, match="name of a repository") as refused:
-        clone_source("https://me:k3y@git.test/")
+        clone_source("https://me:k3y@git.test/-")
     assert "k3y" not in str(refused.value)
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
-import pytest
 
 from atoll.control.secrets.placeholders import filled, filled_size, is_all_known, names_in
 from atoll.control.store import Store, default_url
@@ -83,22 +82,23 @@ async def test_secrets_come_in_pages(tmp_path: Path) -> None:
         assert (await world.client.get("/secrets", params={"nextToken": "é"})).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"name": "sec_mine", "value": "v"},
-        {"name": "a b", "value": "v"},
-        {"name": "a", "value": ""},
-        {"name": "a", "value": "two\nlines"},
-        {"name": "a", "value": "v" * 16385},
-        {"name": "a", "value": "v", "metadata": {"k" * 129: "v"}},
-        {"name": "a", "value": "v", "metadata": {"k": "v" * 1025}},
-        {"name": "a", "value": "v", "metadata": {str(number): "v" for number in range(33)}},
-    ],
+BAD: tuple[dict[str, object], ...] = (
+    {"name": "sec_mine", "value": "v"},
+    {"name": "a b", "value": "v"},
+    {"name": "a", "value": ""},
+    {"name": "a", "value": "two\nlines"},
+    {"name": "a", "value": "v" * 16385},
+    {"name": "a", "value": "v", "metadata": {"k" * 129: "v"}},
+    {"name": "a", "value": "v", "metadata": {"k": "v" * 1025}},
+    {"name": "a", "value": "v", "metadata": {str(number): "v" for number in range(33)}},
 )
-async def test_what_cannot_be_a_secret_is_refused(tmp_path: Path, body: dict[str, object]) -> None:
+
+
+async def test_what_cannot_be_a_secret_is_refused(tmp_path: Path) -> None:
     async with plane(tmp_path) as world:
-        assert (await world.client.post("/secrets", json=body)).status_code == 400
+        for body in BAD:
+            assert (await world.client.post("/secrets", json=body)).status_code == 400, body
+        assert (await world.client.get("/secrets")).json() == []
 
 
 def _rule(value: str) -> dict[str, object]:

@@ -299,12 +299,12 @@ class CloneSource(NamedTuple):
 
 def clone_source(repository: str, tokens: Mapping[Any, Any] | None = None) -> CloneSource:
     """Of a URL, or of `owner/name` at GitHub with the token given for it. Raises ValueError for what is neither."""
-    name = PurePosixPath(repository.rstrip("/")).name.removesuffix(".git")
+    kept, authorization = without_credentials(repository)
+    name = PurePosixPath(kept.rstrip("/")).name.removesuffix(".git")
     if not re.fullmatch(r"\.?[\w][\w.-]*", name):
-        raise ValueError(f"{name!r} is not the name of a repository")
+        raise ValueError(f"{kept!r} does not end in the name of a repository")
     if "://" in repository or repository.startswith("/"):
-        url, authorization = without_credentials(repository)
-        return CloneSource(url, name, authorization)
+        return CloneSource(kept, name, authorization)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"{repository!r} is neither a URL nor owner/name")
     url = f"https://github.com/{repository}.git"
