@@ -23,7 +23,7 @@ from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, San
 from sdk_support import eventually
 
 from atoll.runtime import E2BRuntime
-from support import internet
+from atoll_attacks.outside import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
@@ -118,6 +118,22 @@ def test_an_update_replaces_all_of_it_at_once(make: Make) -> None:
     sandbox.update_network({})
     assert fetch(sandbox, "http://good.test/")
     assert sandbox.get_info().allow_internet_access is True
+
+
+def test_a_rate_holds_for_all_that_passes_and_outlives_new_rules(make: Make) -> None:
+    slow, usual = make(metadata={"atoll.network_mib_s": "1"}), make()
+
+    def seconds(sandbox: Sandbox) -> float:
+        began = time.monotonic()
+        sandbox.commands.run("curl -sS -m 60 -o /dev/null http://good.test/big/3145728", timeout=60)
+        return time.monotonic() - began
+
+    assert seconds(slow) > 2
+    assert seconds(usual) < seconds(slow)
+    slow.update_network({"allow_out": [internet.GOOD]})
+    assert seconds(slow) > 2
+    with pytest.raises(SandboxException, match="whole number of MiB"):
+        make(metadata={"atoll.network_mib_s": "0.5"})
 
 
 def test_name_servers_of_the_sandboxs_own(make: Make) -> None:
@@ -308,7 +324,7 @@ def test_every_connection_is_recorded_and_readable_by_api_and_command_line(outsi
     assert good["closedAt"]
     assert (evil["verdict"], evil["allowed"]) == ("denied: by denyOut", False)
     assert "private" in metadata["verdict"]
-    command = [*outside.enter(), sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
+    command = [*outside.networks.enter, sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
     told = subprocess.run(
         [*command, "--denied", "--data-dir", str(outside.directory / "data")],
         capture_output=True, text=True, timeout=60, check=True,

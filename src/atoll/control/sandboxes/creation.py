@@ -23,7 +23,14 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order
+from atoll.control.sandboxes.orders import (
+    NO_NEW_PRIVILEGES_KEY,
+    TIER_KEY,
+    CreateOrder,
+    Policy,
+    check_order,
+    network_rate,
+)
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.secrets.service import SecretFilling
@@ -109,10 +116,10 @@ class SandboxCreation:
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         template = await self._templates.find(order.template)
-        network = await self._filling.of_order(caller.team_id, order.network)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
         node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)
+        network = await self._filling.of_order(record.team_id, record.network)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node, network))
         try:
@@ -137,7 +144,7 @@ class SandboxCreation:
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
-            now = await self._filling.as_it_is_now(record.team_id, order.network)
+            now = await self._filling.as_it_is_now(record.team_id, record.network)
             if now != network:  # a secret was changed while it was being made
                 await node.update_network(record.sandbox_id, now)
         except BaseException as error:
@@ -198,7 +205,7 @@ class SandboxCreation:
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
-            network=order.network,
+            network=replace(order.network, mib_s=network_rate(order.metadata, self._policy)),
         )
 
 
@@ -222,4 +229,5 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template, network
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=network,
+        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -37,6 +38,7 @@ class SandboxNetwork:
         # Two at once must not leave one in the store and the other in force.
         async with self._turns.setdefault(node_id, asyncio.Lock()):
             record = await self._lookup.get(caller, sandbox_id)
+            network = replace(network, mib_s=record.network.mib_s)  # the rate is the sandbox's, whatever it may reach
             in_force = await self._filling.of_order(record.team_id, network)
             # Written first: a restart in between must not bring the older, perhaps wider, policy back.
             if not await self._store.set_network(record.sandbox_id, network):

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, L
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.net import netlink, nft
-from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys import caps, oom, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
@@ -41,6 +42,8 @@ HELD = (3, 4)
 """Its descriptors: the listener, the DNS socket."""
 
 _EGRESS_BACKLOG = 4096
+_HOLDERS_ID = 65533
+"""Within the sandbox's range."""
 _STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
 
 
@@ -83,12 +86,15 @@ def main() -> NoReturn:
     try:
         # Some event loops leave copies of our standard descriptors open: they are nobody's here.
         syscalls.call("close_range", 3, 0x7FFFFFFF, 0)
+        oom.make_ordinary()  # it is the sandbox's from here on
         order = Order(**json.load(sys.stdin))
+        # Of gVisor's own processes: with 0 a core_pattern with a pipe would feed a program of the host.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
         for path in order.groups:
             with open(path, "w") as procs:
                 procs.write("0")
         if order.network:
-            hold(*prepare_network(), Path(order.place) / BUNDLE / HOLDER)
+            hold(*prepare_network(), Path(order.place) / BUNDLE / HOLDER, order.id_base + _HOLDERS_ID)
         _mount(order)
     except Exception as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -106,6 +112,8 @@ def prepare_network() -> tuple[socket.socket, socket.socket]:
     syscalls.unshare(syscalls.CLONE_NEWNET)
     netlink.loopback_up(LOOPBACK_ADDRESS)
     nft.install(nft.redirect_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
+    with contextlib.suppress(OSError):  # a kernel without connection tracking
+        nft.forget_soon(os.open("/proc/sys/net/netfilter", os.O_PATH | os.O_DIRECTORY))
     # The sentry binds for the sandbox's programs, and is nobody in this namespace: without it no port below 1024.
     with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as lowest:
         lowest.write("0")
@@ -120,20 +128,44 @@ def prepare_network() -> tuple[socket.socket, socket.socket]:
     return connections, questions
 
 
-def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -> None:
+def hold(connections: socket.socket, questions: socket.socket, pid_file: Path, identity: int) -> None:
     """Starts a process that does nothing but have both, as HELD, for as long as the sandbox lives; writes its pid.
 
-    It is in the sandbox's groups, and so ends with it; but outside gVisor, where nobody inside can reach it.
+    It is in the sandbox's groups, and so ends with it; but outside gVisor, where nobody inside can reach it. It has no
+    capability, and `identity`, a host id of the sandbox's that no other process has.
     """
     sources = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, max(HELD) + 1) for one in (connections, questions)]
-    null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3)]
-    passed = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in zip(sources, HELD, strict=True)]
-    sleep = shutil.which("sleep", path="/usr/bin:/bin")
-    words = [sleep, "infinity"] if sleep else [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
-    pid = os.posix_spawn(words[0], words, {}, file_actions=[*null, *passed], setsid=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become_holder(sources, identity)
+        finally:
+            os._exit(1)
     pid_file.write_text(str(pid))
+    for descriptor in sources:
+        os.close(descriptor)
     for one in (connections, questions):
         one.close()
+
+
+def _become_holder(sources: list[int], identity: int) -> NoReturn:
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    for source, target in [*((null, number) for number in range(3)), *zip(sources, HELD, strict=True)]:
+        os.dup2(source, target)
+    syscalls.call("close_range", max(HELD) + 1, 0x7FFFFFFF, 0)
+    os.chdir("/")
+    os.setgroups([])
+    caps.limit_bounding(frozenset(), caps.last_cap())
+    os.setresgid(identity, identity, identity)
+    os.setresuid(identity, identity, identity)
+    caps.limit_own(frozenset())
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    sleep = shutil.which("sleep", path="/usr/bin:/bin")
+    if sleep is not None:
+        os.execve(sleep, [sleep, "infinity"], {})
+    while True:
+        signal.pause()
 
 
 def try_network() -> NoReturn:
