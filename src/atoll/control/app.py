@@ -30,6 +30,7 @@ from atoll.control.routes import (
     sandboxes,
     secrets,
     teams,
+    template_builds,
     templates,
 )
 from atoll.control.services import Services
@@ -53,7 +54,8 @@ def api(services: Services) -> FastAPI:
     """The routes behind the gate; `create_app` is what a server wants."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
-    for module in (health, metrics, logs, sandboxes, network, templates, teams, keys, secrets, events, not_offered):
+    resources = (health, metrics, logs, sandboxes, network, template_builds, templates, teams, keys, secrets, events)
+    for module in (*resources, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

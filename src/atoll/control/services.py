@@ -20,7 +20,10 @@ from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretService
+from atoll.control.templates.build_log import BuildLogs
+from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,9 @@ class Services:
     network: SandboxNetwork
     telemetry: SandboxTelemetry
     templates: TemplateService
+    builds: TemplateBuildService
+    build_logs: BuildLogs
+    uploads: Uploads
     teams: TeamService
     keys: KeyService
     secrets: SecretService

@@ -20,6 +20,7 @@ from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
+from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
@@ -77,6 +78,7 @@ class Store:
         self.keys: KeyTables
         self.events: EventTables
         self.secrets: SecretTables
+        self.templates: TemplateTables
         self.usage: UsageTables
 
     async def __aenter__(self) -> Self:
@@ -84,6 +86,7 @@ class Store:
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database)
         self.secrets = SecretTables(self._database, self._seal)
+        self.templates = TemplateTables(self._database)
         self.usage = UsageTables(self._database)
         return self
 

@@ -26,6 +26,7 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.written import copy_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
@@ -139,7 +140,7 @@ class GvisorBackend(IsolationBackend):
         if not kind.lowers:
             raise CreateFailed("the template has no layers")
         place = paths.state_dir.absolute()
-        waiting = await self._pool.take(kind, spec.limits)
+        waiting = None if spec.one_off else await self._pool.take(kind, spec.limits)
         if waiting is None:
             if self._context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
@@ -154,6 +155,10 @@ class GvisorBackend(IsolationBackend):
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(copy_written, state_dir, target)
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
