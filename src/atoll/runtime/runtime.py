@@ -530,7 +530,7 @@ class E2BRuntime:
             chosen, git_provider_tokens if git_provider_tokens is not None else self.git_provider_tokens
         )
         if source.authorization is not None:
-            await asyncio.to_thread(self._box.authorize, source.authorization)
+            await asyncio.to_thread(self._live.box.authorize, source.authorization)
         await asyncio.to_thread(self._repository.clone, source.url, source.name, selected_branch)
         return source.name
 
@@ -563,7 +563,7 @@ class E2BRuntime:
         except ValueError:
             return []
         if source.authorization is not None:
-            self._box.authorize(source.authorization)
+            self._live.box.authorize(source.authorization)
         return self._repository.microagents_of_owner(source.url)
 
     def get_git_changes(self, cwd: str) -> list[dict[str, str]] | None:
