@@ -1,7 +1,7 @@
 """Values that lie on disk only sealed: secrets, and what egress rules add to requests.
 
-The key is a file of its own (mode 0600), so that a copy of the database or of a sandbox's record tells nothing. It is
-no wall against whoever can read the data directory as root.
+The key is a file of its own (mode 0600), so that a copy of the database or of a sandbox's record shows nothing. It is
+no wall against a process that can read the data directory as root.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from atoll.model.sealing import Seal
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """All that may be told of a secret. `name` is unique within the team, in lower case."""
+    """All of a secret that may be shown. `name` is unique within the team, in lower case."""
 
     secret_id: str
     team_id: str

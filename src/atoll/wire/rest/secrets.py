@@ -27,7 +27,7 @@ class SecretUpdate(BaseModel):
 
 
 class SecretOut(BaseModel):
-    """What is told of one."""
+    """What is shown of one."""
 
     secret_id: str = Field(serialization_alias="secretID")
     name: str
