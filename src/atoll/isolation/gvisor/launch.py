@@ -65,7 +65,7 @@ class Order:
     disk: bool
     """Whether what the sandbox writes goes to the image in `place`; otherwise to a directory there."""
     memory_mib: int
-    """What gVisor is to tell as the size of the machine."""
+    """What gVisor shows as the size of the machine."""
     command: list[str]
 
     def to_json(self) -> str:
@@ -196,7 +196,7 @@ def _mount(order: Order) -> None:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     upper, work = (os.open(name, flags, dir_fd=own) for name in (UPPER, WORK))
     layers = [mounts.clone(path, userns=userns) for path in order.lowers]
-    # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
+    # The overlay makes its own files as the user who mounted it, who must be one that the shifted mount knows.
     with syscalls.acting_as(order.id_base):
         root = mounts.overlay(layers, upper, work, volatile=True)
     shared = mounts.clone(f"{order.place}/{IO}", userns=userns)
@@ -209,7 +209,7 @@ def _mount(order: Order) -> None:
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
     for descriptor in (userns, own, upper, work, *layers):
         os.close(descriptor)
-    # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
+    # runsc looks here for the machine's memory, which sysinfo(2) will show inside; no flag sets it.
     with open(f"{order.stage}/meminfo", "x") as meminfo:
         meminfo.write(f"MemTotal: {order.memory_mib << 10} kB\n")
     mounts.attach_and_close(mounts.clone(f"{order.stage}/meminfo"), mounts.AT_FDCWD, "/proc/meminfo")

@@ -1,4 +1,4 @@
-"""What runsc is told, as an OCI bundle's config.json and as flags. Pure: no I/O."""
+"""What runsc gets, as an OCI bundle's config.json and as flags. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config(
 ) -> dict[str, Any]:
     """The container: its own root, the guest as first process, a user namespace at `id_base`.
 
-    `network`: it stays in the network namespace of whoever starts runsc; otherwise it gets an empty one.
+    `network`: it stays in the network namespace of the process that starts runsc; otherwise it gets an empty one.
     """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
     ids = [{"containerID": 0, "hostID": id_base, "size": HOST_IDS_PER_SANDBOX}]
@@ -59,7 +59,7 @@ def config(
 
 def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log: Path | None = None) -> list[str]:
     """runsc's global flags. `known` are the flags of this release: what it does not know is left out."""
-    wanted: Mapping[str, str] = {
+    values: Mapping[str, str] = {
         "root": state,
         "platform": platform,
         # "host" is the network namespace that the launcher has made, not the host's own. gVisor's own network stack
@@ -77,5 +77,5 @@ def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log
         "cpu-num-from-quota": "true",
         "allow-suid": "true",
     }
-    chosen = [f"--{name}={value}" for name, value in wanted.items() if name in known]
+    chosen = [f"--{name}={value}" for name, value in values.items() if name in known]
     return [*chosen, f"--log={log}"] if log is not None else chosen
