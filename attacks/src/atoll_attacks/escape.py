@@ -30,7 +30,7 @@ _MOUNTS = [
     _escape("mount-new-api", "make a mount by descriptor", judges.holds(r"fscontext")),
     _escape("mount-clone-tree", "clone a mount by descriptor and attach it", judges.mounted),
     _escape(
-        "change-mount-options",
+        "mount-set-options",
         "make a read-only mount writable by its descriptor (mount_setattr)",
         judges.may_write("core_pattern"),
         Control(needs="/proc/sys/kernel/core_pattern"),
