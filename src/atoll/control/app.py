@@ -29,6 +29,7 @@ from atoll.control.routes import (
     not_offered,
     pausing,
     sandboxes,
+    secrets,
     teams,
     template_builds,
     templates,
@@ -54,8 +55,8 @@ def api(services: Services) -> FastAPI:
     """The routes behind the gate; a server uses `create_app`."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
-    resources = (health, metrics, logs, sandboxes, pausing, network, template_builds, templates, teams, keys, events)
-    for module in (*resources, not_offered):
+    resources = (health, metrics, logs, sandboxes, pausing, network, template_builds, templates, teams, keys, secrets)
+    for module in (*resources, events, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

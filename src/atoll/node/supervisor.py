@@ -143,7 +143,7 @@ class Supervisor:
         self._disk.check_room()
         layers, tier = self._templates.layers_for(request)
         backend = await self._tiers.for_create(request.tier or tier)
-        spec = self._egress.with_certificate(request)
+        spec = self._egress.prepared(request)
         making = Making(backend, spec, SandboxPaths(layers, self.directories.of(sandbox_id)))
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
