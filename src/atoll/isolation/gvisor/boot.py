@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atoll.guest.pid1 import elevate, quota
+from atoll.guest.pid1 import checkpoint, elevate, quota
 from atoll.guest.process import pty
 from atoll.isolation.gvisor import shown, terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
@@ -57,6 +57,7 @@ def main() -> NoReturn:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
+    checkpoint.adopt(SHARED, SOCKET, LISTENS)
     os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     spec = _take_over(listener, getattr(loaded, "show_machine", None))
     guest(listener, spec)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, LOOPBACK_ADDRESS
+from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.net import netlink, nft
@@ -41,6 +41,9 @@ HELD = (3, 4)
 """Its descriptors: the listener, the DNS socket."""
 
 _EGRESS_BACKLOG = 4096
+_OWN_END, _FAR_END = "eth0", "gate"
+_MTU = 65521
+"""The largest of a veth: what crosses it is copied page by page, never put on a wire."""
 _STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
 
 
@@ -99,25 +102,48 @@ def main() -> NoReturn:
 
 
 def prepare_network() -> tuple[socket.socket, socket.socket]:
-    """Moves into a network namespace in which everything that would leave arrives at the two sockets that it returns.
+    """Moves into the network namespace for gVisor's own network stack; what it sends arrives at the returned sockets.
 
-    It belongs to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules.
+        gVisor's stack ── eth0 ═══ gate ── redirect ──► the two sockets
+          └─ this namespace ─┘     └─ a second one, held by the sockets alone
+
+    Both belong to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules; and no
+    packet of the sandbox is ever seen by the namespace in which a server runs.
     """
     syscalls.unshare(syscalls.CLONE_NEWNET)
-    netlink.loopback_up(LOOPBACK_ADDRESS)
-    nft.install(nft.redirect_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
-    # The sentry binds for the sandbox's programs, and is nobody in this namespace: without it no port below 1024.
-    with contextlib.suppress(OSError), open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as lowest:
-        lowest.write("0")
-    # Bound to loopback: only then are answers translated back.
-    connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    connections.bind(("127.0.0.1", EGRESS_TCP_PORT))
-    connections.listen(_EGRESS_BACKLOG)
-    questions.bind(("127.0.0.1", EGRESS_DNS_PORT))
-    # Last: without the rules a route would send packets in a circle.
-    netlink.default_over_loopback(LOOPBACK_ADDRESS)
+    outer = _open_network()
+    _without_ipv6()
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    inner = _open_network()
+    try:
+        _without_ipv6()
+        netlink.up("lo")
+        netlink.veth_pair(_OWN_END, _FAR_END, outer, _MTU)
+        netlink.address(_OWN_END, ADDRESS, PREFIX)
+        syscalls.call("setns", outer, syscalls.CLONE_NEWNET)
+        netlink.address(_FAR_END, GATEWAY, PREFIX)
+        nft.install(nft.gateway_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
+        connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        connections.bind((GATEWAY, EGRESS_TCP_PORT))
+        connections.listen(_EGRESS_BACKLOG)
+        questions.bind((GATEWAY, EGRESS_DNS_PORT))
+        syscalls.call("setns", inner, syscalls.CLONE_NEWNET)
+        netlink.default_via(GATEWAY, _OWN_END)
+    finally:
+        os.close(outer)
+        os.close(inner)
     return connections, questions
+
+
+def _open_network() -> int:
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _without_ipv6() -> None:
+    """For interfaces made from now on. A kernel without IPv6 needs no word."""
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as switch:
+        switch.write("1")
 
 
 def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -> None:
@@ -181,6 +207,23 @@ def _mount(order: Order) -> None:
     with open(f"{order.stage}/meminfo", "x") as meminfo:
         meminfo.write(f"MemTotal: {order.memory_mib << 10} kB\n")
     mounts.attach_and_close(mounts.clone(f"{order.stage}/meminfo"), mounts.AT_FDCWD, "/proc/meminfo")
+    if order.network:
+        _show_network(order.stage)
+
+
+def _show_network(stage: str) -> None:
+    """This process's network namespace, as a file that `config` can name.
+
+    The release of 2024 takes a namespace with /proc/sys/net/core/rmem_default for the machine's own, and newer kernels
+    show that file in every one (google/gvisor#10704): it is hidden. With no path in `config` runsc would make yet
+    another namespace, and see another /proc/sys/net.
+    """
+    with open(f"{stage}/network", "x"):
+        pass
+    mounts.attach_and_close(mounts.clone("/proc/self/ns/net"), mounts.AT_FDCWD, f"{stage}/network")
+    mounts.attach_and_close(
+        mounts.new("tmpfs", [("mode", "0555"), ("size", "4k")]), mounts.AT_FDCWD, "/proc/sys/net/core"
+    )
 
 
 def _fresh(path: str, mode: int, *, keep: bool) -> None:

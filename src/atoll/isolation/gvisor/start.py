@@ -196,7 +196,7 @@ async def _run_launcher(
         entry=context.entry,
         id_base=id_base,
         limits=limits,
-        network=context.network,
+        network=f"{stage}/network" if context.network else "",
     )
     (bundle_dir / "config.json").write_text(json.dumps(config))
     pid_file = bundle_dir / "pid"
