@@ -66,7 +66,7 @@ find_python() {
 
 need_venv() {
   local python stamp="$VENV/.installed" wanted
-  wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
+  wanted=$(cat pyproject.toml attacks/pyproject.toml | sha256sum | cut -d' ' -f1)
   [ -x "$VENV/bin/atoll" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   if ! python=$(find_python); then
     need_packages python3 python3-venv
@@ -74,7 +74,7 @@ need_venv() {
   fi
   [ -x "$VENV/bin/python" ] || { say "making $VENV with $("$python" -V)"; "$python" -m venv "$VENV"; }
   say "installing Python packages"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./attacks
   printf '%s\n' "$wanted" >"$stamp"
 }
 

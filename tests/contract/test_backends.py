@@ -56,7 +56,10 @@ class TestGvisor(BackendContract):
 
 class TestFake(BackendContract):
     gaps = MappingProxyType(
-        {"test_a_create_that_fails_leaves_nothing_and_harms_nobody": "the fake tier has no root and looks at no layer"}
+        dict.fromkeys(
+            ["test_a_create_that_fails_leaves_nothing_and_harms_nobody", "test_a_resume_that_fails_leaves_it_paused"],
+            "the fake tier has no root and looks at no layer",
+        )
     )
 
     def make_backend(self, run_dir: Path) -> IsolationBackend:

@@ -1,7 +1,7 @@
 """Every attack is blocked on every tier, and every attack works without the wall.
 
 An attempt that is blocked proves something only if the same attempt would have been noticed: its control must be a
-breach. The host decides both, by its canaries (`atoll.attacks.judges`).
+breach. The host decides both, by its canaries (`atoll_attacks.judges`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atoll.attacks import Attempt, Family, Impossible, Range, attempts
+from atoll_attacks import Attempt, Family, Impossible, Range, attempts
 from support.host import TOOLS, fault
 from support.server import ServerProcess
 from support.tiers import TIERS

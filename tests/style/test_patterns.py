@@ -16,10 +16,6 @@ from support.patterns import METHODS, WHOLE, problems
 
 SOURCE = Path(__file__).parents[2] / "src" / "atoll"
 
-OURS = {"attacks/": "patterns for what the suite's own attempts print, and for files of the kernel"}
-"""Modules whose patterns may be any, and why."""
-
-
 LINEAR = {
     (
         "guest/files/multipart.py",
@@ -107,8 +103,6 @@ def test_no_pattern_matches_in_more_than_linear_time() -> None:
     wrong = []
     for path in sorted(SOURCE.rglob("*.py")):
         module = path.relative_to(SOURCE).as_posix()
-        if module.startswith(tuple(OURS)):
-            continue
         for line, pattern, flags, methods in patterns(path):
             if (module, pattern[:1]) in LINEAR:
                 continue

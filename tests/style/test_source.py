@@ -13,9 +13,13 @@ from atoll.config import Settings
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
-FILES = sorted(SOURCE.rglob("*.py"))
+SOURCES = (SOURCE, ROOT / "attacks" / "src")
+FILES = sorted(path for source in SOURCES for path in source.rglob("*.py"))
 PACKAGES = sorted(
-    ".".join(path.parent.relative_to(SOURCE).parts) for path in FILES if path.name == "__init__.py" and path.read_text()
+    ".".join(path.parent.relative_to(source).parts)
+    for source in SOURCES
+    for path in source.rglob("__init__.py")
+    if path.read_text()
 )
 
 VAGUE_NAME = re.compile(r"(Manager|Helper|Helpers|Util|Utils)$")

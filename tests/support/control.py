@@ -21,7 +21,7 @@ from atoll.control.clock import Clock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
-from atoll.control.sandboxes.service import Services
+from atoll.control.services import Services
 from atoll.control.store import Store, default_url
 from atoll.isolation.registry import BackendFactory
 from atoll.model.addresses import ForbiddenNetworks
@@ -125,7 +125,7 @@ async def plane(
             webhook_forbidden=lambda: ForbiddenNetworks(private_allowed=parse_networks(webhook_networks)),
         ) as control,
     ):
-        node.subscribe(control.services.sandboxes)
+        node.subscribe(control.node_events)
         app = create_app(control.services, Authenticator([API_KEY], store.keys))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(

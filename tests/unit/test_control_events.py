@@ -82,7 +82,7 @@ async def test_events_come_newest_first_in_pages_by_type(world: World) -> None:
 async def test_a_death_and_a_restart_are_told_too(tmp_path: Path) -> None:
     async with plane(tmp_path, keep=True) as world:
         sandbox_id = await world.create()
-        await world.services.sandboxes.sandbox_ended(sandbox_id, EndReason.DIED, "gone")
+        await world.services.ending.ended_by_itself(sandbox_id, EndReason.DIED, "gone")
         told = await _events(world, f"/events/sandboxes/{sandbox_id}", 2)
         assert told[0]["eventData"]["reason"] == "died"
     async with plane(tmp_path, keep=False) as world:

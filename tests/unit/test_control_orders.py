@@ -7,9 +7,9 @@ from e2b import Secret
 
 from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.routes.ordering import order_from, states_from
+from atoll.control.sandboxes.ids import new_sandbox_id, plain_id
 from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
 from atoll.control.sandboxes.quota import SandboxQuota
-from atoll.control.sandboxes.service import new_sandbox_id, plain_id
 from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
 from atoll.model.sandbox import SANDBOX_ID, SandboxState
 from atoll.wire.rest.bodies import NewSandboxV2

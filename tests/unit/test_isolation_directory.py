@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from atoll.isolation import directory
-from atoll.isolation.directory import Newer, Recorded, StateRecord
+from atoll.isolation.directory import Newer, Paused, Recorded, StateRecord
 from atoll.model.network import NetworkPolicy
-from atoll.model.sandbox import Limits, SandboxSpec, SandboxState
+from atoll.model.sandbox import Limits, PauseMode, SandboxSpec, SandboxState
 from support.host import requires
 
 SPEC = SandboxSpec("i0001", "base", Limits(1, 2, 3, 4), {"A": "secret"}, "token")
+LAYERS = (Path("/layers/snapshot.img"), Path("/layers/base"))
 HANDLE = {"pid": 7, "group": "g1"}
 POLICY = NetworkPolicy.checked(allow_internet=False, deny_out=["10.0.0.0/8"])
 
@@ -29,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def _write(place: Path, state: SandboxState = SandboxState.CREATING) -> None:
-    directory.write_spec(place, SPEC)
+    directory.write_spec(place, SPEC, LAYERS)
     directory.begin(place, "fake", HANDLE)
     directory.move(place, state)
 
@@ -37,7 +38,7 @@ def _write(place: Path, state: SandboxState = SandboxState.CREATING) -> None:
 @pytest.mark.parametrize("state", SandboxState)
 def test_every_state_comes_back_with_everything_else(place: Path, state: SandboxState) -> None:
     _write(place, state)
-    assert directory.read(place) == Recorded(SPEC, StateRecord(state, "fake", HANDLE))
+    assert directory.read(place) == Recorded(SPEC, StateRecord(state, "fake", HANDLE), LAYERS)
     for path in place.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
 
@@ -62,6 +63,32 @@ def test_a_changed_network_is_kept_beside_what_was_asked_for(place: Path) -> Non
     moved = directory.read(place)
     assert isinstance(moved, Recorded)
     assert (moved.network, moved.state.state) == (POLICY, SandboxState.KILLING)
+
+
+def test_a_process_that_resumes_takes_nothing_from_what_was_paused(place: Path) -> None:
+    """A server that is killed then finds both: what to end, and what to resume once more."""
+    _write(place)
+    paused = StateRecord(SandboxState.PAUSED, "fake", HANDLE, POLICY, Paused(PauseMode.MEMORY, {"image": "m"}))
+    directory.rewrite(place, paused)
+    directory.settle(place)
+    assert directory.read(place) == Recorded(SPEC, paused, LAYERS)
+    directory.move(place, SandboxState.RESUMING)
+    directory.begin(place, "fake", {"pid": 8})
+    found = directory.read(place)
+    assert isinstance(found, Recorded)
+    assert found.state == replace(paused, state=SandboxState.RESUMING, handle={"pid": 8})
+
+
+def test_what_version_2_wrote_is_read_and_brought_up_to_date(place: Path) -> None:
+    _write(place, SandboxState.RUNNING)
+    for name, unknown in ((directory.SPEC, "layers"), (directory.STATE, "paused")):
+        body = json.loads((place / name).read_text())
+        del body[unknown]
+        (place / name).write_text(json.dumps(body | {"version": 2}))
+    found = directory.read(place)
+    assert found == Recorded(SPEC, StateRecord(SandboxState.RUNNING, "fake", HANDLE), (), 2)
+    directory.upgrade(place, found)
+    assert directory.read(place) == replace(found, version=directory.VERSION)
 
 
 @pytest.mark.parametrize("name", [directory.SPEC, directory.STATE])
@@ -106,13 +133,13 @@ def test_a_record_that_cannot_be_read_is_not_taken_for_none(place: Path) -> None
 
 
 def test_whoever_changes_what_is_written_raises_the_version() -> None:
-    written = [one.name for kind in (SandboxSpec, Limits, StateRecord, NetworkPolicy) for one in fields(kind)]
+    written = [one.name for kind in (SandboxSpec, Limits, StateRecord, Paused, NetworkPolicy) for one in fields(kind)]
     assert (directory.VERSION, written) == (
-        2,
+        3,
         ["sandbox_id", "template_id", "limits", "env_vars", "access_token", "default_user", "default_workdir",
          "start_cmd", "interpreter", "ca_certificate", "tier", "traffic_access_token", "mask_request_host", "network",
          "cpu_count", "memory_mib", "disk_mib", "pids",
-         "state", "tier", "handle", "network",
+         "state", "tier", "handle", "network", "paused", "mode", "record",
          "allow_internet", "allow_out", "deny_out", "dns_servers", "rules"],
     )  # fmt: skip
 

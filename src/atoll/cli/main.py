@@ -187,7 +187,9 @@ def doctor(
         from atoll.cli import doctor as checks
 
         if attack:
-            raise typer.Exit(_attack(_settings(data_dir), family, as_json))
+            from atoll.cli.attack import attack as attack_suite
+
+            raise typer.Exit(attack_suite(_settings(data_dir), family, as_json=as_json))
 
         if fix:
             for line in checks.mend(_settings(data_dir)):
@@ -356,14 +358,6 @@ def version() -> None:
     from atoll import __version__
 
     typer.echo(__version__)
-
-
-def _attack(settings: Settings, family: str, as_json: bool) -> int:
-    from atoll.cli import attack
-
-    results = attack.attack(settings, family)
-    _print_json(attack.as_json(results)) if as_json else attack.print_table(results)
-    return 1 if any(result.breach for result in results) else 0
 
 
 def _settings(data_dir: Path | None) -> Settings:

@@ -20,7 +20,7 @@ import atoll
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
 from atoll.control.routes import events, health, keys, network, not_offered, sandboxes, teams, templates
-from atoll.control.sandboxes.service import Services
+from atoll.control.services import Services
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 

@@ -17,12 +17,25 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
-from atoll.control.sandboxes.service import Policy, SandboxService, Services, TemplateService
+from atoll.control.retention import Retention
+from atoll.control.sandboxes.creation import SandboxCreation
+from atoll.control.sandboxes.ending import SandboxEnding
+from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.lookup import SandboxLookup
+from atoll.control.sandboxes.network import SandboxNetwork
+from atoll.control.sandboxes.node_events import NodeReports
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.quota import SandboxQuota
+from atoll.control.sandboxes.reconciliation import Reconciliation
+from atoll.control.sandboxes.telemetry import SandboxTelemetry
+from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.services import Services
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.catalog import TemplateService
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeClient
+from atoll.model.seams import NodeClient, NodeEvents
 
 
 class ControlPlane:
@@ -33,7 +46,7 @@ class ControlPlane:
             RemoteNode(connect) as node,
             ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
-            node.subscribe(control.services.sandboxes)
+            node.subscribe(control.node_events)
             app = create_app(control.services, Authenticator(keys, store.keys))
             ...  # serve; see `atoll.server.front`
 
@@ -56,26 +69,72 @@ class ControlPlane:
         keep_sandboxes: bool = True,
     ) -> None:
         clock = clock or SystemClock()
+        policy = policy or Policy()
+        by_id = {node.node_id: node for node in nodes}
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
-        self._background = Background()
+        self._background = background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        self._journal = Journal(store, clock, self._dispatcher, templates.build_of)
-        sandboxes = SandboxService(
-            store=store,
-            nodes=nodes,
-            templates=templates,
-            policy=policy or Policy(),
+        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
+        self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
+        quota = SandboxQuota(policy.max_sandboxes)
+        logbook = Logbook(logs_dir)
+        lookup = SandboxLookup(store, by_id)
+        telemetry = SandboxTelemetry(
+            lookup=lookup,
+            nodes=by_id,
+            live=quota.all,
+            node_of=quota.node_of,
             clock=clock,
-            background=self._background,
-            journal=self._journal,
-            logbook=Logbook(logs_dir),
+            logbook=logbook,
             readings=ReadingFiles(metrics_dir),
         )
+        ending = SandboxEnding(
+            store=store,
+            nodes=by_id,
+            lookup=lookup,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            telemetry=telemetry,
+        )
+        self.reconciliation = Reconciliation(
+            store=store,
+            nodes=by_id,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            ending=ending,
+        )
+        self._retention = Retention(store, logbook, clock)
+        self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
         self.services = Services(
-            sandboxes=sandboxes,
+            policy=policy,
+            sandboxes=lookup,
+            creation=SandboxCreation(
+                store=store,
+                nodes=by_id,
+                templates=templates,
+                policy=policy,
+                clock=clock,
+                background=background,
+                quota=quota,
+                expiry=expiry,
+                journal=journal,
+                ending=ending,
+            ),
+            ending=ending,
+            timeouts=SandboxTimeouts(
+                store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
+            ),
+            network=SandboxNetwork(store, lookup, by_id),
+            telemetry=telemetry,
             templates=templates,
             teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
@@ -87,10 +146,11 @@ class ControlPlane:
             stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
-            await self.services.sandboxes.recover()
+            await self.reconciliation.recover()
             self._background.keep_running(self._journal.run())
-            lives = [*self.services.sandboxes.housekeeping(), self._dispatcher.run()]
-            housekeeping = [self._background.keep_running(life) for life in lives]
+            services = self.services
+            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher)
+            housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self
@@ -108,5 +168,5 @@ class ControlPlane:
         for task in housekeeping:
             task.cancel()
         if not self._keep:
-            await self.services.sandboxes.end_all()
+            await self.services.ending.kill_all()
         self._journal.close()

@@ -1,5 +1,8 @@
 """The contract between a node and an isolation tier. These docstrings are the law.
 
+    create ─► handle ── pause(mode) ─► record + directory ── resume(record) ─► handle
+                └────── snapshot(mode) ─► layer, memory ──── create(paths) ──► another sandbox; a fork is both
+
 `atoll.testing.backend_contract` holds every backend to it.
 
 The guest's transport, the same for every tier: one Unix stream socket per sandbox at `paths.state_dir / "guest.sock"`,
@@ -15,6 +18,7 @@ network namespace directly does so inside `dial` and spares the relay.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
@@ -24,8 +28,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from atoll.model.errors import NotOffered
-from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.errors import NotOffered, SandboxGone
+from atoll.model.sandbox import Limits, OomKill, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
 PREAMBLE = "ATOLL/1 {port}\n"
@@ -40,8 +44,16 @@ class Capability(StrEnum):
     LIMITS_PIDS = "limits_pids"
     LIMITS_DISK = "limits_disk"
     FREEZE = "freeze"
-    RESUME = "resume"
-    FORK = "fork"
+    PAUSE = "pause"
+    """`pause(FILESYSTEM)` and `resume`."""
+    PAUSE_MEMORY = "pause_memory"
+    """`pause(MEMORY)` too: what runs goes on after `resume`."""
+    MEMORY_ON_DISK = "memory_on_disk"
+    """A memory pause holds no process and no memory, and outlives a restart of the machine."""
+    SNAPSHOT = "snapshot"
+    """`snapshot(FILESYSTEM)` while it runs, and `create` on the layer that it made."""
+    SNAPSHOT_MEMORY = "snapshot_memory"
+    """`snapshot(MEMORY)` too, and `create` with the memory that it made."""
     EGRESS_POLICY = "egress_policy"
     ROOTLESS = "rootless"
 
@@ -107,6 +119,18 @@ class EgressSockets:
     questions: socket.socket
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What `SandboxHandle.snapshot` has put into its target directory: the parts of an image.
+
+    `layer` holds what differs from the layers that the sandbox stands on: a directory, or an image file (see
+    `SandboxPaths.lower_dirs`). `memory` is the tier's own, readable by `create` of the same tier; None without memory.
+    """
+
+    layer: Path
+    memory: Path | None = None
+
+
 class SandboxHandle(ABC):
     """A live sandbox as its backend sees it. Every method is safe to call at any time, also after the end."""
 
@@ -154,6 +178,28 @@ class SandboxHandle(ABC):
     @abstractmethod
     async def thaw(self) -> None:
         """Lets them go on. Idempotent. Raises SandboxGone."""
+
+    async def pause(self, mode: PauseMode) -> Mapping[str, Any]:
+        """Stops it, so that its directory holds it: all that its programs wrote is on the machine's disk.
+
+        FILESYSTEM: its processes have ended. MEMORY: they stand still (frozen), or are in files of its directory
+        (MEMORY_ON_DISK). Returns the record from which `resume`, `kept` and `end_paused` find it again. The handle is
+        used up then: it owns nothing any more, its methods raise SandboxGone, `wait` returns or was cancelled before.
+        The caller has cut the sandbox's connections and does not cancel this call.
+
+        Raises SandboxGone; NotOffered without PAUSE or PAUSE_MEMORY; PlatformError: it runs on as before.
+        """
+        raise NotOffered(f"the tier {self.tier!r} cannot pause a sandbox")
+
+    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+        """Copies what it is now into `target`, an empty directory on the file system of the sandboxes. It goes on.
+
+        It may stand still meanwhile. The copy is of one moment, and on the machine's disk when this returns. What of it
+        is left in `target` after a failure is the caller's to remove.
+
+        Raises SandboxGone; NotOffered without SNAPSHOT or SNAPSHOT_MEMORY; PlatformError (disk full): it runs on.
+        """
+        raise NotOffered(f"the tier {self.tier!r} cannot copy a sandbox that runs")
 
     @abstractmethod
     async def wait(self) -> ExitReport:
@@ -207,27 +253,46 @@ class IsolationBackend(ABC):
     async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """Makes a sandbox whose guest socket accepts. On failure or cancellation nothing that lives is left of it.
 
+        With `paths.memory` (SNAPSHOT_MEMORY) the processes of that snapshot go on in it, but with `spec`'s identity:
+        id, host name, tokens, environment, clock and fresh randomness are its own.
+
         Before anything of a user's can run, what `adopt` needs is in its directory (`isolation.directory.begin`): for
         the server that comes after this one was killed. Raises CreateFailed.
         """
 
     @abstractmethod
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
-        """A handle for a sandbox that an earlier server made, by its `record`. Raises SandboxGone if it is no more."""
+        """A handle for a sandbox that an earlier server made, by its `record`. One that was frozen still is.
 
-    async def resume(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
-        """Makes a paused sandbox run again from what is in its directory. As `create`.
+        Raises SandboxGone if it is no more.
+        """
 
-        Raises NotOffered without RESUME, CreateFailed (it stays paused).
+    async def resume(
+        self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode
+    ) -> SandboxHandle:
+        """Makes a paused sandbox run again from what is in its directory, on the layers that it was made on.
+
+        `record` is what `pause` returned. MEMORY: its processes go on where they stood. FILESYSTEM: a new guest starts
+        on its disk, whatever memory was kept (which is gone with that). Before anything of a user's can run, the
+        directory's record names the new process (`isolation.directory.begin`), as in `create`.
+
+        Raises NotOffered without PAUSE; MemoryLost (MEMORY is not there any more: FILESYSTEM can be tried);
+        CreateFailed: no process of this attempt is left, and it is paused as before, or at least its disk is whole.
         """
         raise NotOffered(f"the tier {self.name!r} cannot make a sandbox run again from its directory")
 
-    async def fork(self, source: SandboxHandle, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
-        """Another sandbox, as `spec` says, with the memory and the disk that `source` has now. As `create`.
+    def kept(self, state_dir: Path, record: Mapping[str, Any]) -> PauseMode | None:
+        """How a sandbox that does not run could be resumed from its directory. Reads files only.
 
-        Raises NotOffered without FORK, SandboxGone, CreateFailed.
+        `record` is of `pause`, or of a sandbox whose processes have ended, or the machine with them, while it was being
+        paused or resumed. None: what its programs wrote may not all be there.
         """
-        raise NotOffered(f"the tier {self.name!r} cannot copy a sandbox that runs")
+        return None
+
+    async def end_paused(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> None:
+        """Ends the processes that a paused sandbox still has, if any. Idempotent. Raises PlatformError."""
+        with contextlib.suppress(SandboxGone):
+            await (await self.adopt(spec, state_dir, record)).kill()
 
     @abstractmethod
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:

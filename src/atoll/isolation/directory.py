@@ -1,22 +1,25 @@
 """A sandbox's directory on the host: what it was asked to be and where it is in its life. All else in it is its tier's.
 
     <data_dir>/sandboxes/<id>/     0700
-        spec.json      what was asked for, secrets included; written once, and complete before the sandbox is RUNNING
+        spec.json      what was asked for, secrets included, and the layers that it stands on; written once, and
+                       complete before the sandbox is RUNNING
         state.json     where it is in its life, and by what its tier finds its process and its cgroup
-        …              its disk, its log, its socket
+        …              its disk, its log, its socket, the memory of a paused one where its tier keeps that in files
 
 There is no other record: a server that starts reads these and nothing else. Whoever forks writes `state.json` before
 the sandbox can run (`begin`, CREATING); the node moves it on. ENDED is the absence of the directory.
 
     missing, half-written     it was never finished: nobody was told of it, and it is cleared away
+    PAUSING … RESUMING        `paused` says what is kept, or was to be; from PAUSED on its disk holds all it ever wrote
     of a newer version        refused and left alone, with its processes: an older Atoll does not know what it means
+    version 2                 of an earlier Atoll, which could not pause: its layers are not known
     `record.json`             version 1, of an earlier Atoll: read as far as it goes
 
 `version` and `handle.group` keep their meaning in every version. Whatever else changes in either file raises VERSION.
 
 The state is a field of fixed width that is overwritten in place: a single write of ten bytes, which can neither be half
-done nor need room on a full disk, and costs a tenth of a new file. Nothing is synced: a machine that goes down takes
-its sandboxes with it.
+done nor need room on a full disk, and costs a tenth of a new file. Nothing is synced, for a machine that goes down
+takes its sandboxes with it; but what is PAUSED survives that, so `settle` syncs.
 """
 
 from __future__ import annotations
@@ -24,27 +27,38 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from atoll.model.network import NetworkPolicy
-from atoll.model.sandbox import Limits, SandboxSpec, SandboxState
+from atoll.model.sandbox import Limits, PauseMode, SandboxSpec, SandboxState
 
 SPEC = "spec.json"
 STATE = "state.json"
 LOG = "guest.log"
 """What the sandbox's first process says: of its set-up, and of its own faults."""
 
-VERSION = 2
+VERSION = 3
 
 _RECORD = "record.json"
 """What version 1 had in place of both."""
 
+_READ = (2, 3)
+"""Versions of these two files that can be read. 2 knows neither layers nor pauses."""
+
 _HEAD = f'{{"version":{VERSION},"state":'.encode()
 _WIDTH = max(len(state.value) for state in SandboxState) + 2
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """What a pause keeps, and the record that `SandboxHandle.pause` returned (while PAUSING: that of the process)."""
+
+    mode: PauseMode
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,8 @@ class StateRecord:
     handle: Mapping[str, Any]
     network: NetworkPolicy | None = field(default=None, repr=False)
     """What it may reach, where that has been changed since it was made."""
+    paused: Paused | None = None
+    """Of the last pause. It means something while PAUSING, PAUSED and RESUMING."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,8 @@ class Recorded:
 
     spec: SandboxSpec
     state: StateRecord
+    layers: tuple[Path, ...] = ()
+    """What it stands on (`SandboxPaths.lower_dirs`); none: made by an Atoll that did not write that down."""
     version: int = VERSION
 
     @property
@@ -87,14 +105,19 @@ def prepare(directory: Path) -> None:
         os.close(os.open(directory / name, _CREATE, 0o600))
 
 
-def write_spec(directory: Path, spec: SandboxSpec) -> None:
+def write_spec(directory: Path, spec: SandboxSpec, layers: Sequence[Path] = ()) -> None:
     """Raises OSError."""
-    _write(directory / SPEC, json.dumps({"version": VERSION, "spec": spec.as_json()}).encode())
+    body = {"version": VERSION, "spec": spec.as_json(), "layers": [str(layer) for layer in layers]}
+    _write(directory / SPEC, json.dumps(body).encode())
 
 
 def begin(directory: Path, tier: str, handle: Mapping[str, Any]) -> None:
-    """The first record of a process that will be the sandbox. Raises OSError."""
-    _write(directory / STATE, _encode(StateRecord(SandboxState.CREATING, tier, handle)))
+    """The first record of a process that will be the sandbox: CREATING, or still RESUMING. Raises OSError."""
+    earlier = _earlier(directory)
+    if earlier is not None and earlier.state is SandboxState.RESUMING:
+        rewrite(directory, replace(earlier, tier=tier, handle=handle))
+    else:
+        _write(directory / STATE, _encode(StateRecord(SandboxState.CREATING, tier, handle)))
 
 
 def move(directory: Path, state: SandboxState) -> None:
@@ -118,6 +141,16 @@ def rewrite(directory: Path, record: StateRecord) -> None:
         raise
 
 
+def settle(directory: Path) -> None:
+    """What is written in it stays when the machine goes down. Raises OSError."""
+    for path in (directory / SPEC, directory / STATE, directory, directory.parent):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def change_network(directory: Path, network: NetworkPolicy) -> None:
     """What it may reach from now on, for whoever adopts it. Raises OSError."""
     found = read(directory)
@@ -132,7 +165,7 @@ def change_network(directory: Path, network: NetworkPolicy) -> None:
 
 def upgrade(directory: Path, recorded: Recorded) -> None:
     """Writes what an earlier version has written in this one's way. Raises OSError, with the earlier still readable."""
-    write_spec(directory, recorded.spec)
+    write_spec(directory, recorded.spec, recorded.layers)
     rewrite(directory, recorded.state)
     (directory / _RECORD).unlink(missing_ok=True)
 
@@ -145,10 +178,12 @@ def read(directory: Path) -> Recorded | Newer | None:
         return Newer(max(newer), _group(state or {}))
     if state is None:  # never begun, or not upgraded yet
         return _read_version_1(directory)
-    if spec is None or versions != [VERSION, VERSION]:
+    known = [version for version in versions if type(version) is int and version in _READ]
+    if spec is None or len(known) != 2:
         return None
     try:
-        recorded = Recorded(SandboxSpec.from_json(spec["spec"]), _decode(state))
+        layers = tuple(Path(layer) for layer in spec.get("layers", ()))
+        recorded = Recorded(SandboxSpec.from_json(spec["spec"]), _decode(state), layers, min(known))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return recorded if recorded.spec.sandbox_id == directory.name else None
@@ -166,13 +201,26 @@ def _padded(state: SandboxState) -> bytes:
 
 def _encode(record: StateRecord) -> bytes:
     network = record.network.as_json() if record.network is not None else None
-    rest = {"tier": record.tier, "handle": dict(record.handle), "network": network}
+    paused = record.paused
+    kept = {"mode": paused.mode.value, "record": dict(paused.record)} if paused is not None else None
+    rest = {"tier": record.tier, "handle": dict(record.handle), "network": network, "paused": kept}
     return _HEAD + _padded(record.state) + b"," + json.dumps(rest)[1:].encode()
 
 
 def _decode(body: Mapping[str, Any]) -> StateRecord:
     network = NetworkPolicy.from_json(body["network"]) if body["network"] is not None else None
-    return StateRecord(SandboxState(body["state"]), str(body["tier"]), dict(body["handle"]), network)
+    kept = body.get("paused")
+    paused = Paused(PauseMode(kept["mode"]), dict(kept["record"])) if kept is not None else None
+    return StateRecord(SandboxState(body["state"]), str(body["tier"]), dict(body["handle"]), network, paused)
+
+
+def _earlier(directory: Path) -> StateRecord | None:
+    """None where nothing whole is written yet."""
+    body = _load(directory / STATE)
+    try:
+        return _decode(body) if body is not None else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _group(state: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@
     │   │   ├── SandboxNotFound
     │   │   └── TemplateNotFound
     │   ├── Conflict           the object is in a state that forbids it              409
+    │   │   └── MemoryLost     the memory of a paused sandbox cannot be used, its disk can
     │   ├── QuotaExceeded      the team or the machine has no room                   429
     │   └── NotOffered         E2B has it, this Atoll does not (yet)                 400 with the reason
     ├── SandboxGone            it existed and is no more (killed, timed out, died)
@@ -75,6 +76,10 @@ class TemplateNotFound(NotFound):
 
 class Conflict(CallerError):
     """The object's state forbids this (for example: already paused)."""
+
+
+class MemoryLost(Conflict):
+    """What ran in a paused sandbox cannot go on; a new guest can be started on its disk."""
 
 
 class QuotaExceeded(CallerError):

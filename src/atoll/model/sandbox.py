@@ -37,6 +37,13 @@ class SandboxState(StrEnum):
     ENDED = "ended"
 
 
+class PauseMode(StrEnum):
+    """What a pause or a snapshot keeps: the disk and what runs, or the disk alone."""
+
+    MEMORY = "memory"
+    FILESYSTEM = "filesystem"
+
+
 class EndReason(StrEnum):
     """Why a sandbox ended."""
 
@@ -126,13 +133,16 @@ class SandboxSpec:
 class SandboxPaths:
     """What a node adds to a spec for its isolation backend.
 
-    `lower_dirs` are the template's layers, top first, read-only. `state_dir` is the sandbox's own directory on the host
+    `lower_dirs` are the layers that it stands on, top first, read-only: directories, or image files whose directory
+    `upper` is the layer (those of snapshots). `memory` is what a snapshot kept of what ran, for the same tier; None: a
+    guest starts anew. `state_dir` is the sandbox's own directory on the host
     (made by the node, mode 0700): the backend keeps everything it needs for this sandbox below it and nowhere else,
     apart from cgroups.
     """
 
     lower_dirs: tuple[Path, ...]
     state_dir: Path
+    memory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
-        node.subscribe(control.services.sandboxes)
-        node.reconnected = control.services.sandboxes.node_came_back
+        node.subscribe(control.node_events)
+        node.reconnected = control.reconciliation.node_came_back
         routes = LiveRoutes()
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))

@@ -24,16 +24,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import pytest
 
 from atoll.isolation import directory
 from atoll.isolation.base import CONTROL_PORT, Capability, IsolationBackend, SandboxHandle, Verdict
 from atoll.model.errors import BackendUnavailable, CreateFailed, NotOffered, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec, SandboxState
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, PauseMode, SandboxPaths, SandboxSpec, SandboxState
 from atoll.testing import inside
 from atoll.testing.contract_inside import InsideContract
+from atoll.testing.contract_pausing import Asked, PausingContract
 
 _numbers = itertools.count(1)
 _SERVE = (
@@ -56,22 +56,7 @@ async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: floa
         await asyncio.sleep(0.02)
 
 
-class Asked(NamedTuple):
-    """The arguments of one create."""
-
-    spec: SandboxSpec
-    paths: SandboxPaths
-
-    @property
-    def sandbox_id(self) -> str:
-        return self.spec.sandbox_id
-
-    @property
-    def state_dir(self) -> Path:
-        return self.paths.state_dir
-
-
-class BackendContract(InsideContract):
+class BackendContract(InsideContract, PausingContract):
     """Subclass it as `Test…`."""
 
     gaps: Mapping[str, str] = MappingProxyType({})
@@ -381,13 +366,23 @@ class BackendContract(InsideContract):
 
     async def test_what_a_tier_does_not_claim_is_not_offered(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):
+            claimed = backend.capabilities
             asked = self.asked(tmp_path)
-            if Capability.RESUME not in backend.capabilities:
+            for mode, pausing, copying in (
+                (PauseMode.FILESYSTEM, Capability.PAUSE, Capability.SNAPSHOT),
+                (PauseMode.MEMORY, Capability.PAUSE_MEMORY, Capability.SNAPSHOT_MEMORY),
+            ):
+                if pausing not in claimed:
+                    with pytest.raises(NotOffered, match=backend.name):
+                        await handle.pause(mode)
+                if copying not in claimed:
+                    with pytest.raises(NotOffered, match=backend.name):
+                        await handle.snapshot(mode, tmp_path)
+            if Capability.PAUSE not in claimed:
                 with pytest.raises(NotOffered, match=backend.name):
-                    await backend.resume(*asked)
-            if Capability.FORK not in backend.capabilities:
-                with pytest.raises(NotOffered, match=backend.name):
-                    await backend.fork(handle, *asked)
+                    await backend.resume(*asked, {}, PauseMode.FILESYSTEM)
+            assert Capability.PAUSE_MEMORY not in claimed or Capability.PAUSE in claimed
+            assert Capability.SNAPSHOT_MEMORY not in claimed or Capability.SNAPSHOT in claimed
             assert await inside.health(handle) == 204
 
     async def test_the_process_limit_holds(self, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 It keeps the whole contract of `isolation/base.py` but the wall: programs see this machine's files, network and
 processes, and run as whoever runs the tests. Users `user` and `root` are both mapped to that account, at home in
-`state_dir/home`; no other user exists. It needs no root, no template and no Linux feature, so everything above the
+`state_dir/home`; no other user exists. That home is its disk: a pause keeps it and ends everything that runs, and a
+snapshot is a copy of it. It needs no root, no template and no Linux feature, so everything above the
 backend can be tested anywhere.
 """
 
@@ -17,6 +18,7 @@ import importlib.abc
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +35,7 @@ from atoll.isolation.base import (
     PREAMBLE,
     BackendConfig,
     Capability,
+    Captured,
     ExitReport,
     Finding,
     IsolationBackend,
@@ -40,12 +43,22 @@ from atoll.isolation.base import (
     SandboxHandle,
     Verdict,
 )
-from atoll.model.errors import BackendUnavailable, CreateFailed, PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.errors import (
+    BackendUnavailable,
+    CreateFailed,
+    MemoryLost,
+    NotOffered,
+    PlatformError,
+    PortClosed,
+    SandboxGone,
+)
+from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, Limits, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 
 NAME = "fake"
 _START_TIMEOUT_S = 30.0
 _KILL_TIMEOUT_S = 10.0
+_HOME = "home-of-a-fake"
+"""In a layer that a snapshot made. Every other layer is this machine's own files."""
 
 # Reads its configuration from stdin, becomes the subreaper of all that it starts (as pid 1 would be), serves.
 _GUEST = """
@@ -146,6 +159,24 @@ class FakeHandle(SandboxHandle):
         if self._ended.is_set():
             raise SandboxGone(self.sandbox_id)
 
+    async def pause(self, mode: PauseMode) -> Mapping[str, Any]:
+        if mode is not PauseMode.FILESYSTEM:
+            raise NotOffered("the fake tier keeps no memory", hint="use --isolation namespaces")
+        if self._ended.is_set():
+            raise SandboxGone(self.sandbox_id)
+        await self.kill()
+        os.sync()
+        return {"paused": True}
+
+    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+        if mode is not PauseMode.FILESYSTEM:
+            raise NotOffered("the fake tier keeps no memory", hint="use --isolation namespaces")
+        if self._ended.is_set():
+            raise SandboxGone(self.sandbox_id)
+        layer = target / "layer"
+        await asyncio.to_thread(shutil.copytree, self._state_dir / "home", layer / _HOME, symlinks=True)
+        return Captured(layer)
+
     async def wait(self) -> ExitReport:
         await self._ended.wait()
         return ExitReport(self._killed, "killed" if self._killed else "the guest process ended")
@@ -177,7 +208,7 @@ class FakeBackend(IsolationBackend):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset({Capability.ROOTLESS})
+        return frozenset({Capability.ROOTLESS, Capability.PAUSE, Capability.SNAPSHOT})
 
     async def doctor(self) -> list[Finding]:
         return [Finding(NAME, Verdict.WARN, "fake: no isolation", "for tests only: use --isolation namespaces")]
@@ -190,6 +221,22 @@ class FakeBackend(IsolationBackend):
         return None
 
     async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
+        copied = next((layer / _HOME for layer in paths.lower_dirs if (layer / _HOME).is_dir()), None)
+        if copied is not None:
+            await asyncio.to_thread(shutil.copytree, copied, paths.state_dir / "home", symlinks=True)
+        return await self._boot(spec, paths)
+
+    async def resume(
+        self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode
+    ) -> SandboxHandle:
+        if mode is not PauseMode.FILESYSTEM:
+            raise MemoryLost(f"the memory of sandbox {spec.sandbox_id!r} was not kept")
+        return await self._boot(spec, paths)
+
+    def kept(self, state_dir: Path, record: Mapping[str, Any]) -> PauseMode | None:
+        return PauseMode.FILESYSTEM
+
+    async def _boot(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         handle: FakeHandle | None = None
         try:
             handle = self._launch(spec, paths.state_dir)

@@ -10,7 +10,7 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
 from atoll.control.access.auth import Caller
-from atoll.control.sandboxes.service import Services
+from atoll.control.services import Services
 from atoll.wire.rest import bodies as rest
 
 FAILURES: dict[int | str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 
 from atoll.control.events.webhooks import Change
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, reply, reply_list
-from atoll.control.sandboxes.service import plain_id
+from atoll.control.sandboxes.ids import plain_id
 from atoll.model.errors import InvalidRequest
 from atoll.model.events import EventType
 from atoll.wire.rest import events as wire

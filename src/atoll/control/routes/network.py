@@ -23,7 +23,7 @@ async def update_network(
     given = body or rest.NetworkUpdate()
     ordering.refuse_what_only_a_create_says(given)
     policy = ordering.network_from(given.allow_internet_access, given)
-    await services.sandboxes.set_network(caller, sandbox_id, policy)
+    await services.network.set_policy(caller, sandbox_id, policy)
     return no_content()
 
 
@@ -36,6 +36,6 @@ async def list_connections(
     allowed: bool | None = None,
 ) -> Response:
     """The newest `limit` connections and DNS questions of this server's time, oldest first. Atoll's own."""
-    found = await services.sandboxes.connections(caller, sandbox_id)
+    found = await services.network.connections(caller, sandbox_id)
     wanted = [one for one in found if allowed is None or one.allowed is allowed]
     return reply_list([rest.connection(one) for one in wanted[-limit:]])

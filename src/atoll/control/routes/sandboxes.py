@@ -13,7 +13,7 @@ from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_c
 from atoll.control.routes.leaving import Owed, cancelled_with
 from atoll.control.sandboxes.listing import ListQuery, parse_metadata, parse_page_token
 from atoll.control.sandboxes.orders import CreateOrder
-from atoll.control.sandboxes.service import Services
+from atoll.control.services import Services
 from atoll.control.telemetry.log_query import MAX_LIMIT, LogQuery
 from atoll.model.errors import InvalidRequest, SandboxNotFound
 from atoll.model.logs import LogLevel
@@ -61,8 +61,8 @@ async def connect_v2(
 ) -> Response:
     """The running sandbox's addresses and tokens; its life is prolonged, never shortened."""
     timeout = body.timeout if body is not None and body.timeout is not None else rest.V2_TIMEOUT_S
-    record = await services.sandboxes.prolong(caller, sandbox_id, timeout)
-    return reply(rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
+    record = await services.timeouts.prolong(caller, sandbox_id, timeout)
+    return reply(rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record)))
 
 
 @router.post("/sandboxes/{sandbox_id}/connect", responses=_ONE)
@@ -70,8 +70,8 @@ async def connect_v1(
     sandbox_id: str, body: rest.ConnectSandbox, services: ServicesHere, caller: CallerHere
 ) -> Response:
     """As v2; the timeout is required."""
-    record = await services.sandboxes.prolong(caller, sandbox_id, body.timeout)
-    return reply(rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
+    record = await services.timeouts.prolong(caller, sandbox_id, body.timeout)
+    return reply(rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record)))
 
 
 # Lists; before `/sandboxes/{sandbox_id}`, which would take their paths
@@ -125,7 +125,7 @@ async def metrics_of_many(
     readings = {}
     for sandbox_id in ids:
         try:
-            record, series = await services.sandboxes.metrics(caller, sandbox_id)
+            record, series = await services.telemetry.metrics(caller, sandbox_id)
         except SandboxNotFound:
             continue
         if series.last is not None:
@@ -140,13 +140,13 @@ async def metrics_of_many(
 async def get_sandbox(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
     """All about it."""
     record = await services.sandboxes.get(caller, sandbox_id)
-    return reply(rest.detail(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record)))
+    return reply(rest.detail(record, services.policy.domain, services.sandboxes.unenforced(record)))
 
 
 @router.delete("/sandboxes/{sandbox_id}", status_code=204, responses=FAILURES)
 async def kill_sandbox(sandbox_id: str, services: ServicesHere, caller: CallerHere) -> Response:
     """Returns when nothing of it is left."""
-    await services.sandboxes.kill(caller, sandbox_id)
+    await services.ending.kill(caller, sandbox_id)
     return no_content()
 
 
@@ -155,7 +155,7 @@ async def set_timeout(
     sandbox_id: str, body: rest.TimeoutRequest, services: ServicesHere, caller: CallerHere
 ) -> Response:
     """From now; may shorten its life."""
-    await services.sandboxes.set_timeout(caller, sandbox_id, body.timeout)
+    await services.timeouts.set_timeout(caller, sandbox_id, body.timeout)
     return no_content()
 
 
@@ -165,7 +165,7 @@ async def refresh(
 ) -> Response:
     """Keeps it alive for so long from now; never shortens its life."""
     duration = body.duration if body is not None and body.duration is not None else rest.V1_TIMEOUT_S
-    await services.sandboxes.prolong(caller, sandbox_id, duration)
+    await services.timeouts.prolong(caller, sandbox_id, duration)
     return no_content()
 
 
@@ -183,7 +183,7 @@ async def metrics_of_one(
     sandbox_id: str, services: ServicesHere, caller: CallerHere, start: UnixSeconds = None, end: UnixSeconds = None
 ) -> Response:
     """Readings taken every few seconds since it began, and one of now; `start` and `end` are Unix seconds."""
-    record, series = await services.sandboxes.metrics(caller, sandbox_id)
+    record, series = await services.telemetry.metrics(caller, sandbox_id)
     readings = series.between(start, end)
     return reply_list([rest.metric(one.stats, record.limits.cpu_count, one.at) for one in readings])
 
@@ -197,7 +197,7 @@ async def logs_v1(
     limit: Annotated[int, Query(ge=0, le=_MAX_LOGS)] = 1000,
 ) -> Response:
     """From `start` on, oldest first; each entry also as a line of JSON, which the CLI prints."""
-    entries = await services.sandboxes.logs(caller, sandbox_id, LogQuery(cursor_ms=start, limit=limit))
+    entries = await services.telemetry.logs(caller, sandbox_id, LogQuery(cursor_ms=start, limit=limit))
     return reply(rest.logs(entries))
 
 
@@ -214,16 +214,16 @@ async def logs_v2(
 ) -> Response:
     """One page, either way from `cursor`; also of a sandbox that has ended, as long as it is remembered."""
     query = LogQuery(cursor, direction == "backward", level, search, limit)
-    entries = await services.sandboxes.logs(caller, sandbox_id, query)
+    entries = await services.telemetry.logs(caller, sandbox_id, query)
     return reply(rest.SandboxLogsV2(logs=[rest.log_entry(one) for one in entries]))
 
 
 async def _create(request: Request, services: Services, caller: Caller, order: CreateOrder) -> Response:
     """A client that leaves before it has the answer never learns the id: nobody could use the sandbox or end it."""
     async with cancelled_with(request):
-        record = await services.sandboxes.create(caller, order)
-    body = rest.sandbox(record, services.sandboxes.policy.domain, services.sandboxes.unenforced(record))
+        record = await services.creation.create(caller, order)
+    body = rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record))
     answer = reply(body, 201)
     if order.idempotency_key is not None:
         return answer  # whoever asks again with the key gets it
-    return Owed(answer, lambda: services.sandboxes.abandon(record.sandbox_id))
+    return Owed(answer, lambda: services.ending.abandon(record.sandbox_id))

@@ -9,6 +9,7 @@ import stat
 
 from atoll.guest.files.directories import BATCH
 from atoll.guest.files.metadata import copy_attributes
+from atoll.guest.files.safe_open import refuse_own_proc
 
 PIECE = 4 * 1024 * 1024
 """Bytes copied between two turns of the event loop: one to two milliseconds in page cache."""
@@ -67,6 +68,7 @@ async def copy_entry(source_dir: int, source: str, target_dir: int, target: str,
 async def _copy_file(source_dir: int, source: str, target_dir: int, target: str, found: os.stat_result) -> None:
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source_dir)
     try:
+        refuse_own_proc(reading, source)
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target_dir)
         try:
             await copy_content(reading, writing)
@@ -83,6 +85,7 @@ async def _copy_tree(
 ) -> None:
     reading = os.open(source, _DIRECTORY, dir_fd=source_dir)
     try:
+        refuse_own_proc(reading, source)
         os.mkdir(target, 0o700, dir_fd=target_dir)
         writing = os.open(target, _DIRECTORY, dir_fd=target_dir)
         try:

@@ -5,8 +5,9 @@ The guest is pid 1 and root of its sandbox, so two things that are harmless for 
 * **Magic links.** `/proc/self/exe`, `/proc/1/fd/7`, `/proc/self/root` lead from a path to what the *guest* has open,
   the host's files among it. Paths are opened with `openat2(RESOLVE_NO_MAGICLINKS)`, which refuses them wherever they
   stand in a path; a kernel without openat2 (gVisor) gets a path whose links were resolved here, as text, beforehand.
-* **The guest's own `/proc` directory** (`environ`, `mem`, `maps`). Files of procfs may be used, those of this process
-  not.
+* **The guest's own `/proc` directory** (`environ`, `mem`, `maps`), which procfs shows under the number of each of its
+  threads too. Files of procfs may be used, but below a number only those of a process that is named by its own number
+  and is not this one.
 
 FIFOs, sockets and devices are never opened for their content: opening is non-blocking and the caller checks the type.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ _NR_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _AT_FDCWD = -100
 _STATFS_SIZE = 256
+_STATUS_SIZE = 4096
+_THREAD_GROUP = re.compile(rb"^Tgid:\t(\d{1,10})$", re.M)
 
 NETWORK_FILESYSTEMS = frozenset({0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546})
 """`f_type` of NFS, CIFS, SMB2, SMB and FUSE (linux/magic.h)."""
@@ -81,7 +85,7 @@ def open_path(path: str, flags: int) -> int:
     # openat2 refuses O_PATH together with flags that mean nothing to it.
     fd = _open(path, flags | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY))
     try:
-        _refuse_own_proc(fd, path)
+        refuse_own_proc(fd, path)
     except OSError:
         os.close(fd)
         raise
@@ -141,13 +145,26 @@ def _open(path: str, flags: int) -> int:
     return os.open(path if flags & os.O_NOFOLLOW else os.path.realpath(path), flags)
 
 
-def _refuse_own_proc(fd: int, path: str) -> None:
+def refuse_own_proc(fd: int, path: str) -> None:
+    """Raises OSError (EACCES) when `fd` is a file or directory of procfs that tells of this process."""
     if os.fstat(fd).st_dev != _proc_device():
         return
     real = os.readlink(f"/proc/self/fd/{fd}")
+    if real == "/proc":
+        return
     first = real.removeprefix("/proc/").split("/", 1)[0]
-    if real != "/proc" and (not real.startswith("/proc/") or first == str(os.getpid())):
+    if not real.startswith("/proc/") or (first.isdigit() and not _is_another_process(int(first))):
         raise OSError(errno.EACCES, "the sandbox daemon's own /proc is not readable", path)
+
+
+def _is_another_process(number: int) -> bool:
+    """False for this process, for a thread of any, and for what has ended meanwhile."""
+    try:
+        with open(f"/proc/{number}/status", "rb", buffering=0) as status:
+            group = _THREAD_GROUP.search(status.read(_STATUS_SIZE))
+    except OSError:
+        return False
+    return group is not None and int(group[1]) == number != os.getpid()
 
 
 def _proc_device() -> int:

@@ -3,7 +3,7 @@
 **Whose rights?** The guest acts as the sandbox's root and gives what it creates to the user of the call, as E2B's envd
 does: `files.read("/etc/shadow")` and `files.list("/root")` work there for the default user, and programs rely on it. It
 crosses no wall: that user has passwordless sudo, and the wall is around the sandbox, not inside it. What root could
-reach and no user of the sandbox should (the guest's own memory and open files) is kept shut by `handles.py`.
+reach and no user of the sandbox should (the guest's own memory and open files) is kept shut by `safe_open.py`.
 """
 
 from __future__ import annotations

@@ -219,7 +219,8 @@ class SandboxInit:
         os.mkdir("pts", 0o755, dir_fd=dev)
         self._step = "pseudo terminals"
         tty = str(_TTY_GROUP if rootless.ids_here() > _TTY_GROUP else 0)
-        terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", tty)]
+        most = str(posture.TERMINALS)
+        terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", tty), ("max", most)]
         mounts.attach_and_close(mounts.new("devpts", terminals, attributes=mounts.NOSUID | mounts.NOEXEC), dev, "pts")
         os.close(dev)
 

@@ -24,7 +24,7 @@ from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
-from atoll.isolation.namespaces.posture import processes_of_a_user
+from atoll.isolation.namespaces.posture import EGRESS_DNS_PORT, EGRESS_TCP_PORT, processes_of_a_user
 from atoll.model.errors import PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import Limits, SandboxSpec
 
@@ -100,8 +100,8 @@ class NamespacesHandle(LinuxSandbox):
         if not held:
             return None
         try:
-            return held_sockets.fetch(self._pidfd, held)
-        except OSError as error:
+            return held_sockets.fetch(self._pidfd, held, EGRESS_TCP_PORT, EGRESS_DNS_PORT)
+        except (OSError, ValueError) as error:
             self._check_alive()
             raise PlatformError(f"the way out of sandbox {self.sandbox_id!r} cannot be taken over: {error}") from error
 

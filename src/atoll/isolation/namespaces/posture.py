@@ -162,6 +162,10 @@ def programs_seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 """Bound from the host's /dev; everything else of it is invisible. `fuse`, `kvm`, `net/tun` are left out on purpose."""
 
+TERMINALS = 256
+"""Pseudo terminals that one sandbox may have open. Without a number of its own it could take all of the machine's
+(kernel.pty.max, 4096 by default, less what is set aside for the host)."""
+
 DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",

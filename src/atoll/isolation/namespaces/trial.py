@@ -55,7 +55,10 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
     ours.settimeout(10)
     try:
         no_egress = egress.why_not()
-        pid, pidfd = fork_into(posture.NAMESPACES)
+        id_base = 0 if rootless else IdRanges(read_delegated()).take()
+        if not rootless:
+            syscalls.keep_capabilities_on_id_change()
+        pid, pidfd = fork_into(posture.NAMESPACES, owner=id_base or None)
     except OSError as error:
         hint = "raise /proc/sys/user/max_*_namespaces; in a container, run it privileged"
         return [("namespaces", Verdict.FAIL, f"cannot be made: {error}", hint)]
@@ -69,7 +72,6 @@ def _attempt(place: Path, *, rootless: bool) -> list[_Row]:
     rows: list[_Row] = [("namespaces", Verdict.OK, "user, pid, mount, net, ipc, uts, cgroup", "")]
     rows.append(_egress(no_egress))
     try:
-        id_base = 0 if rootless else IdRanges(read_delegated()).take()
         if rootless:
             map_within(pid)
         else:

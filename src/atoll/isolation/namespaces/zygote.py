@@ -373,7 +373,9 @@ class Zygote:
             undo.append(meter.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo += [ours.close, theirs.close]
-            pid, pidfd = fork_into(posture.NAMESPACES)
+            id_base = 0 if self._rootless else self._ids.take()
+            undo.append(lambda: self._ids.give_back(id_base))
+            pid, pidfd = fork_into(posture.NAMESPACES, owner=id_base or None)
             if pid == 0:
                 SandboxInit(
                     theirs,
@@ -396,7 +398,7 @@ class Zygote:
         meter.close()
         for descriptor in (*joins, *users):
             os.close(descriptor)
-        child = _Child(pid, pidfd, ours, group, 0 if self._rootless else self._ids.take())
+        child = _Child(pid, pidfd, ours, group, id_base)
         self._children.add(child)
         self._young.add(child)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._from_child(child))

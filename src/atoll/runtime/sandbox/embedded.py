@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -73,9 +73,13 @@ def running_server(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 class EmbeddedPlatform:
-    """A server of this process's own. A context manager; `start` and `close` may be called more than once."""
+    """A server of this process's own. A context manager; `start` and `close` may be called more than once.
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    `wrap`: a command that runs the one behind it, as `nsenter` does.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, wrap: Sequence[str] = ()) -> None:
+        self._wrap = tuple(wrap)
         self._environ = dict(os.environ if environ is None else environ)
         self._root = default_data_dir(self._environ)
         self._starting = threading.Lock()
@@ -99,6 +103,11 @@ class EmbeddedPlatform:
         """What points E2B's SDKs at this platform."""
         names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL")
         return {"E2B_API_KEY": self.api_key, **dict.fromkeys(names, self.url)}
+
+    @property
+    def home(self) -> Path | None:
+        """Its data directory; None before it is started and after it was closed."""
+        return self._home
 
     def parameters(self) -> dict[str, Any]:
         """SDK parameters, once the platform runs. Raises AgentRuntimeUnavailableError."""
@@ -124,8 +133,8 @@ class EmbeddedPlatform:
     def _spawn(self, home: Path) -> None:
         ready, told = os.pipe()
         watched, self._lifeline = os.pipe()
-        command = [sys.executable, "-m", "atoll", "serve", "--port", "0", "--data-dir", str(home), "--end-sandboxes"]
-        command += ["--ready-fd", str(told), "--lifeline-fd", str(watched)]
+        command = [*self._wrap, sys.executable, "-m", "atoll", "serve", "--port", "0", "--data-dir", str(home)]
+        command += ["--end-sandboxes", "--ready-fd", str(told), "--lifeline-fd", str(watched)]
         environ = {name: value for name, value in self._environ.items() if name not in ("ATOLL_DATABASE_URL",)}
         environ.setdefault("ATOLL_TEMPLATES_DIR", str(self._root / "templates"))
         environ |= {"ATOLL_PREPARE_TEMPLATES": "", "ATOLL_TEMPLATE_WAIT_S": str(TELL_S)}

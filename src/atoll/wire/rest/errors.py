@@ -42,6 +42,8 @@ TABLE: dict[type[e.AtollError], Entry] = {
     e.SandboxNotFound: Entry(404, "sandbox_not_found"),
     e.TemplateNotFound: Entry(404, "template_not_found"),
     e.Conflict: Entry(409, "conflict"),
+    # E2B's word: the SDKs raise GuestUnresponsiveException, whose advice is `on_resume="reboot"`.
+    e.MemoryLost: Entry(409, "sandbox_snapshot_guest_agent_unresponsive"),
     e.QuotaExceeded: Entry(429, "quota_exceeded", {"Should-Retry": "false"}),
     e.NotOffered: Entry(400, "not_offered"),
     e.SandboxGone: Entry(404, "sandbox_not_found"),

@@ -36,24 +36,41 @@ class Forked(NamedTuple):
     pidfd: int
 
 
-def fork_into(namespaces: int) -> Forked:
-    """Forks; the child begins in new `namespaces` (CLONE_NEW* flags). Returns pid 0 in the child. Raises OSError."""
+def fork_into(namespaces: int, owner: int | None = None) -> Forked:
+    """Forks; the child begins in new `namespaces` (CLONE_NEW* flags). Returns pid 0 in the child. Raises OSError.
+
+    `owner`: the host id that the new user namespace belongs to. What the kernel counts by user (inotify instances and
+    watches, pending signals, bytes of message queues, locked memory, processes) is counted in the namespace and then
+    for its owner: owned by root, all sandboxes would share root's own allowance. Needs root, and
+    `keep_capabilities_on_id_change` before; the child begins with it as its effective ids.
+    """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArgs(
         flags=namespaces | syscalls.CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=signal.SIGCHLD
     )
     _API.PyOS_BeforeFork()
     try:
+        if owner is not None:
+            os.setresgid(-1, owner, -1)
+            os.setresuid(-1, owner, -1)
         pid = syscalls.call_held("clone3", ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments)))
     except OSError:
+        _act_as_root_again(owner)
         _API.PyOS_AfterFork_Parent()
         raise
     if pid == 0:
         _API.PyOS_AfterFork_Child()
         return Forked(0, -1)
+    _act_as_root_again(owner)
     _API.PyOS_AfterFork_Parent()
     os.set_inheritable(pidfd.value, False)
     return Forked(pid, pidfd.value)
+
+
+def _act_as_root_again(owner: int | None) -> None:
+    if owner is not None:
+        os.setresuid(-1, 0, -1)
+        os.setresgid(-1, 0, -1)
 
 
 def map_ids(pid: int, host_base: int, count: int) -> None:

@@ -7,7 +7,7 @@ import os
 import urllib.parse
 from collections.abc import Mapping
 
-from atoll.attacks.scene import Scene
+from atoll_attacks.scene import Scene
 
 ENVD_PORT = 49983
 

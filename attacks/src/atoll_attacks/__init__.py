@@ -6,8 +6,8 @@ blocked on the user's own machine. What an attempt is: `attempt.py`; how the hos
 
 from __future__ import annotations
 
-from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Outcome
-from atoll.attacks.run import Range
-from atoll.attacks.suite import attempts
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Outcome
+from atoll_attacks.run import Range
+from atoll_attacks.suite import attempts
 
 __all__ = ["Attempt", "Control", "Family", "Impossible", "Outcome", "Range", "attempts"]

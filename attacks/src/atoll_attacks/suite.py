@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from atoll.attacks import escape, files, guest, posture, posture_gvisor, resources
-from atoll.attacks.attempt import Attempt
+from atoll_attacks import escape, files, guest, posture, posture_gvisor, resources, shared_limits
+from atoll_attacks.attempt import Attempt
 
 
 def attempts() -> tuple[Attempt, ...]:
@@ -15,4 +15,5 @@ def attempts() -> tuple[Attempt, ...]:
         *guest.ATTEMPTS,
         *files.ATTEMPTS,
         *resources.ATTEMPTS,
+        *shared_limits.ATTEMPTS,
     )

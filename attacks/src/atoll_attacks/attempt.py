@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from atoll.attacks.scene import Scene
+    from atoll_attacks.scene import Scene
 
 
 class Family(StrEnum):

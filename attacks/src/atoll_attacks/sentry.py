@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from atoll.attacks.scene import Scene, _text
+from atoll_attacks.scene import Scene, _text
 
 
 def pid_of(scene: Scene) -> int | None:

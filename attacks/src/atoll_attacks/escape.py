@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from atoll.attacks import judges
-from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
-from atoll.attacks.scene import Scene
+from atoll_attacks import judges
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
+from atoll_attacks.scene import Scene
 
 
 def _escape(

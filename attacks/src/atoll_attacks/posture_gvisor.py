@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from atoll.attacks import sentry
-from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Program
-from atoll.attacks.posture import _identity_map, _namespace, _status
-from atoll.attacks.scene import Scene, _text
+from atoll_attacks import sentry
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Program
+from atoll_attacks.posture import _identity_map, _namespace, _status
+from atoll_attacks.scene import Scene, _text
 
 _ELSEWHERE = (("namespaces", "there is no gVisor in it; its own posture is compared with a list of its own"),)
 _Differs = Callable[[Scene, int], str | None]

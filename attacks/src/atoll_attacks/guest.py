@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from atoll.attacks import judges
-from atoll.attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
-from atoll.attacks.scene import Scene
+from atoll_attacks import judges
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
+from atoll_attacks.scene import Scene
 
 
 def _guest(
@@ -182,7 +182,7 @@ def _first_by_command(scene: Scene) -> int | None:
 
 def _deaf(scene: Scene) -> str | None:
     """The guest does not even look a user up, or its health check fails."""
-    from atoll.attacks.calls import guest_request
+    from atoll_attacks.calls import guest_request
 
     status, body = guest_request(scene, "GET", "/files?path=/nothing/there", timeout_s=2)
     if status:
@@ -216,7 +216,7 @@ def _malformed(scene: Scene) -> str:
     import random
     import struct
 
-    from atoll.attacks.calls import guest_request
+    from atoll_attacks.calls import guest_request
 
     chance = random.Random(1)
     said = []

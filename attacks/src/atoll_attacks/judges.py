@@ -10,8 +10,8 @@ import socket
 import stat
 from collections.abc import Callable
 
-from atoll.attacks.attempt import Judge
-from atoll.attacks.scene import Scene, _text, kernel_log
+from atoll_attacks.attempt import Judge
+from atoll_attacks.scene import Scene, _text, kernel_log
 
 _HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)}
 """null, zero, full, random, urandom, tty, ptmx; and every pseudo terminal (major 136 on)."""

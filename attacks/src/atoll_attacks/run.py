@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from atoll.attacks.attempt import Attempt, Control, Deed, Family, Impossible, Outcome, Program
-from atoll.attacks.inside import PRELUDE
-from atoll.attacks.resources import LIMITS
-from atoll.attacks.scene import Scene, World, end, run_unwalled
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Outcome, Program
+from atoll_attacks.inside import PRELUDE
+from atoll_attacks.resources import LIMITS
+from atoll_attacks.scene import Scene, World, end, run_unwalled
 
 if TYPE_CHECKING:
     from e2b import Sandbox

@@ -13,8 +13,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from atoll.attacks.attempt import Attempt, Control, Family, Judge, Program
-from atoll.attacks.scene import Scene, _text
+from atoll_attacks.attempt import Attempt, Control, Family, Judge, Program
+from atoll_attacks.scene import Scene, _text
 
 CAPABILITIES = 0x800425FB
 """chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot setfcap"""

@@ -12,9 +12,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
-from atoll.attacks import sentry
-from atoll.attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
-from atoll.attacks.scene import Scene, _text
+from atoll_attacks import sentry
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
+from atoll_attacks.scene import Scene, _text
 
 LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "64", "atoll.pids": "96"}
 _MIB = 1 << 20

@@ -1,0 +1,128 @@
+"""`atoll doctor --attack`: the suite against sandboxes of this machine, with a table of what was tried.
+
+A platform of its own is attacked, never a server that somebody works with. Controls are not run here: they are the
+attacks without a wall, on the user's own machine; the project's tests run them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from atoll.model.errors import BackendUnavailable, BuildFailed, InvalidRequest
+from atoll.runtime.sandbox.embedded import EmbeddedPlatform
+from atoll_attacks.attempt import Attempt, Family
+from atoll_attacks.run import Range
+from atoll_attacks.suite import attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One attempt's end. `breach` None: blocked; `skipped` names why it was not tried."""
+
+    attempt: Attempt
+    breach: str | None = None
+    skipped: str = ""
+
+
+def run(environ: Mapping[str, str], family: str, *, as_json: bool) -> int:
+    """Tries every attempt, or those of a family, and prints how each ended; 1 after a breach.
+
+    Raises InvalidRequest for a family that is unknown, BackendUnavailable without root, BuildFailed.
+    """
+    results = attack(environ, family)
+    if as_json:
+        print(json.dumps(summary(results), indent=2))
+    else:
+        print_table(results)
+    return 1 if any(result.breach for result in results) else 0
+
+
+def attack(environ: Mapping[str, str], only: str = "") -> list[Result]:
+    """As `run`, without printing the results; progress goes to standard error."""
+    if only and only not in set(Family):
+        raise InvalidRequest(f"no family of attacks is called {only!r}; there are {', '.join(Family)}")
+    if os.geteuid() != 0:
+        raise BackendUnavailable("attacks are decided by canaries that only root can make", hint="run it as root")
+    _build_base(environ)
+    chosen = [one for one in attempts() if not only or one.family == only]
+    with EmbeddedPlatform(environ) as platform, _variables(platform.environ):
+        return list(_run(chosen, Console(stderr=True), platform.home))
+
+
+def _build_base(environ: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "atoll", "template", "build", "base"]
+    if subprocess.run(command, env=dict(environ), stdout=sys.stderr, check=False).returncode != 0:
+        raise BuildFailed("the template `base`, which is attacked, could not be built; see above")
+
+
+@contextmanager
+def _variables(more: Mapping[str, str]) -> Iterator[None]:
+    """Within the block these are in `os.environ`, where the SDK looks for its platform."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> Iterator[Result]:
+    tier = _tier()
+    with Range(data_dir=data_dir) as place:
+        for number, attempt in enumerate(chosen, 1):
+            if reason := dict(attempt.not_in).get(tier):
+                yield Result(attempt, skipped=reason)
+                continue
+            console.print(f"[dim]{number}/{len(chosen)} {attempt.name}[/dim]", end="\r", highlight=False)
+            yield Result(attempt, place.attack(attempt).breach)
+
+
+def _tier() -> str:
+    """The tier of the platform, as a sandbox of it shows."""
+    from e2b import Sandbox
+
+    with Sandbox.create("base", timeout=60) as sandbox:
+        release = sandbox.commands.run("dmesg 2>/dev/null | head -1; cat /proc/version", user="root").stdout
+    return "gvisor" if "gVisor" in release or "Linux version 4.4.0 " in release else "namespaces"
+
+
+def summary(results: list[Result]) -> dict[str, Any]:
+    """For scripts."""
+    return {
+        "blocked": sum(not one.breach and not one.skipped for one in results),
+        "breaches": sum(bool(one.breach) for one in results),
+        "attempts": [
+            {"name": one.attempt.name, "family": one.attempt.family, "goal": one.attempt.goal,
+             "breach": one.breach, "skipped": one.skipped or None}
+            for one in results
+        ],
+    }  # fmt: skip
+
+
+def print_table(results: list[Result]) -> None:
+    """For people: every attempt in a line, breaches last so that nobody overlooks them, then the count."""
+    console = Console()
+    table = Table("", "family", "attempt", "to", box=None, pad_edge=False)
+    for one in sorted(results, key=lambda one: bool(one.breach)):
+        mark = "[red]BREACH[/red]" if one.breach else "[dim]skipped[/dim]" if one.skipped else "[green]blocked[/green]"
+        table.add_row(mark, str(one.attempt.family), one.attempt.name, one.breach or one.skipped or one.attempt.goal)
+    console.print(table)
+    found = summary(results)
+    skipped = len(results) - found["blocked"] - found["breaches"]
+    tried = f"{found['blocked']} blocked, {found['breaches']} breaches"
+    console.print(f"\n{tried}, {skipped} not tried; {len(results)} attempts")

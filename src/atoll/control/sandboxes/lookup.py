@@ -1,0 +1,48 @@
+"""Finding a team's sandboxes in the store, one or a page of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from atoll.control.access.auth import Caller
+from atoll.control.sandboxes.ids import plain_id
+from atoll.control.sandboxes.listing import ListQuery, Page, select_page
+from atoll.control.store import Store
+from atoll.model.errors import SandboxNotFound
+from atoll.model.sandbox import SandboxRecord, SandboxState
+from atoll.model.seams import NodeClient
+
+VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
+"""The states in which the API shows a sandbox. One that is being made or ended is not there for a caller."""
+
+
+class SandboxLookup:
+    """Read-only: every answer comes from the store, and a caller sees only what belongs to its team."""
+
+    def __init__(self, store: Store, nodes: Mapping[str, NodeClient]) -> None:
+        self._store = store
+        self._nodes = nodes
+
+    async def get(self, caller: Caller, sandbox_id: str) -> SandboxRecord:
+        """Raises SandboxNotFound: unknown, another team's, or ended."""
+        record = await self.get_any(caller, sandbox_id)
+        if record.state not in VISIBLE:
+            raise SandboxNotFound(sandbox_id[:100])
+        return record
+
+    async def get_any(self, caller: Caller, sandbox_id: str) -> SandboxRecord:
+        """In whatever state it is, ended too while its row is kept. Raises SandboxNotFound: unknown, another team's."""
+        plain = plain_id(sandbox_id)
+        record = await self._store.find(plain) if plain is not None else None
+        if record is None or record.team_id != caller.team_id:
+            raise SandboxNotFound(sandbox_id[:100])
+        return record
+
+    async def page(self, caller: Caller, query: ListQuery) -> Page:
+        """One page of the team's sandboxes."""
+        return select_page(await self._store.in_states(VISIBLE, caller.team_id), query)
+
+    def unenforced(self, record: SandboxRecord) -> Sequence[str]:
+        """The limits that it does not keep, where its node or tier cannot."""
+        node = self._nodes.get(record.node_id)
+        return node.unenforced(record.tier) if node is not None else ()

@@ -1,0 +1,39 @@
+"""What the REST handlers call: typed in the model's words, knowing neither HTTP nor how a sandbox runs.
+
+Every transition of a sandbox is in the store before it is begun and again when it is done. In memory are only the
+counts of `SandboxQuota` and the deadlines of `Expiry`, which `Reconciliation` rebuilds at start.
+`plane` builds all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atoll.control.access.keys import KeyService
+from atoll.control.access.teams import TeamService
+from atoll.control.events.webhooks import EventService
+from atoll.control.sandboxes.creation import SandboxCreation
+from atoll.control.sandboxes.ending import SandboxEnding
+from atoll.control.sandboxes.lookup import SandboxLookup
+from atoll.control.sandboxes.network import SandboxNetwork
+from atoll.control.sandboxes.orders import Policy
+from atoll.control.sandboxes.telemetry import SandboxTelemetry
+from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.templates.catalog import TemplateService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One field for each thing that a handler can ask for."""
+
+    policy: Policy
+    sandboxes: SandboxLookup
+    creation: SandboxCreation
+    ending: SandboxEnding
+    timeouts: SandboxTimeouts
+    network: SandboxNetwork
+    telemetry: SandboxTelemetry
+    templates: TemplateService
+    teams: TeamService
+    keys: KeyService
+    events: EventService
