@@ -16,7 +16,7 @@ from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, EgressSockets
 from atoll.isolation.gvisor import start
-from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT
+from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
@@ -63,7 +63,7 @@ class GvisorHandle(LinuxSandbox):
             if (pidfd := open_recorded(held)) is None:
                 raise OSError("who held it has ended")
             try:
-                return held_sockets.fetch(pidfd, HELD, EGRESS_TCP_PORT, EGRESS_DNS_PORT)
+                return held_sockets.fetch(pidfd, HELD, EGRESS_TCP_PORT, EGRESS_DNS_PORT, GATEWAY)
             finally:
                 os.close(pidfd)
         except (OSError, KeyError, TypeError, ValueError) as error:

@@ -91,7 +91,7 @@ def main() -> NoReturn:
             with open(path, "w") as procs:
                 procs.write("0")
         if order.network:
-            hold(*prepare_network(), Path(order.place) / BUNDLE / HOLDER)
+            prepare_network(Path(order.place) / BUNDLE / HOLDER)
         _mount(order)
     except Exception as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -101,11 +101,11 @@ def main() -> NoReturn:
     os.execv(order.command[0], order.command)
 
 
-def prepare_network() -> tuple[socket.socket, socket.socket]:
-    """Moves into the network namespace for gVisor's own network stack; what it sends arrives at the returned sockets.
+def prepare_network(pid_file: Path | None) -> None:
+    """Moves into the network namespace for gVisor's own network stack. `pid_file`: see `hold`; None is for a trial.
 
-        gVisor's stack ── eth0 ═══ gate ── redirect ──► the two sockets
-          └─ this namespace ─┘     └─ a second one, held by the sockets alone
+        gVisor's stack ── eth0 ═══ gate ── redirect ──► two sockets
+          └─ this namespace ─┘     └─ a second one, the holder's ─┘
 
     Both belong to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules; and no
     packet of the sandbox is ever seen by the namespace in which a server runs.
@@ -125,15 +125,17 @@ def prepare_network() -> tuple[socket.socket, socket.socket]:
         nft.install(nft.gateway_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
         connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        connections.bind((GATEWAY, EGRESS_TCP_PORT))
-        connections.listen(_EGRESS_BACKLOG)
-        questions.bind((GATEWAY, EGRESS_DNS_PORT))
+        with connections, questions:
+            connections.bind((GATEWAY, EGRESS_TCP_PORT))
+            connections.listen(_EGRESS_BACKLOG)
+            questions.bind((GATEWAY, EGRESS_DNS_PORT))
+            if pid_file is not None:
+                hold(connections, questions, pid_file)
         syscalls.call("setns", inner, syscalls.CLONE_NEWNET)
         netlink.default_via(GATEWAY, _OWN_END)
     finally:
         os.close(outer)
         os.close(inner)
-    return connections, questions
 
 
 def _open_network() -> int:
@@ -158,14 +160,12 @@ def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -
     words = [sleep, "infinity"] if sleep else [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
     pid = os.posix_spawn(words[0], words, {}, file_actions=[*null, *passed], setsid=True)
     pid_file.write_text(str(pid))
-    for one in (connections, questions):
-        one.close()
 
 
 def try_network() -> NoReturn:
     """For a process of its own: ends with 0 where `prepare_network` works, else says why not."""
     try:
-        prepare_network()
+        prepare_network(None)
     except Exception as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
