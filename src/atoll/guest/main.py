@@ -32,6 +32,7 @@ from atoll.guest.machine import shown as machine
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
 from atoll.guest.pid1 import checkpoint, elevate, notes, quota, relief, trust, warmup
+from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.init import Init, prepare_process, run_start_cmd
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process import spawn
@@ -102,7 +103,7 @@ async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None 
     if spec.ca_certificate is not None:
         trust.install(spec.ca_certificate, state.env_vars)
     reaper = Reaper(loop)
-    guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
+    guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop, Checkpoint(state))
     reaper.start()
     servers = build_servers(guest)
     if (shown := machine.shown()) is not None:
@@ -173,14 +174,15 @@ def _control(guest: Guest) -> Router:
 
     # The host's side of the socket is the authority here: no token.
     told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
-    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE, checkpoint.ROUTE))
+    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES))
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
     router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))
     if checkpoint.is_held():
-        router.add(*checkpoint.ROUTE, guest.checkpoint.handle)
+        router.add(*checkpoint.CHECKPOINT_ROUTE, guest.checkpoint.prepare)
+        router.add(*checkpoint.IDENTITY_ROUTE, guest.checkpoint.identify)
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
         router.add("POST", "/quota", quota.change)

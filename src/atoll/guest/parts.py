@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.reaper import Reaper
@@ -21,4 +21,4 @@ class Guest:
     processes: ProcessTable
     """The users' commands; a service's own helpers (kernels) are spawned beside it and are not listed."""
     loop: asyncio.AbstractEventLoop
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    checkpoint: Checkpoint
