@@ -174,7 +174,9 @@ def _control(guest: Guest) -> Router:
 
     # The host's side of the socket is the authority here: no token.
     told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
-    router = Router(guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES))
+    router = Router(
+        guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES)
+    )
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))

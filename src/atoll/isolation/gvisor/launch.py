@@ -23,6 +23,7 @@ from typing import NoReturn
 from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
+from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.net import netlink, nft
 from atoll.isolation.linux.sys import syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
@@ -32,6 +33,8 @@ WORK = "work"
 IO = "io"
 DISK = "disk"
 """Where the image is mounted, in this process's mount namespace only; empty for everybody else."""
+GO = "go"
+"""In IO; as in the guest."""
 STATE = "runsc"
 BUNDLE = "bundle"
 HOLDER = "holder"
@@ -67,6 +70,8 @@ class Order:
     memory_mib: int
     """What gVisor is to tell as the size of the machine."""
     command: list[str]
+    go: bool
+    """Whether the guest finds the word to go on (`guest/pid1/checkpoint.py`): it is restored from an image."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -178,6 +183,8 @@ def _mount(order: Order) -> None:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.make_private()
     _fresh(f"{order.place}/{IO}", 0o700, keep=False)
+    if order.go:
+        os.close(os.open(f"{order.place}/{IO}/{GO}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     written = order.place
     if order.disk:
         written = f"{order.place}/{DISK}"
@@ -189,7 +196,8 @@ def _mount(order: Order) -> None:
     own = mounts.clone(written, userns=userns)
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     upper, work = (os.open(name, flags, dir_fd=own) for name in (UPPER, WORK))
-    layers = [mounts.clone(path, userns=userns) for path in order.lowers]
+    opened: list[int] = []
+    layers = [Layers().open(path, userns, opened) for path in order.lowers]
     # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
     with syscalls.acting_as(order.id_base):
         root = mounts.overlay(layers, upper, work, volatile=True)
@@ -201,7 +209,7 @@ def _mount(order: Order) -> None:
     for name, mount in (("root", root), ("io", shared), ("guest", runtime)):
         os.mkdir(f"{order.stage}/{name}", 0o755)
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
-    for descriptor in (userns, own, upper, work, *layers):
+    for descriptor in (userns, own, upper, work, *opened):
         os.close(descriptor)
     # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
     with open(f"{order.stage}/meminfo", "x") as meminfo:
@@ -244,7 +252,7 @@ def _prepare_upper(upper: str, lowers: list[str]) -> None:
     for name, mode in ((".atoll", 0o755), (".atoll/io", 0o700), (".atoll/guest", 0o755)):
         _fresh(f"{upper}/{name}", mode, keep=True)
     for name in ("tmp", "proc", "sys", "dev"):
-        if any(os.path.islink(f"{lower}/{name}") for lower in lowers):
+        if any(os.path.islink(f"{lower}/{name}") for lower in lowers):  # a kept disk was a root of this tier before
             raise NotADirectoryError(f"/{name} of the template is a symbolic link")
         _fresh(f"{upper}/{name}", 0o1777 if name == "tmp" else 0o755, keep=True)
     _fresh(f"{upper}/tmp/.X11-unix", 0o1777, keep=True)

@@ -27,6 +27,7 @@ class Cap(IntEnum):
     NET_BIND_SERVICE = 10
     NET_RAW = 13
     SYS_CHROOT = 18
+    SYS_ADMIN = 21
     SYS_RESOURCE = 24
     SETFCAP = 31
 
