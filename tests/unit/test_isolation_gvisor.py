@@ -43,11 +43,9 @@ ROOT = User("root", 0, 0, (0,), "/root", "/bin/bash")
 
 def test_a_container_has_its_own_of_everything_and_the_network_that_was_made_for_it() -> None:
     def networks(network: str) -> list[str | None]:
-        made = oci.config(
-            root="/r", shared="/s", runtime="/g", entry="m:f", id_base=700000, limits=Limits(), network=network
-        )
+        made = oci.config(root="/r", shared="/s", runtime="/g", entry="m:f", limits=Limits(), network=network)
         json.dumps(made)
-        assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 700000, "size": 65536}]
+        assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 0, "size": 65536}]
         namespaces = made["linux"]["namespaces"]
         assert {one["type"] for one in namespaces} == {"pid", "ipc", "uts", "mount", "user", "network"}
         return [one.get("path") for one in namespaces if one["type"] == "network"]

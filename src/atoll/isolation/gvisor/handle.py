@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, Captured, EgressSockets
-from atoll.isolation.gvisor import saved, start
+from atoll.isolation.gvisor import launch, saved, start
 from atoll.isolation.gvisor import standstill as standstill_left
 from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY
 from atoll.isolation.gvisor.container import Container
@@ -268,7 +268,9 @@ class GvisorHandle(LinuxSandbox):
     def _container(self) -> Container:
         self._engine()
         assert self._context is not None
-        return Container(self._context.runsc.path, self._context.flags(self._state_dir), self._group.name)
+        return Container(
+            self._context.runsc.path, self._context.flags(str(self._state_dir / launch.STATE)), self._group.name
+        )
 
     def _standstill(self) -> Standstill:
         self._check_alive()

@@ -18,7 +18,7 @@ import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
 from atoll.isolation.linux.disk import mounts
@@ -37,6 +37,8 @@ GO = "go"
 """In IO; as in the guest."""
 STATE = "runsc"
 BUNDLE = "bundle"
+ROOT, RUNTIME, MEMORY, PROGRAM, NETWORK = "root", "guest", "memory", "program", "network"
+"""What else lies in the stage, beside IO, STATE and BUNDLE: all that runsc may need of the host."""
 HOLDER = "holder"
 """In BUNDLE: the pid of the process that holds the way out."""
 
@@ -70,8 +72,10 @@ class Order:
     memory_mib: int
     """What gVisor is to tell as the size of the machine."""
     command: list[str]
-    go: bool
-    """Whether the guest finds the word to go on (`guest/pid1/checkpoint.py`): it is restored from an image."""
+    program: str
+    """runsc; `command` calls it PROGRAM."""
+    memory: str
+    """The directory of the image from which it goes on; "": a guest starts."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -95,32 +99,69 @@ def main() -> NoReturn:
         for path in order.groups:
             with open(path, "w") as procs:
                 procs.write("0")
+        syscalls.keep_capabilities_on_id_change()
+        own = make_namespaces(order.id_base, order.ids)
         if order.network:
-            prepare_network(Path(order.place) / BUNDLE / HOLDER)
-        _mount(order)
+            prepare_network(own.network, Path(order.place) / BUNDLE / HOLDER)
+        _mount(order, own.user)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        _become_root_of(own.user)
     except Exception as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
         os._exit(1)
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
     os.execv(order.command[0], order.command)
 
 
-def prepare_network(pid_file: Path | None) -> None:
-    """Moves into the network namespace for gVisor's own network stack. `pid_file`: see `hold`; None is for a trial.
+class Namespaces(NamedTuple):
+    """Descriptors of a sandbox's own: ids, and the network that belongs to them."""
+
+    user: int
+    network: int
+
+
+def make_namespaces(id_base: int, ids: int) -> Namespaces:
+    """With our map; held by nothing else. What the kernel counts by user is counted for the sandbox's own ids."""
+    child = fork_into(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET, owner=id_base)
+    if child.pid == 0:
+        while True:
+            signal.pause()
+    try:
+        map_ids(child.pid, id_base, ids)
+        made = (os.open(f"/proc/{child.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net"))
+        return Namespaces(*made)
+    finally:
+        syscalls.pidfd_kill(child.pidfd)
+        os.waitpid(child.pid, 0)
+        os.close(child.pidfd)
+
+
+def _become_root_of(user_namespace: int) -> None:
+    """From here on this process is nobody to the host.
+
+    runsc runs the sentry as user 65534 of whoever starts it. Started by the host's root, all sentries would be the
+    same user of the host; so each is started by a root of its own.
+    """
+    syscalls.call("setns", user_namespace, syscalls.CLONE_NEWUSER)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def prepare_network(inner: int, pid_file: Path | None) -> None:
+    """Moves into the network namespace `inner`, for gVisor's own network stack. `pid_file`: see `hold`; None: a trial.
 
         gVisor's stack ── eth0 ═══ gate ── redirect ──► two sockets
           └─ this namespace ─┘     └─ a second one, the holder's ─┘
 
-    Both belong to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules; and no
-    packet of the sandbox is ever seen by the namespace in which a server runs.
+    The second belongs to the host's user namespace: nobody in the sandbox, not even its sentry, may change the rules;
+    and no packet of the sandbox is ever seen by the namespace in which a server runs.
     """
     syscalls.unshare(syscalls.CLONE_NEWNET)
-    outer = _open_network()
-    _without_ipv6()
-    syscalls.unshare(syscalls.CLONE_NEWNET)
-    inner = _open_network()
+    outer = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _without_ipv6()
+        syscalls.call("setns", inner, syscalls.CLONE_NEWNET)
         _without_ipv6()
         netlink.up("lo")
         netlink.veth_pair(_OWN_END, _FAR_END, outer, _MTU)
@@ -140,11 +181,6 @@ def prepare_network(pid_file: Path | None) -> None:
         netlink.default_via(GATEWAY, _OWN_END)
     finally:
         os.close(outer)
-        os.close(inner)
-
-
-def _open_network() -> int:
-    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _without_ipv6() -> None:
@@ -170,20 +206,23 @@ def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -
 def try_network() -> NoReturn:
     """For a process of its own: ends with 0 where `prepare_network` works, else says why not."""
     try:
-        prepare_network(None)
+        prepare_network(_trial_network(), None)
     except Exception as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
 
 
-def _mount(order: Order) -> None:
-    userns = _user_namespace(order.id_base, order.ids)
-    syscalls.keep_capabilities_on_id_change()
+def _trial_network() -> int:
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _mount(order: Order, userns: int) -> None:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.make_private()
     _fresh(f"{order.place}/{IO}", 0o700, keep=False)
-    if order.go:
+    if order.memory:
         os.close(os.open(f"{order.place}/{IO}/{GO}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     written = order.place
     if order.disk:
@@ -201,15 +240,21 @@ def _mount(order: Order) -> None:
     # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
     with syscalls.acting_as(order.id_base):
         root = mounts.overlay(layers, upper, work, volatile=True)
-    shared = mounts.clone(f"{order.place}/{IO}", userns=userns)
-    runtime = mounts.clone(order.runtime, attributes=mounts.RDONLY)
+    placed = {name: mounts.clone(f"{order.place}/{name}", userns=userns) for name in (IO, STATE, BUNDLE)}
+    placed |= {ROOT: root, RUNTIME: mounts.clone(order.runtime, attributes=mounts.RDONLY)}
+    if order.memory:
+        placed[MEMORY] = mounts.clone(order.memory, attributes=mounts.RDONLY, userns=userns)
+    program = mounts.clone(order.program, attributes=mounts.RDONLY)
     # The helpers are unprivileged: what they open must lie where anybody may go, which the place itself is not.
     scratch = mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")])
     mounts.attach_and_close(scratch, mounts.AT_FDCWD, order.stage)
-    for name, mount in (("root", root), ("io", shared), ("guest", runtime)):
+    for name, mount in placed.items():
         os.mkdir(f"{order.stage}/{name}", 0o755)
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
-    for descriptor in (userns, own, upper, work, *opened):
+    with open(f"{order.stage}/{PROGRAM}", "x"):
+        pass
+    mounts.attach_and_close(program, mounts.AT_FDCWD, f"{order.stage}/{PROGRAM}")
+    for descriptor in (own, upper, work, *opened):
         os.close(descriptor)
     # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
     with open(f"{order.stage}/meminfo", "x") as meminfo:
@@ -226,9 +271,9 @@ def _show_network(stage: str) -> None:
     show that file in every one (google/gvisor#10704): it is hidden. With no path in `config` runsc would make yet
     another namespace, and see another /proc/sys/net.
     """
-    with open(f"{stage}/network", "x"):
+    with open(f"{stage}/{NETWORK}", "x"):
         pass
-    mounts.attach_and_close(mounts.clone("/proc/self/ns/net"), mounts.AT_FDCWD, f"{stage}/network")
+    mounts.attach_and_close(mounts.clone("/proc/self/ns/net"), mounts.AT_FDCWD, f"{stage}/{NETWORK}")
     mounts.attach_and_close(
         mounts.new("tmpfs", [("mode", "0555"), ("size", "4k")]), mounts.AT_FDCWD, "/proc/sys/net/core"
     )
@@ -256,18 +301,3 @@ def _prepare_upper(upper: str, lowers: list[str]) -> None:
             raise NotADirectoryError(f"/{name} of the template is a symbolic link")
         _fresh(f"{upper}/{name}", 0o1777 if name == "tmp" else 0o755, keep=True)
     _fresh(f"{upper}/tmp/.X11-unix", 0o1777, keep=True)
-
-
-def _user_namespace(id_base: int, ids: int) -> int:
-    """A descriptor of a user namespace with our map; held by nothing else."""
-    child = fork_into(syscalls.CLONE_NEWUSER)
-    if child.pid == 0:
-        while True:
-            signal.pause()
-    try:
-        map_ids(child.pid, id_base, ids)
-        return os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        syscalls.pidfd_kill(child.pidfd)
-        os.waitpid(child.pid, 0)
-        os.close(child.pidfd)

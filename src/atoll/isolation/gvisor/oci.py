@@ -16,15 +16,13 @@ _PERIOD_US = 100_000
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
-def config(
-    *, root: str, shared: str, runtime: str, entry: str, id_base: int, limits: Limits, network: str
-) -> dict[str, Any]:
-    """The container: its own root, the guest as first process, a user namespace at `id_base`.
+def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, network: str) -> dict[str, Any]:
+    """The container: its own root, the guest as first process, a user namespace with the ids of whoever starts runsc.
 
     `network`: a file that stands for its network namespace; "": it gets an empty one.
     """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
-    ids = [{"containerID": 0, "hostID": id_base, "size": HOST_IDS_PER_SANDBOX}]
+    ids = [{"containerID": 0, "hostID": 0, "size": HOST_IDS_PER_SANDBOX}]
     return {
         "ociVersion": "1.0.2",
         "process": {

@@ -82,9 +82,8 @@ class LaunchContext:
         """Where the guest's runtimes are, earlier ones too."""
         return self.runtime.parent
 
-    def flags(self, place: Path) -> list[str]:
-        """runsc's global flags for a sandbox in `place`."""
-        state = str(place / launch.STATE)
+    def flags(self, state: str) -> list[str]:
+        """runsc's global flags for a sandbox about which it keeps its notes in `state`."""
         return oci.flags(state, platform=self.platform, network=self.network, known=sorted(self.runsc.flags))
 
 
@@ -265,21 +264,17 @@ def _make_place(wanted: Wanted, group: Group, disks: Templates | None) -> None:
 
 async def _run_launcher(context: LaunchContext, group: Group, id_base: int, wanted: Wanted) -> int:
     place, limits, image = wanted.place, wanted.limits, wanted.image
-    bundle_dir, state = place / launch.BUNDLE, place / launch.STATE
-    needed = [str(context.runsc.path), str(state), str(bundle_dir), *([str(image.place)] if image is not None else [])]
-    stage = launch.choose_stage([*needed, *sys.path])
+    stage = launch.choose_stage(sys.path)
     config = oci.config(
-        root=f"{stage}/root",
-        shared=f"{stage}/io",
-        runtime=f"{stage}/guest",
+        root=f"{stage}/{launch.ROOT}",
+        shared=f"{stage}/{launch.IO}",
+        runtime=f"{stage}/{launch.RUNTIME}",
         entry=context.entry,
-        id_base=id_base,
         limits=limits,
-        network=f"{stage}/network" if context.network else "",
+        network=f"{stage}/{launch.NETWORK}" if context.network else "",
     )
-    (bundle_dir / "config.json").write_text(json.dumps(config))
-    pid_file = bundle_dir / "pid"
-    action = ["run"] if image is None else ["restore", f"--image-path={image.place}"]
+    (place / launch.BUNDLE / "config.json").write_text(json.dumps(config))
+    action = ["run"] if image is None else ["restore", f"--image-path={stage}/{launch.MEMORY}"]
     order = launch.Order(
         place=str(place),
         lowers=list(wanted.lowers),
@@ -292,10 +287,11 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         disk=context.disks is not None,
         memory_mib=limits.memory_mib,
         command=[
-            str(context.runsc.path), *context.flags(place), *action, "--detach", f"--bundle={bundle_dir}",
-            f"--pid-file={pid_file}", group.name,
+            f"{stage}/{launch.PROGRAM}", *context.flags(f"{stage}/{launch.STATE}"), *action, "--detach",
+            f"--bundle={stage}/{launch.BUNDLE}", f"--pid-file={stage}/{launch.BUNDLE}/pid", group.name,
         ],
-        go=image is not None,
+        program=str(context.runsc.path),
+        memory=str(image.place) if image is not None else "",
     )  # fmt: skip
     with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
@@ -311,7 +307,8 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         raise
     if process.returncode != 0:
         raise OSError(f"runsc ended with {process.returncode}")
-    return int(pid_file.read_text())
+    _note_place(place, f"{stage}/{launch.STATE}", str(place / launch.STATE))
+    return int((place / launch.BUNDLE / "pid").read_text())
 
 
 def _holder(place: Path) -> dict[str, Any]:
@@ -336,9 +333,13 @@ def _move(place: Path, state_dir: Path) -> None:
     for entry in os.listdir(place):
         os.rename(place / entry, state_dir / entry)
     place.rmdir()
-    for note in (state_dir / launch.STATE).glob("*.state"):
-        moved = note.read_text().replace(json.dumps(str(place))[1:-1], json.dumps(str(state_dir))[1:-1])
-        note.write_text(moved)
+    _note_place(state_dir, str(place / launch.STATE), str(state_dir / launch.STATE))
+
+
+def _note_place(place: Path, before: str, after: str) -> None:
+    """Changes in runsc's notes where its socket is: in them it has the name under which runsc made it."""
+    for note in (place / launch.STATE).glob("*.state"):
+        note.write_text(note.read_text().replace(f"{json.dumps(before)[:-1]}/", f"{json.dumps(after)[:-1]}/"))
 
 
 async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path) -> None:
