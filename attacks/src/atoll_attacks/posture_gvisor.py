@@ -48,6 +48,9 @@ INSIDE_DEVICES = {
 """`fuse` is gVisor's own, and needs a mount to be of use. `.tty` is the guest's: it has one name,
 which leads its caller to the caller's own terminal (`isolation/gvisor/terminals.py`)."""
 
+INSIDE_NETWORK = "eth0 lo eth0:0E02000A:00000000 eth0:00000000:0E02000A"
+"""gVisor's own stack; the one neighbour, 10.0.2.14, is where the way out begins."""
+
 
 # -- the wall ----------------------------------------------------------------------------------------------------------
 
@@ -212,8 +215,10 @@ extra = [name for name in found if int(name) > 2]
 kinds = [os.readlink("/proc/self/fd/" + str(number)).partition(":")[0] for number in range(3)]
 print("TOLD", len(extra), *kinds)
 """, lambda told: None if told in ("0 /dev/null pipe pipe", "0 pipe pipe pipe") else f"descriptors are {told}", "user"),
-    _inside("inside-network", "find a network device",
-            'print("TOLD", *re.findall(r"^\\s*([^:\\s]+):", open("/proc/net/dev").read(), re.M))', _equal("lo")),
+    _inside("inside-network", "find a network device, or a route, that is not on the list", """
+rows = [line.split() for line in open("/proc/net/route").read().splitlines()[1:]]
+print("TOLD", *sorted(re.findall(r"^\\s*([^:\\s]+):", open("/proc/net/dev").read(), re.M)), *(":".join(row[:3]) for row in rows))
+""", _equal(INSIDE_NETWORK)),
     _inside("inside-kernel", "see the host's kernel", 'print("TOLD", os.uname().release)',
             lambda told: f"sees {told}, the host's kernel" if told == os.uname().release else None),
     _inside("inside-host-name", "see the host's name", 'print("TOLD", os.uname().nodename)',

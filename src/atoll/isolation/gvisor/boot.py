@@ -93,6 +93,9 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
 def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
     os.environ.clear()
     _name(spec)
+    with contextlib.suppress(FileNotFoundError):  # there where gVisor has a network stack of its own
+        os.unlink("/dev/net/tun")
+        os.rmdir("/dev/net")
     if elevation:
         elevate.adopt()
         with contextlib.suppress(FileExistsError, FileNotFoundError):
