@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.model.capacity import Amounts, Wishes
 from atoll.model.errors import InvalidRequest
 
 
@@ -36,6 +37,17 @@ def _most(environ: Mapping[str, str], name: str) -> int | None:
     return _positive(environ, name, 1) if environ.get(name) else None
 
 
+def _amounts(environ: Mapping[str, str], kind: str) -> Amounts:
+    names = ("CPU", "MEMORY_MIB", "DISK_MIB", "PIDS")
+    return Amounts(*(_most(environ, f"ATOLL_{kind}_{name}") for name in names))
+
+
+def _wishes(environ: Mapping[str, str]) -> Wishes:
+    at_once = Amounts(memory_mib=_most(environ, "ATOLL_USED_MEMORY_MIB"), pids=_most(environ, "ATOLL_USED_PIDS"))
+    maximum, team, total = (_amounts(environ, kind) for kind in ("MAX", "TEAM", "TOTAL"))
+    return Wishes(maximum, team, total, at_once, _most(environ, "ATOLL_DISK_RESERVE_MIB"))
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -56,7 +68,13 @@ class Settings:
     ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
     ATOLL_MAX_CPU, ATOLL_MAX_MEMORY_MIB, ATOLL_MAX_DISK_MIB, ATOLL_MAX_PIDS   the largest that a sandbox may be (as its
-                         template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, wants)
+                         template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, wants); this and
+                         the next three lines are derived from the machine unless set (docs/limits.md)
+    ATOLL_TEAM_CPU, ATOLL_TEAM_MEMORY_MIB, ATOLL_TEAM_DISK_MIB, ATOLL_TEAM_PIDS   what the limits of all sandboxes of
+                         one team may add up to
+    ATOLL_TOTAL_CPU, ATOLL_TOTAL_MEMORY_MIB, ATOLL_TOTAL_DISK_MIB, ATOLL_TOTAL_PIDS   the same of the whole machine
+    ATOLL_USED_MEMORY_MIB, ATOLL_USED_PIDS   what all sandboxes together may use at a time, whatever their limits say
+    ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
@@ -85,10 +103,8 @@ class Settings:
     log_format: str = "console"
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
-    max_cpu: int | None = None
-    max_memory_mib: int | None = None
-    max_disk_mib: int | None = None
-    max_pids: int | None = None
+    sizes: Wishes = field(default_factory=Wishes)
+    """What the operator said of sizes and sums: ATOLL_MAX_…, ATOLL_TEAM_…, ATOLL_TOTAL_…, ATOLL_USED_…, the reserve."""
     max_output_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
@@ -122,10 +138,7 @@ class Settings:
             log_format=environ.get("ATOLL_LOG_FORMAT", "console"),
             max_timeout_s=_positive(environ, "ATOLL_MAX_TIMEOUT_S", 86400),
             max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
-            max_cpu=_most(environ, "ATOLL_MAX_CPU"),
-            max_memory_mib=_most(environ, "ATOLL_MAX_MEMORY_MIB"),
-            max_disk_mib=_most(environ, "ATOLL_MAX_DISK_MIB"),
-            max_pids=_most(environ, "ATOLL_MAX_PIDS"),
+            sizes=_wishes(environ),
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),

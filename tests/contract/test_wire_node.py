@@ -21,10 +21,13 @@ from atoll.isolation.base import SandboxHandle
 from atoll.model.errors import CreateFailed, NodeUnreachable, PlatformError, PortClosed, SandboxGone, TemplateNotFound
 from atoll.model.logs import LogEntry
 from atoll.model.sandbox import ENVD_PORT, EndReason, Limits, OomKill, SandboxSpec
+from atoll.model.seams import NodeClient, NodeStatus
 from atoll.node.supervisor import Supervisor
 from atoll.tls import Authority
+from atoll.wire.channel import MAX_MESSAGE, Channel, ChannelClosed, PacketChannel
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import MAX_MESSAGE, Channel, ChannelClosed, PacketChannel
+from atoll.wire.node import client as client_side
+from atoll.wire.node import server as server_side
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import TlsNode, listening_tls, listening_unix, mutual_tls, unix
@@ -39,6 +42,9 @@ async def _until(reached: Callable[[], bool]) -> None:
 
 def _request(sandbox_id: str = "i0001", **env: str) -> SandboxSpec:
     return SandboxSpec(sandbox_id=sandbox_id, template_id="tid0", access_token="t", env_vars=env)
+
+
+_HELLO = {"hello": {"version": VERSION, "node_id": "n", "status": {"sandboxes": 0}, "tiers": {}, "routes": []}}
 
 
 class _Events:
@@ -58,6 +64,23 @@ class _Events:
         self.logged += entries
 
 
+class _Presence:
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.statuses: list[NodeStatus] = []
+
+    def registered(self, node: NodeClient, status: NodeStatus) -> None:
+        self.told.put_nowait(("registered", node.node_id))
+        self.statuses.append(status)
+
+    def beat(self, node_id: str, status: NodeStatus) -> None:
+        self.told.put_nowait(("beat", node_id))
+        self.statuses.append(status)
+
+    def lost(self, node_id: str) -> None:
+        self.told.put_nowait(("lost", node_id))
+
+
 @dataclass
 class _World:
     agent: Supervisor
@@ -68,9 +91,7 @@ class _World:
     channels: list[Channel]
 
     def handle(self, sandbox_id: str = "i0001") -> SandboxHandle:
-        handle = self.agent._live[sandbox_id].handle
-        assert handle is not None
-        return handle
+        return self.agent.live.handle(sandbox_id)
 
 
 def _certificate(authority: Authority, place: Path, *names: str) -> Path:
@@ -87,7 +108,7 @@ async def _reach(
         await stack.enter_async_context(listening_unix(place / "node.sock", server, {os.getuid()}))
         connect, dial = unix(place / "node.sock"), None
     else:
-        authority = Authority(place / "tls", "nodes")
+        authority = Authority.kept_in(place / "tls", "nodes")
         pem = _certificate(authority, place / "peer.pem", "localhost")
         ca = place / "ca.pem"
         ca.write_text(authority.pem)
@@ -170,21 +191,21 @@ async def test_a_template_that_nobody_can_make_is_named(world: _World) -> None:
 
 async def test_a_create_that_is_given_up_leaves_no_sandbox(world: _World) -> None:
     asking = asyncio.create_task(world.node.create(_request()))
-    await _until(lambda: world.agent._live)
+    await _until(lambda: world.agent.live)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await _until(lambda: not world.agent._live)
+    await _until(lambda: not world.agent.live)
     assert await world.node.sandboxes() == []
 
 
 async def test_a_control_process_that_dies_during_a_create_leaves_no_sandbox(world: _World) -> None:
     asking = asyncio.create_task(world.node.create(_request()))
-    await _until(lambda: world.agent._live)
+    await _until(lambda: world.agent.live)
     world.channels[-1].close()
     with pytest.raises(NodeUnreachable):
         await asking
-    await _until(lambda: not world.agent._live)
+    await _until(lambda: not world.agent.live)
 
 
 async def test_a_death_is_told_once_control_listens_and_over_a_new_connection_if_need_be(world: _World) -> None:
@@ -222,15 +243,34 @@ async def test_what_is_logged_arrives_before_a_flush_returns(world: _World) -> N
 
 async def test_a_lost_connection_is_made_again_and_routes_stay(world: _World) -> None:
     await world.node.create(_request())
-    reconnected = asyncio.Event()
-    world.node.reconnected = reconnected.set
+    presence = _Presence()
+    world.node._presence = presence
     world.channels[-1].close()
     route = world.routes.find("i0001")
     assert route is not None
     assert (await _health(await route.dial(ENVD_PORT))).startswith(b"HTTP/1.1 204")
     async with asyncio.timeout(20):
-        await reconnected.wait()
+        assert await presence.told.get() == ("lost", "local")
+        assert await presence.told.get() == ("registered", "local")
     assert [one.sandbox_id for one in await world.node.sandboxes()] == ["i0001"]
+
+
+async def test_a_node_registers_beats_and_says_that_it_drains(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_side, "BEAT_S", 0.01)
+    presence = _Presence()
+    await world.node.create(_request())
+    async with asyncio.timeout(20), world.new_client() as second:
+        second._presence = presence
+        world.channels[-1].close()
+        assert [await presence.told.get() for _ in range(3)] == [
+            ("lost", "local"), ("registered", "local"), ("beat", "local"),
+        ]  # fmt: skip
+        assert presence.statuses[-1].sandboxes == 1
+        assert not presence.statuses[-1].draining
+        world.agent.drain()
+        await _until(lambda: presence.statuses[-1].draining)
+        await world.node.create(_request("i0002"))  # what was on its way is made all the same
+        await _until(lambda: presence.statuses[-1].sandboxes == 2)
 
 
 async def test_two_control_processes_see_the_same_node(world: _World) -> None:
@@ -247,6 +287,29 @@ async def test_a_large_request_travels_and_an_immense_one_is_refused(world: _Wor
     with pytest.raises(ValueError, match="more than"):
         await world.node.create(_request("i0002", BIG="x" * MAX_MESSAGE))
     assert [one.sandbox_id for one in await world.node.sandboxes()] == ["i0001"]
+
+
+async def test_a_node_that_does_not_answer_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_side, "RECONNECT_WITHIN_S", 0.1)
+    near, far = await _pair()
+
+    async def connect() -> Channel:
+        return near
+
+    with pytest.raises(NodeUnreachable):
+        async with RemoteNode(connect):
+            raise AssertionError("nobody has said hello")
+    near, far = await _pair()
+    async with RemoteNode(connect, is_waited_for=False) as node:
+        await far.send(_HELLO)
+        asking = asyncio.create_task(node._ask("sandboxes", {}, 0.2))
+        assert (await far.receive()).body["call"] == "sandboxes"
+        with pytest.raises(NodeUnreachable, match="within"):
+            await asking
+        assert "cancel" in (await far.receive()).body, "it need not go on"
+    far.close()
 
 
 async def test_no_descriptor_is_left_behind(world: _World) -> None:
@@ -300,7 +363,7 @@ async def test_a_node_of_another_version_is_refused_early(hello: dict[str, objec
 )  # fmt: skip
 async def test_a_node_that_lies_is_an_error_of_the_platform(lie: dict[str, object]) -> None:
     near, far = await _pair()
-    await far.send({"hello": {"version": VERSION, "node_id": "n", "tiers": {}, "routes": []}})
+    await far.send(_HELLO)
 
     async def connect() -> Channel:
         return near
@@ -370,7 +433,7 @@ async def test_only_the_users_that_were_named_may_speak(tmp_path: Path, user: in
 async def test_a_peer_without_a_certificate_of_the_authority_is_not_heard(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         agent = await stack.enter_async_context(supervisor(tmp_path / "data"))
-        ours, others = Authority(tmp_path / "ours", "nodes"), Authority(tmp_path / "others", "nodes")
+        ours, others = Authority.kept_in(tmp_path / "ours", "nodes"), Authority.kept_in(tmp_path / "others", "nodes")
         pem, foreign = (
             _certificate(ours, tmp_path / "a", "localhost"),
             _certificate(others, tmp_path / "b", "localhost"),

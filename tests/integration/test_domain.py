@@ -305,7 +305,7 @@ def test_the_operators_certificate_is_served_and_read_again_when_it_changes(
 ) -> None:
     from atoll.tls import Authority
 
-    first, second = Authority(tmp_path / "one", "one"), Authority(tmp_path / "two", "two")
+    first, second = Authority.kept_in(tmp_path / "one", "one"), Authority.kept_in(tmp_path / "two", "two")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def put(authority: Authority) -> None:

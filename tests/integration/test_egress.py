@@ -6,6 +6,7 @@ The outside is a small internet in network namespaces of the test's own (`suppor
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
+from sdk_support import eventually
 
 from support import internet
 from support.egress_world import Make, World, making, no_world, world
@@ -289,6 +291,51 @@ def test_a_policy_outlives_the_server_and_what_connects_meanwhile_waits(
     network = again.get_info().network
     assert network is not None
     assert network["deny_out"] == [internet.GOOD]
+
+
+def test_the_gateway_restarts_alone_and_outlives_the_node(outside: World, make: Make) -> None:
+    """Killed, it ends what was open; what comes meanwhile waits; policy and secrets are given to it again."""
+    secret = secrets.token_hex(8)
+    sandbox = make(network={"deny_out": [internet.EVIL]})
+    sandbox.update_network({"deny_out": [internet.GOOD], "rules": {"api.test": rule("X-Key", secret)}})
+    hold = "import socket,sys; s=socket.create_connection((sys.argv[1], 80)); print('open', flush=True); s.recv(1)"
+    ended = "; echo ended > /tmp/ended"
+    run = f'python3 -c "{hold}" {internet.EVIL}'
+    sandbox.commands.run(f"({run}{ended}) > /tmp/held 2>&1 &")
+    eventually(lambda: "open" in text(sandbox, "/tmp/held"), what="a connection that stays open")
+
+    old_node = outside.server.pid_of("node")
+    os.kill(old_node, signal.SIGKILL)
+    eventually(lambda: another(outside, "node", old_node), what="another node", within_s=20)
+    eventually(lambda: fetch(sandbox, "http://evil.test/"), what="the way out goes on", within_s=20)
+    assert not sandbox.files.exists("/tmp/ended"), "the connection did not notice"
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+
+    old = outside.server.pid_of("egress")
+    os.kill(old, signal.SIGSTOP)
+    sandbox.commands.run(f"(curl -sS -m 60 http://{internet.EVIL}/ > /tmp/waited) > /dev/null 2>&1 &")
+    made = make()  # a gateway that does not answer keeps nobody from making and ending sandboxes
+    assert Sandbox.kill(made.sandbox_id) is True
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: another(outside, "egress", old), what="another gateway", within_s=20)
+    eventually(lambda: sandbox.files.exists("/tmp/ended"), what="the open connection ended", within_s=20)
+    assert fetch(sandbox, "http://evil.test/")
+    assert fetch(sandbox, f"http://{internet.GOOD}/") == ""
+    path = f"/{secrets.token_hex(4)}"
+    assert fetch(sandbox, f"https://api.test{path}")
+    assert sent(outside, path)["headers"]["x-key"] == secret
+    eventually(lambda: internet.EVIL in text(sandbox, "/tmp/waited"), what="what waited is served", within_s=20)
+
+
+def text(sandbox: Sandbox, path: str) -> str:
+    return str(sandbox.files.read(path)) if sandbox.files.exists(path) else ""
+
+
+def another(outside: World, role: str, before: int) -> bool:
+    try:
+        return outside.server.pid_of(role) != before
+    except ProcessLookupError:
+        return False
 
 
 def test_closed_connections_leave_no_descriptor_with_the_server(outside: World, make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -26,16 +27,47 @@ def _options(server: Any) -> dict[str, Any]:
 
 
 @as_root
-def test_what_strangers_speak_to_has_no_rights(server: Any) -> None:
-    front = _status(server.pid_of("front"))
-    assert len(set(front["Uid"].split())) == 1
-    assert front["Uid"].split()[0] not in ("0", str(os.getuid()))
-    assert set(front["Gid"].split()) == set(front["Uid"].split())
-    assert front["Groups"] == ""
-    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-        assert int(front[name], 16) == 0, name
-    assert front["NoNewPrivs"] == "1"
-    assert front["Seccomp"] == "2"
+def test_what_strangers_and_sandboxes_speak_to_has_no_rights(server: Any) -> None:
+    found = {role: _status(server.pid_of(role)) for role in ("front", "egress")}
+    for role, status in found.items():
+        assert len(set(status["Uid"].split())) == 1
+        assert status["Uid"].split()[0] not in ("0", str(os.getuid()))
+        assert set(status["Gid"].split()) == set(status["Uid"].split())
+        assert status["Groups"] == ""
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[name], 16) == 0, (role, name)
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        limits = Path(f"/proc/{server.pid_of(role)}/limits").read_text()
+        assert "unlimited" not in next(line for line in limits.splitlines() if line.startswith("Max data size"))
+    assert found["front"]["Uid"] != found["egress"]["Uid"], "neither may reach the other"
+
+
+@as_root
+def test_the_gateway_has_neither_files_nor_keys(server: Any, sandbox: Sandbox) -> None:
+    pid = server.pid_of("egress")
+    root = Path(f"/proc/{pid}/root")
+    assert not (root / server.data_dir.relative_to("/")).exists()
+    assert not (root / "home").exists()
+    assert (root / "etc/hosts").exists(), "the control: that root can be looked into"
+    names = {entry.partition(b"=")[0] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
+    assert not {name for name in names if name.startswith((b"ATOLL_", b"E2B_"))}
+    key = server.api_key.encode()
+    assert not _has_in_memory(pid, key)
+    assert _has_in_memory(server.pid_of("front"), key), "the control"
+
+
+def _has_in_memory(pid: int, secret: bytes) -> bool:
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split()
+            start, end = (int(part, 16) for part in fields[0].split("-"))
+            if fields[1].startswith("rw") and end - start < 1 << 30:
+                memory.seek(start)
+                with contextlib.suppress(OSError):
+                    if secret in (memory.read(end - start) or b""):
+                        return True
+    return False
 
 
 @as_root
@@ -61,17 +93,20 @@ def test_the_front_sees_neither_sandboxes_nor_keys_nor_the_hosts_files(server: A
     assert not (root / "sys").exists()
 
 
-@pytest.mark.parametrize("role", ["front", "node"])
+ROLES = ("front", "node", "egress")
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_a_killed_process_is_started_again_alone_and_sandboxes_go_on(
     start_server: Callable[..., Any], role: str
 ) -> None:
     running = start_server()
     sandbox = Sandbox.create(timeout=300, **_options(running))
     command = sandbox.commands.run("for i in $(seq 400); do echo $i; sleep 0.1; done", background=True, timeout=0)
-    before, other = running.pid_of(role), running.pid_of({"front": "node", "node": "front"}[role])
+    before, others = running.pid_of(role), {one: running.pid_of(one) for one in ROLES if one != role}
     os.kill(before, signal.SIGKILL)
     eventually(lambda: _is_another(running, role, before), what=f"a new {role} process", within_s=20)
-    assert running.pid_of({"front": "node", "node": "front"}[role]) == other
+    assert {one: running.pid_of(one) for one in others} == others
     eventually(lambda: _answers(sandbox), what="the sandbox answers", within_s=20)
     assert [one.sandbox_id for one in Sandbox.list(**_options(running)).next_items()] == [sandbox.sandbox_id]
     assert command.pid in {process.pid for process in sandbox.commands.list()}, "the command goes on"
@@ -117,7 +152,7 @@ def test_a_stream_outlives_the_node_process(start_server: Callable[..., Any]) ->
 def test_with_the_launcher_all_processes_end_and_the_next_server_takes_over(start_server: Callable[..., Any]) -> None:
     running = start_server()
     sandbox = Sandbox.create(timeout=300, **_options(running))
-    pids = [running.pid_of(role) for role in ("node", "front")]
+    pids = [running.pid_of(role) for role in ROLES]
     running.kill()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), what="all processes are gone")
     running.start()

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 # As in tests/security/test_posture.py.
-CAPABILITIES = 0x800425FB
+CAPABILITIES = 0x000405FB
 
 
 @pytest.fixture(scope="module", params=["one id", "subordinate ids"])

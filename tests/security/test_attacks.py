@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atoll_attacks import Attempt, Family, Impossible, Range, attempts
+from atoll_attacks import Attempt, Controls, Family, Impossible, Range, attempts
 from support.host import TOOLS, fault
 from support.server import ServerProcess
 from support.tiers import TIERS
@@ -21,9 +21,15 @@ from support.tiers import TIERS
 ALL = attempts()
 
 
+@pytest.fixture(scope="module")
+def controls() -> Controls:
+    """What was tried without the wall: once for all tiers."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=TIERS)
 def field(
-    request: pytest.FixtureRequest, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, controls: Controls, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Range]]:
     """(tier, the place where attacks are run): a server of that tier alone, with a secret of the host's about it."""
     tier = request.param
@@ -42,7 +48,7 @@ def field(
         with pytest.MonkeyPatch.context() as patch:
             for name, value in server.environ.items():
                 patch.setenv(name, value)
-            with Range(data_dir=data_dir) as found:
+            with Range(data_dir=data_dir, controls=controls) as found:
                 yield tier, found
     finally:
         server.stop()

@@ -1,4 +1,4 @@
-"""What the front could do if a stranger took it over: each attempt beside the same one without the wall."""
+"""What the front or the egress gateway could do if it was taken over: each attempt beside the same without the wall."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only a server of root 
 _PROGRAM = """
 import ctypes, json, os, socket, subprocess, sys
 from pathlib import Path
-place, confined, victim = Path(sys.argv[1]), sys.argv[2] == "yes", int(sys.argv[3])
-if confined:
-    from atoll.server.rights import Rights, give_up, unused_user
-    give_up(Rights(unused_user(), writable=(place / "own",), readable=(place / "shown",)), place / "scratch")
+place, role, victim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+if role != "nobody":
+    from atoll.server.rights import Rights, give_up, unused_users
+    front, gateway = unused_users(2)
+    if role == "front":
+        give_up(Rights(front, writable=(place / "own",), readable=(place / "shown",)), place / "scratch")
+    else:
+        give_up(Rights(gateway, memory_mib=1024), place / "scratch")
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):
@@ -55,6 +59,13 @@ def waited():
     if status:
         raise OSError("refused")
 
+if role != "front":
+    attempts |= {
+        "read the front's directory": lambda: list((place / "own").iterdir()),
+        "write into the front's directory": lambda: (place / "own" / "y").write_text("x"),
+        "look where the front may look": lambda: list((place / "shown").iterdir()),
+    }
+
 done = {}
 for name, attempt in attempts.items():
     try:
@@ -62,7 +73,8 @@ for name, attempt in attempts.items():
         done[name] = True
     except (OSError, MemoryError, subprocess.SubprocessError):
         done[name] = False
-(place / "own" / "it still works").write_text("x")
+if role == "front":
+    (place / "own" / "it still works").write_text("x")
 print(json.dumps(done))
 """
 
@@ -72,22 +84,22 @@ _NO_CONTROL = {"become root again", "make its memory unbounded"}
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    from atoll.server.rights import unused_user
+    from atoll.server.rights import unused_users
 
     for name in ("own", "shown", "scratch"):
         (tmp_path / name).mkdir()
-    os.chown(tmp_path / "own", unused_user(), unused_user())
+    os.chown(tmp_path / "own", unused_users(1)[0], unused_users(1)[0])
     (tmp_path / "shown").chmod(0o777)  # so that nothing but the mount keeps it from writing
     (tmp_path / "secret").write_text("canary")
     (tmp_path / "secret").chmod(0o644)
     return tmp_path
 
 
-def _attempts(place: Path, *, confined: bool, **environ: str) -> dict[str, bool]:
+def _attempts(place: Path, role: str, **environ: str) -> dict[str, bool]:
     victim = subprocess.Popen(["/bin/sleep", "60"])
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, place, "yes" if confined else "no", str(victim.pid)],
+            [sys.executable, "-c", _PROGRAM, place, role, str(victim.pid)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -103,17 +115,18 @@ def _attempts(place: Path, *, confined: bool, **environ: str) -> dict[str, bool]
     return found
 
 
-def test_a_process_that_gave_up_its_rights_can_do_none_of_it(place: Path) -> None:
-    assert [name for name, worked in _attempts(place, confined=True).items() if worked] == []
-    assert (place / "own" / "it still works").exists()
+@pytest.mark.parametrize("role", ["front", "egress"])
+def test_a_process_that_gave_up_its_rights_can_do_none_of_it(place: Path, role: str) -> None:
+    assert [name for name, worked in _attempts(place, role).items() if worked] == []
+    assert (place / "own" / "it still works").exists() is (role == "front")
 
 
 def test_its_own_directory_may_lie_below_one_that_python_looks_into(place: Path) -> None:
     """As when a script beside the data directory starts a server."""
     assert place.parent.stat().st_mode & 0o077 == 0, "the control: nobody else may pass there"
-    assert not any(_attempts(place, confined=True, PYTHONPATH=str(place.parent)).values())
+    assert not any(_attempts(place, "front", PYTHONPATH=str(place.parent)).values())
 
 
 def test_each_attempt_works_without_the_wall(place: Path) -> None:
-    failed = {name for name, worked in _attempts(place, confined=False).items() if not worked}
+    failed = {name for name, worked in _attempts(place, "nobody").items() if not worked}
     assert failed <= _NO_CONTROL

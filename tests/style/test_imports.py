@@ -21,7 +21,10 @@ RULES: dict[str, set[str]] = {
     "atoll.config": MODEL,
     "atoll.http1": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
-    "atoll.wire.node": MODEL | {"atoll.wire.node"},
+    "atoll.wire.channel": set(),
+    "atoll.wire.unix": {"atoll.wire.channel"},
+    "atoll.wire.node": MODEL | {"atoll.wire.node", "atoll.wire.channel", "atoll.wire.unix"},
+    "atoll.wire.egress": MODEL | {"atoll.wire.egress", "atoll.wire.channel", "atoll.isolation.base", "atoll.tls"},
     "atoll.wire": MODEL | {"atoll.wire"},
     "atoll.guest": MODEL | {"atoll.http1", "atoll.wire.envd", "atoll.guest"},
     "atoll.isolation.base": MODEL,
@@ -33,13 +36,11 @@ RULES: dict[str, set[str]] = {
     # The sandbox's first process in the gVisor tier, which becomes the guest.
     "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},
     "atoll.images": MODEL | {"atoll.images"},
-    "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base", "atoll.isolation.guest_client"},
+    "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base"},
     "atoll.node": MODEL
     | {
         "atoll.node",
         "atoll.images",
-        "atoll.egress",
-        "atoll.tls",
         "atoll.isolation.base",
         "atoll.isolation.directory",
         "atoll.isolation.registry",

@@ -6,6 +6,7 @@ async with plane(tmp_path) as world:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.app import create_app
 from atoll.control.clock import Clock
 from atoll.control.events.outbound import parse_networks
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.services import Services
@@ -28,7 +30,9 @@ from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
+from atoll.node.backends import Load
 from atoll.node.supervisor import Supervisor
+from atoll.server import node as node_process
 from atoll.testing import fake
 
 API_KEY = "e2b_" + "0" * 40
@@ -94,11 +98,39 @@ def load_fake(name: str) -> BackendFactory:
     return fake.backend
 
 
-def supervisor(data_dir: Path, *, keep: bool = False) -> Supervisor:
+def supervisor(
+    data_dir: Path,
+    *,
+    node_id: str = "local",
+    keep: bool = False,
+    templates: MemoryTemplates | None = None,
+    load: Load = load_fake,
+) -> Supervisor:
     """A node with the fake tier."""
-    return Supervisor(
-        data_dir=data_dir, templates=MemoryTemplates(), isolation="fake", keep_sandboxes=keep, load_backend=load_fake
+    return node_process.supervisor(
+        data_dir=data_dir,
+        templates=templates or MemoryTemplates(),
+        isolation="fake",
+        node_id=node_id,
+        keep_sandboxes=keep,
+        load_backend=load,
     )
+
+
+@asynccontextmanager
+async def _present(nodes: NodeRegistry, node: Supervisor) -> AsyncIterator[None]:
+    """Registered, with a heartbeat, as over `wire.node`."""
+    nodes.registered(node, node.status())
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(1)
+            nodes.beat(node.node_id, node.status())
+
+    beating = asyncio.create_task(beat())
+    yield
+    beating.cancel()
+    await asyncio.wait([beating])
 
 
 @asynccontextmanager
@@ -111,12 +143,14 @@ async def plane(
     webhook_networks: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     """See the module."""
+    nodes = NodeRegistry()
     async with (
         Store(default_url(data_dir)) as store,
         supervisor(data_dir, keep=keep) as node,
+        _present(nodes, node),
         ControlPlane(
             store=store,
-            nodes=[node],
+            nodes=nodes,
             policy=policy,
             clock=clock,
             keep_sandboxes=keep,

@@ -280,7 +280,7 @@ def _make_certificates(directory: Path) -> None:
 
     from atoll.tls.authority import Authority
 
-    authority = Authority(directory, "test")
+    authority = Authority.kept_in(directory, "test")
     (directory / "ca.pem").write_text(authority.pem)
     key = authority._leaf_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

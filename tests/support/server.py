@@ -115,7 +115,7 @@ class ServerProcess:
         return self.process.pid
 
     def pid_of(self, role: str) -> int:
-        """The process `node` or `front` of this server, as it is now. Raises ProcessLookupError."""
+        """The process `node`, `front` or `egress` of this server, as it is now. Raises ProcessLookupError."""
         for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") == f"atoll: {role}".encode():
@@ -124,7 +124,7 @@ class ServerProcess:
 
     def descriptors(self) -> int:
         """How many its processes have open, together."""
-        pids = [self.pid, *(self.pid_of(role) for role in ("node", "front"))]
+        pids = [self.pid, *(self.pid_of(role) for role in ("node", "front", "egress"))]
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:

@@ -23,7 +23,8 @@ from protobuf import Message
 from atoll.control.routes.ordering import network_from, order_from
 from atoll.model.network import NetworkPolicy
 from atoll.wire.envd import filesystem, process
-from atoll.wire.rest.bodies import NetworkUpdate, NewSandboxV2
+from atoll.wire.rest.network import NetworkUpdate
+from atoll.wire.rest.sandboxes import NewSandboxV2
 from support.control import World, plane
 
 Json = dict[str, Any]

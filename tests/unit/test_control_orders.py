@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from e2b import Secret
 
-from atoll.control.nodes.placement import NodeLoad, choose_node
+from atoll.control.nodes.placement import NodeLoad, NodeState, choose_node
 from atoll.control.routes.ordering import order_from, states_from
 from atoll.control.sandboxes.ids import new_sandbox_id, plain_id
 from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.model.errors import InvalidRequest, NotOffered, QuotaExceeded
-from atoll.model.sandbox import SANDBOX_ID, SandboxState
-from atoll.wire.rest.bodies import NewSandboxV2
+from atoll.model.sandbox import SANDBOX_ID, Limits, SandboxState
+from atoll.wire.rest.sandboxes import NewSandboxV2
 
 
 def _order(**fields) -> CreateOrder:
@@ -115,33 +115,64 @@ def test_states_come_as_a_comma_list_or_repeated() -> None:
             states_from(bad)
 
 
+SMALL = Limits(1, 64, 16, 16)
+
+
 def test_a_quota_counts_from_the_order_to_the_end() -> None:
-    quota = SandboxQuota(quota=2)
-    quota.take("a", "t", "n")
-    quota.take("b", "t", "n")
+    quota = SandboxQuota(2)
+    quota.take("a", "t", "n", SMALL)
+    quota.take("b", "t", "n", SMALL)
     with pytest.raises(QuotaExceeded, match="may have 2"):
-        quota.take("c", "t", "n")
-    quota.take("d", "other", "n")
+        quota.take("c", "t", "n", SMALL)
+    quota.take("d", "other", "n", SMALL)
     quota.release("a")
     quota.release("a")
-    quota.take("c", "t", "n")
+    quota.take("c", "t", "n", SMALL)
     assert quota.on_node("n") == 3
     assert quota.node_of("a") is None
 
 
 def test_what_exists_is_counted_even_beyond_a_quota_that_was_lowered() -> None:
-    quota = SandboxQuota(quota=1)
+    quota = SandboxQuota(1)
     for name in "abc":
-        quota.take(name, "t", "n", beyond_quota=True)
+        quota.take(name, "t", "n", SMALL, beyond_quota=True)
     with pytest.raises(QuotaExceeded):
-        quota.take("d", "t", "n")
+        quota.take("d", "t", "n", SMALL)
 
 
 def test_the_least_loaded_node_with_the_template_is_chosen() -> None:
-    nodes = [NodeLoad("a", True, 5), NodeLoad("b", True, 2), NodeLoad("c", False, 0), NodeLoad("d", True, 0, False)]
-    assert choose_node(nodes) == "b"
+    nodes = [
+        NodeLoad("a", True, 5),
+        NodeLoad("b", True, 2, load=0.4),
+        NodeLoad("b2", True, 2, load=0.2),
+        NodeLoad("c", False, 0),
+        NodeLoad("d", True, 0, NodeState.DRAINING),
+        NodeLoad("e", True, 0, NodeState.SILENT),
+        NodeLoad("f", True, 0, lacks="it is full"),
+    ]
+    assert choose_node(nodes) == "b2"
+    assert choose_node(nodes[3:]) == "e", "it may be back in a moment, and there is no other"
+    with pytest.raises(QuotaExceeded):
+        choose_node(nodes[3:5])
     with pytest.raises(QuotaExceeded):
         choose_node([NodeLoad("c", False, 0)])
+    with pytest.raises(QuotaExceeded, match="it is full"):
+        choose_node([NodeLoad("c", False, 0), nodes[-1]])
+
+
+def test_sizes_add_up_for_a_team_and_for_a_node() -> None:
+    quota = SandboxQuota(100, team=Limits(8, 1000, 1000, 1000), node=Limits(100, 1500, 1000, 1000))
+    quota.take("a", "t", "n", Limits(1, 800, 10, 10))
+    with pytest.raises(
+        QuotaExceeded, match=r"team's sandboxes .* 1000 MiB of memory .* atoll\.memory.*ATOLL_TEAM_MEMORY"
+    ):
+        quota.take("b", "t", "n", Limits(1, 300, 10, 10))
+    quota.take("b", "other", "n", Limits(1, 700, 10, 10))
+    with pytest.raises(QuotaExceeded, match=r"machine's sandboxes .* 1500 MiB .* ATOLL_TOTAL_MEMORY_MIB"):
+        quota.take("c", "third", "n", Limits(1, 1, 10, 10))
+    assert quota.node_lacks("other node", Limits(1, 1, 10, 10)) == ""
+    quota.release("a")
+    quota.take("c", "t", "n", Limits(1, 800, 10, 10))
 
 
 def test_ids_fit_into_host_names_and_old_suffixes_are_cut_off() -> None:

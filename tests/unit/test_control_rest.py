@@ -509,8 +509,7 @@ async def test_connect_and_refresh_only_lengthen_and_set_timeout_also_shortens(t
 
 async def test_a_guest_that_dies_is_gone_from_the_api(world: World) -> None:
     sandbox_id = await world.create()
-    handle = world.node._live[sandbox_id].handle
-    assert handle is not None
+    handle = world.node.live.handle(sandbox_id)
     await handle.kill()  # behind the node's back
     await _until_gone(world, sandbox_id)
     _error(await world.client.get(f"/sandboxes/{sandbox_id}"), 404)

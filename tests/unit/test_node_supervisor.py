@@ -45,9 +45,7 @@ class _Events:
 
 
 def _handle(node: Supervisor, sandbox_id: str = "i0001") -> SandboxHandle:
-    handle = node._live[sandbox_id].handle
-    assert handle is not None
-    return handle
+    return node.live.handle(sandbox_id)
 
 
 async def test_a_sandbox_is_routed_until_it_is_killed(tmp_path: Path) -> None:
@@ -79,7 +77,7 @@ async def test_the_state_directory_is_private_and_goes_with_the_sandbox(tmp_path
             assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
         await node.kill("i0001", EndReason.KILLED)
         assert not state_dir.exists()
-        await asyncio.wait_for(node._trash.settled(), 20)
+        await asyncio.wait_for(node.directories.trash.settled(), 20)
         assert list((tmp_path / "trash").iterdir()) == []
 
 
@@ -139,7 +137,7 @@ async def test_a_death_before_anybody_listened_is_told_later(tmp_path: Path) -> 
     events = _Events()
     async with supervisor(tmp_path) as node:
         await node.create(_request())
-        driver = node._live["i0001"].driver
+        driver = node.live.get("i0001").driver
         await _handle(node).kill()
         await asyncio.wait_for(driver.finished.wait(), 10)
         node.subscribe(events)
@@ -179,9 +177,7 @@ class _WatchedTemplates(MemoryTemplates):
 
 async def test_a_build_is_held_before_the_first_sandbox_on_it_and_while_one_lives(tmp_path: Path) -> None:
     def node(templates: MemoryTemplates) -> Supervisor:
-        return Supervisor(
-            data_dir=tmp_path, templates=templates, isolation="fake", keep_sandboxes=True, load_backend=load_fake
-        )
+        return supervisor(tmp_path, keep=True, templates=templates)
 
     templates = _WatchedTemplates()
     async with node(templates) as first:
@@ -267,9 +263,7 @@ async def _troubled(
 
         return factory
 
-    node = Supervisor(
-        data_dir=tmp_path, templates=MemoryTemplates(), isolation="fake", keep_sandboxes=False, load_backend=load
-    )
+    node = supervisor(tmp_path, load=load)
     async with node:
         yield node, made[0]
 
@@ -411,7 +405,11 @@ async def test_a_paused_sandbox_has_its_place_over_a_restart(tmp_path: Path) -> 
 async def test_a_sandbox_of_a_newer_version_is_left_alone_as_it_is(tmp_path: Path) -> None:
     place = tmp_path / "sandboxes" / "i0001"
     place.mkdir(parents=True)
-    newer = {directory.SPEC: '{"version": 3, "what": "is this"}', directory.STATE: '{"version": 3, "handle": {}}'}
+    version = directory.VERSION + 1
+    newer = {
+        directory.SPEC: json.dumps({"version": version, "what": "is this"}),
+        directory.STATE: json.dumps({"version": version, "handle": {}}),
+    }
     for name, text in newer.items():
         (place / name).write_text(text)
     async with supervisor(tmp_path) as node:

@@ -30,19 +30,19 @@ def handshake(server: ssl.SSLContext, ca: str, name: str) -> str:
 
 
 def test_a_leaf_is_for_its_names_and_trusted_by_who_trusts_the_authority(tmp_path: Path) -> None:
-    authority = Authority(tmp_path, "egress")
+    authority = Authority.kept_in(tmp_path, "egress")
     assert "api.test" in handshake(authority.server_context("api.test"), authority.pem, "api.test")
     assert "10.0.0.1" in handshake(authority.server_context("10.0.0.1"), authority.pem, "10.0.0.1")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(authority.server_context("api.test"), authority.pem, "evil.test")
-    stranger = Authority(tmp_path / "other", "egress")
+    stranger = Authority.kept_in(tmp_path / "other", "egress")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(stranger.server_context("api.test"), authority.pem, "api.test")
 
 
 def test_the_authority_is_the_same_after_a_restart_and_its_key_is_private(tmp_path: Path) -> None:
-    first = Authority(tmp_path, "egress")
-    again = Authority(tmp_path, "egress")
+    first = Authority.kept_in(tmp_path, "egress")
+    again = Authority.kept_in(tmp_path, "egress")
     assert first.pem == again.pem
     assert "api.test" in handshake(again.server_context("api.test"), first.pem, "api.test")
     assert (tmp_path / "egress-ca.key").stat().st_mode & 0o777 == 0o600
@@ -50,10 +50,10 @@ def test_the_authority_is_the_same_after_a_restart_and_its_key_is_private(tmp_pa
 
 
 def test_a_damaged_authority_says_which_file(tmp_path: Path) -> None:
-    Authority(tmp_path, "egress")
+    Authority.kept_in(tmp_path, "egress")
     (tmp_path / "egress-ca.key").write_text("nonsense")
     with pytest.raises(PlatformError, match=r"egress-ca\.key"):
-        Authority(tmp_path, "egress")
+        Authority.kept_in(tmp_path, "egress")
 
 
 def test_trust_is_added_to_the_bundle_once_and_leaves_the_users_variables(tmp_path: Path) -> None:

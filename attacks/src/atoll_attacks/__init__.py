@@ -7,7 +7,7 @@ blocked on the user's own machine. What an attempt is: `attempt.py`; how the hos
 from __future__ import annotations
 
 from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Outcome
-from atoll_attacks.run import Range
+from atoll_attacks.run import Controls, Range
 from atoll_attacks.suite import attempts
 
-__all__ = ["Attempt", "Control", "Family", "Impossible", "Outcome", "Range", "attempts"]
+__all__ = ["Attempt", "Control", "Controls", "Family", "Impossible", "Outcome", "Range", "attempts"]

@@ -1,6 +1,6 @@
 """What an attack attempt is: what is tried inside, how the host tells that it worked, and the control without the wall.
 
-    Program   source that runs as a process in the sandbox; as a control the same on the host, as root, unwalled
+    Program   a Python file that runs as a process in the sandbox; as a control the same on the host, as root, unwalled
     Deed      a call to the server from outside, as a client of the sandbox makes it
     Judge     looks at the host's own canaries after (and while) it runs: words about the breach, or None
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,13 +33,26 @@ Judge = Callable[["Scene"], str | None]
 """Evidence of a breach in words, or None. Called on the host."""
 
 
+PROGRAMS = Path(__file__).parent / "inside-programs"
+"""They are run in sandboxes, never imported: the name is none of a package."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Python source, after `inside.PRELUDE`. `user`: whose process it is in the sandbox (on the host always root)."""
+    """A file of `inside-programs/`: `path` is its place there without `.py`. `inside.py` lies beside it when it runs.
 
-    source: str
+    `user`: whose process it is in the sandbox (on the host always root). `arguments`: its `inside.ARGUMENTS`.
+    """
+
+    path: str
     user: str = "root"
+    arguments: tuple[str, ...] = ()
     timeout_s: float = 20.0
+
+    @property
+    def file(self) -> Path:
+        """Where it lies on the host."""
+        return PROGRAMS / f"{self.path}.py"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Ju
 from atoll_attacks.calls import ENVD_PORT, guest_request, request, token_of
 from atoll_attacks.scene import Scene
 
-_NAIVE = Control(Program('show(W["secret"])'))
+_NAIVE = Control(Program("escape/plain_path"))
 """What a server without a wall does with the path in the end: open it on the host."""
 
-_WRITE_ON_HOST = Control(Program('open(W["drop"] + "/written", "w").close()'))
+_WRITE_ON_HOST = Control(Program("files/write_on_host"))
 
 
 def _deed(
@@ -139,14 +139,11 @@ def _hung(scene: Scene) -> str | None:
 
 
 _READ_DEVICE = Control(
-    Program('print(open("/dev/zero", "rb").read(1 << 20) == bytes(1 << 20))'),
+    Program("files/read_device"),
     judge=lambda scene: "a device is read" if "True" in scene.output else None,
 )
 _WAIT_FOR_PIPE = Control(
-    Program(
-        'os.mkfifo(W["drop"] + "/fifo")\nif os.fork() == 0:\n    open(W["drop"] + "/fifo")\n'
-        "    os._exit(0)\ntime.sleep(0.3)"
-    ),
+    Program("guest/wait_for_a_writer"),
     judge=lambda scene: "a reader waits for ever" if scene.pids() and judges.dropped(scene) else None,
 )
 
@@ -288,39 +285,91 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _deed("proc-root", "read by the guest's own root", _read("/proc/1/root{secret}"), judges.leaked),
     _deed("proc-self", "the same by /proc/self", _read("/proc/self/root/../../..{secret}"), judges.leaked),
     _deed("proc-cwd", "the same by its working directory", _read("/proc/self/cwd/../../../..{secret}"), judges.leaked),
-    _deed("proc-environ", "read the guest's environment", _read("/proc/self/environ"), judges.leaked,
-          Control(Program('show(f"/proc/{TARGET}/environ")'))),
-    _deed("proc-by-thread", "read the guest's own /proc by a thread's number", _by_thread, _map_seen,
-          Control(Program('show(f"/proc/{TARGET}/maps")'))),
-    _deed("proc-memory", "read the guest's memory", _read("/proc/self/mem"), _hung, Control(Program("""
-kept = os.open(f"/proc/{TARGET}/mem", os.O_RDONLY)
-hold()
-"""), judge=judges.memory_open)),
-    _deed("link-to-secret", "read by a symbolic link",
-          _by_link("ln -sfn {secret} /tmp/link", "/tmp/link"), judges.leaked),
-    _deed("link-to-directory", "read below a symbolic link",
-          _by_link("ln -sfn / /tmp/top", "/tmp/top{secret}"), judges.leaked),
-    _deed("link-to-proc", "read by a link to the guest's root",
-          _by_link("ln -sfn /proc/1/root /tmp/root", "/tmp/root{secret}"), judges.leaked),
+    _deed(
+        "proc-environ",
+        "read the guest's environment",
+        _read("/proc/self/environ"),
+        judges.leaked,
+        Control(Program("escape/environment_of_first_process")),
+    ),
+    _deed(
+        "proc-by-thread",
+        "read the guest's own /proc by a thread's number",
+        _by_thread,
+        _map_seen,
+        Control(Program("files/show_map")),
+    ),
+    _deed(
+        "proc-memory",
+        "read the guest's memory",
+        _read("/proc/self/mem"),
+        _hung,
+        Control(Program("escape/read_memory"), judge=judges.memory_open),
+    ),
+    _deed(
+        "link-to-secret", "read by a symbolic link", _by_link("ln -sfn {secret} /tmp/link", "/tmp/link"), judges.leaked
+    ),
+    _deed(
+        "link-to-directory",
+        "read below a symbolic link",
+        _by_link("ln -sfn / /tmp/top", "/tmp/top{secret}"),
+        judges.leaked,
+    ),
+    _deed(
+        "link-to-proc",
+        "read by a link to the guest's root",
+        _by_link("ln -sfn /proc/1/root /tmp/root", "/tmp/root{secret}"),
+        judges.leaked,
+    ),
     _deed("link-race", "swap a directory for a link while it is read", _race, judges.leaked),
     _deed("write-absolute", "write a host path", _upload("{drop}/written"), judges.dropped, _WRITE_ON_HOST),
     _deed("write-dots", "write with dots", _upload("../../../../..{drop}/written"), judges.dropped, _WRITE_ON_HOST),
-    _deed("write-proc-root", "write by the guest's own root",
-          _upload("/proc/1/root{drop}/written"), judges.dropped, _WRITE_ON_HOST),
-    _deed("write-link", "write by a symbolic link",
-          _upload("/tmp/out", "ln -sfn {drop}/written /tmp/out"), judges.dropped, _WRITE_ON_HOST),
-    _deed("write-below-link", "write below a symbolic link",
-          _upload("/tmp/outdir/written", "ln -sfn {drop} /tmp/outdir"), judges.dropped, _WRITE_ON_HOST),
-    _deed("write-filename", "write by the name of a part",
-          _multipart("../../../../../..{drop}/written"), judges.dropped, _WRITE_ON_HOST),
-    _deed("write-program", "overwrite the guest's program", _upload("/proc/self/exe"),
-          lambda scene: None if " 4" in f" {scene.output}" and " 200" not in f" {scene.output}" else "it was accepted",
-          Impossible("it would overwrite this machine's Python")),
+    _deed(
+        "write-proc-root",
+        "write by the guest's own root",
+        _upload("/proc/1/root{drop}/written"),
+        judges.dropped,
+        _WRITE_ON_HOST,
+    ),
+    _deed(
+        "write-link",
+        "write by a symbolic link",
+        _upload("/tmp/out", "ln -sfn {drop}/written /tmp/out"),
+        judges.dropped,
+        _WRITE_ON_HOST,
+    ),
+    _deed(
+        "write-below-link",
+        "write below a symbolic link",
+        _upload("/tmp/outdir/written", "ln -sfn {drop} /tmp/outdir"),
+        judges.dropped,
+        _WRITE_ON_HOST,
+    ),
+    _deed(
+        "write-filename",
+        "write by the name of a part",
+        _multipart("../../../../../..{drop}/written"),
+        judges.dropped,
+        _WRITE_ON_HOST,
+    ),
+    _deed(
+        "write-program",
+        "overwrite the guest's program",
+        _upload("/proc/self/exe"),
+        lambda scene: None if " 4" in f" {scene.output}" and " 200" not in f" {scene.output}" else "it was accepted",
+        Impossible("it would overwrite this machine's Python"),
+    ),
     _deed("device", "read a device without an end", _endless("/dev/zero"), _hung, _READ_DEVICE),
     _deed("terminal", "read a terminal that never answers", _endless("/dev/ptmx"), _hung, _READ_DEVICE),
-    _deed("pipe", "read a pipe without a writer",
-          _endless("/tmp/pipe", "mkfifo /tmp/pipe || true"), _hung, _WAIT_FOR_PIPE),
-    _deed("link-loop", "follow links in a circle",
-          _endless("/tmp/loop", "ln -sfn /tmp/loop /tmp/loop"), _hung, _WAIT_FOR_PIPE),
+    _deed(
+        "pipe", "read a pipe without a writer", _endless("/tmp/pipe", "mkfifo /tmp/pipe || true"), _hung, _WAIT_FOR_PIPE
+    ),
+    _deed(
+        "link-loop",
+        "follow links in a circle",
+        _endless("/tmp/loop", "ln -sfn /tmp/loop /tmp/loop"),
+        _hung,
+        _WAIT_FOR_PIPE,
+    ),
     *_FORGERIES,
-)  # fmt: skip
+)

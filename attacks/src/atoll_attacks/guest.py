@@ -6,30 +6,36 @@ The guest is no boundary to the host; but whoever ends it ends the sandbox, and 
 from __future__ import annotations
 
 import os
+import re
 
 from atoll_attacks import judges
 from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
-from atoll_attacks.scene import Scene
+from atoll_attacks.scene import Scene, _text
 
 
 def _guest(
     name: str,
     goal: str,
-    source: str,
     judge: Judge = judges.guest_lost,
     control: Control | Impossible | None = None,
     *,
+    program: str = "",
+    arguments: tuple[str, ...] = (),
     user: str = "root",
     alone: bool = False,
 ) -> Attempt:
-    """`judge` is asked once the program has ended: a guest that is merely busy is no breach."""
+    """`program` is called as the attempt unless it is named.
+
+    `judge` is asked once the program has ended: a guest that is merely busy is no breach.
+    """
 
     def late(scene: Scene) -> str | None:
         if scene.sandbox is not None and (scene.running or scene.pids()):
             return None
         return judge(scene)
 
-    return Attempt(name, Family.GUEST, goal, Program(source, user), late, control or Control(), alone=alone)
+    act = Program(f"guest/{program or name.replace('-', '_')}", user, arguments)
+    return Attempt(name, Family.GUEST, goal, act, late, control or Control(), alone=alone)
 
 
 def _changed_priority(scene: Scene) -> str | None:
@@ -45,122 +51,108 @@ def _changed_priority(scene: Scene) -> str | None:
 _NO_SERVER = Impossible("nothing without a sandbox plays the guest's part: it is our own server that is tried")
 
 ATTEMPTS: tuple[Attempt, ...] = (
-    _guest("kill-guest", "end the guest by signal", """
-for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSEGV, signal.SIGABRT):
-    attempt(os.kill, TARGET, number)
-"""),
-    _guest("kill-guest-as-user", "end the guest by signal, as its user", """
-for number in range(1, 65):
-    if number not in (17, 32, 33):
-        attempt(os.kill, TARGET, number)
-""", user="user"),
-    _guest("kill-guest-every-signal", "find a signal that ends the guest", """
-for number in range(1, 65):
-    if number not in (17, 32, 33):
-        attempt(os.kill, TARGET, number)
-"""),
-    _guest("stop-guest", "stop the guest", """
-for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN):
-    attempt(os.kill, TARGET, number)
-    time.sleep(0.1)
-"""),
-    _guest("signal-flood", "drown the guest in signals", """
-for _ in range(200000):
-    os.kill(TARGET, 17 if TARGET == 1 else 9)
-""", control=Control(Program("os.kill(TARGET, 9)"))),
-    _guest("signal-by-descriptor", "end the guest by making it the owner of a descriptor", """
-ours, theirs = socket.socketpair()
-fcntl.fcntl(ours, 10, signal.SIGKILL)  # F_SETSIG
-attempt(fcntl.fcntl, ours, 8, TARGET)  # F_SETOWN
-attempt(fcntl.fcntl, ours, 15, struct.pack("ii", 1, TARGET))  # F_SETOWN_EX, a process
-fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-theirs.send(b"x")
-attempt(fcntl.fcntl, ours, 8, -TARGET)
-theirs.send(b"x")
-time.sleep(0.5)
-"""),
-    _guest("signal-by-orphan", "end the guest by the death of a child that it inherits", """
-for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1):
-    for parent in (0, 0x8000):  # CLONE_PARENT
-        if os.fork() == 0:
-            if attempt(call, "clone", parent | number, 0, 0, 0, 0) == 0:
-                time.sleep(0.2)
-            os._exit(0)
-        os.wait()
-time.sleep(0.5)
-""", control=Impossible("the signal goes to a parent, and the victim's children are its own")),
-    _guest("limit-guest-descriptors", "leave the guest without descriptors", """
-call("prlimit64", TARGET, 7, struct.pack("QQ", 3, 3), None)
-""", control=Control(judge=lambda scene: "the limit is set" if _limit(scene, 7) == 3 else None)),
-    _guest("limit-guest-time", "have the kernel end the guest for its processor time", """
-call("prlimit64", TARGET, 0, struct.pack("QQ", 0, 0), None)
-time.sleep(1)
-""", control=Control(judge=lambda scene: "the limit is set" if _limit(scene, 0) == 0 else None)),
-    _guest("limit-guest-files", "let the guest write no file", """
-call("prlimit64", TARGET, 1, struct.pack("QQ", 0, 0), None)
-""", lambda scene: "the limit is set" if _limit(scene, 1) == 0 else None),
-    _guest("limit-guest-processes", "let the guest start nothing", """
-call("prlimit64", TARGET, 6, struct.pack("QQ", 0, 0), None)
-""", lambda scene: "the limit is set" if _limit(scene, 6) == 0 else None),
-    Attempt("lower-guest-priority", Family.GUEST, "make the guest wait for everybody", Program("""
-time.sleep(0.3)
-attempt(call, "setpriority", 0, TARGET, 19)
-attempt(call, "sched_setscheduler", TARGET, 5, bytes(4))
-attempt(call, "sched_setaffinity", TARGET, 8, struct.pack("Q", 1))
-hold(seconds=0.5)
-"""), _changed_priority, Control()),
-    Attempt("passwd-is-a-pipe", Family.GUEST, "make the guest wait for a writer that never comes", Program("""
-os.rename("/etc/passwd", "/etc/passwd.kept")
-os.mkfifo("/etc/passwd")
-try:
-    time.sleep(1)
-finally:
-    os.rename("/etc/passwd.kept", "/etc/passwd")
-"""), lambda scene: _deaf(scene), Control(Program("""
-os.mkfifo(W["drop"] + "/fifo")
-if os.fork() == 0:
-    open(W["drop"] + "/fifo")
-    os._exit(0)
-time.sleep(0.3)
-"""), judge=lambda scene: "a reader waits for ever" if scene.pids() and judges.dropped(scene) else None)),
-    _guest("passwd-is-endless", "fill the guest's memory", """
-os.rename("/etc/passwd", "/etc/passwd.kept")
-os.symlink("/dev/zero", "/etc/passwd")
-time.sleep(0.5)
-os.rename("/etc/passwd.kept", "/etc/passwd")
-""", control=_NO_SERVER),
-    _guest("passwd-is-gone", "leave the guest without users", """
-os.rename("/etc/passwd", "/etc/passwd.kept")
-time.sleep(0.3)
-os.rename("/etc/passwd.kept", "/etc/passwd")
-""", control=_NO_SERVER),
-    _guest("zombies", "leave the guest with dead children", """
-for _ in range(150):
-    if os.fork() == 0:
-        if os.fork() == 0:
-            os._exit(0)
-        os._exit(0)
-    os.wait()
-""", control=_NO_SERVER, user="user"),
-    _guest("remove-everything", "leave the guest without its files", """
-subprocess.run("rm -rf --no-preserve-root / 2>/dev/null", shell=True)
-""", lambda scene: _deaf(scene), _NO_SERVER, alone=True),
-    Attempt("thousand-half-requests", Family.GUEST, "hold all of the guest's connections",
-            Deed(lambda scene: _half_requests(scene)), judges.guest_lost, _NO_SERVER),
-    Attempt("malformed-frames", Family.GUEST, "break the guest's parser",
-            Deed(lambda scene: _malformed(scene)), judges.guest_lost, _NO_SERVER),
-    Attempt("deep-tree", Family.GUEST, "make the guest recurse until it dies",
-            Deed(lambda scene: _deep_tree(scene)), judges.guest_lost, _NO_SERVER),
-)  # fmt: skip
+    _guest("kill-guest", "end the guest by signal"),
+    _guest(
+        "kill-guest-as-user", "end the guest by signal, as its user", program="kill_guest_every_signal", user="user"
+    ),
+    _guest("kill-guest-every-signal", "find a signal that ends the guest"),
+    _guest("stop-guest", "stop the guest"),
+    _guest("signal-flood", "drown the guest in signals", control=Control(Program("guest/signal_flood_control"))),
+    _guest("signal-by-descriptor", "end the guest by making it the owner of a descriptor"),
+    _guest(
+        "signal-by-orphan",
+        "end the guest by the death of a child that it inherits",
+        control=Impossible("the signal goes to a parent, and the victim's children are its own"),
+    ),
+    _guest(
+        "limit-guest-descriptors",
+        "leave the guest without descriptors",
+        program="limit_guest",
+        arguments=("7", "3"),
+        control=Control(judge=lambda scene: "the limit is set" if _limit(scene, 7) == 3 else None),
+    ),
+    _guest(
+        "limit-guest-time",
+        "have the kernel end the guest for its processor time",
+        program="limit_guest",
+        arguments=("0", "0"),
+        control=Control(judge=lambda scene: "the limit is set" if _limit(scene, 0) == 0 else None),
+    ),
+    _guest(
+        "limit-guest-files",
+        "let the guest write no file",
+        program="limit_guest",
+        arguments=("1", "0"),
+        judge=lambda scene: "the limit is set" if _limit(scene, 1) == 0 else None,
+    ),
+    _guest(
+        "limit-guest-processes",
+        "let the guest start nothing",
+        program="limit_guest",
+        arguments=("6", "0"),
+        judge=lambda scene: "the limit is set" if _limit(scene, 6) == 0 else None,
+    ),
+    Attempt(
+        "lower-guest-priority",
+        Family.GUEST,
+        "make the guest wait for everybody",
+        Program("guest/lower_guest_priority"),
+        _changed_priority,
+        Control(),
+    ),
+    Attempt(
+        "passwd-is-a-pipe",
+        Family.GUEST,
+        "make the guest wait for a writer that never comes",
+        Program("guest/passwd_is_a_pipe"),
+        lambda scene: _deaf(scene),
+        Control(
+            Program("guest/wait_for_a_writer"),
+            judge=lambda scene: "a reader waits for ever" if scene.pids() and judges.dropped(scene) else None,
+        ),
+    ),
+    _guest("passwd-is-endless", "fill the guest's memory", control=_NO_SERVER),
+    _guest("passwd-is-gone", "leave the guest without users", control=_NO_SERVER),
+    _guest("zombies", "leave the guest with dead children", control=_NO_SERVER, user="user"),
+    _guest(
+        "remove-everything", "leave the guest without its files", lambda scene: _deaf(scene), _NO_SERVER, alone=True
+    ),
+    Attempt(
+        "thousand-half-requests",
+        Family.GUEST,
+        "hold all of the guest's connections",
+        Deed(lambda scene: _half_requests(scene)),
+        judges.guest_lost,
+        _NO_SERVER,
+    ),
+    Attempt(
+        "malformed-frames",
+        Family.GUEST,
+        "break the guest's parser",
+        Deed(lambda scene: _malformed(scene)),
+        judges.guest_lost,
+        _NO_SERVER,
+    ),
+    Attempt(
+        "deep-tree",
+        Family.GUEST,
+        "make the guest recurse until it dies",
+        Deed(lambda scene: _deep_tree(scene)),
+        judges.guest_lost,
+        _NO_SERVER,
+    ),
+)
+
+
+_LIMITS = {0: "Max cpu time", 1: "Max file size", 6: "Max processes", 7: "Max open files"}
 
 
 def _limit(scene: Scene, number: int) -> int | None:
-    import resource
-
     first = scene.facts.get("first") or scene.first_process()
     if first is None and scene.sandbox is not None:
         first = _first_by_command(scene)
-    return resource.prlimit(first, number)[0] if first is not None else None
+    found = re.search(rf"^{_LIMITS[number]} +(\S+)", _text(f"/proc/{first}/limits"), re.M)
+    return int(found.group(1)) if found is not None and found.group(1).isdigit() else None
 
 
 def _first_by_command(scene: Scene) -> int | None:

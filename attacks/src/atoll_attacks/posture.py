@@ -16,8 +16,8 @@ from pathlib import Path
 from atoll_attacks.attempt import Attempt, Control, Family, Judge, Program
 from atoll_attacks.scene import Scene, _text
 
-CAPABILITIES = 0x800425FB
-"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot setfcap"""
+CAPABILITIES = 0x000405FB
+"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot"""
 
 MOUNTS = {
     "/": "overlay",
@@ -46,11 +46,14 @@ DEVICES = {"fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdi
 _GVISOR = (("gvisor", "its processes are the Sentry's: the host sees none of them"),)
 
 
-def _check(name: str, goal: str, differs: Callable[[Scene, int], str | None], user: str = "root") -> Attempt:
-    """`differs(scene, pid)` says how process `pid` is not as expected."""
+def _check(
+    name: str, goal: str, differs: Callable[[Scene, int], str | None], user: str = "root", path: str = ""
+) -> Attempt:
+    """`differs(scene, pid)` says how process `pid`, that of a program which only waits if none is named, is not as
+    expected."""
 
     def judge(scene: Scene) -> str | None:
-        if scene.sandbox is not None and "HOLDING" not in scene.output:
+        if (scene.sandbox is not None or path) and "HOLDING" not in scene.output:
             return None  # an interpreter that still starts has its modules open
         for pid in scene.pids():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -65,7 +68,7 @@ def _check(name: str, goal: str, differs: Callable[[Scene, int], str | None], us
             return "the process was never seen by the host"
         return None
 
-    program = Program("hold(seconds=8)", user)
+    program = Program(f"posture/{path or 'hold'}", user)
     return Attempt(name, Family.POSTURE, goal, program, judge, Control(), _GVISOR)
 
 
@@ -254,6 +257,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _check("network-devices", "find a network device", _network),
     _check("limits", "run outside the sandbox's limits", _group, "user"),
     _check("core-dumps", "have the host handle a crash", _core, "user"),
+    _check("core-limit", "let a crash feed a program of the host", _core, "user", "lower_core_limit"),
     _check("devices", "find a device that is not on the list", _devices),
     _check("shown-machine", "see the machine's memory, or write what is shown instead", _shown),
     _check("sysfs", "see the host's hardware", _sys),

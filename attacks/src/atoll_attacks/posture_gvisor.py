@@ -28,8 +28,8 @@ in its root that could be changed, and behind its filter."""
 GOFER_CAPABILITIES = 0x4001F
 """chown dac_override dac_read_search fowner fsetid sys_chroot: over its own ids, to serve files as their owners."""
 
-INSIDE_CAPABILITIES = "00000000800405fb"
-"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot setfcap"""
+INSIDE_CAPABILITIES = "00000000000405fb"
+"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot"""
 
 INSIDE_MOUNTS = {
     "/": "9p", "/dev": "tmpfs", "/dev/.tty": "fuse", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/proc": "proc",
@@ -76,7 +76,7 @@ def _kernel(name: str, goal: str, kinds: tuple[str, ...], differs: _Differs) -> 
                     return difference
         return None
 
-    return Attempt(name, Family.POSTURE, goal, Program("hold(seconds=1)"), judge, Control(), _ELSEWHERE)
+    return Attempt(name, Family.POSTURE, goal, Program("posture/hold"), judge, Control(), _ELSEWHERE)
 
 
 def _capabilities(most: int) -> _Differs:
@@ -131,12 +131,15 @@ def _holder(scene: Scene, pid: int) -> str | None:
 def _inside(
     name: str,
     goal: str,
-    source: str,
     differs: Callable[[str], str | None],
     user: str = "root",
     control: Impossible | None = None,
+    status: tuple[str, ...] = (),
 ) -> Attempt:
-    """A program tells what it is; the comparison is made here, once it has ended."""
+    """A program tells what it is; the comparison is made here, once it has ended.
+
+    `status`: fields of its /proc/self/status; without it the program is called as the attempt.
+    """
 
     def judge(scene: Scene) -> str | None:
         told = re.search(r"^TOLD (.*)$", scene.output, re.M)
@@ -144,17 +147,13 @@ def _inside(
             return None if scene.running else "the program told nothing"
         return differs(told.group(1).strip())
 
-    return Attempt(name, Family.POSTURE, goal, Program(source, user), judge, control or Control(), _ELSEWHERE)
+    path = "posture/inside_status" if status else f"posture/{name.replace('-', '_')}"
+    act = Program(path, user, status)
+    return Attempt(name, Family.POSTURE, goal, act, judge, control or Control(), _ELSEWHERE)
 
 
 def _equal(expected: str) -> Callable[[str], str | None]:
     return lambda told: None if told == expected else f"it is {told}, not {expected}"
-
-
-_STATUS = """
-fields = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
-print("TOLD", {what})
-"""
 
 
 def _same(expected: set[str], what: str) -> Callable[[str], str | None]:
@@ -165,62 +164,85 @@ def _same(expected: set[str], what: str) -> Callable[[str], str | None]:
     return differs
 
 
-_CAPS = '*(fields["Cap" + name].strip() for name in ("Inh", "Prm", "Eff", "Bnd"))'
+_CAPS = ("CapInh", "CapPrm", "CapEff", "CapBnd")
 _NOTHING = "0" * 16
 
 ATTEMPTS: tuple[Attempt, ...] = (
-    _kernel("sentry-capabilities", "have a kernel with more than the pinned capabilities", ("sentry",),
-            _capabilities(SENTRY_CAPABILITIES)),
-    _kernel("gofer-capabilities", "have a file server with more than the pinned capabilities", ("gofer",),
-            _capabilities(GOFER_CAPABILITIES)),
+    _kernel(
+        "sentry-capabilities",
+        "have a kernel with more than the pinned capabilities",
+        ("sentry",),
+        _capabilities(SENTRY_CAPABILITIES),
+    ),
+    _kernel(
+        "gofer-capabilities",
+        "have a file server with more than the pinned capabilities",
+        ("gofer",),
+        _capabilities(GOFER_CAPABILITIES),
+    ),
     _kernel("sentry-filter", "have a kernel that runs without a filter of the host's", ("sentry", "gofer"), _filtered),
     _kernel("sentry-owner", "have a kernel with an id of the host's", ("sentry", "gofer"), _owner),
     _kernel("sentry-ids", "have a kernel that knows ids of the host", ("sentry", "gofer"), _identity_map("uid")),
     *(
-        _kernel(f"sentry-{kind}", f"have a kernel that shares the host's {kind} namespace", ("sentry", "gofer"),
-                _namespace(kind))
+        _kernel(
+            f"sentry-{kind}",
+            f"have a kernel that shares the host's {kind} namespace",
+            ("sentry", "gofer"),
+            _namespace(kind),
+        )
         for kind in ("user", "mnt", "net", "ipc", "uts")
     ),
     _kernel("sentry-root", "have a kernel that sees files of the host", ("sentry",), _empty_root),
     _kernel("gofer-mounts", "have a file server that sees more than the sandbox's files", ("gofer",), _only_its_mounts),
     _kernel("sentry-limits", "have a kernel outside the sandbox's limits", ("sentry", "gofer"), _limited),
     _kernel("holder-descriptors", "have the way out held by somebody who has more", ("holder",), _holder),
-    _inside("inside-capabilities-of-root", "have more than the pinned capabilities", _STATUS.format(what=_CAPS),
-            _equal(f"{_NOTHING} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES}")),
-    _inside("inside-capabilities-of-user", "have any capability as an ordinary user", _STATUS.format(what=_CAPS),
-            _equal(f"{_NOTHING} {_NOTHING} {_NOTHING} {INSIDE_CAPABILITIES}"), "user"),
-    _inside("inside-filter", "run without the filter that guards the guest",
-            _STATUS.format(what='fields["Seccomp"].strip()'), _equal("2"), "user"),
-    _inside("inside-mounts", "find a mount that is not on the list", """
-lines = [line.partition(" - ") for line in open("/proc/self/mountinfo").read().splitlines()]
-print("TOLD", *sorted({left.split()[4] + "=" + right.split()[0] for left, _, right in lines}
-                      - {"/.atoll/io=9p"}))
-""", _same({f"{place}={kind}" for place, kind in INSIDE_MOUNTS.items()}, "mounts")),
-    _inside("inside-shared-directory", "reach the directory in which the guest's socket was made", """
-print("TOLD", *(attempt(os.listdir, "/.atoll/io") or ["nothing"]),
-      "closed" if attempt(lambda: open("/.atoll/io/x", "w")) is None else "open")
-""", _equal("nothing closed"), control=Impossible("there is no such directory without a sandbox")),
-    _inside("inside-shown-machine", "write what is shown of the machine", """
-places = ["/proc/" + name for name in ("cpuinfo", "loadavg", "meminfo", "stat")] + ["/sys/devices/system/cpu/online"]
-for place in places:
-    attempt(os.chmod, place, 0o666)
-opened = [place for place in places if attempt(os.open, place, os.O_WRONLY) is not None]
-print("TOLD", *(opened or ["nothing"]))
-""", _equal("nothing"), control=Impossible("gVisor shows its own there without a sandbox")),
-    _inside("inside-devices", "find a device that is not on the list", 'print("TOLD", *sorted(os.listdir("/dev")))',
-            _same(INSIDE_DEVICES, "devices")),
-    _inside("inside-descriptors", "inherit a descriptor", """
-found = [name for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + name)]
-extra = [name for name in found if int(name) > 2]
-kinds = [os.readlink("/proc/self/fd/" + str(number)).partition(":")[0] for number in range(3)]
-print("TOLD", len(extra), *kinds)
-""", lambda told: None if told in ("0 /dev/null pipe pipe", "0 pipe pipe pipe") else f"descriptors are {told}", "user"),
-    _inside("inside-network", "find a network device, or a route, that is not on the list", """
-rows = [line.split() for line in open("/proc/net/route").read().splitlines()[1:]]
-print("TOLD", *sorted(re.findall(r"^\\s*([^:\\s]+):", open("/proc/net/dev").read(), re.M)), *(":".join(row[:3]) for row in rows))
-""", _equal(INSIDE_NETWORK)),
-    _inside("inside-kernel", "see the host's kernel", 'print("TOLD", os.uname().release)',
-            lambda told: f"sees {told}, the host's kernel" if told == os.uname().release else None),
-    _inside("inside-host-name", "see the host's name", 'print("TOLD", os.uname().nodename)',
-            lambda told: f"is called {told}, as the host" if told == os.uname().nodename else None),
-)  # fmt: skip
+    _inside(
+        "inside-capabilities-of-root",
+        "have more than the pinned capabilities",
+        _equal(f"{_NOTHING} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES} {INSIDE_CAPABILITIES}"),
+        status=_CAPS,
+    ),
+    _inside(
+        "inside-capabilities-of-user",
+        "have any capability as an ordinary user",
+        _equal(f"{_NOTHING} {_NOTHING} {_NOTHING} {INSIDE_CAPABILITIES}"),
+        "user",
+        status=_CAPS,
+    ),
+    _inside("inside-filter", "run without the filter that guards the guest", _equal("2"), "user", status=("Seccomp",)),
+    _inside(
+        "inside-mounts",
+        "find a mount that is not on the list",
+        _same({f"{place}={kind}" for place, kind in INSIDE_MOUNTS.items()}, "mounts"),
+    ),
+    _inside(
+        "inside-shared-directory",
+        "reach the directory in which the guest's socket was made",
+        _equal("nothing closed"),
+        control=Impossible("there is no such directory without a sandbox"),
+    ),
+    _inside(
+        "inside-shown-machine",
+        "write what is shown of the machine",
+        _equal("nothing"),
+        control=Impossible("gVisor shows its own there without a sandbox"),
+    ),
+    _inside("inside-devices", "find a device that is not on the list", _same(INSIDE_DEVICES, "devices")),
+    _inside(
+        "inside-descriptors",
+        "inherit a descriptor",
+        lambda told: None if told in ("0 /dev/null pipe pipe", "0 pipe pipe pipe") else f"descriptors are {told}",
+        "user",
+    ),
+    _inside("inside-network", "find a network device, or a route, that is not on the list", _equal(INSIDE_NETWORK)),
+    _inside(
+        "inside-kernel",
+        "see the host's kernel",
+        lambda told: f"sees {told}, the host's kernel" if told == os.uname().release else None,
+    ),
+    _inside(
+        "inside-host-name",
+        "see the host's name",
+        lambda told: f"is called {told}, as the host" if told == os.uname().nodename else None,
+    ),
+)

@@ -185,14 +185,13 @@ def _count(pattern: str, most: int, what: str) -> Judge:
 def _resource(
     name: str,
     goal: str,
-    source: str,
     judge: Judge,
     control: Control | Impossible,
     *,
     seconds: float = 6.0,
     gvisor_may_end: bool = False,
 ) -> Attempt:
-    program = Program(source, "user", timeout_s=seconds + 14)
+    program = Program(f"resources/{name.replace('-', '_')}", "user", timeout_s=seconds + 14)
     late = _and_usable(judge, gvisor_may_end=gvisor_may_end)
     return Attempt(name, Family.RESOURCES, goal, program, late, control, alone=True)
 
@@ -200,172 +199,66 @@ def _resource(
 _DOWN = Impossible("it would take this machine down")
 
 ATTEMPTS: tuple[Attempt, ...] = (
-    _resource("fork-bomb", "start processes without end", """
-def bomb():
-    while True:
-        try:
-            os.fork()
-        except OSError:
-            time.sleep(0.01)
-for _ in range(2):
-    if os.fork() == 0:
-        bomb()
-time.sleep(4)
-print("DONE", flush=True)
-""", _harmed(_processes), _DOWN, gvisor_may_end=True),
-    _resource("thread-bomb", "start threads without end", """
-import threading
-made = 0
-try:
-    while made < 5000:
-        threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
-        made += 1
-except RuntimeError as error:
-    print(error)
-print("THREADS", made, "DONE", flush=True)
-os._exit(0)
-""", _harmed(_processes, _count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads")),
-              Control(judge=_count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads"))),
-    _resource("memory", "take all memory", """
-kept = []
-print("begin", flush=True)
-for _ in range(40):
-    kept.append(b"x" * (10 << 20))
-print("DONE", flush=True)
-time.sleep(1)
-""", _harmed(_memory), Control(judge=_memory)),
-    _resource("memory-in-small-pieces", "take all memory by many processes", """
-for _ in range(40):
-    if os.fork() == 0:
-        kept = [b"x" * (1 << 20) for _ in range(10)]
-        time.sleep(4)
-        os._exit(0)
-time.sleep(5)
-print("DONE", flush=True)
-""", _harmed(_memory), Control(judge=_memory)),
-    _resource("memory-by-shared", "take all memory by shared memory", """
-total = 0
-try:
-    with open("/dev/shm/big-" + TAG, "wb", buffering=0) as f:
-        for _ in range(300):
-            total += f.write(b"x" * (1 << 20))
-except OSError as error:
-    print(error)
-finally:
-    os.unlink("/dev/shm/big-" + TAG)
-print("SHARED", total >> 20, "DONE", flush=True)
-""", _harmed(_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory")),
-              Control(judge=_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory"))),
-    _resource("memory-by-mlock", "keep memory from being taken back", """
-size = 64 << 20
-area = mmap.mmap(-1, size)
-place = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area)))
-locked = libc.mlock(place, ctypes.c_size_t(size)) == 0
-print("LOCKED", size >> 20 if locked else 0, "DONE", flush=True)
-""", _harmed(_count(r"LOCKED (\d+)", 32, "MiB locked")), Control(judge=_count(r"LOCKED (\d+)", 32, "MiB locked"))),
-    _resource("disk", "fill the host's disk", """
-total = 0
-try:
-    with open("/var/tmp/big-" + TAG, "wb", buffering=0) as f:
-        for _ in range(200):
-            total += f.write(os.urandom(1 << 20))
-except OSError as error:
-    print(error)
-finally:
-    os.unlink("/var/tmp/big-" + TAG)
-print("WROTE", total, "DONE", flush=True)
-""", _harmed(_disk), Control(judge=_disk)),
-    _resource("disk-sparse", "fill the host's disk with holes that are filled later", """
-total = 0
-path = "/var/tmp/sparse-" + TAG
-try:
-    with open(path, "wb", buffering=0) as f:
-        f.truncate(100 << 30)
-        for n in range(200):
-            f.seek(n << 28)
-            total += f.write(os.urandom(1 << 20))
-except OSError as error:
-    print(error)
-finally:
-    os.unlink(path)
-print("WROTE", total, "DONE", flush=True)
-""", _harmed(_disk), Control(judge=_disk)),
-    _resource("disk-unlinked", "fill the host's disk with files that have no name", """
-total, kept = 0, []
-try:
-    for n in range(20):
-        path = f"/var/tmp/gone-{TAG}-{n}"
-        f = open(path, "wb", buffering=0)
-        os.unlink(path)
-        kept.append(f)
-        for _ in range(10):
-            total += f.write(os.urandom(1 << 20))
-except OSError as error:
-    print(error)
-print("WROTE", total, "DONE", flush=True)
-""", _harmed(_disk), Control(judge=_disk)),
-    _resource("inodes", "use up the host's files", """
-made = 0
-place = "/var/tmp/many-" + TAG
-os.mkdir(place)
-try:
-    while made < 31000:
-        os.close(os.open(f"{place}/{made}", os.O_CREAT | os.O_WRONLY))
-        made += 1
-except OSError as error:
-    print(error)
-subprocess.run(["rm", "-rf", place])
-print("MADE", made, "DONE", flush=True)
-""", _harmed(_inodes), Control(judge=_inodes), seconds=20),
-    _resource("descriptors-of-host", "use up the host's descriptors", """
-kept = []
-try:
-    while len(kept) < 1200000:
-        kept.append(os.dup(0))
-except OSError as error:
-    print(error)
-print("OPEN", len(kept), "DONE", flush=True)
-""", _harmed(_count(r"OPEN (\d+)", 1048576, "descriptors")),
-              Impossible("the limit is the same in kind on the host: its descriptors are counted per process")),
-    _resource("processor", "keep every processor", """
-for _ in range(20):
-    if os.fork() == 0:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            pass
-        os._exit(0)
-time.sleep(4.2)
-print("DONE", flush=True)
-""", _harmed(_processes), Impossible("it would keep this machine's processors for nothing: the limit itself is read")),
-    _resource("output", "drown the server in output", """
-block = b"x" * 65535 + b"\\n"
-for _ in range(300):
-    os.write(1, block)
-print("DONE", flush=True)
-""", _harmed(_server_memory), Impossible("the server's own memory is what is watched; without it there is none")),
-    _resource("survivors", "leave processes behind that outlive their command", """
-for _ in range(10):
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            time.sleep(600)
-        os._exit(0)
-print("DONE", flush=True)
-""", lambda scene: _survivors(scene), Impossible("on a host they survive by right")),
-    _resource("zombie-storm", "leave dead children without end", """
-until = time.monotonic() + 3
-while time.monotonic() < until:
-    try:
-        if os.fork() == 0:
-            if os.fork() == 0:
-                os._exit(0)
-            os._exit(0)
-    except OSError:
-        time.sleep(0.01)
-print("DONE", flush=True)
-""", _harmed(_processes), Impossible("it would leave this machine full of dead processes")),
-)  # fmt: skip
+    _resource("fork-bomb", "start processes without end", _harmed(_processes), _DOWN, gvisor_may_end=True),
+    _resource(
+        "thread-bomb",
+        "start threads without end",
+        _harmed(_processes, _count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads")),
+        Control(judge=_count(r"THREADS (\d+)", int(LIMITS["atoll.pids"]), "threads")),
+    ),
+    _resource("memory", "take all memory", _harmed(_memory), Control(judge=_memory)),
+    _resource("memory-in-small-pieces", "take all memory by many processes", _harmed(_memory), Control(judge=_memory)),
+    _resource(
+        "memory-by-shared",
+        "take all memory by shared memory",
+        _harmed(_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory")),
+        Control(judge=_count(r"SHARED (\d+)", int(LIMITS["atoll.memory"]), "MiB of shared memory")),
+    ),
+    _resource(
+        "memory-by-mlock",
+        "keep memory from being taken back",
+        _harmed(_count(r"LOCKED (\d+)", 32, "MiB locked")),
+        Control(judge=_count(r"LOCKED (\d+)", 32, "MiB locked")),
+    ),
+    _resource("disk", "fill the host's disk", _harmed(_disk), Control(judge=_disk)),
+    _resource(
+        "disk-sparse", "fill the host's disk with holes that are filled later", _harmed(_disk), Control(judge=_disk)
+    ),
+    _resource(
+        "disk-unlinked", "fill the host's disk with files that have no name", _harmed(_disk), Control(judge=_disk)
+    ),
+    _resource("inodes", "use up the host's files", _harmed(_inodes), Control(judge=_inodes), seconds=20),
+    _resource(
+        "descriptors-of-host",
+        "use up the host's descriptors",
+        _harmed(_count(r"OPEN (\d+)", 1048576, "descriptors")),
+        Impossible("the limit is the same in kind on the host: its descriptors are counted per process"),
+    ),
+    _resource(
+        "processor",
+        "keep every processor",
+        _harmed(_processes),
+        Impossible("it would keep this machine's processors for nothing: the limit itself is read"),
+    ),
+    _resource(
+        "output",
+        "drown the server in output",
+        _harmed(_server_memory),
+        Impossible("the server's own memory is what is watched; without it there is none"),
+    ),
+    _resource(
+        "survivors",
+        "leave processes behind that outlive their command",
+        lambda scene: _survivors(scene),
+        Impossible("on a host they survive by right"),
+    ),
+    _resource(
+        "zombie-storm",
+        "leave dead children without end",
+        _harmed(_processes),
+        Impossible("it would leave this machine full of dead processes"),
+    ),
+)
 
 
 def _is_alive(pid: int) -> bool:

@@ -18,26 +18,42 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Outcome, Program
-from atoll_attacks.inside import PRELUDE
+from atoll_attacks.attempt import PROGRAMS, Attempt, Control, Deed, Family, Impossible, Judge, Outcome, Program
 from atoll_attacks.resources import LIMITS
 from atoll_attacks.scene import Scene, World, end, run_unwalled
 
 if TYPE_CHECKING:
-    from e2b import Sandbox
+    from e2b import CommandHandle, Sandbox
 
 _LOOK_EVERY_S = 0.05
+_LOOKS_AT_A_GAIN = 4
+"""How often the host looks at a program that holds what it has (`inside.hold`), before the program is ended."""
 _SAID = 1500
 _HEARD = 2 << 20
 _SANDBOX_LIVES_S = 900
+_INSIDE = "/var/tmp/attempts"
+"""Where programs lie in a sandbox."""
+
+
+Controls = dict[tuple[Program | Deed, Judge], Outcome]
+"""Controls that were run: they have no sandbox, so one machine shows the same in every tier."""
 
 
 class Range:
-    """Where attempts are run: the canaries, a sandbox that attacks, and a neighbour. A context manager."""
+    """Where attempts are run: the canaries, a sandbox that attacks, and a neighbour. A context manager.
+
+    `controls` may be one for several of these.
+    """
 
     def __init__(
-        self, *, template: str = "base", data_dir: Path | None = None, small: Mapping[str, str] = LIMITS
+        self,
+        *,
+        template: str = "base",
+        data_dir: Path | None = None,
+        small: Mapping[str, str] = LIMITS,
+        controls: Controls | None = None,
     ) -> None:
+        self._controls = {} if controls is None else controls
         self.world = World()
         self.world.data_dir = data_dir
         self._template = template
@@ -77,18 +93,21 @@ class Range:
             if own is not None:
                 with contextlib.suppress(Exception):
                     own.kill()
-        # What was tried on the guest may show only later; its sandbox is nobody else's start.
-        harmful = outcome.breach is not None or attempt.family is Family.GUEST
-        if harmful and own is None:
+        if outcome.breach is not None and own is None:
             self._sandbox = None
             with contextlib.suppress(Exception):
                 sandbox.kill()
-        # Asking costs a second on a busy machine: only where there is a reason for doubt.
-        self._doubtful = self._doubtful or harmful or _broke_off(outcome)
+        # Asking costs a second on a busy machine: only where there is a reason for doubt. What was tried on the guest
+        # may show only later.
+        doubtful = outcome.breach is not None or attempt.family is Family.GUEST or _broke_off(outcome)
+        self._doubtful = self._doubtful or doubtful
         return outcome
 
     def control(self, attempt: Attempt) -> Outcome | Impossible:
-        """The same without the wall. A file that this machine does not have makes it impossible."""
+        """The same without the wall. A file that this machine does not have makes it impossible.
+
+        A program that was a control before, before the same judge, is not run again.
+        """
         control = attempt.control
         if isinstance(control, Impossible):
             return control
@@ -97,12 +116,17 @@ class Range:
             return Impossible(f"this machine offers no canary for it: {canary}")
         if control.needs and not canary and not Path(control.needs).exists():
             return Impossible(f"this machine has no {control.needs}")
+        act = control.act or attempt.act
+        tried = (act, control.judge or attempt.judge)
+        if isinstance(act, Program) and tried in self._controls:
+            return self._controls[tried]
         scene = Scene(self.world, None, before=self.world.snapshot())
         if isinstance(control.act, Deed):
             # What is asked of the server stays so: the control differs in what is asked, not in who is there.
             scene.sandbox, scene.other = self._attacker(), self._neighbour()
         try:
-            return self._act(attempt, control.act or attempt.act, scene, control)
+            self._controls[tried] = self._act(attempt, act, scene, control)
+            return self._controls[tried]
         finally:
             self.world.new_victim()
 
@@ -112,12 +136,13 @@ class Range:
             scene.output = act.act(scene)
             return Outcome(judge(scene), scene.output[-_SAID:])
         breach = None
-        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox, attempt.name)
+        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox)
         scene.running = True
         with running:
-            deadline = time.monotonic() + act.timeout_s
-            while not running.ended() and time.monotonic() < deadline:
+            deadline, looks = time.monotonic() + act.timeout_s, 0
+            while not running.ended() and time.monotonic() < deadline and looks < _LOOKS_AT_A_GAIN:
                 scene.output = running.said
+                looks += "HOLDING" in scene.output
                 breach = judge(scene)
                 if breach is not None:
                     break
@@ -149,7 +174,9 @@ class Range:
     def _make(self, metadata: dict[str, str]) -> Sandbox:
         from e2b import Sandbox
 
-        return Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
+        sandbox = Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
+        sandbox.files.write(f"{_INSIDE}/inside.py", (PROGRAMS / "inside.py").read_bytes(), user="root")
+        return sandbox
 
 
 def _broke_off(outcome: Outcome) -> bool:
@@ -166,16 +193,17 @@ def _lives(sandbox: Sandbox) -> bool:
 
 
 class _Walled:
-    """A program in a sandbox, watched from a thread."""
+    """A program in a sandbox, watched from a thread. A context manager; the end of the block ends the program."""
 
-    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox, name: str) -> None:
+    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox) -> None:
         self.said = ""
         self._sandbox = sandbox
-        path = f"/var/tmp/attempts/{name}.py"
-        sandbox.files.write(path, PRELUDE + program.source, user="root")
-        words = " ".join(shlex.quote(word) for word in scene.arguments)
-        self._command = f"exec python3 -I {path} {words} 2>&1"
+        path = f"{_INSIDE}/{program.file.name}"
+        sandbox.files.write(path, program.file.read_bytes(), user="root")
+        words = " ".join(shlex.quote(word) for word in (*scene.arguments, *program.arguments))
+        self._command = f"exec python3 -E -s -B {path} {words} 2>&1"
         self._program = program
+        self._handle: CommandHandle | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -183,6 +211,9 @@ class _Walled:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._handle is not None and self._thread.is_alive():
+            with contextlib.suppress(Exception):
+                self._handle.kill()
         self._thread.join(self._program.timeout_s + 10)
 
     def ended(self) -> bool:
@@ -190,9 +221,10 @@ class _Walled:
 
     def _run(self) -> None:
         try:
-            self._sandbox.commands.run(
-                self._command, user=self._program.user, timeout=self._program.timeout_s, on_stdout=self._hear
+            self._handle = self._sandbox.commands.run(
+                self._command, background=True, user=self._program.user, timeout=self._program.timeout_s
             )
+            self._handle.wait(on_stdout=self._hear)
         except Exception as error:
             self.said += f"\n[{type(error).__name__}]"
 
@@ -201,25 +233,31 @@ class _Walled:
 
 
 class _Unwalled:
-    """A program on the host."""
+    """A program on the host. A context manager; the end of the block ends the program and all that it started."""
 
     def __init__(self, scene: Scene, program: Program) -> None:
-        self.said = ""
         self._scene = scene
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._at_the_end: str | None = None
+
+    @property
+    def said(self) -> str:
+        if self._at_the_end is not None:
+            return self._at_the_end
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), _HEARD, max(0, size - _HEARD)).decode("utf-8", "replace")
 
     def __enter__(self) -> Self:
-        self._process = run_unwalled(self._scene, PRELUDE + self._program.source, self._output.fileno())
+        self._process = run_unwalled(self._scene, self._program, self._output.fileno())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             end(self._process)
         with self._output:
-            self._output.seek(0)
-            self.said = self._output.read().decode("utf-8", "replace")
+            self._at_the_end = self.said
 
     def ended(self) -> bool:
         return self._process is None or self._process.poll() is not None

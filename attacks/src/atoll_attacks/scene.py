@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from atoll_attacks.attempt import PROGRAMS, Program
+
 if TYPE_CHECKING:
     from e2b import Sandbox
 
@@ -280,10 +282,15 @@ class Scene:
                         yield pid, int(number), os.readlink(place), os.stat(place), int(info.get("flags", "0"), 8)
 
 
-def run_unwalled(scene: Scene, source: str, output: int) -> subprocess.Popen[bytes]:
+def run_unwalled(scene: Scene, program: Program, output: int) -> subprocess.Popen[bytes]:
     """Starts a program on the host as root, in a mount namespace of its own so that its mounts stay its own."""
+    place = scene.world.directory / "programs"
+    place.mkdir(exist_ok=True)
+    for file in (PROGRAMS / "inside.py", program.file):
+        shutil.copyfile(file, place / file.name)
+    python = [sys.executable, "-E", "-s", "-B", str(place / program.file.name)]
     return subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", "-c", source, *scene.arguments],
+        ["unshare", "--mount", "--propagation", "private", *python, *scene.arguments, *program.arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

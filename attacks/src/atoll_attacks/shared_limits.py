@@ -13,76 +13,14 @@ import re
 import subprocess
 import sys
 
-from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Program
+from atoll_attacks.attempt import PROGRAMS, Attempt, Control, Family, Impossible, Program
 from atoll_attacks.scene import Scene, _text
 
 _TERMINALS = 300
 """More than a sandbox may have, with what the machine itself opens meanwhile."""
 _USER_OF_CONTROL = 54321
 
-_PROBE = """
-import ctypes, os, platform, struct, sys
-if sys.argv[1:] not in ([], ["0"]):
-    os.setgroups([]); os.setresgid(*[int(sys.argv[1])] * 3); os.setresuid(*[int(sys.argv[1])] * 3)
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-failed = []
-if libc.inotify_init1(0) < 0:
-    failed.append("watch")
-mq_open, mq_unlink, sigqueue = (240, 241, 129) if platform.machine() == "x86_64" else (180, 181, 138)
-name = b"probe-%d" % os.getpid()
-if libc.syscall(mq_open, name, os.O_CREAT | os.O_RDWR, 0o600, struct.pack("8q", 0, 2, 64, 0, 0, 0, 0, 0)) < 0:
-    failed.append("make a message queue")
-libc.syscall(mq_unlink, name)
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, {40})
-for _ in range(4):
-    if libc.syscall(sigqueue, os.getpid(), 40, struct.pack("iii", 40, 0, -1) + bytes(116)) < 0:
-        failed.append("queue a signal")
-        break
-print("CANNOT", *failed, sep=", ") if failed else print("CAN ALL")
-"""
-
-_TAKE = """
-kept = []
-def take(most, act):
-    got = 0
-    try:
-        while got < most:
-            kept.append(act(got))
-            got += 1
-    except OSError as error:
-        print(error, flush=True)
-    return got
-if TARGET != 1:
-    os.setresgid(54321, 54321, 54321); os.setresuid(54321, 54321, 54321)
-def inotify(_):
-    number = libc.inotify_init1(0)
-    if number < 0:
-        raise OSError(ctypes.get_errno(), "inotify_init1")
-    return number
-def queue(n):
-    shape = struct.pack("8q", 0, 10, 8192, 0, 0, 0, 0, 0)
-    return call("mq_open", b"%s-%d" % (TAG.encode(), n), os.O_CREAT | os.O_RDWR, 0o600, shape)
-signal.pthread_sigmask(signal.SIG_BLOCK, {40})
-note = struct.pack("iii", 40, 0, -1) + bytes(116)
-def pending(_):
-    return call("rt_sigqueueinfo", os.getpid(), 40, note)
-print("HOLDING", take(5000, inotify), "instances", take(250, queue), "queues", take(200000, pending), "signals",
-      flush=True)
-time.sleep(5)
-"""
-
-_TAKE_TERMINALS = """
-kept = []
-try:
-    while len(kept) < 4000:
-        kept.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
-except OSError as error:
-    print(error)
-print("HOLDING", len(kept), "terminals", flush=True)
-time.sleep(5)
-"""
+_PROBE = PROGRAMS / "resources" / "probe_shared_limits.py"
 
 
 def _others_go_without(scene: Scene) -> str | None:
@@ -94,7 +32,7 @@ def _others_go_without(scene: Scene) -> str | None:
 
 
 def _host_goes_without(user: int = 0) -> str | None:
-    words = [sys.executable, "-I", "-c", _PROBE, str(user)]
+    words = [sys.executable, "-I", str(_PROBE), str(user)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if "CAN ALL" in done.stdout:
         return None
@@ -107,7 +45,7 @@ def _neighbour_goes_without(scene: Scene) -> str | None:
 
     step = "run a command"
     try:
-        said = scene.other.commands.run(f"python3 -I - <<'END'\n{_PROBE}\nEND", timeout=20).stdout
+        said = scene.other.commands.run(f"python3 -I - <<'END'\n{_PROBE.read_text()}\nEND", timeout=20).stdout
         if "CAN ALL" not in said:
             return f"a neighbour: {said.strip()}"
         step = "watch a directory"
@@ -155,7 +93,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "namespace-owner",
         Family.POSTURE,
         "be counted for the host's root",
-        Program("hold(seconds=0.5)", "user"),
+        Program("posture/hold", "user"),
         _owner,
         Control(),
         (("gvisor", "its kernel counts for itself; the host's sees one process"),),
@@ -164,7 +102,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "counted-for-a-user",
         Family.RESOURCES,
         "leave others without watches, signals and message queues",
-        Program(_TAKE, "user"),
+        Program("resources/take_shared_limits", "user"),
         _others_go_without,
         Control(judge=lambda scene: _host_goes_without(_USER_OF_CONTROL) if "HOLDING" in scene.output else None),
     ),
@@ -172,7 +110,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "terminals",
         Family.RESOURCES,
         "leave others without terminals",
-        Program(_TAKE_TERMINALS, "user"),
+        Program("resources/take_terminals", "user"),
         _terminals,
         Impossible("it would leave this machine's programs without terminals"),
     ),

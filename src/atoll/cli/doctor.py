@@ -17,9 +17,13 @@ from atoll.config import Settings
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Finding, Verdict
+from atoll.model.capacity import derive
 from atoll.model.errors import AtollError
+from atoll.model.sandbox import Limits
 from atoll.node.backends import automatic_order
+from atoll.node.machine import machine_here
 
+_ENOUGH_PIDS = 32 * Limits().pids
 _MARKS = {Verdict.OK: "[green]ok  [/green]", Verdict.WARN: "[yellow]warn[/yellow]", Verdict.FAIL: "[red]FAIL[/red]"}
 
 
@@ -101,21 +105,45 @@ async def _tier(name: str, config: BackendConfig) -> list[Finding]:
 
 
 def _context(settings: Settings) -> list[Finding]:
-    found = [_data_dir(settings.data_dir), _templates(settings.templates_dir)]
+    found = [_data_dir(settings), _templates(settings.templates_dir), *_capacity(settings)]
     server = running.find(settings.data_dir)
     detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"
     found.append(Finding("server", Verdict.OK, detail, "" if server else "start it with `atoll serve`"))
     return found
 
 
-def _data_dir(path: Path) -> Finding:
+def _capacity(settings: Settings) -> list[Finding]:
+    """What sandboxes may have here, and whether the kernel's process numbers are too few for many of them."""
+    machine = machine_here(settings.data_dir)
+    capacity = derive(machine, settings.sizes)
+    most, all_, sums = capacity.maximum, capacity.at_once, capacity.total
+    detail = (
+        f"one sandbox at most {most.cpu_count} CPU, {most.memory_mib} MiB of memory, {most.disk_mib} MiB of disk, "
+        f"{most.pids} processes; all together use at most {all_.memory_mib} MiB and {all_.pids} processes, and leave "
+        f"{capacity.disk_reserve_mib} MiB of the disk free; their limits add up to at most {sums.memory_mib} MiB"
+    )
+    found = [Finding("capacity", Verdict.OK, detail)]
+    if all_.pids < _ENOUGH_PIDS:
+        words = (
+            f"all sandboxes together may have {all_.pids} processes: a few that fork without end leave none to others"
+        )
+        found.append(Finding("processes", Verdict.WARN, words, "sysctl kernel.pid_max=4194304"))
+    return found
+
+
+def _data_dir(settings: Settings) -> Finding:
+    path = settings.data_dir
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         return Finding("data directory", Verdict.FAIL, f"{nearest} cannot be written", "choose one with ATOLL_DATA_DIR")
     free_gib = shutil.disk_usage(nearest).free / 2**30
-    if free_gib < 2:
-        return Finding("data directory", Verdict.WARN, f"{path}: only {free_gib:.1f} GiB free", "make room")
-    return Finding("data directory", Verdict.OK, f"{path}: {free_gib:.0f} GiB free")
+    stop_gib = 2 * derive(machine_here(path), settings.sizes).disk_reserve_mib / 1024
+    if free_gib <= stop_gib:
+        detail = f"{path}: {free_gib:.1f} GiB free; below {stop_gib:.1f} no sandbox is made (twice the reserve)"
+        return Finding("data directory", Verdict.WARN, detail, "make room, or lower ATOLL_DISK_RESERVE_MIB")
+    return Finding(
+        "data directory", Verdict.OK, f"{path}: {free_gib:.0f} GiB free; below {stop_gib:.1f} no new sandbox"
+    )
 
 
 def _templates(path: Path) -> Finding:

@@ -88,7 +88,7 @@ def open_domain(settings: Settings, place: Path, user: int | None) -> TlsDomain 
         context = from_files(copies.certificate, copies.key, ALPN)
     else:
         directory = settings.data_dir / "tls"
-        authority = Authority(directory, "domain")
+        authority = Authority.kept_in(directory, "domain")
         context = from_authority(authority, (name, f"*.{name}"), ALPN)
         bundle = _write_bundle(directory / BUNDLE, authority.pem)
     sock = bind(settings.host, port)

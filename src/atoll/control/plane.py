@@ -17,6 +17,7 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
@@ -35,7 +36,7 @@ from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeClient, NodeEvents
+from atoll.model.seams import NodeEvents
 
 
 class ControlPlane:
@@ -43,14 +44,15 @@ class ControlPlane:
 
         async with (
             Store(url) as store,
-            RemoteNode(connect) as node,
-            ControlPlane(store=store, nodes=[node], policy=..., logs_dir=..., metrics_dir=...) as control,
+            RemoteNode(connect, presence=nodes) as node,
+            ControlPlane(store=store, nodes=nodes, policy=..., logs_dir=..., metrics_dir=...) as control,
         ):
             node.subscribe(control.node_events)
             app = create_app(control.services, Authenticator(keys, store.keys))
             ...  # serve; see `atoll.server.front`
 
     Args:
+        nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
@@ -60,7 +62,7 @@ class ControlPlane:
         self,
         *,
         store: Store,
-        nodes: Sequence[NodeClient],
+        nodes: NodeRegistry,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -70,21 +72,21 @@ class ControlPlane:
     ) -> None:
         clock = clock or SystemClock()
         policy = policy or Policy()
-        by_id = {node.node_id: node for node in nodes}
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
+        self._nodes = nodes
         self._background = background = Background()
         self._stack = AsyncExitStack()
         templates = TemplateService(nodes)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
-        quota = SandboxQuota(policy.max_sandboxes)
+        quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
-        lookup = SandboxLookup(store, by_id)
+        lookup = SandboxLookup(store, nodes)
         telemetry = SandboxTelemetry(
             lookup=lookup,
-            nodes=by_id,
+            nodes=nodes,
             live=quota.all,
             node_of=quota.node_of,
             clock=clock,
@@ -93,7 +95,7 @@ class ControlPlane:
         )
         ending = SandboxEnding(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             lookup=lookup,
             clock=clock,
             background=background,
@@ -104,7 +106,7 @@ class ControlPlane:
         )
         self.reconciliation = Reconciliation(
             store=store,
-            nodes=by_id,
+            nodes=nodes,
             clock=clock,
             background=background,
             quota=quota,
@@ -119,7 +121,7 @@ class ControlPlane:
             sandboxes=lookup,
             creation=SandboxCreation(
                 store=store,
-                nodes=by_id,
+                nodes=nodes,
                 templates=templates,
                 policy=policy,
                 clock=clock,
@@ -133,7 +135,7 @@ class ControlPlane:
             timeouts=SandboxTimeouts(
                 store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
             ),
-            network=SandboxNetwork(store, lookup, by_id),
+            network=SandboxNetwork(store, lookup, nodes),
             telemetry=telemetry,
             templates=templates,
             teams=TeamService(store, clock),
@@ -147,9 +149,11 @@ class ControlPlane:
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
+            self._nodes.returned = self.reconciliation.node_returned
+            self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())
             services = self.services
-            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher)
+            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher, self._nodes)
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -44,7 +44,7 @@ class EgressContext:
 
     ground: Callable[[], ForbiddenNetworks]
     budget: Budget
-    tls: Interception | None = None
+    tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
     clock: Callable[[], float] = time.monotonic
 
@@ -122,6 +122,7 @@ class SandboxEgress:
 
     def _accept(self) -> None:
         listener = self._sockets.connections
+        listener.setblocking(False)  # whoever else holds it, inside or in the node, shares this
         for _ in range(_AT_ONCE):
             if not self._paces[listener].go():
                 self._pause(listener)
@@ -160,7 +161,7 @@ class SandboxEgress:
                 self._pause(questions)
                 return
             try:
-                query, source = questions.recvfrom(dns.MAX_UDP + 1)
+                query, source = questions.recvfrom(dns.MAX_UDP + 1, socket.MSG_DONTWAIT)
             except OSError:
                 return
             if self._asking >= MAX_QUESTIONS or not self._budget.take():
@@ -174,7 +175,7 @@ class SandboxEgress:
             answer = await self.lookups.answer(query, record, tcp=False)
             if answer is not None and not self._closed:
                 with contextlib.suppress(OSError):
-                    self._sockets.questions.sendto(answer, source)
+                    self._sockets.questions.sendto(answer, socket.MSG_DONTWAIT, source)
         except Exception:
             log.exception("egress.question_failed")
 

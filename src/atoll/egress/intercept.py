@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from functools import cached_property
 
-from atoll.isolation.base import SandboxHandle
-from atoll.isolation.guest_client import order
 from atoll.tls import Authority
-
-_TELL_S = 5.0
 
 
 class Interception:
-    """`authority` is made when it is first needed: most servers never do."""
+    """Needs an authority before a sandbox's TLS can be ended; the node brings it with the first rule."""
 
-    def __init__(self, authority: Callable[[], Authority]) -> None:
-        self._make_authority = authority
+    def __init__(self) -> None:
+        self._authority: Authority | None = None
 
-    @cached_property
-    def authority(self) -> Authority:
-        """Raises PlatformError."""
-        return self._make_authority()
+    def use(self, certificate: str, key: str) -> None:
+        """The authority as PEM, which stays in memory. Raises ValueError."""
+        self._authority = Authority.from_pem(certificate, key)
 
     @cached_property
     def client_context(self) -> ssl.SSLContext:
@@ -32,13 +26,7 @@ class Interception:
         return context
 
     def server_context(self, name: str) -> ssl.SSLContext:
-        """Towards the sandbox, as the server `name`."""
-        return self.authority.server_context(name)
-
-
-async def tell_guest_to_trust(handle: SandboxHandle, pem: str) -> None:
-    """Puts our certificate into a living sandbox's trust store, over the guest's control port.
-
-    Raises SandboxGone, PlatformError (its guest does not do it).
-    """
-    await order(handle, "/init", {"caCertificate": pem}, within_s=_TELL_S)
+        """Towards the sandbox, as the server `name`. Raises OSError: there is no authority."""
+        if self._authority is None:
+            raise OSError("rules for HTTPS need a certificate authority, which this gateway has not")
+        return self._authority.server_context(name)

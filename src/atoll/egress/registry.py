@@ -1,36 +1,41 @@
-"""All exits of a node, by sandbox: attached when a sandbox begins or is adopted, detached when it ends."""
+"""All exits of a server, by sandbox: attached when a sandbox begins or is adopted, detached when it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 
 from atoll.egress.gateway import EgressContext, SandboxEgress
 from atoll.egress.policy import EgressPolicy
 from atoll.egress.records import EgressRecord
-from atoll.isolation.base import SandboxHandle
-from atoll.model.errors import AtollError, SandboxGone
+from atoll.isolation.base import EgressSockets
+from atoll.model.errors import AtollError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 
 _log = structlog.get_logger("atoll.gateway")
 
 
 class EgressRegistry:
-    """`around` is shared by all."""
+    """See `wire.egress.server.ServedGateway`. `context` is shared by all."""
 
     def __init__(self, context: EgressContext) -> None:
         self._context = context
         self._exits: dict[str, SandboxEgress] = {}
 
-    async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> bool:
-        """Opens the way out. False where the tier has none: then nothing leaves. Raises SandboxGone, PlatformError."""
+    def attach(self, sandbox_id: str, sockets: EgressSockets | None, network: NetworkPolicy) -> None:
+        """Takes over the sockets; whoever is attached keeps its own. Raises InvalidRequest: never checked entries."""
         policy = EgressPolicy.of(network)
-        sockets = await handle.egress_sockets()
-        if sockets is None:
-            return False
-        self._exits[handle.sandbox_id] = SandboxEgress(sockets, policy, self._context)
-        return True
+        known = self._exits.get(sandbox_id)
+        if known is not None:
+            if sockets is not None:
+                sockets.connections.close()
+                sockets.questions.close()
+            known.replace_policy(policy)
+        elif sockets is not None:
+            self._exits[sandbox_id] = SandboxEgress(sockets, policy, self._context)
+        else:
+            _log.warning("egress.no_sockets", sandbox_id=sandbox_id)
 
     async def detach(self, sandbox_id: str) -> None:
         """Cuts what is open. Idempotent; never raises but CancelledError."""
@@ -42,32 +47,34 @@ class EgressRegistry:
         except (AtollError, OSError) as error:
             _log.error("egress.close_failed", sandbox_id=sandbox_id, error=str(error))
 
-    async def aclose(self) -> None:
-        """Detaches all; the sandboxes' own ends of it stay for the next server."""
-        for sandbox_id in list(self._exits):
+    async def keep_only(self, sandbox_ids: Collection[str]) -> None:
+        """Detaches those that ended while no node was there to say so."""
+        for sandbox_id in self._exits.keys() - set(sandbox_ids):
             await self.detach(sandbox_id)
 
-    def update(self, sandbox_id: str, network: NetworkPolicy) -> None:
-        """At once. Raises SandboxGone: it has no exit."""
-        self._of(sandbox_id).replace_policy(EgressPolicy.of(network))
+    async def aclose(self) -> None:
+        """Detaches all; the sandboxes' own ends of it stay for the next gateway."""
+        await self.keep_only(())
+
+    def update(self, sandbox_id: str, network: NetworkPolicy) -> bool:
+        """At once. False: it is not attached. Raises InvalidRequest."""
+        policy = EgressPolicy.of(network)
+        exit_ = self._exits.get(sandbox_id)
+        if exit_ is not None:
+            exit_.replace_policy(policy)
+        return exit_ is not None
 
     def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without a way out."""
         exit_ = self._exits.get(sandbox_id)
-        return [_told(record) for record in exit_.records()] if exit_ is not None else []
+        return [_shown(record) for record in exit_.records()] if exit_ is not None else []
 
-    def has(self, sandbox_id: str) -> bool:
-        """Whether it has a way out."""
-        return sandbox_id in self._exits
-
-    def _of(self, sandbox_id: str) -> SandboxEgress:
-        exit_ = self._exits.get(sandbox_id)
-        if exit_ is None:
-            raise SandboxGone(sandbox_id)
-        return exit_
+    def trust(self, certificate: str, key: str) -> None:
+        """Of the authority for HTTPS under a rule, as PEM. Raises ValueError."""
+        self._context.tls.use(certificate, key)
 
 
-def _told(record: EgressRecord) -> NetworkConnection:
+def _shown(record: EgressRecord) -> NetworkConnection:
     return NetworkConnection(
         time=record.time,
         protocol=record.protocol,

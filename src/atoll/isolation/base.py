@@ -104,6 +104,8 @@ class BackendConfig:
     """Where programs lie that `atoll doctor --fix` has unpacked for us; None: only the machine's own are used."""
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The server's environment: PATH, and the settings that belong to one tier alone (each tier documents its own)."""
+    at_once: Limits | None = None
+    """What all sandboxes of the server together, of every tier, may use of memory and processes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,18 @@ class Captured:
     memory: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """A sandbox's disk that lies in a sparse file of the host's. Bytes."""
+
+    allocated: int
+    """What its programs were given, written or not."""
+    taken: int
+    """What it takes of the host's file system."""
+    free: int
+    """What it could still give them, by its size."""
+
+
 class SandboxHandle(ABC):
     """A live sandbox as its backend sees it. Every method is safe to call at any time, also after the end."""
 
@@ -156,6 +170,17 @@ class SandboxHandle(ABC):
     @abstractmethod
     async def stats(self) -> SandboxStats:
         """One reading, from the host's side. Raises SandboxGone."""
+
+    async def disk_use(self) -> DiskUse | None:
+        """None: it has no disk of its own, is gone, or the tier cannot tell."""
+        return None
+
+    async def allow_disk(self, more: int | None) -> None:
+        """From now on its disk gives its programs that many more bytes at most (then ENOSPC); None: all it has.
+
+        Best effort: it may be gone.
+        """
+        return
 
     def on_oom(self, tell: Callable[[OomKill], None]) -> None:
         """From now on `tell` hears (in the loop, never twice of one) of processes ended because memory ran out.

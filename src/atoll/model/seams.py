@@ -4,7 +4,7 @@ Implementations never import one another; `atoll.server` joins them.
 
 control ──NodeClient──► node ──IsolationBackend──► sandbox
    ▲                     │
-   └────NodeEvents───────┘
+   └────NodeEvents, NodePresence
 edge ──RouteTable──► (whoever composed the server)
 """
 
@@ -28,6 +28,15 @@ class NodeSandbox:
     sandbox_id: str
     tier: str
     steps_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What a node tells of itself when it registers, and with each heartbeat. `load`: load average per processor."""
+
+    sandboxes: int
+    draining: bool = False
+    load: float = 0.0
 
 
 class NodeClient(Protocol):
@@ -101,6 +110,22 @@ class NodeEvents(Protocol):
 
     async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
         """New entries of its log, by number. After a restart of the server some come a second time."""
+        ...
+
+
+class NodePresence(Protocol):
+    """Who is told that a node is there, how it is, and that it is not there any more. All calls are synchronous."""
+
+    def registered(self, node: NodeClient, status: NodeStatus) -> None:
+        """A connection to it was made, the first or another: what both sides know may differ now."""
+        ...
+
+    def beat(self, node_id: str, status: NodeStatus) -> None:
+        """It lives. Called about once a second while it does."""
+        ...
+
+    def lost(self, node_id: str) -> None:
+        """Its connection has ended. It is being connected to again."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a start does with each sandbox's directory that it finds: a pure decision (`fate`), and the reading before it.
+"""What a start does with each sandbox's directory that it finds: a pure decision, carried out by `takeover`.
 
 never finished                 discard
 CREATING, KILLING              end what is left of it, then discard: nobody was told of it, or it was to end
@@ -11,9 +11,7 @@ of a newer version             leave, with its processes
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 
-from atoll.isolation import directory
 from atoll.isolation.directory import Newer, Recorded
 from atoll.model.sandbox import SandboxState as S
 
@@ -43,8 +41,3 @@ def fate(found: Recorded | Newer | None) -> Fate:
     if found is None:
         return Fate.DISCARD
     return Fate.LEAVE if isinstance(found, Newer) else _OF_STATE[found.state.state]
-
-
-def look(sandboxes: Path) -> dict[str, Recorded | Newer | None]:
-    """Sandbox id → what its directory says. Raises OSError for a record that is there and cannot be read."""
-    return {path.name: directory.read(path) for path in sorted(sandboxes.iterdir()) if path.is_dir()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -13,17 +11,15 @@ from enum import StrEnum
 from typing import NoReturn
 
 import structlog
-import uvloop
 
-from atoll.isolation.linux.sys.fork import rewrite_command_line
-from atoll.model.errors import AtollError, PlatformError
-from atoll.server import front, node
+from atoll.model.errors import AtollError
+from atoll.server import front, gateway, node
 from atoll.server.plan import Plan, control_dir, node_dir, root_place
-from atoll.server.rights import Rights, end_with_parent, give_up
+from atoll.server.process import live, say
+from atoll.server.rights import Rights, give_up
 from atoll.wire.node.codec import error_from_json, error_to_json
 
 STOP_S = 30.0
-NODE_STOP_S = 30.0
 """A stop that takes longer ends the process as it is; the next start reclaims what is left."""
 _FIRST_WORDS_MAX = 65536
 
@@ -35,6 +31,7 @@ class Role(StrEnum):
 
     NODE = "node"
     FRONT = "front"
+    EGRESS = gateway.NAME
 
 
 class Child:
@@ -121,67 +118,47 @@ class Child:
 
 def _be(role: Role, plan: Plan, parent: int, writing: int) -> NoReturn:
     """The child's life. Whatever happens, it never returns into the launcher's code."""
-    status = 1
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        os.set_inheritable(writing, False)
-        rewrite_command_line(f"atoll: {role.value}")
+        if role is Role.EGRESS:
+            gateway.become(_orders(plan, parent, writing))
+        plan.egress.close()
         if role is Role.NODE:
             plan.close_sockets()
-        if role is Role.FRONT:
-            _give_up(plan)
-        end_with_parent(parent)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(role, plan, writing))
-        status = 0
+            live(role.value, parent, writing, _keep_all, lambda ready, stop: node.run(plan, ready, stop))
+        live(role.value, parent, writing, lambda: _give_up(plan), lambda ready, stop: front.run(plan, ready, stop))
     except AtollError as error:
-        _say(writing, error_to_json(error))
-    except OSError as error:
-        _say(writing, error_to_json(PlatformError(f"the {role.value} process cannot start: {error}")))
+        say(writing, error_to_json(error))
     except BaseException:
         _log.exception("process.failed", process=role.value)
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+        os._exit(1)
+
+
+def _orders(plan: Plan, parent: int, writing: int) -> gateway.Orders:
+    """Raises InvalidRequest."""
+    settings = plan.settings
+    gateway.private_networks(settings)
+    return gateway.Orders(
+        parent,
+        plan.egress.fileno(),
+        writing,
+        plan.gateway_user,
+        str(root_place(settings.data_dir, gateway.NAME)),
+        settings.egress_allow_private,
+        settings.name_servers,
+        settings.log_level,
+        settings.log_format,
+    )
+
+
+def _keep_all() -> None:
+    """The node makes sandboxes: it needs what the server has."""
 
 
 def _give_up(plan: Plan) -> None:
     data_dir = plan.settings.data_dir
-    give_up(Rights(plan.user, writable=(control_dir(data_dir),), readable=(node_dir(data_dir),)), root_place(data_dir))
-
-
-def _say(writing: int, words: object) -> None:
-    with contextlib.suppress(OSError):
-        os.write(writing, json.dumps(words).encode())
-
-
-async def _run(role: Role, plan: Plan, writing: int) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    starting = True
-
-    def ready() -> None:
-        nonlocal starting
-        starting = False
-        _say(writing, "ready")
-        os.close(writing)
-        gc.freeze()  # what is here now stays: neither collections nor the exit need to look at it again
-
-    def ask_to_stop() -> None:
-        stop.set()
-        if starting:
-            work.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, ask_to_stop)
-    # A terminal's ^C reaches every process; the launcher turns it into an orderly stop.
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    work = asyncio.create_task((node if role is Role.NODE else front).run(plan, ready, stop))
-    try:
-        await work
-    except asyncio.CancelledError:
-        if not stop.is_set():
-            raise
+    rights = Rights(plan.user, writable=(control_dir(data_dir),), readable=(node_dir(data_dir),))
+    give_up(rights, root_place(data_dir, Role.FRONT.value))

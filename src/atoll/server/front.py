@@ -9,9 +9,9 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
 from atoll.control.events.outbound import parse_networks
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
-from atoll.control.sandboxes.sizing import Maximum
 from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
@@ -29,12 +29,13 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     """Serves the bound sockets until `stop`. Raises PlatformError, OSError."""
     settings = plan.settings
     kept = control_dir(settings.data_dir)
+    nodes = NodeRegistry()
     async with (
         Store(plan.database_url) as store,
-        RemoteNode(unix(plan.node_socket)) as node,
+        RemoteNode(unix(plan.node_socket), presence=nodes) as node,
         ControlPlane(
             store=store,
-            nodes=[node],
+            nodes=nodes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -43,7 +44,6 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         ) as control,
     ):
         node.subscribe(control.node_events)
-        node.reconnected = control.reconciliation.node_came_back
         routes = LiveRoutes()
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
@@ -67,6 +67,8 @@ def _policy(plan: Plan) -> Policy:
         max_timeout_s=settings.max_timeout_s,
         max_sandboxes=settings.max_sandboxes,
         domain=plan.domain,
-        maximum=Maximum(settings.max_cpu, settings.max_memory_mib, settings.max_disk_mib, settings.max_pids),
+        maximum=plan.capacity.maximum,
+        team=plan.capacity.team,
+        node=plan.capacity.total,
         template_wait_s=settings.template_wait_s,
     )

@@ -1,9 +1,9 @@
 """`atoll serve`: starts the server's processes, starts those again that end, and stops all in order.
 
-    lock data dir ─► bind ─► node ─► front ─► tell: server.json, --ready-fd
-                                 │ SIGTERM, SIGINT, end of --lifeline-fd
-                                 ▼
-                     stop: front, then node; forced after STOP_S
+    lock data dir ─► bind ─► egress, node ─► front ─► tell: server.json, --ready-fd
+                                         │ SIGTERM, SIGINT, end of --lifeline-fd
+                                         ▼
+                     stop: front, node, egress; forced after STOP_S
 
 Single-threaded and without an event loop, so that it can fork at any time: a process that is started again begins with
 everything loaded. It reads nothing but signals, the lifeline and its children's first words.
@@ -29,10 +29,13 @@ from atoll.cli.domain import open_domain
 from atoll.config import Settings
 from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
+from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
-from atoll.server.child import NODE_STOP_S, STOP_S, Child, Role
-from atoll.server.plan import Plan, check_database, control_dir, prepare_directories
-from atoll.server.rights import unused_user
+from atoll.node.machine import machine_here
+from atoll.server.child import STOP_S, Child, Role
+from atoll.server.plan import Plan, check_database, control_dir, egress_socket, prepare_directories
+from atoll.server.rights import unused_users
+from atoll.wire import unix
 
 _PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0)
 """Before a process that keeps ending is started once more."""
@@ -66,7 +69,7 @@ def serve(settings: Settings, wires: Wires) -> None:
     _raise_descriptor_limit()
     with running.exclusive(settings.data_dir):
         keys = configured_keys(settings.api_keys, settings.data_dir)
-        user = unused_user() if os.getuid() == 0 else None
+        user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)
         if user is not None:
             check_database(settings)
         with contextlib.ExitStack() as sockets:
@@ -75,9 +78,18 @@ def serve(settings: Settings, wires: Wires) -> None:
             if tls is not None:
                 sockets.enter_context(contextlib.closing(tls.sock))
             sock = sockets.enter_context(contextlib.closing(bind(settings.host, settings.port)))
+            egress = sockets.enter_context(contextlib.closing(unix.bind(egress_socket(settings.data_dir))))
             gc.freeze()  # what is loaded now stays, and is shared with every child
-            Launcher(Plan(settings, tuple(keys), sock, tls, user), wires).run()
+            capacity = _capacity(settings)
+            Launcher(Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity), wires).run()
     _log.info("stopped")
+
+
+def _capacity(settings: Settings) -> Capacity:
+    capacity = derive(machine_here(settings.data_dir), settings.sizes)
+    parts = {name: getattr(capacity, name).as_json() for name in ("maximum", "team", "total", "at_once")}
+    _log.info("capacity", disk_reserve_mib=capacity.disk_reserve_mib, **parts)
+    return capacity
 
 
 class Launcher:
@@ -88,9 +100,12 @@ class Launcher:
         self._wires = wires
         self._node = Child(Role.NODE, plan)
         self._front = Child(Role.FRONT, plan)
+        self._egress = Child(Role.EGRESS, plan)
+        self._children = (self._front, self._node, self._egress)
+        """In the order of a stop."""
         self._stopping = False
         self._certificates = plan.tls.files if plan.tls is not None else None
-        self._ends: dict[Role, list[float]] = {Role.NODE: [], Role.FRONT: []}
+        self._ends: dict[Role, list[float]] = {role: [] for role in Role}
         self._due: dict[Role, float] = {}
 
     def run(self) -> None:
@@ -103,18 +118,23 @@ class Launcher:
                         self._watch(waking)
                 self._stop(waking)
             except BaseException:
-                for child in (self._front, self._node):
+                for child in self._children:
                     child.kill()
                 raise
 
     def _first_start(self, waking: int) -> None:
-        for child in (self._node, self._front):
-            child.start()
+        self._egress.start()  # it needs longer than a fork, and nobody needs it yet
+        started = [self._egress]
+        for child in (self._node, self._front, self._egress):
+            if child not in started:
+                child.start()
+                started.append(child)
             while not self._stopping and not child.is_ready:
                 self._wait(waking, None)
-                child.listen()
-                if child.has_ended():
-                    raise child.failure or PlatformError(f"the {child.role} process ended before it was ready")
+                for one in started:
+                    one.listen()
+                    if one.has_ended():
+                        raise one.failure or PlatformError(f"the {one.role} process ended before it was ready")
 
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
@@ -132,7 +152,7 @@ class Launcher:
     def _watch(self, waking: int) -> None:
         while not self._stopping:
             self._wait(waking, min(self._due.values(), default=None))
-            for child in (self._node, self._front):
+            for child in self._children:
                 child.listen()
                 if child.role not in self._due and child.has_ended():
                     self._plan_restart(child)
@@ -150,14 +170,14 @@ class Launcher:
         _log.error("process.ended", process=child.role.value, how=reason, again_in_s=pause)
 
     def _stop(self, waking: int) -> None:
-        """The front first: it may still have to end sandboxes through the node."""
+        """The front first: it may still have to end sandboxes through the node. The gateway goes on to the last."""
         _log.info("stopping", keep_sandboxes=self._plan.settings.keep_sandboxes)
-        for child, within in ((self._front, STOP_S), (self._node, NODE_STOP_S)):
+        for child in self._children:
             child.terminate()
-            deadline = time.monotonic() + within
+            deadline = time.monotonic() + STOP_S
             while not child.has_ended():
                 if time.monotonic() > deadline:
-                    _log.error("the stop took too long; ending as it is", process=child.role.value, seconds=within)
+                    _log.error("the stop took too long; ending as it is", process=child.role.value, seconds=STOP_S)
                     child.kill()
                     raise SystemExit(1)
                 self._wait(waking, deadline)
@@ -169,7 +189,7 @@ class Launcher:
             with contextlib.suppress(OSError):  # half written: next time
                 self._certificates.refresh()
             until = min(until or float("inf"), time.monotonic() + _REFRESH_S)
-        ears = [waking, *(child.ear for child in (self._node, self._front) if child.ear is not None)]
+        ears = [waking, *(child.ear for child in self._children if child.ear is not None)]
         if lifeline is not None and not self._stopping:
             ears.append(lifeline)
         timeout = None if until is None else max(0.0, until - time.monotonic())
@@ -185,7 +205,7 @@ class Launcher:
             return  # `has_ended` looks
         if self._stopping:
             _log.warning("asked twice to stop: ending at once", signal=number.name)
-            for child in (self._front, self._node):
+            for child in self._children:
                 child.kill()
             os._exit(128 + number)
         self._ask_to_stop(number.name)

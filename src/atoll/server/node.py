@@ -3,63 +3,114 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from atoll.config import Settings
 from atoll.images.builds import TemplateBuilds, program
+from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
+from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
-from atoll.model.errors import InvalidRequest
-from atoll.model.network import Network, is_address, split_targets
+from atoll.model.capacity import Capacity
+from atoll.node.backends import Load
+from atoll.node.directories import SandboxDirectories
+from atoll.node.disk_space import DiskSpace
+from atoll.node.egress import NodeEgress
+from atoll.node.gateway import EgressGateway, NoGateway
 from atoll.node.supervisor import Supervisor
+from atoll.node.templates import NodeTemplates
+from atoll.node.tiers import Tiers
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
+from atoll.tls import Authority
+from atoll.wire.egress.client import RemoteGateway
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_unix
+from atoll.wire.unix import connect
 
 
 async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> None:
-    """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), InvalidRequest, OSError."""
-    async with _node(plan.settings) as agent:
+    """Serves the front until `stop`. Raises BackendUnavailable (no tier works here), OSError."""
+    gateway = RemoteGateway(
+        functools.partial(connect, plan.gateway_socket),
+        lambda: Authority.kept_in(plan.settings.data_dir / "tls", "egress"),
+    )
+    async with _node(plan.settings, plan.capacity, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
             plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
             agent.subscribe(server)
             agent.subscribe_routes(server)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.drain)
             ready()
             async with Watchdog("node"):
                 await stop.wait()
 
 
+def supervisor(
+    *,
+    data_dir: Path,
+    templates: Templates,
+    builds: TemplateBuilds | None = None,
+    isolation: str = "auto",
+    node_id: str = "local",
+    keep_sandboxes: bool = True,
+    gateway: EgressGateway | None = None,
+    disk_reserve: int = 0,
+    load_backend: Load = registry.load,
+    common: BackendConfig | None = None,
+) -> Supervisor:
+    """The node with all its parts.
+
+    Args:
+        data_dir: below it `sandboxes/`, `ready/`, `trash/`, `run/` are made. One server at a time.
+        templates: what a create may name.
+        builds: makes built-in templates that are missing; None: nothing does.
+        isolation: the name of a tier, or `auto`.
+        node_id, keep_sandboxes: see Supervisor.
+        gateway: the way out of sandboxes; None: they reach nothing.
+        disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
+        load_backend, common: see Tiers.
+    """
+    directories = SandboxDirectories(data_dir)
+    return Supervisor(
+        directories=directories,
+        tiers=Tiers(isolation, data_dir / "run", load_backend, common),
+        templates=NodeTemplates(templates, builds),
+        egress=NodeEgress(gateway or NoGateway(), directories),
+        disk=DiskSpace(data_dir, disk_reserve),
+        node_id=node_id,
+        keep_sandboxes=keep_sandboxes,
+    )
+
+
 @asynccontextmanager
-async def _node(settings: Settings) -> AsyncIterator[Supervisor]:
+async def _node(settings: Settings, capacity: Capacity, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
-        Supervisor(
+        supervisor(
             data_dir=settings.data_dir,
             templates=templates,
             builds=builds,
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
-            egress_allow_private=_private_networks(settings),
-            name_servers=settings.name_servers or None,
-            common=BackendConfig(settings.data_dir / "run", tools_dir=settings.tools_dir, environ=dict(os.environ)),
+            gateway=gateway,
+            disk_reserve=capacity.disk_reserve_mib << 20,
+            common=BackendConfig(
+                settings.data_dir / "run",
+                tools_dir=settings.tools_dir,
+                environ=dict(os.environ),
+                at_once=capacity.at_once,
+            ),
         ) as agent,
     ):
         known = {template.template_id for template in templates.list_templates()}
         builds.prepare([name for name in settings.prepare_templates if name not in known])
         yield agent
-
-
-def _private_networks(settings: Settings) -> tuple[Network, ...]:
-    networks, names = split_targets(settings.egress_allow_private, "ATOLL_EGRESS_ALLOW_PRIVATE")
-    if names:
-        raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
-    for server in settings.name_servers:
-        if not is_address(server):
-            raise InvalidRequest(f"ATOLL_NAME_SERVERS takes IP addresses, not {server!r}")
-    return networks

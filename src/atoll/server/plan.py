@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 from atoll.cli.domain import TlsDomain
 from atoll.config import Settings
 from atoll.control.store import default_url
+from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
 
 _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
@@ -21,7 +22,8 @@ _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
 class Plan:
     """Made by the launcher before it starts anything; every process inherits it.
 
-    `user` is the front's: None where the server is not root.
+    `user` is the front's, `gateway_user` the egress gateway's: None where the server is not root. `egress` is where the
+    gateway hears the node; it stays open while the gateway is started again.
     """
 
     settings: Settings
@@ -29,6 +31,9 @@ class Plan:
     sock: socket.socket
     tls: TlsDomain | None
     user: int | None
+    gateway_user: int | None
+    egress: socket.socket
+    capacity: Capacity
 
     @property
     def domain(self) -> str:
@@ -41,6 +46,11 @@ class Plan:
     def node_socket(self) -> Path:
         """Where the node hears the front."""
         return node_dir(self.settings.data_dir) / "control.sock"
+
+    @property
+    def gateway_socket(self) -> Path:
+        """Where the gateway hears the node."""
+        return egress_socket(self.settings.data_dir)
 
     def close_sockets(self) -> None:
         """In a process that no stranger is to reach."""
@@ -63,9 +73,14 @@ def control_dir(data_dir: Path) -> Path:
     return data_dir / "control"
 
 
-def root_place(data_dir: Path) -> Path:
-    """Where the front's root directory is put together; empty for every other process."""
-    return data_dir / "front-root"
+def egress_socket(data_dir: Path) -> Path:
+    """Only root may come as far as that."""
+    return data_dir / "egress.sock"
+
+
+def root_place(data_dir: Path, process: str) -> Path:
+    """Where the root directory of a process is put together; empty for every other process."""
+    return data_dir / f"{process}-root"
 
 
 def database_url(settings: Settings) -> str:
@@ -89,7 +104,8 @@ def prepare_directories(data_dir: Path, user: int | None) -> None:
     node, control = node_dir(data_dir), control_dir(data_dir)
     control.mkdir(mode=0o700, exist_ok=True)
     node.mkdir(mode=0o755, exist_ok=True)
-    root_place(data_dir).mkdir(mode=0o700, exist_ok=True)
+    for process in ("front", "egress"):
+        root_place(data_dir, process).mkdir(mode=0o700, exist_ok=True)
     for name in (*_DATABASE, "logs", "metrics"):
         if (data_dir / name).exists() and not (control / name).exists():
             (data_dir / name).rename(control / name)

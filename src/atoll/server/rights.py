@@ -20,7 +20,7 @@ from pathlib import Path
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.isolation.linux.sys.seccomp import Rule
-from atoll.isolation.namespaces import posture
+from atoll.isolation.namespaces import posture, system_calls
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -48,10 +48,10 @@ class Rights:
     memory_mib: int = 2048
 
 
-def unused_user() -> int:
-    """A user id that belongs to nobody on this machine; the same one every time, unless somebody has taken it."""
+def unused_users(count: int) -> list[int]:
+    """User ids that belong to nobody on this machine; the same every time, unless somebody has taken one."""
     taken = {entry.pw_uid for entry in pwd.getpwall()}
-    return next(user for user in _USERS if user not in taken)
+    return [user for user in _USERS if user not in taken][:count]
 
 
 def end_with_parent(parent: int) -> None:
@@ -68,7 +68,7 @@ def give_up(rights: Rights, scratch: Path) -> None:
     """
     if rights.user is not None:
         _enter_root_of(rights, scratch)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (posture.CORE_LIMIT, posture.CORE_LIMIT))
     resource.setrlimit(resource.RLIMIT_DATA, (rights.memory_mib << 20, rights.memory_mib << 20))
     syscalls.join_new_session_keyring()
     if rights.user is not None:
@@ -79,7 +79,8 @@ def give_up(rights: Rights, scratch: Path) -> None:
         caps.limit_own(frozenset())
     syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
     rules = [*posture.seccomp_rules(), *(Rule(number, errno.EPERM) for number in _NEEDLESS[syscalls.MACHINE])]
-    seccomp.install(seccomp.assemble(rules, posture.NEWEST_SYSCALL))
+    allowed = system_calls.numbers(system_calls.ALLOWED)
+    seccomp.install(seccomp.assemble(rules, system_calls.NEWEST_SYSCALL, allowed=allowed))
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 

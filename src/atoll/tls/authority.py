@@ -15,6 +15,7 @@ import os
 import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
@@ -33,28 +34,40 @@ _SKEW = datetime.timedelta(hours=1)
 
 
 class Authority:
-    """Loads the CA from `directory`, or makes it. Raises PlatformError when it can do neither."""
+    """One certificate and its key. Made by `kept_in` or `from_pem`."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self._key_path = directory / f"{name}-ca.key"
-        self._certificate_path = directory / f"{name}-ca.crt"
-        try:
-            if not (self._key_path.exists() and self._certificate_path.exists()):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._make(f"Atoll {name} CA")
-            key = serialization.load_pem_private_key(self._key_path.read_bytes(), None)
-            self._certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise PlatformError(
-                f"the certificate authority in {directory} cannot be used: {error}", hint=f"remove {self._key_path}"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise PlatformError(f"{self._key_path} is not a key of this server", hint="remove it")
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
         self._key = key
-        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
         self._contexts: OrderedDict[
             tuple[tuple[str, ...], tuple[str, ...]], tuple[datetime.datetime, ssl.SSLContext]
         ] = OrderedDict()
+
+    @staticmethod
+    def kept_in(directory: Path, name: str) -> Authority:
+        """The one in `directory`, made where there is none. Raises PlatformError when it can be neither."""
+        key, certificate = directory / f"{name}-ca.key", directory / f"{name}-ca.crt"
+        try:
+            if not (key.exists() and certificate.exists()):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make(key, certificate, f"Atoll {name} CA")
+            return Authority.from_pem(certificate.read_text(), key.read_text())
+        except (OSError, ValueError) as error:
+            raise PlatformError(
+                f"the certificate authority in {directory} cannot be used: {error}", hint=f"remove {key}"
+            ) from error
+
+    @staticmethod
+    def from_pem(certificate: str, key: str) -> Authority:
+        """Raises ValueError: it is none."""
+        loaded = serialization.load_pem_private_key(key.encode(), None)
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+            raise ValueError("its key is not a key of this server")
+        return Authority(x509.load_pem_x509_certificate(certificate.encode()), loaded)
+
+    @cached_property
+    def _leaf_key(self) -> ec.EllipticCurvePrivateKey:
+        return ec.generate_private_key(ec.SECP256R1())
 
     @property
     def pem(self) -> str:
@@ -71,16 +84,21 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(list(alpn))
-        _load(context, self.issue(names) + self._private_pem(self._leaf_key))
+        _load(context, self.issue(names) + _private_pem(self._leaf_key))
         self._contexts[names, alpn] = (now + datetime.timedelta(days=_LEAF_DAYS - _RENEW_BEFORE_DAYS), context)
         while len(self._contexts) > _KEPT_LEAVES:
             self._contexts.popitem(last=False)
         return context
 
     @property
+    def key_pem(self) -> str:
+        """The CA's private key: whoever has it is believed by all who trust the certificate."""
+        return _private_pem(self._key).decode()
+
+    @property
     def leaf_key_pem(self) -> bytes:
         """The process's leaf key, which `issue` certifies."""
-        return self._private_pem(self._leaf_key)
+        return _private_pem(self._leaf_key)
 
     def issue(self, names: Sequence[str], *, for_peers: bool = False) -> bytes:
         """A leaf certificate (PEM) for the process's leaf key; `for_peers`: it may also be shown by a client."""
@@ -102,36 +120,37 @@ class Authority:
         )
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def _make(self, title: str) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.datetime.now(datetime.UTC)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
-        signing = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
-            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
-            decipher_only=False,
-        )  # fmt: skip
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _SKEW)
-            .not_valid_after(now + datetime.timedelta(days=_CA_DAYS))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(signing, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        _write_private(self._key_path, self._private_pem(key))
-        self._certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    @staticmethod
-    def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-        return key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+def _make(key_path: Path, certificate_path: Path, title: str) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
+    signing = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+        decipher_only=False,
+    )  # fmt: skip
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + datetime.timedelta(days=_CA_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(signing, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _write_private(key_path, _private_pem(key))
+    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _general_name(name: str) -> x509.GeneralName:

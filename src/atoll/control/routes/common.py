@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from atoll.control.access.auth import Caller
 from atoll.control.services import Services
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest.errors import Error
 
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": rest.Error, "description": text}
+    status: {"model": Error, "description": text}
     for status, text in ((400, "Bad request"), (401, "No or wrong API key"), (404, "Not found"), (409, "Conflict"))
 }
 """For the interface's document: what any route may answer besides success."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from atoll.control.access.keys import PREFIX
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
 from atoll.control.store import ApiKey
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import keys as rest
 
 router = APIRouter(tags=["api-keys"])
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 
 from atoll.control.routes import ordering
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply_list
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import network as rest
 
 router = APIRouter(tags=["network"])
 

@@ -10,17 +10,16 @@ from atoll.control.sandboxes.orders import CreateOrder
 from atoll.model.errors import Conflict, InvalidRequest, NotOffered
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxRecord, SandboxState
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest.network import NetworkConfig, NetworkEgress, NetworkRule, NetworkUpdate
+from atoll.wire.rest.sandboxes import AutoResume, NewSandboxV2
 
 _PLACEHOLDER = "${e2b."
 _LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
 
 
-def order_from(
-    body: rest.NewSandboxV2, default_timeout_s: int, *, secure: bool, idempotency_key: str | None
-) -> CreateOrder:
+def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idempotency_key: str | None) -> CreateOrder:
     """Raises NotOffered for what this Atoll cannot keep its word on."""
-    network = body.network or rest.NetworkConfig()
+    network = body.network or NetworkConfig()
     refuse_pausing(auto_pause=body.auto_pause, auto_resume=body.auto_resume)
     _refuse_unoffered(body, network)
     return CreateOrder(
@@ -37,7 +36,7 @@ def order_from(
     )
 
 
-def refuse_pausing(*, auto_pause: bool | None, auto_resume: rest.AutoResume | None = None) -> None:
+def refuse_pausing(*, auto_pause: bool | None, auto_resume: AutoResume | None = None) -> None:
     """Raises NotOffered: a sandbox that would be killed at its timeout all the same would lose its owner's work."""
     if auto_pause or (auto_resume is not None and auto_resume.enabled):
         raise NotOffered(
@@ -47,7 +46,7 @@ def refuse_pausing(*, auto_pause: bool | None, auto_resume: rest.AutoResume | No
         )
 
 
-def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> None:
+def _refuse_unoffered(body: NewSandboxV2, network: NetworkConfig) -> None:
     unoffered = {
         "mcp": body.mcp,
         "iam": (body.iam or {}).get("tokens"),
@@ -59,7 +58,7 @@ def _refuse_unoffered(body: rest.NewSandboxV2, network: rest.NetworkConfig) -> N
             raise NotOffered(f"{name} is not supported by this server yet", hint="create the sandbox without it")
 
 
-def refuse_what_only_a_create_says(given: rest.NetworkUpdate) -> None:
+def refuse_what_only_a_create_says(given: NetworkUpdate) -> None:
     """Raises InvalidRequest for a part of the network that cannot be changed while the sandbox runs."""
     fixed = {
         "allowPublicTraffic": given.allow_public_traffic,
@@ -71,7 +70,7 @@ def refuse_what_only_a_create_says(given: rest.NetworkUpdate) -> None:
             raise InvalidRequest(f"{name} cannot be changed once the sandbox runs", hint="say it in the create call")
 
 
-def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> NetworkPolicy:
+def network_from(allow_internet: bool | None, network: NetworkEgress) -> NetworkPolicy:
     """What a create or an update of the network says. Raises InvalidRequest, NotOffered."""
     if network.egress_proxy:
         raise NotOffered(
@@ -92,7 +91,7 @@ def network_from(allow_internet: bool | None, network: rest.NetworkEgress) -> Ne
     )
 
 
-def _refuse_unknown(network: rest.NetworkEgress, rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:
+def _refuse_unknown(network: NetworkEgress, rules: Mapping[str, Sequence[NetworkRule] | None]) -> None:
     """Of a newer SDK; ignored, a sandbox might reach what it must not."""
     given = [rule for some in rules.values() for rule in some or ()]
     for part in (network, *given, *(rule.transform for rule in given if rule.transform is not None)):
@@ -101,7 +100,7 @@ def _refuse_unknown(network: rest.NetworkEgress, rules: Mapping[str, Sequence[re
                 raise NotOffered(f"network: {name[:100]!r} is not supported by this server", hint="leave it out")
 
 
-def _refuse_placeholders(rules: Mapping[str, Sequence[rest.NetworkRule] | None]) -> None:
+def _refuse_placeholders(rules: Mapping[str, Sequence[NetworkRule] | None]) -> None:
     """`Secret.fill` writes a name for the server to resolve: unresolved, it would go out as if it were the value."""
     for given in rules.values():
         for rule in given or ():

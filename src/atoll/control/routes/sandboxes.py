@@ -14,23 +14,16 @@ from atoll.control.routes.leaving import Owed, cancelled_with
 from atoll.control.sandboxes.listing import ListQuery, parse_metadata, parse_page_token
 from atoll.control.sandboxes.orders import CreateOrder
 from atoll.control.services import Services
-from atoll.control.telemetry.log_query import MAX_LIMIT, LogQuery
-from atoll.model.errors import InvalidRequest, SandboxNotFound
-from atoll.model.logs import LogLevel
 from atoll.model.sandbox import SandboxState
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import sandboxes as rest
 
 router = APIRouter(tags=["sandboxes"])
 
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[A-Za-z0-9_.:-]{1,255}$")]
-UnixSeconds = Annotated[int | None, Query(ge=0)]
-UnixMilliseconds = Annotated[int | None, Query(ge=0)]
 
 _ONE = {200: {"model": rest.Sandbox}, **FAILURES}
 _MADE = {201: {"model": rest.Sandbox}, **FAILURES}
 _LIST = {200: {"model": list[rest.ListedSandbox]}, **FAILURES}
-_MAX_BATCH = 100
-_MAX_LOGS = 10_000
 _ALL = 1_000_000
 
 
@@ -74,7 +67,7 @@ async def connect_v1(
     return reply(rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record)))
 
 
-# Lists; before `/sandboxes/{sandbox_id}`, which would take their paths
+# Lists
 
 
 @router.get("/sandboxes", responses=_LIST)
@@ -112,25 +105,6 @@ async def list_v2(
         {"X-Next-Token": page.next_token} if page.next_token else {}
     )
     return reply_list([rest.listed(record) for record in page.items], headers)
-
-
-@router.get("/sandboxes/metrics", responses={200: {"model": rest.SandboxesWithMetrics}, **FAILURES})
-async def metrics_of_many(
-    services: ServicesHere, caller: CallerHere, sandbox_ids: Annotated[list[str], Query()]
-) -> Response:
-    """A reading of each that runs; the others are left out."""
-    ids = list(dict.fromkeys(one for part in sandbox_ids for one in part.split(",") if one))
-    if len(ids) > _MAX_BATCH:
-        raise InvalidRequest(f"sandbox_ids: {len(ids)} ids, more than {_MAX_BATCH}")
-    readings = {}
-    for sandbox_id in ids:
-        try:
-            record, series = await services.telemetry.metrics(caller, sandbox_id)
-        except SandboxNotFound:
-            continue
-        if series.last is not None:
-            readings[sandbox_id] = rest.metric(series.last.stats, record.limits.cpu_count, series.last.at)
-    return reply(rest.SandboxesWithMetrics(sandboxes=readings))
 
 
 # One sandbox
@@ -176,46 +150,6 @@ async def resume(
     """409 for a running one, and none is ever paused here yet."""
     ordering.refuse_pausing(auto_pause=body.auto_pause if body is not None else None)
     raise ordering.already_running(await services.sandboxes.get(caller, sandbox_id))
-
-
-@router.get("/sandboxes/{sandbox_id}/metrics", responses={200: {"model": list[rest.SandboxMetric]}, **FAILURES})
-async def metrics_of_one(
-    sandbox_id: str, services: ServicesHere, caller: CallerHere, start: UnixSeconds = None, end: UnixSeconds = None
-) -> Response:
-    """Readings taken every few seconds since it began, and one of now; `start` and `end` are Unix seconds."""
-    record, series = await services.telemetry.metrics(caller, sandbox_id)
-    readings = series.between(start, end)
-    return reply_list([rest.metric(one.stats, record.limits.cpu_count, one.at) for one in readings])
-
-
-@router.get("/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogs}, **FAILURES})
-async def logs_v1(
-    sandbox_id: str,
-    services: ServicesHere,
-    caller: CallerHere,
-    start: UnixMilliseconds = None,
-    limit: Annotated[int, Query(ge=0, le=_MAX_LOGS)] = 1000,
-) -> Response:
-    """From `start` on, oldest first; each entry also as a line of JSON, which the CLI prints."""
-    entries = await services.telemetry.logs(caller, sandbox_id, LogQuery(cursor_ms=start, limit=limit))
-    return reply(rest.logs(entries))
-
-
-@router.get("/v2/sandboxes/{sandbox_id}/logs", responses={200: {"model": rest.SandboxLogsV2}, **FAILURES})
-async def logs_v2(
-    sandbox_id: str,
-    services: ServicesHere,
-    caller: CallerHere,
-    cursor: UnixMilliseconds = None,
-    limit: Annotated[int, Query(ge=0, le=MAX_LIMIT)] = 1000,
-    direction: Literal["forward", "backward"] = "forward",
-    level: LogLevel = LogLevel.DEBUG,
-    search: Annotated[str, Query(max_length=256)] = "",
-) -> Response:
-    """One page, either way from `cursor`; also of a sandbox that has ended, as long as it is remembered."""
-    query = LogQuery(cursor, direction == "backward", level, search, limit)
-    entries = await services.telemetry.logs(caller, sandbox_id, query)
-    return reply(rest.SandboxLogsV2(logs=[rest.log_entry(one) for one in entries]))
 
 
 async def _create(request: Request, services: Services, caller: Caller, order: CreateOrder) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from atoll.control.access.teams import Usage
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, reply, reply_list
 from atoll.model.errors import InvalidRequest
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import teams as rest
 
 router = APIRouter(tags=["teams"])
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 
 from atoll.control.routes.common import FAILURES, ServicesHere, decoded, reply, reply_list
 from atoll.control.sandboxes.listing import parse_offset_token, slice_page
-from atoll.wire.rest import bodies as rest
+from atoll.wire.rest import templates as rest
 
 router = APIRouter(tags=["templates"])
 

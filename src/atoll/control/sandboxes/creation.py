@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,6 +18,7 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
 from atoll.control.nodes.placement import NodeLoad, choose_node
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
@@ -30,7 +30,7 @@ from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.errors import Conflict, CreateFailed
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason, SandboxRecord, SandboxSpec, SandboxState
+from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
@@ -44,7 +44,7 @@ class SandboxCreation:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         templates: TemplateService,
         policy: Policy,
         clock: Clock,
@@ -105,9 +105,10 @@ class SandboxCreation:
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
         template = await self._templates.find(order.template)
-        node = self._nodes[choose_node(self._loads(template))]
-        record = self._new_record(caller, order, template, node.node_id)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id)
+        limits = limits_for(template.limits, order.metadata, self._policy.maximum)
+        node = self._nodes.client(choose_node(self._loads(template, limits)))
+        record = self._new_record(caller, order, template, node.node_id, limits)
+        self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node))
         try:
             return await asyncio.shield(making)
@@ -165,11 +166,13 @@ class SandboxCreation:
         if making.exception() is None:
             await self._ending.abandon(sandbox_id)
 
-    def _loads(self, template: Template) -> list[NodeLoad]:
-        holders = self._templates.holders(template.template_id)
-        return [NodeLoad(one, one in holders, self._quota.on_node(one)) for one in self._nodes]
+    def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
+        holders, quota = self._templates.holders(template.template_id), self._quota
+        return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
 
-    def _new_record(self, caller: Caller, order: CreateOrder, template: Template, node_id: str) -> SandboxRecord:
+    def _new_record(
+        self, caller: Caller, order: CreateOrder, template: Template, node_id: str, limits: Limits
+    ) -> SandboxRecord:
         now = self._clock.now()
         return SandboxRecord(
             sandbox_id=new_sandbox_id(),
@@ -182,7 +185,7 @@ class SandboxCreation:
             state=SandboxState.CREATING,
             started_at=now,
             end_at=now + timedelta(seconds=order.timeout_s),
-            limits=limits_for(template.limits, order.metadata, self._policy.maximum),
+            limits=limits,
             metadata=order.metadata,
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,

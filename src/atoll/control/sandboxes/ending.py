@@ -7,7 +7,6 @@ is tried again every RETRY_S until it succeeds: `run` is the task that does so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from datetime import timedelta
 
 import structlog
@@ -17,6 +16,7 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
 from atoll.control.nodes.kill import kill
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.quota import SandboxQuota
@@ -24,7 +24,6 @@ from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.store import Store
 from atoll.model.events import EventType
 from atoll.model.sandbox import EndReason
-from atoll.model.seams import NodeClient
 
 RETRY_S = 30.0
 """Between attempts at an end that the machine, not the caller, stands in the way of."""
@@ -39,7 +38,7 @@ class SandboxEnding:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         lookup: SandboxLookup,
         clock: Clock,
         background: Background,
@@ -85,6 +84,7 @@ class SandboxEnding:
             _log.warning("sandbox.ended", sandbox_id=sandbox_id, reason=reason.value, detail=detail)
             self._journal.note(EventType.KILLED, sandbox_id)
         self._expiry.forget(sandbox_id)
+        self._unfinished.pop(sandbox_id, None)
         self._release(sandbox_id)
 
     def expire(self, sandbox_id: str) -> None:
@@ -101,15 +101,18 @@ class SandboxEnding:
         while True:
             await self._something_unfinished.wait()
             await self._clock.sleep(RETRY_S)
-            for sandbox_id, reason in list(self._unfinished.items()):
-                try:
-                    await self._finish(sandbox_id, reason)
-                except Exception:
-                    _log.exception("sandbox.still_not_ended", sandbox_id=sandbox_id)
-                else:
-                    del self._unfinished[sandbox_id]
+            # Together: a node that does not answer keeps nothing of another waiting.
+            await asyncio.gather(*(self._finish_again(*one) for one in list(self._unfinished.items())))
             if not self._unfinished:
                 self._something_unfinished.clear()
+
+    async def _finish_again(self, sandbox_id: str, reason: EndReason) -> None:
+        try:
+            await self._finish(sandbox_id, reason)
+        except Exception:
+            _log.exception("sandbox.still_not_ended", sandbox_id=sandbox_id)
+        else:
+            self._unfinished.pop(sandbox_id, None)
 
     async def _expire(self, sandbox_id: str) -> None:
         try:
@@ -144,7 +147,7 @@ class SandboxEnding:
         """Carries out a kill that the store has written down."""
         node_id = self._quota.node_of(sandbox_id)
         if node_id is not None:
-            await kill(self._nodes[node_id], sandbox_id, reason, self._clock)
+            await kill(self._nodes.client(node_id), sandbox_id, reason, self._clock)
         if await self._store.end(sandbox_id, reason, self._clock.now()):
             self._journal.note(EventType.KILLED, sandbox_id)
         self._release(sandbox_id)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from atoll.control.access.auth import Caller
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ids import plain_id
 from atoll.control.sandboxes.listing import ListQuery, Page, select_page
 from atoll.control.store import Store
 from atoll.model.errors import SandboxNotFound
 from atoll.model.sandbox import SandboxRecord, SandboxState
-from atoll.model.seams import NodeClient
 
 VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
 """The states in which the API shows a sandbox. One that is being made or ended is not there for a caller."""
@@ -19,7 +19,7 @@ VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSED)
 class SandboxLookup:
     """Read-only: every answer comes from the store, and a caller sees only what belongs to its team."""
 
-    def __init__(self, store: Store, nodes: Mapping[str, NodeClient]) -> None:
+    def __init__(self, store: Store, nodes: NodeRegistry) -> None:
         self._store = store
         self._nodes = nodes
 
@@ -44,5 +44,5 @@ class SandboxLookup:
 
     def unenforced(self, record: SandboxRecord) -> Sequence[str]:
         """The limits that it does not keep, where its node or tier cannot."""
-        node = self._nodes.get(record.node_id)
+        node = self._nodes.find(record.node_id)
         return node.unenforced(record.tier) if node is not None else ()

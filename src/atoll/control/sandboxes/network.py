@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from atoll.control.access.auth import Caller
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.store import Store
 from atoll.model.errors import AtollError, SandboxGone, SandboxNotFound
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.seams import NodeClient
 
 
 class SandboxNetwork:
     """Keeps the store and the node that enforces it in agreement."""
 
-    def __init__(self, store: Store, lookup: SandboxLookup, nodes: Mapping[str, NodeClient]) -> None:
+    def __init__(self, store: Store, lookup: SandboxLookup, nodes: NodeRegistry) -> None:
         self._store = store
         self._lookup = lookup
         self._nodes = nodes
-        self._turn = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By node: one that does not answer keeps nobody else waiting."""
 
     async def set_policy(self, caller: Caller, sandbox_id: str, network: NetworkPolicy) -> None:
         """Replaces what it may reach, at once. Raises SandboxNotFound, NotOffered."""
-        async with self._turn:  # two at once must not leave one in the store and the other in force
+        node_id = (await self._lookup.get(caller, sandbox_id)).node_id
+        # Two at once must not leave one in the store and the other in force.
+        async with self._turns.setdefault(node_id, asyncio.Lock()):
             record = await self._lookup.get(caller, sandbox_id)
             # Written first: a restart in between must not bring the older, perhaps wider, policy back.
             if not await self._store.set_network(record.sandbox_id, network):
                 raise SandboxNotFound(record.sandbox_id)
             try:
-                await self._nodes[record.node_id].update_network(record.sandbox_id, network)
+                await self._nodes.client(record.node_id).update_network(record.sandbox_id, network)
             except SandboxGone as error:
                 raise SandboxNotFound(record.sandbox_id) from error
             except AtollError:
@@ -41,6 +44,6 @@ class SandboxNetwork:
         """Its connections out, made or refused, oldest first. Raises SandboxNotFound."""
         record = await self._lookup.get(caller, sandbox_id)
         try:
-            return await self._nodes[record.node_id].connections(record.sandbox_id)
+            return await self._nodes.client(record.node_id).connections(record.sandbox_id)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atoll.control.sandboxes.sizing import KEYS, Maximum
+from atoll.control.sandboxes.sizing import KEYS
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import NetworkPolicy
+from atoll.model.sandbox import Limits
 
 TIER_KEY = "atoll.tier"
 """Metadata by which a create call asks for an isolation tier."""
@@ -27,8 +28,12 @@ class Policy:
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     domain: str | None = None
-    maximum: Maximum = field(default_factory=Maximum)
-    """How large a sandbox may be."""
+    maximum: Limits | None = None
+    """How large a sandbox may be; None: as large as asked for."""
+    team: Limits | None = None
+    """What the limits of all sandboxes of one team may add up to; None: anything."""
+    node: Limits | None = None
+    """The same of one node."""
     template_wait_s: int = 50
     """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
 

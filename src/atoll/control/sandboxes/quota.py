@@ -1,48 +1,100 @@
-"""Who holds how many sandboxes, and where: the quota's arithmetic. In memory, rebuilt from the store at start."""
+"""Who holds how many sandboxes of what size, and where: the quotas' arithmetic. In memory, from the store at start."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
+from atoll.control.sandboxes.sizing import KEYS
 from atoll.model.errors import QuotaExceeded
+from atoll.model.sandbox import Limits
+
+_UNITS = {"cpu_count": "processors", "memory_mib": "MiB of memory", "disk_mib": "MiB of disk", "pids": "processes"}
+_SETTINGS = {"cpu_count": "CPU", "memory_mib": "MEMORY_MIB", "disk_mib": "DISK_MIB", "pids": "PIDS"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    team_id: str
+    node_id: str
+    limits: Limits
 
 
 class SandboxQuota:
-    """A sandbox is held from before it is made until after it is gone, so a quota cannot be outrun."""
+    """A sandbox is held from before it is made until after it is gone, so a quota cannot be outrun.
 
-    def __init__(self, quota: int) -> None:
-        self._quota = quota
-        self._held: dict[str, tuple[str, str]] = {}
-        self._per_team: Counter[str] = Counter()
-        self._per_node: Counter[str] = Counter()
+    `count`: how many a team may have. `team`, `node`: what the limits of all sandboxes of one team, and of one node,
+    may add up to; None: anything.
+    """
 
-    def take(self, sandbox_id: str, team_id: str, node_id: str, *, beyond_quota: bool = False) -> None:
+    def __init__(self, count: int, team: Limits | None = None, node: Limits | None = None) -> None:
+        self._count = count
+        self._team = team
+        self._node = node
+        self._held: dict[str, _Held] = {}
+        self._per_team: dict[str, Counter[str]] = {}
+        self._per_node: dict[str, Counter[str]] = {}
+
+    def take(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits, *, beyond_quota: bool = False) -> None:
         """Raises QuotaExceeded, unless it exists already and must be counted whatever the quota is now."""
-        if not beyond_quota and self._per_team[team_id] >= self._quota:
-            raise QuotaExceeded(
-                f"the team has {self._per_team[team_id]} sandboxes and may have {self._quota} at once",
-                hint="kill some, or raise ATOLL_MAX_SANDBOXES",
-            )
-        self._held[sandbox_id] = (team_id, node_id)
-        self._per_team[team_id] += 1
-        self._per_node[node_id] += 1
+        if not beyond_quota:
+            self._check_team(team_id, limits)
+            if lacks := self.node_lacks(node_id, limits):
+                raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
+        self.release(sandbox_id)
+        self._held[sandbox_id] = _Held(team_id, node_id, limits)
+        for sums in (self._per_team.setdefault(team_id, Counter()), self._per_node.setdefault(node_id, Counter())):
+            sums.update(_amounts(limits))
 
     def release(self, sandbox_id: str) -> None:
         """Idempotent."""
         held = self._held.pop(sandbox_id, None)
-        if held is not None:
-            self._per_team[held[0]] -= 1
-            self._per_node[held[1]] -= 1
+        if held is None:
+            return
+        for sums, name in ((self._per_team, held.team_id), (self._per_node, held.node_id)):
+            sums[name].subtract(_amounts(held.limits))
+            if not sums[name]["sandboxes"]:
+                del sums[name]
 
     def node_of(self, sandbox_id: str) -> str | None:
         """None: it is not held."""
         held = self._held.get(sandbox_id)
-        return held[1] if held is not None else None
+        return held.node_id if held is not None else None
 
     def on_node(self, node_id: str) -> int:
         """How many it runs or makes."""
-        return self._per_node[node_id]
+        return self._per_node.get(node_id, Counter())["sandboxes"]
+
+    def node_lacks(self, node_id: str, limits: Limits) -> str:
+        """Why a sandbox of that size has no room there any more; "" when it has."""
+        return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._node, limits)
 
     def all(self) -> list[str]:
         """The ids of all that are held."""
         return list(self._held)
+
+    def _check_team(self, team_id: str, limits: Limits) -> None:
+        sums = self._per_team.get(team_id, Counter())
+        if sums["sandboxes"] >= self._count:
+            raise QuotaExceeded(
+                f"the team has {sums['sandboxes']} sandboxes and may have {self._count} at once",
+                hint="kill some, or raise ATOLL_MAX_SANDBOXES",
+            )
+        if lacks := _beyond("the team's sandboxes", "TEAM", sums, self._team, limits):
+            raise QuotaExceeded(lacks, hint="kill some")
+
+
+def _amounts(limits: Limits) -> dict[str, int]:
+    return {"sandboxes": 1, **limits.as_json()}
+
+
+def _beyond(whose: str, setting: str, sums: Counter[str] | None, most: Limits | None, limits: Limits) -> str:
+    for name, wanted in limits.as_json().items():
+        held = sums[name] if sums is not None else 0
+        if most is not None and held + wanted > getattr(most, name):
+            key = next(key for key, meant in KEYS.items() if meant == name)
+            return (
+                f"{whose} may have {getattr(most, name)} {_UNITS[name]} together; they have {held}, this one wants "
+                f"{wanted}: ask for less (metadata {key}), or raise ATOLL_{setting}_{_SETTINGS[name]}"
+            )
+    return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import defaultdict
 
 import structlog
 
@@ -11,6 +12,7 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
 from atoll.control.nodes.kill import kill
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import VISIBLE
@@ -19,8 +21,12 @@ from atoll.control.sandboxes.recovery import decide
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason, SandboxRecord, SandboxState
+from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient
+
+_UNFINISHED = [state for state in SandboxState if state is not SandboxState.ENDED]
+_ANSWER_WITHIN_S = 10.0
+"""Longer than a node is waited for that is being started again."""
 
 _log = structlog.get_logger("atoll.control")
 
@@ -32,7 +38,7 @@ class Reconciliation:
         self,
         *,
         store: Store,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         clock: Clock,
         background: Background,
         quota: SandboxQuota,
@@ -48,47 +54,79 @@ class Reconciliation:
         self._expiry = expiry
         self._journal = journal
         self._ending = ending
+        self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
+        """Node → what is settled when it is back."""
 
     async def recover(self) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request."""
         found = await self._alive()
         alive = {sandbox_id: node_id for node_id, ids in found.items() for sandbox_id in ids}
-        silent = self._nodes.keys() - found.keys()
-        unfinished = [state for state in SandboxState if state is not SandboxState.ENDED]
-        records = {record.sandbox_id: record for record in await self._store.in_states(unfinished)}
+        records = {record.sandbox_id: record for record in await self._store.in_states(_UNFINISHED)}
         for sandbox_id in records.keys() | alive.keys():
-            if sandbox_id in records and records[sandbox_id].node_id in silent:
-                continue  # only its node knows; `node_came_back` settles it
-            await self._settle(sandbox_id, records.get(sandbox_id), alive.get(sandbox_id))
+            record = records.get(sandbox_id)
+            if record is not None and record.node_id not in found:
+                self._put_off(record)
+            else:
+                await self._settle(sandbox_id, record, alive.get(sandbox_id))
         forgotten = await self._store.forget_ended(self._clock.now() - ENDED_ROWS_KEPT)
         _log.info("control.recovered", found=len(records), alive=len(alive), forgotten=forgotten)
 
-    def node_came_back(self) -> None:
-        """A node was started again, or its connection was lost for a while: what both know may differ."""
-        self._background.begin(self._reconcile())
+    def _put_off(self, record: SandboxRecord) -> None:
+        """Only its node knows, and it does not answer: what it says when it is back settles it."""
+        self._nodes.expect(record.node_id)
+        self._put_off_until[record.node_id].add(record.sandbox_id)
+        self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
+        if record.state is SandboxState.RUNNING:
+            self._expiry.set(record.sandbox_id, record.end_at)
 
-    async def _reconcile(self) -> None:
+    def node_returned(self, node_id: str) -> None:
+        """It was started again, or was silent for a while: what both know may differ."""
+        self._background.begin(self._reconcile(node_id))
+
+    def node_gone(self, node_id: str) -> None:
+        """It was silent for so long that its sandboxes count as lost."""
+        self._background.begin(self._give_up(node_id))
+
+    async def _reconcile(self, node_id: str) -> None:
         """What runs nowhere has ended; what the store lacks is ended. What is being made or ended settles itself."""
-        known = {record.sandbox_id: record for record in await self._store.in_states([SandboxState.RUNNING])}
-        alive = await self._alive()
-        for sandbox_id, record in known.items():
-            if record.node_id in alive and sandbox_id not in alive[record.node_id]:
-                detail = "its node was started again without it"
-                await self._ending.ended_by_itself(sandbox_id, EndReason.LOST, detail)
-        for node_id, ids in alive.items():
-            for sandbox_id in ids - known.keys():
-                if await self._store.find(sandbox_id) is None:
-                    await kill(self._nodes[node_id], sandbox_id, EndReason.LOST, self._clock)
+        running = await self._store.in_states([SandboxState.RUNNING])
+        ids = await self._alive_on(node_id, self._nodes.client(node_id))
+        if ids is None:
+            return  # it is gone again, and will be back
+        put_off = self._put_off_until.pop(node_id, set())
+        for sandbox_id in put_off:
+            record = await self._store.find(sandbox_id)
+            if record is not None and record.state is not SandboxState.ENDED:
+                self._quota.release(sandbox_id)  # taken again by what follows, if it lives
+                await self._settle(sandbox_id, record, node_id if sandbox_id in ids else None)
+        known = {record.sandbox_id for record in running if record.node_id == node_id}
+        for sandbox_id in known - ids - put_off:
+            await self._ending.ended_by_itself(sandbox_id, EndReason.LOST, "its node was started again without it")
+        for sandbox_id in ids - known - put_off:
+            record = await self._store.find(sandbox_id)
+            if record is None or record.state is SandboxState.ENDED:
+                await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
+
+    async def _give_up(self, node_id: str) -> None:
+        self._put_off_until.pop(node_id, None)
+        for record in await self._store.in_states(_UNFINISHED):
+            if record.node_id == node_id:
+                await self._ending.ended_by_itself(record.sandbox_id, EndReason.LOST, f"its node {node_id!r} is gone")
 
     async def _alive(self) -> dict[str, set[str]]:
-        """By node, of those that answer."""
-        alive: dict[str, set[str]] = {}
-        for node_id, node in self._nodes.items():
-            try:
-                alive[node_id] = {one.sandbox_id for one in await node.sandboxes()}
-            except NodeUnreachable as error:
-                _log.error("node.unreachable", node=node_id, error=str(error))
-        return alive
+        """By node, of those that answer. They are asked at the same time."""
+        asked = self._nodes.worth_asking()
+        found = await asyncio.gather(*(self._alive_on(*one) for one in asked.items()))
+        return {node_id: ids for node_id, ids in zip(asked, found, strict=True) if ids is not None}
+
+    async def _alive_on(self, node_id: str, node: NodeClient) -> set[str] | None:
+        """None: it does not answer."""
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN_S):
+                return {one.sandbox_id for one in await node.sandboxes()}
+        except (NodeUnreachable, TimeoutError) as error:
+            _log.error("node.unreachable", node=node_id, error=str(error))
+            return None
 
     async def _settle(self, sandbox_id: str, record: SandboxRecord | None, node_id: str | None) -> None:
         state = record.state if record is not None else None
@@ -96,10 +134,11 @@ class Reconciliation:
         if verdict.kill and node_id is not None:
             reason = verdict.reason or EndReason.LOST
             try:
-                await kill(self._nodes[node_id], sandbox_id, reason, self._clock)
+                await kill(self._nodes.client(node_id), sandbox_id, reason, self._clock)
             except PlatformError:
                 # A start does not fail for one sandbox that will not end.
-                self._quota.take(sandbox_id, record.team_id if record else "", node_id, beyond_quota=True)
+                team, limits = (record.team_id, record.limits) if record else ("", Limits())
+                self._quota.take(sandbox_id, team, node_id, limits, beyond_quota=True)
                 self._ending.finish_later(sandbox_id, reason)
                 return
         if record is None:
@@ -114,6 +153,6 @@ class Reconciliation:
             else:
                 await self._store.transition(sandbox_id, verdict.state)
         if verdict.state in VISIBLE:
-            self._quota.take(sandbox_id, record.team_id, record.node_id, beyond_quota=True)
+            self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if verdict.state is SandboxState.RUNNING:
             self._expiry.set(sandbox_id, record.end_at)

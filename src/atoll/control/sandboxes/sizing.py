@@ -8,7 +8,7 @@ template that is larger than the maximum is made at the maximum.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from atoll.model.errors import InvalidRequest
 from atoll.model.sandbox import Limits
@@ -24,28 +24,15 @@ _LEAST = Limits(cpu_count=1, memory_mib=64, disk_mib=16, pids=16)
 _DIGITS = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Maximum:
-    """The operator's upper bounds; None: as large as asked for."""
-
-    cpu_count: int | None = None
-    memory_mib: int | None = None
-    disk_mib: int | None = None
-    pids: int | None = None
-
-
-def limits_for(template: Limits, metadata: Mapping[str, str], maximum: Maximum) -> Limits:
-    """Raises InvalidRequest naming the key that is wrong."""
+def limits_for(template: Limits, metadata: Mapping[str, str], maximum: Limits | None) -> Limits:
+    """`maximum` None: as large as asked for. Raises InvalidRequest naming the key that is wrong."""
     chosen = template
-    for name in KEYS.values():
-        most = getattr(maximum, name)
-        if most is not None and getattr(template, name) > most:
-            chosen = replace(chosen, **{name: most})
+    if maximum is not None:
+        chosen = Limits(**{name: min(getattr(template, name), getattr(maximum, name)) for name in Limits.__slots__})
     for key, name in KEYS.items():
         if key in metadata:
-            chosen = replace(
-                chosen, **{name: _asked(key, metadata[key], getattr(_LEAST, name), getattr(maximum, name))}
-            )
+            most = getattr(maximum, name) if maximum is not None else None
+            chosen = replace(chosen, **{name: _asked(key, metadata[key], getattr(_LEAST, name), most)})
     return chosen
 
 
@@ -56,5 +43,8 @@ def _asked(key: str, text: str, least: int, most: int | None) -> int:
     if number < least:
         raise InvalidRequest(f"metadata {key}: {number} is less than the least possible, {least}")
     if most is not None and number > most:
-        raise InvalidRequest(f"metadata {key}: {number} is more than this server allows, {most}")
+        raise InvalidRequest(
+            f"metadata {key}: {number} is more than this server allows one sandbox, {most}",
+            hint="ask for less; its operator may raise ATOLL_MAX_CPU, _MEMORY_MIB, _DISK_MIB or _PIDS",
+        )
     return number

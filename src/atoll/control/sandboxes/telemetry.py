@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from atoll.control.access.auth import Caller
 from atoll.control.clock import Clock
+from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.lookup import VISIBLE, SandboxLookup
 from atoll.control.telemetry.log_query import LogQuery, select
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.metering import Meter
 from atoll.control.telemetry.readings import ReadingFiles, Series
-from atoll.model.errors import SandboxGone, SandboxNotFound
+from atoll.model.errors import NodeUnreachable, SandboxGone, SandboxNotFound
 from atoll.model.logs import LogEntry
 from atoll.model.sandbox import SandboxRecord, SandboxState, SandboxStats
-from atoll.model.seams import NodeClient
 
 
 class SandboxTelemetry:
@@ -29,7 +29,7 @@ class SandboxTelemetry:
         self,
         *,
         lookup: SandboxLookup,
-        nodes: Mapping[str, NodeClient],
+        nodes: NodeRegistry,
         live: Callable[[], Iterable[str]],
         node_of: Callable[[str], str | None],
         clock: Clock,
@@ -63,7 +63,7 @@ class SandboxTelemetry:
         if record.state is SandboxState.CREATING:
             raise SandboxNotFound(sandbox_id[:100])
         if record.state in VISIBLE:
-            await self._nodes[record.node_id].flush_logs(record.sandbox_id)
+            await self._nodes.client(record.node_id).flush_logs(record.sandbox_id)
         return select(await self._logbook.read(record.sandbox_id), query)
 
     def append_logs(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
@@ -79,4 +79,6 @@ class SandboxTelemetry:
         node_id = self._node_of(sandbox_id)
         if node_id is None:
             raise SandboxGone(sandbox_id)
-        return await self._nodes[node_id].stats(sandbox_id)
+        if self._nodes.is_silent(node_id):
+            raise NodeUnreachable(f"node {node_id!r} does not answer")
+        return await self._nodes.client(node_id).stats(sandbox_id)

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from atoll.model.errors import TemplateNotFound
+from atoll.control.nodes.registry import NodeRegistry
+from atoll.model.errors import NodeUnreachable, TemplateNotFound
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
 _FRESH_S = 2.0
+_ANSWER_WITHIN_S = 10.0
 
 DEFAULT_TAG = ":default"
 """E2B's name for the build that a name without a tag means."""
@@ -27,8 +29,9 @@ class _Listing:
 class TemplateService:
     """Look-ups by id or name."""
 
-    def __init__(self, nodes: Sequence[NodeClient]) -> None:
+    def __init__(self, nodes: NodeRegistry) -> None:
         self._nodes = nodes
+        self._of_node: dict[str, Sequence[Template]] = {}
         self._listing = _Listing(taken_at=float("-inf"))
 
     async def all(self) -> list[Template]:
@@ -56,7 +59,7 @@ class TemplateService:
         plain = name.removesuffix(DEFAULT_TAG)
         if plain in (await self._fresh()).by_name:
             return
-        for node in self._nodes:
+        for node in self._nodes.worth_asking().values():
             with contextlib.suppress(TemplateNotFound):
                 await node.make_template(plain, wait_s)
                 return
@@ -75,13 +78,30 @@ class TemplateService:
             self._listing = await self._ask()
         return self._listing
 
+    async def _ask_one(self, node_id: str, node: NodeClient) -> NodeUnreachable | None:
+        """What it said last counts where it does not answer now."""
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN_S):
+                self._of_node[node_id] = await node.templates()
+        except TimeoutError:
+            return NodeUnreachable(f"node {node_id!r} does not answer")
+        except NodeUnreachable as error:
+            return error
+        return None
+
     async def _ask(self) -> _Listing:
         by_name: dict[str, Template] = {}
         by_id: dict[str, Template] = {}
         holders: dict[str, set[str]] = {}
-        for node in self._nodes:
-            for template in await node.templates():
-                holders.setdefault(template.template_id, set()).add(node.node_id)
+        asked = self._nodes.worth_asking()
+        failures = await asyncio.gather(*(self._ask_one(*one) for one in asked.items()))
+        known = {node_id: found for node_id, found in self._of_node.items() if self._nodes.find(node_id) is not None}
+        self._of_node = known
+        if not known:
+            raise next((one for one in failures if one is not None), NodeUnreachable("no node has registered"))
+        for node_id, found in known.items():
+            for template in found:
+                holders.setdefault(template.template_id, set()).add(node_id)
                 by_id.setdefault(template.template_id, template)
                 for name in template.names:
                     by_name.setdefault(name, template)

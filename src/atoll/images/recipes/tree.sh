@@ -33,5 +33,5 @@ done
 hostname sandbox
 # What the script runs needs to own and write files, not to change the machine.
 exec chroot "$root" setpriv \
-  --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setuid,+setgid,+setfcap,+kill \
+  --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+setuid,+setgid,+kill \
   /bin/sh /run/build/script.sh

@@ -16,10 +16,10 @@ from atoll.isolation.linux.sys.seccomp import Rule, Test, assemble
 KEPT_CAPABILITIES = frozenset(
     {
         Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.KILL, Cap.SETGID, Cap.SETUID, Cap.SETPCAP,
-        Cap.SETFCAP, Cap.NET_BIND_SERVICE, Cap.SYS_CHROOT,
+        Cap.NET_BIND_SERVICE, Cap.SYS_CHROOT,
     }
 )  # fmt: skip
-"""What the sandbox's root has, as in the namespaces tier. (Without NET_RAW: ping would need a network anyway.)"""
+"""What the sandbox's root has, as in the namespaces tier."""
 
 GUEST_CAPABILITIES = KEPT_CAPABILITIES | {Cap.SYS_RESOURCE}
 """The guest alone sets limits anew for a living sandbox; no program that it starts has this one."""

@@ -24,6 +24,7 @@ from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.image import Templates
 from atoll.isolation.linux.run_dir import RunDir
@@ -104,6 +105,7 @@ class GvisorBackend(IsolationBackend):
             self._run_dir.prepare()
             runtimes.mkdir(parents=True, exist_ok=True)
             self._cgroups.prepare()
+            bound_all(self._cgroups, self._config.at_once, self.name)
         except OSError as error:
             raise BackendUnavailable(f"the gvisor tier cannot be set up: {error}") from error
         self._context = LaunchContext(

@@ -1,6 +1,7 @@
 """A tier's own directory, and the name under which its cgroups are found.
 
-The cgroup base carries a digest of the directory: several servers on one machine never touch each other's groups.
+The cgroup base, `atoll-<digest>/<tier>`, carries a digest of the directory that the tiers of one server have in common:
+several servers on one machine never touch each other's groups, and all tiers of one share a bound.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        digest = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:12]
-        self.cgroup_base = f"atoll-{digest}"
+        real = Path(os.path.realpath(self.path))
+        digest = hashlib.sha256(os.fsencode(real.parent)).hexdigest()[:12]
+        self.cgroup_base = f"atoll-{digest}/{real.name}"
 
     def prepare(self) -> None:
         """Makes it. Raises OSError."""

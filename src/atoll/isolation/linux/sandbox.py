@@ -20,9 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from atoll.isolation.base import GUEST_SOCKET, ExitReport, SandboxHandle
+from atoll.isolation.base import GUEST_SOCKET, DiskUse, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
+from atoll.isolation.linux.disk import growth
 from atoll.isolation.linux.disk import usage as disk_usage
+from atoll.isolation.linux.disk.image import IMAGE
 from atoll.isolation.linux.net import control
 from atoll.isolation.linux.process_identity import has_ended, open_recorded
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
@@ -78,6 +80,8 @@ class LinuxSandbox(SandboxHandle):
         self._releasing: asyncio.Task[None] | None = None
         self._cpu: tuple[float, float] | None = None
         self._disk: tuple[float, int | None] | None = None
+        self._device: str | None = None
+        """The loop device of its disk, once it was looked up."""
         self._tell_oom: Callable[[OomKill], None] | None = None
         self._oom_kills = 0
         """Of those that the kernel has counted, how many were told or summed up."""
@@ -188,11 +192,37 @@ class LinuxSandbox(SandboxHandle):
         """Bytes of its disk in use. Blocking; called in a thread."""
         if not self._record.get("disk_mib"):
             return disk_usage.of_tree(self._state_dir / "upper")
+        found = self._disk_seen()
+        return (found.f_blocks - found.f_bfree) * found.f_frsize if found is not None else None
+
+    def _disk_seen(self) -> os.statvfs_result | None:
         for pid in self._inside():
             with contextlib.suppress(OSError):
-                found = os.statvfs(f"/proc/{pid}/root")
-                return (found.f_blocks - found.f_bfree) * found.f_frsize
+                return os.statvfs(f"/proc/{pid}/root")
         return None
+
+    async def disk_use(self) -> DiskUse | None:
+        """See SandboxHandle."""
+        return await asyncio.to_thread(self._disk_use)
+
+    async def allow_disk(self, more: int | None) -> None:
+        """See SandboxHandle."""
+        await asyncio.to_thread(self._allow_disk, more)
+
+    def _disk_use(self) -> DiskUse | None:
+        if not self._record.get("disk_mib") or (seen := self._disk_seen()) is None:
+            return None
+        with contextlib.suppress(OSError):
+            return growth.use_of(self._state_dir / IMAGE, seen)
+        return None
+
+    def _allow_disk(self, more: int | None) -> None:
+        image = self._state_dir / IMAGE
+        if self._device is None or not growth.is_on(self._device, image):
+            self._device = growth.device_of(image)
+        if self._device is not None and (seen := self._disk_seen()) is not None:
+            with contextlib.suppress(OSError):
+                growth.allow(self._device, seen, more)
 
     async def update(self, limits: Limits) -> None:
         """See SandboxHandle."""

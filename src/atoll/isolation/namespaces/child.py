@@ -146,6 +146,7 @@ class SandboxInit:
         os.setsid()
         os.umask(0o022)
         syscalls.join_new_session_keyring()
+        resource.setrlimit(resource.RLIMIT_CORE, (posture.CORE_LIMIT, posture.CORE_LIMIT))  # the filter keeps it so
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         self._step = "join the cgroup"
@@ -359,10 +360,9 @@ def close_all_but(keep: set[int]) -> None:
 
 
 def set_resource_limits(pids: int) -> None:
-    """Core dumps off, a sensible number of files, and for each user fewer processes than the sandbox may have."""
+    """A sensible number of files, and for each user fewer processes than the sandbox may have."""
     most_each = posture.processes_of_a_user(pids)
     resource.setrlimit(resource.RLIMIT_NPROC, (most_each, most_each))
-    resource.setrlimit(resource.RLIMIT_CORE, (posture.CORE_LIMIT, posture.CORE_LIMIT))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = posture.OPEN_FILES
     if most != resource.RLIM_INFINITY:

@@ -7,12 +7,13 @@ decision: `tests/security/test_posture.py` pins the sets.
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 from atoll.isolation.linux.sys import id_ranges, syscalls
 from atoll.isolation.linux.sys.caps import Cap
 from atoll.isolation.linux.sys.seccomp import Rule, Test, assemble
-from atoll.isolation.namespaces import spawn_thread
+from atoll.isolation.namespaces import spawn_thread, system_calls
 
 NAMESPACES = (
     syscalls.CLONE_NEWUSER
@@ -35,18 +36,16 @@ KEPT_CAPABILITIES: frozenset[Cap] = frozenset(
         Cap.SETGID,
         Cap.SETUID,
         Cap.SETPCAP,
-        Cap.SETFCAP,
         Cap.NET_BIND_SERVICE,
-        # Debian's ping carries this as a file capability and could not even be executed without it; packet sockets,
-        # its dangerous half, are denied by the filter.
-        Cap.NET_RAW,
         Cap.SYS_CHROOT,
     }
 )
-"""Docker's set less MKNOD and AUDIT_WRITE, which do nothing in a user namespace. All over its own ids only."""
+"""Docker's set less MKNOD and AUDIT_WRITE, which do nothing in a user namespace, NET_RAW and SETFCAP. All over its own
+ids only.
 
-NEWEST_SYSCALL = 466
-"""Up to `removexattrat` (Linux 6.13). Newer calls answer ENOSYS until someone has looked at them."""
+Without NET_RAW nobody can make raw sockets; ping needs none (`ping_group_range`). Without SETFCAP a package cannot give
+a program NET_RAW as a file capability, with which it could not even be executed here: Debian's ping then falls back to
+set-uid, and works."""
 
 _NEW_NAMESPACES = (
     syscalls.CLONE_NEWNS,
@@ -58,45 +57,17 @@ _NEW_NAMESPACES = (
     syscalls.CLONE_NEWNET,
 )
 
-# name: (x86_64, aarch64); None where a machine has no such call.
-_DENIED: dict[str, tuple[int | None, int | None]] = {
-    # The mount family: a fresh user namespace would bring the capability, and most kernel escapes begin here.
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "fspick": (433, 433), "mount_setattr": (442, 442), "setns": (308, 268), "quotactl": (179, 60),
-    "quotactl_fd": (443, 443), "swapon": (167, 224), "swapoff": (168, 225),
-    # The kernel itself: its modules, its replacement, its clock, its log, its accounting, its ports.
-    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
-    "create_module": (174, None), "get_kernel_syms": (177, None), "query_module": (178, None),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142), "acct": (163, 89),
-    "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266), "syslog": (103, 116),
-    "iopl": (172, None), "ioperm": (173, None), "vhangup": (153, 58), "nfsservctl": (180, 42),
-    "lookup_dcookie": (212, 18), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
-    "_sysctl": (156, None), "modify_ldt": (154, None),
-    # Large surfaces with a record of escapes that agents' programs do without.
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    # Keys are not namespaced by our namespaces alone.
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    # Files by handle go around directories; fanotify watches whole mounts.
-    "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
-    # Memory placement across processes and NUMA nodes (Docker wants SYS_NICE for these).
-    "move_pages": (279, 239), "migrate_pages": (256, 238), "mbind": (237, 235), "set_mempolicy": (238, 237),
-    "get_mempolicy": (239, 236), "set_mempolicy_home_node": (450, 450),
-}  # fmt: skip
-
-# These say "not implemented", because callers then take their older path; with EPERM they would give up.
-_ABSENT: dict[str, tuple[int | None, int | None]] = {
-    "clone3": (435, 435),  # its flags are in memory, where a filter cannot look; clone's can be seen
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-}  # fmt: skip
-
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _SAFE_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _SAFE_NETLINK = (0, 4)
+_SAFE_INTERNET_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+_SAFE_INTERNET = (0, socket.IPPROTO_ICMP, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMPV6)
+_KIND_OF_SOCKET = 0xF
+"""The bits of socket(2)'s second argument that are no flags."""
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 
-# clone, unshare, personality, ioctl, socket, socketpair
-_ARGUMENT_NUMBERS = {"x86_64": (56, 272, 135, 16, 41, 53), "aarch64": (220, 97, 92, 29, 198, 199)}
+# clone, unshare, personality, ioctl, socket, socketpair, setrlimit
+_ARGUMENT_NUMBERS = {"x86_64": (56, 272, 135, 16, 41, 53, 160), "aarch64": (220, 97, 92, 29, 198, 199, 164)}
 
 # Whoever is root inside has the guest's ids, and with these calls the kernel asks for nothing more: it could take the
 # guest's descriptors, its processor time or its turn away. (call: (x86_64, aarch64, argument that names the process))
@@ -116,7 +87,7 @@ _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
 def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
     """The filter as rules, for this machine's numbers."""
     column = 0 if machine == "x86_64" else 1
-    clone, unshare, personality, ioctl, make_socket, socketpair = _ARGUMENT_NUMBERS[machine]
+    clone, unshare, personality, ioctl, make_socket, socketpair, setrlimit = _ARGUMENT_NUMBERS[machine]
     rules = [
         Rule(clone, argument=0, test=Test.ANY_BIT, values=_NEW_NAMESPACES),
         Rule(unshare, argument=0, test=Test.ANY_BIT, values=(*_NEW_NAMESPACES, syscalls.CLONE_NEWTIME)),
@@ -134,16 +105,42 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
             values=_SAFE_NETLINK,
             when=(0, socket.AF_NETLINK),
         ),
+        *_internet(make_socket),
         Rule(personality, argument=0, test=Test.NOT_IN, values=_PERSONALITIES),
+        *_core_limit(setrlimit, _ABOUT_A_PROCESS["prlimit64"][column]),
     ]
     rules += [Rule(row[column], argument=row[2], values=_GUEST) for row in _ABOUT_A_PROCESS.values()]
     rules += [
         Rule(_ABOUT_A_PROCESS["setpriority"][column], argument=0, values=(_PRIO_USER,)),
         Rule(_ABOUT_A_PROCESS["ioprio_set"][column], argument=0, values=(_IOPRIO_WHO_USER,)),
     ]
-    for table, error in ((_ABSENT, errno.ENOSYS), (_DENIED, errno.EPERM)):
-        rules += [Rule(number, error) for numbers in table.values() if (number := numbers[column]) is not None]
-    return rules
+    return rules + [Rule(number) for number in sorted(system_calls.numbers(system_calls.DENIED, machine))]
+
+
+def _internet(make_socket: int) -> list[Rule]:
+    """TCP, UDP and what ping needs. Raw sockets, and protocols for which distributions would load a module (SCTP, DCCP,
+    L2TP, UDP-Lite), are none; nor is MPTCP, which programs do without when it is absent."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    kinds = [
+        Rule(make_socket, errno.EPERM, 1, Test.NOT_IN, _SAFE_INTERNET_KINDS, (0, family), _KIND_OF_SOCKET)
+        for family in families
+    ]
+    protocols = [
+        Rule(make_socket, errno.EPROTONOSUPPORT, 2, Test.NOT_IN, _SAFE_INTERNET, (0, family)) for family in families
+    ]
+    return kinds + protocols
+
+
+def _core_limit(setrlimit: int, prlimit64: int) -> list[Rule]:
+    """It stays what it is (`CORE_LIMIT`). Lowering it to 0, which needs no right, would have a program of the host fed
+    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are told that it is done; those that
+    ask for the old limit in the same call cannot be given one, and are refused."""
+    core = resource.RLIMIT_CORE
+    return [
+        Rule(setrlimit, 0, argument=0, values=(core,)),
+        Rule(prlimit64, errno.EPERM, 2, Test.GIVEN, (3,), when=(1, core)),
+        Rule(prlimit64, 0, 2, Test.GIVEN, when=(1, core)),
+    ]
 
 
 _SYSINFO = {"x86_64": 99, "aarch64": 179}
@@ -151,12 +148,17 @@ _SYSINFO = {"x86_64": 99, "aarch64": 179}
 
 def seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
     """The filter ready to install; built once in the zygote."""
-    return assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine)
+    return _assemble(machine)
 
 
 def programs_seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
     """The same for what the users start: sysinfo(2), which tells of the machine, is the guest's to answer."""
-    return assemble(seccomp_rules(machine), NEWEST_SYSCALL, machine, answered=(_SYSINFO[machine],))
+    return _assemble(machine, _SYSINFO[machine])
+
+
+def _assemble(machine: str, *answered: int) -> bytes:
+    allowed = system_calls.numbers(system_calls.ALLOWED, machine)
+    return assemble(seccomp_rules(machine), system_calls.NEWEST_SYSCALL, machine, answered=answered, allowed=allowed)
 
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -238,7 +240,8 @@ NAMESERVER = "10.0.2.3"
 """Where resolv.conf points. Any address would do: the redirect catches every question, whomever it is put to."""
 
 CORE_LIMIT = 1
-"""Bytes. 1 and not 0: a core_pattern with a pipe ignores 0 and would feed the sandbox's data to a host program."""
+"""Bytes. 1 and not 0: a core_pattern with a pipe ignores 0 and would feed the sandbox's data to a host program. The
+filter keeps it there."""
 
 OPEN_FILES = (65536, 1048576)
 """Soft and hard, as far as the zygote's own hard limit allows."""

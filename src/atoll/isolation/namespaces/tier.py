@@ -23,6 +23,7 @@ from atoll.isolation.base import (
     SandboxHandle,
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import rootless, syscalls
@@ -122,6 +123,7 @@ class NamespacesBackend(IsolationBackend):
     def _prepare_cgroups(self) -> None:
         try:
             self._cgroups.prepare()
+            bound_all(self._cgroups, self._config.at_once, self.name)
         except OSError:
             # Visible but not ours to use (a container's read-only or delegated tree): go without, and say so.
             self._cgroups = Cgroups(self._layout.cgroup_base, {}, None, frozenset())

@@ -23,11 +23,11 @@ import structlog
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeClient, NodeEvents, NodeSandbox, Route, RouteSink
+from atoll.model.seams import NodeClient, NodeEvents, NodePresence, NodeSandbox, Route, RouteSink
 from atoll.model.template import Template
+from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import Channel, ChannelClosed
-from atoll.wire.node.codec import error_from_json, operations
+from atoll.wire.node.codec import STATUS, error_from_json, operations
 
 Connect = Callable[[], Awaitable[Channel]]
 """A new connection to the node. Raises OSError, ChannelClosed."""
@@ -37,6 +37,9 @@ Dial = Callable[[str, int], Awaitable[socket.socket]]
 
 RECONNECT_WITHIN_S = 8.0
 """How long a call waits for a node that is being started again: longer than a start takes, and the pause before it."""
+ANSWER_WITHIN_S = 20.0
+LONG_ANSWER_WITHIN_S = 60.0
+"""Of a create and a kill, which the node bounds by itself: past it the node is broken, not slow."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 
 _log = structlog.get_logger("atoll.control")
@@ -55,17 +58,24 @@ class RemoteNode:
     Args:
         connect: makes a connection; called again after each loss.
         dial: how ports of its sandboxes are reached; None: through the connection, which carries descriptors.
-        reconnected: called after each new connection but the first: what both sides know may differ now.
+        presence: is told of each connection, each heartbeat and each loss.
+        is_waited_for: whether entering waits for the node. One that is not is registered whenever it is there.
 
     Entering raises NodeUnreachable, PlatformError (a node of another version).
     """
 
     def __init__(
-        self, connect: Connect, *, dial: Dial | None = None, reconnected: Callable[[], None] = lambda: None
+        self,
+        connect: Connect,
+        *,
+        dial: Dial | None = None,
+        presence: NodePresence | None = None,
+        is_waited_for: bool = True,
     ) -> None:
         self._connect = connect
         self._dial = dial
-        self.reconnected = reconnected
+        self._presence = presence
+        self._is_waited_for = is_waited_for
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Call] = {}
         self._channel: Channel | None = None
@@ -82,6 +92,8 @@ class RemoteNode:
     async def __aenter__(self) -> Self:
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._run(first), name="node connection")
+        if not self._is_waited_for:
+            return self
         try:
             async with asyncio.timeout(RECONNECT_WITHIN_S):
                 await first
@@ -117,9 +129,7 @@ class RemoteNode:
                 try:
                     await self._greet(channel)
                     pause = _FIRST_PAUSE_S
-                    if first.done():
-                        self.reconnected()
-                    else:
+                    if not first.done():
                         first.set_result(None)
                     while True:
                         self._take(*await channel.receive())
@@ -131,7 +141,7 @@ class RemoteNode:
             except (OSError, ChannelClosed) as error:
                 _log.debug("node.connection_lost", node=self._node_id, error=str(error))
             except AtollError as error:
-                if not first.done():
+                if not first.done() and self._is_waited_for:
                     first.set_exception(error)
                     return
                 _log.error("node.refused", node=self._node_id, error=str(error))
@@ -146,14 +156,19 @@ class RemoteNode:
         self._node_id = str(hello["node_id"])
         self._take_tiers(hello["tiers"])
         self._replace_routes(hello["routes"])
+        status = STATUS.validate_python(hello["status"])
         self._channel = channel
         self._connected.set()
+        if self._presence is not None:
+            self._presence.registered(self, status)
 
     def _lost(self, channel: Channel | None) -> None:
         """Whatever was asked over it gets no answer any more."""
         if self._channel is channel:
             self._channel = None
             self._connected.clear()
+            if self._presence is not None:
+                self._presence.lost(self._node_id)
         for call in self._pending.values():
             if call.channel is channel and not call.answered.done():
                 call.answered.set_exception(NodeUnreachable(f"the connection to node {self._node_id!r} was lost"))
@@ -169,7 +184,9 @@ class RemoteNode:
                 return
         for descriptor in descriptors:
             os.close(descriptor)
-        if "event" in body:
+        if "beat" in body and self._presence is not None:
+            self._presence.beat(self._node_id, STATUS.validate_python(body["beat"]))
+        elif "event" in body:
             self._take_event(dict(body))
         elif isinstance(route := body.get("route"), dict):
             self._add_route(route)
@@ -241,13 +258,22 @@ class RemoteNode:
 
     # Commands
 
-    async def _call(self, name: str, /, **arguments: Any) -> Any:
+    async def _call(self, name: str, /, within_s: float = ANSWER_WITHIN_S, **arguments: Any) -> Any:
         operation = operations(NodeClient)[name]
-        answer, _ = await self._ask(name, operation.encode_arguments(arguments))
+        answer, _ = await self._ask(name, operation.encode_arguments(arguments), within_s)
         return operation.decode_result(answer)
 
-    async def _ask(self, name: str, arguments: Mapping[str, Any]) -> tuple[Any, Sequence[int]]:
+    async def _ask(
+        self, name: str, arguments: Mapping[str, Any], within_s: float = ANSWER_WITHIN_S
+    ) -> tuple[Any, Sequence[int]]:
         """Raises NodeUnreachable, or what the node raised. Cancelling it cancels the call on the node."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._answer(name, arguments)
+        except TimeoutError as error:
+            raise NodeUnreachable(f"node {self._node_id!r} did not answer {name!r} within {within_s:.0f} s") from error
+
+    async def _answer(self, name: str, arguments: Mapping[str, Any]) -> tuple[Any, Sequence[int]]:
         number = next(self._numbers)
         call = _Call(asyncio.get_running_loop().create_future())
         self._pending[number] = call
@@ -307,12 +333,12 @@ class RemoteNode:
 
     async def create(self, request: SandboxSpec) -> NodeSandbox:
         """See NodeClient."""
-        made: NodeSandbox = await self._call("create", request=request)
+        made: NodeSandbox = await self._call("create", LONG_ANSWER_WITHIN_S, request=request)
         return made
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient."""
-        return bool(await self._call("kill", sandbox_id=sandbox_id, reason=reason))
+        return bool(await self._call("kill", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, reason=reason))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""
@@ -343,7 +369,7 @@ class RemoteNode:
 
     async def make_template(self, name: str, wait_s: float) -> None:
         """See NodeClient."""
-        await self._call("make_template", name=name, wait_s=wait_s)
+        await self._call("make_template", wait_s + ANSWER_WITHIN_S, name=name, wait_s=wait_s)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from atoll.model import errors
 from atoll.model.errors import AtollError, InvalidRequest, PlatformError
+from atoll.model.seams import NodeStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ def _plain_mapping(value: Any) -> Any:
         return dict(value)
     raise TypeError(f"{type(value).__name__} does not travel")
 
+
+STATUS: TypeAdapter[NodeStatus] = TypeAdapter(NodeStatus)
+"""Of a node, in its first message and its heartbeats."""
 
 _ERRORS: Mapping[str, type[AtollError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, AtollError)

@@ -18,13 +18,14 @@ import structlog
 from atoll.model.errors import AtollError, InvalidRequest, PlatformError, SandboxGone
 from atoll.model.logs import LogEntry
 from atoll.model.sandbox import EndReason, OomKill
-from atoll.model.seams import NodeClient, NodeEvents, Route, RouteTable
+from atoll.model.seams import NodeClient, NodeEvents, NodeStatus, Route, RouteTable
+from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
-from atoll.wire.node.channel import Channel, ChannelClosed
-from atoll.wire.node.codec import error_to_json, operations
+from atoll.wire.node.codec import STATUS, error_to_json, operations
 
 _log = structlog.get_logger("atoll.node")
 
+BEAT_S = 1.0
 _CALLS_AT_ONCE = 1000
 
 
@@ -33,6 +34,10 @@ class ServedNode(NodeClient, RouteTable, Protocol):
 
     def tiers(self) -> Mapping[str, Sequence[str]]:
         """Each tier that runs, and which limits its sandboxes do not keep."""
+        ...
+
+    def status(self) -> NodeStatus:
+        """As it is now."""
         ...
 
 
@@ -106,11 +111,16 @@ class NodeServer:
             "hello": {
                 "version": VERSION,
                 "node_id": self._node.node_id,
+                "status": self.status(),
                 "tiers": self._current_tiers(),
                 "routes": [route_to_json(route) for route in self._node.routes()],
             }
         }
         return [hello, *(event for event, _ in self._unacknowledged.values())]
+
+    def status(self) -> Any:
+        """Of the node, as plain values."""
+        return STATUS.dump_python(self._node.status(), mode="json")
 
     def changed_tiers(self) -> dict[str, list[str]] | None:
         """The tiers, if they have changed since they were told last."""
@@ -154,12 +164,13 @@ class _Connection:
             self.queue(message)
         try:
             async with asyncio.TaskGroup() as tasks:
-                sender = tasks.create_task(self._send())
+                sender, beats = tasks.create_task(self._send()), tasks.create_task(self._beat())
                 try:
                     while True:
                         await self._take(tasks)
                 except ChannelClosed:
                     sender.cancel()
+                    beats.cancel()
                     for call in self._calls.values():
                         call.cancel()
         finally:
@@ -185,6 +196,12 @@ class _Connection:
             call.add_done_callback(lambda _: self._calls.pop(body.get("id"), None))
         else:
             self.queue({"id": body.get("id"), "error": error_to_json(PlatformError("the node does not take this now"))})
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            if self._out.empty():  # else what waits there tells nobody that we live, and one beat more would not
+                self.queue({"beat": self._server.status()})
 
     async def _send(self) -> None:
         while True:

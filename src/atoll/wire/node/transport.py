@@ -9,99 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import ssl
-import struct
-from collections.abc import AsyncIterator, Iterator, Set
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
-from atoll.wire.node.channel import Channel, ChannelClosed, PacketChannel, StreamChannel
+from atoll.wire.channel import Channel, ChannelClosed, StreamChannel
 from atoll.wire.node.client import Connect
 from atoll.wire.node.codec import error_from_json, error_to_json
 from atoll.wire.node.server import NodeServer
+from atoll.wire.unix import accepting, bind, connect
 
-_log = structlog.get_logger("atoll.node")
-
-_BACKLOG = 16
 _PIECE = 1 << 16
 _PURPOSE_WITHIN_S = 10.0
-_PEER = struct.Struct("3i")
 
 
 @asynccontextmanager
 async def listening_unix(path: Path, server: NodeServer, users: Set[int]) -> AsyncIterator[None]:
     """Serves processes of `users` (host user ids) on the socket `path` within the block. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as listener:
-        with _reachable(path) as short:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(short)
-            listener.bind(short)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        serving: set[asyncio.Task[None]] = set()
-
-        def accept() -> None:
-            with contextlib.suppress(BlockingIOError, InterruptedError):
-                connection, _ = listener.accept()
-                connection.setblocking(False)
-                if (peer := peer_user(connection)) not in users:
-                    _log.warning("node.stranger_refused", user=peer)
-                    connection.close()
-                    return
-                task = loop.create_task(server.serve(PacketChannel(connection)))
-                serving.add(task)
-                task.add_done_callback(serving.discard)
-
-        loop.add_reader(listener.fileno(), accept)
+    with contextlib.closing(bind(path)) as listener:
         try:
-            yield
+            async with accepting(listener, server.serve, users):
+                yield
         finally:
-            loop.remove_reader(listener.fileno())
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            for task in serving:
-                task.cancel()
-            await asyncio.gather(*serving, return_exceptions=True)
-
-
-@contextmanager
-def _reachable(path: Path) -> Iterator[str]:
-    """Another path of the same file, short enough for a socket's address (108 bytes)."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
-
-
-def peer_user(connection: socket.socket) -> int:
-    """The user id of the process at the other end of a Unix socket."""
-    _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return int(user)
 
 
 def unix(path: Path) -> Connect:
     """Connects to the node that listens on `path`."""
-
-    async def connect() -> Channel:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with _reachable(path) as short:
-                sock.connect(short)  # a Unix socket: at once, or refused
-            sock.setblocking(False)
-            return PacketChannel(sock)
-        except BaseException:
-            sock.close()
-            raise
-
-    return connect
+    return functools.partial(connect, path)
 
 
 # Other machines

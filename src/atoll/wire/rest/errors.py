@@ -12,6 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atoll.model import errors as e
+from atoll.wire.rest.base import Out
+
+
+class Error(Out):
+    """Every error's body, for the interface's document."""
+
+    code: int
+    message: str
+    error_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ first on a busy machine, while sandboxes may use whatever is idle. Equal weights
 gives a group whose threads sleep and wake all the time, as those of any gVisor sandbox do, far more than its share.
 Programs beside one waited up to 20 s for a processor; at a sixteenth of their weight, about as long as without it.
 
-The groups lie in `<hierarchy>/<base>/<name>`, at the top of the hierarchy and not below the server's own group: a
+The groups lie in `<hierarchy>/<base>/<name>`; a base `<server>/<tier>` puts the tiers of a server into one group, whose
+memory and processes can be bounded as a whole (`bound_all`). That one lies at the top and not below the server's own: a
 sandbox outlives its server, and a service manager that ends the server's group must not end the sandboxes.
 """
 
@@ -152,17 +153,38 @@ class Cgroups:
     def prepare(self) -> None:
         """Makes the base directories and gives them their weight. Raises OSError with the path that cannot be made."""
         for point in set(self.v1.values()):
-            (point / self.base).mkdir(exist_ok=True)
+            (point / self.base).mkdir(parents=True, exist_ok=True)
         if (cpu := self.v1.get("cpu")) is not None:
-            _write(cpu / self.base / "cpu.shares", str(_ALL_SHARES))
+            _write(cpu / self._all / "cpu.shares", str(_ALL_SHARES))
         if self.v2 is not None:
             wanted = " ".join(f"+{name}" for name in sorted(self.v2_controllers))
-            (self.v2 / self.base).mkdir(exist_ok=True)
+            (self.v2 / self.base).mkdir(parents=True, exist_ok=True)
             if wanted:
-                _write(self.v2 / "cgroup.subtree_control", wanted)
-                _write(self.v2 / self.base / "cgroup.subtree_control", wanted)
+                for place in (self.v2, *dict.fromkeys((self.v2 / self._all, self.v2 / self.base))):
+                    _write(place / "cgroup.subtree_control", wanted)
             if "cpu" in self.v2_controllers:
-                _write(self.v2 / self.base / "cpu.weight", str(_ALL_WEIGHT))
+                _write(self.v2 / self._all / "cpu.weight", str(_ALL_WEIGHT))
+
+    def bound_all(self, at_once: Limits) -> list[str]:
+        """Bounds memory and processes of all sandboxes of the server together, whichever tiers they are of.
+
+        Which of the two cannot be bounded: there is no controller, or (memory) more is in use already.
+        """
+        alone = Group(self._all, {name: point / self._all for name, point in self.v1.items()}, None, frozenset())
+        if self.v2 is not None:
+            alone = replace(alone, v2=self.v2 / self._all, v2_controllers=self.v2_controllers)
+        missing = [name for name in ("memory", "pids") if name not in self.limited]
+        for name, bound in (("memory", alone.bound_memory), ("pids", alone.bound_pids)):
+            try:
+                bound(at_once)
+            except OSError:
+                missing.append(name)
+        return sorted(set(missing))
+
+    @property
+    def _all(self) -> str:
+        """Within each hierarchy the group of all tiers of this server."""
+        return self.base.partition("/")[0]
 
     def names(self) -> set[str]:
         """Every group below our base, by whatever run of the server it was made."""
@@ -172,10 +194,9 @@ class Cgroups:
     def remove_base(self) -> None:
         """Takes the base directories away if nothing is in them any more."""
         for point in {*self.v1.values(), *([self.v2] if self.v2 else [])}:
-            try:
+            with contextlib.suppress(OSError):
                 (point / self.base).rmdir()
-            except OSError:
-                continue
+                (point / self._all).rmdir()
 
 
 def _open_all(paths: Sequence[Path]) -> list[int]:
@@ -254,19 +275,25 @@ class Group:
         memory = limits.memory_mib << 20
         quota = limits.cpu_count * _PERIOD_US
         self.limit_memory(memory)
-        if (path := self.v1.get("pids")) is not None:
-            _write(path / "pids.max", str(limits.pids))
+        self.bound_pids(limits)
         if (path := self.v1.get("cpu")) is not None:
             _write(path / "cpu.cfs_period_us", str(_PERIOD_US))
             _write(path / "cpu.cfs_quota_us", str(quota))
             _write(path / "cpu.shares", str(_SHARES * limits.cpu_count))
-        if self.v2 is None:
-            return
-        if "pids" in self.v2_controllers:
-            _write(self.v2 / "pids.max", str(limits.pids))
-        if "cpu" in self.v2_controllers:
+        if self.v2 is not None and "cpu" in self.v2_controllers:
             _write(self.v2 / "cpu.max", f"{quota} {_PERIOD_US}")
             _write(self.v2 / "cpu.weight", str(min(_WEIGHT * limits.cpu_count, _MAX_WEIGHT)))
+
+    def bound_memory(self, limits: Limits) -> None:
+        """The limit of memory alone. Raises OSError (EBUSY: more in use than wanted)."""
+        self.limit_memory(limits.memory_mib << 20)
+
+    def bound_pids(self, limits: Limits) -> None:
+        """The limit of processes alone. Raises OSError."""
+        if (path := self.v1.get("pids")) is not None:
+            _write(path / "pids.max", str(limits.pids))
+        if self.v2 is not None and "pids" in self.v2_controllers:
+            _write(self.v2 / "pids.max", str(limits.pids))
 
     def limit_memory(self, memory: int) -> None:
         """The limit of memory alone, in bytes. Raises OSError (EBUSY: more in use than wanted)."""

@@ -35,7 +35,7 @@ _MKFS_WITHIN_S = 30.0
 _OPTIONS: Sequence[tuple[str, str | None]] = (
     ("barrier", "0"),
     ("noinit_itable", None),  # the kernel would write 160 MB of zeros into every 10 GiB disk
-    ("errors", "continue"),
+    ("errors", "remount-ro"),  # what is damaged is not written on
 )
 _FEATURES = "^has_journal,^resize_inode,flex_bg,uninit_bg,^64bit"
 

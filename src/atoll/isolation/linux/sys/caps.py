@@ -25,11 +25,9 @@ class Cap(IntEnum):
     SETUID = 7
     SETPCAP = 8
     NET_BIND_SERVICE = 10
-    NET_RAW = 13
     SYS_CHROOT = 18
     SYS_ADMIN = 21
     SYS_RESOURCE = 24
-    SETFCAP = 31
 
 
 class _Header(ctypes.Structure):

@@ -1,0 +1,7 @@
+"""Read a host file by its path."""
+
+from __future__ import annotations
+
+from inside import W, show
+
+show(W["secret"])

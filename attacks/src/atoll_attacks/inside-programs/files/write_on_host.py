@@ -1,0 +1,7 @@
+"""Control of write-absolute: write a host path."""
+
+from __future__ import annotations
+
+from inside import W
+
+open(W["drop"] + "/written", "w").close()

@@ -1,0 +1,14 @@
+"""Control of passwd-is-a-pipe: make the guest wait for a writer that never comes."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from inside import W
+
+os.mkfifo(W["drop"] + "/fifo")
+if os.fork() == 0:
+    open(W["drop"] + "/fifo")
+    os._exit(0)
+time.sleep(0.3)

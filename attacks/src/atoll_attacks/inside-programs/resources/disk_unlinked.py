@@ -1,0 +1,20 @@
+"""Fill the host's disk with files that have no name."""
+
+from __future__ import annotations
+
+import os
+
+from inside import TAG
+
+total, kept = 0, []
+try:
+    for n in range(20):
+        path = f"/var/tmp/gone-{TAG}-{n}"
+        f = open(path, "wb", buffering=0)
+        os.unlink(path)
+        kept.append(f)
+        for _ in range(10):
+            total += f.write(os.urandom(1 << 20))
+except OSError as error:
+    print(error)
+print("WROTE", total, "DONE", flush=True)

@@ -1,0 +1,12 @@
+"""Take all memory."""
+
+from __future__ import annotations
+
+import time
+
+kept = []
+print("begin", flush=True)
+for _ in range(40):
+    kept.append(b"x" * (10 << 20))
+print("DONE", flush=True)
+time.sleep(1)

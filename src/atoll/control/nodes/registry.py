@@ -1,0 +1,161 @@
+"""The nodes that control knows, and in which state each is. Fed by the nodes themselves (`NodePresence`).
+
+    registered ─► READY ◄──beats──► DRAINING          as each heartbeat says
+                    │ connection lost, or no beat for SILENT_AFTER_S
+                    ▼
+                 SILENT ──registered or a beat──► READY, DRAINING      `returned` is called
+                    │ GONE_AFTER_S
+                    ▼
+                  gone: forgotten                                      `gone` is called
+
+Whoever needs an answer of a node asks those that are not silent, so that none is waited for on behalf of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+
+from atoll.control.nodes.placement import NodeLoad, NodeState
+from atoll.model.errors import NodeUnreachable
+from atoll.model.seams import NodeClient, NodeStatus
+
+SILENT_AFTER_S = 5.0
+GONE_AFTER_S = 300.0
+"""From its last word until its sandboxes count as lost."""
+_LOOK_EVERY_S = 1.0
+
+_log = structlog.get_logger("atoll.control")
+
+
+@dataclass(slots=True)
+class _Known:
+    client: NodeClient | None
+    """None: expected, because the store has sandboxes of it, but it has not registered yet."""
+    status: NodeStatus
+    heard_at: float
+    is_connected: bool
+    was_silent: bool = False
+
+
+class NodeRegistry:
+    """`run` is its task. `clock`: monotonic seconds.
+
+    `returned` and `gone` are set by who brings store and nodes into agreement; both get a node's id.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+        self.returned: Callable[[str], None] = lambda _: None
+        self.gone: Callable[[str], None] = lambda _: None
+
+    # NodePresence
+
+    def registered(self, node: NodeClient, status: NodeStatus) -> None:
+        """See NodePresence."""
+        is_known = node.node_id in self._known
+        self._known[node.node_id] = _Known(node, status, self._clock(), is_connected=True)
+        _log.info("node.registered", node=node.node_id, again=is_known, sandboxes=status.sandboxes)
+        self.returned(node.node_id)
+
+    def beat(self, node_id: str, status: NodeStatus) -> None:
+        """See NodePresence."""
+        known = self._known.get(node_id)
+        if known is None:
+            return
+        if status.draining and not known.status.draining:
+            _log.info("node.draining", node=node_id, sandboxes=status.sandboxes)
+        known.status, known.heard_at = status, self._clock()
+        if known.was_silent:
+            known.was_silent = False
+            _log.info("node.returned", node=node_id)
+            self.returned(node_id)
+
+    def lost(self, node_id: str) -> None:
+        """See NodePresence."""
+        if (known := self._known.get(node_id)) is not None:
+            known.is_connected = False
+
+    # Look-ups
+
+    def expect(self, node_id: str) -> None:
+        """The store has sandboxes of it: it is silent until it registers, and gone if it never does."""
+        self._known.setdefault(node_id, _Known(None, NodeStatus(0), self._clock(), is_connected=False))
+
+    def client(self, node_id: str) -> NodeClient:
+        """Raises NodeUnreachable: it has not registered."""
+        client = self.find(node_id)
+        if client is None:
+            raise NodeUnreachable(f"node {node_id!r} has not registered")
+        return client
+
+    def find(self, node_id: str) -> NodeClient | None:
+        """None: it has not registered."""
+        known = self._known.get(node_id)
+        return known.client if known is not None else None
+
+    def state(self, node_id: str) -> NodeState:
+        """SILENT for one that is not known."""
+        known = self._known.get(node_id)
+        if known is None or not self._is_heard(known):
+            # Its last word counts on: who was draining will not take more when it is back, unless it says so.
+            return NodeState.DRAINING if known is not None and known.status.draining else NodeState.SILENT
+        return NodeState.DRAINING if known.status.draining else NodeState.READY
+
+    def is_silent(self, node_id: str) -> bool:
+        """Whether it would have to be waited for."""
+        known = self._known.get(node_id)
+        return known is None or not self._is_heard(known)
+
+    def worth_asking(self) -> dict[str, NodeClient]:
+        """Those that are not silent; where all are, all that have registered: one may be back in a moment."""
+        registered = {node_id: known.client for node_id, known in self._known.items() if known.client is not None}
+        heard = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
+        return heard or registered
+
+    def loads(
+        self, holders: Collection[str], held: Callable[[str], int], lacks: Callable[[str], str] = lambda _: ""
+    ) -> list[NodeLoad]:
+        """`holders`: the nodes that have the template; of a node, `held`: how many sandboxes control knows there,
+        `lacks`: why it has no room.
+        """
+        return [
+            NodeLoad(
+                node_id,
+                node_id in holders,
+                max(known.status.sandboxes, held(node_id)),
+                self.state(node_id),
+                known.status.load,
+                lacks(node_id),
+            )
+            for node_id, known in self._known.items()
+            if known.client is not None
+        ]
+
+    def _is_heard(self, known: _Known) -> bool:
+        return known.is_connected and self._clock() - known.heard_at < SILENT_AFTER_S
+
+    async def run(self) -> None:
+        """Notices silence, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self.look()
+
+    def look(self) -> None:
+        """One look at all of them."""
+        for node_id, known in list(self._known.items()):
+            if self._is_heard(known):
+                continue
+            silent_s = self._clock() - known.heard_at
+            if not known.was_silent:
+                known.was_silent = True
+                _log.warning("node.silent", node=node_id, connected=known.is_connected)
+            if silent_s >= GONE_AFTER_S:
+                del self._known[node_id]
+                _log.error("node.gone", node=node_id, silent_s=round(silent_s))
+                self.gone(node_id)

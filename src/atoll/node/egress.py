@@ -1,0 +1,80 @@
+"""The node's side of egress: a sandbox's sockets handed to the gateway, and its policy changed while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from atoll.isolation import directory
+from atoll.isolation.base import SandboxHandle
+from atoll.isolation.guest_client import order
+from atoll.model.errors import AtollError, CallerError, CreateFailed, NotOffered, PlatformError
+from atoll.model.network import NetworkConnection, NetworkPolicy
+from atoll.model.sandbox import SandboxSpec
+from atoll.node.directories import SandboxDirectories
+from atoll.node.gateway import EgressGateway
+
+_TRUST_WITHIN_S = 5.0
+
+_log = structlog.get_logger("atoll.node")
+
+
+class NodeEgress:
+    """One per node, over its gateway."""
+
+    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories) -> None:
+        self._gateway = gateway
+        self._directories = directories
+
+    def with_certificate(self, spec: SandboxSpec) -> SandboxSpec:
+        """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
+        return replace(spec, ca_certificate=self._gateway.certificate()) if spec.network.rules else spec
+
+    async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
+        """For a new sandbox. Raises NotOffered: its tier has no egress and the policy opens something; CreateFailed."""
+        try:
+            attached = await self._gateway.attach(handle, network)
+        except CallerError:
+            raise
+        except AtollError as error:
+            raise CreateFailed(f"sandbox {handle.sandbox_id!r} got no egress: {error}") from error
+        if not attached and (network.allow_out or network.rules):
+            raise _no_egress(handle.tier)
+
+    async def attach_adopted(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
+        """A failure is logged: the sandbox lives on, and nothing can leave it."""
+        try:
+            await self._gateway.attach(handle, network)
+        except AtollError as error:
+            _log.error("egress.not_attached", sandbox_id=handle.sandbox_id, error=str(error))
+
+    async def detach(self, sandbox_id: str) -> None:
+        """Cuts what is open. Idempotent."""
+        await self._gateway.detach(sandbox_id)
+
+    async def update(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
+        """See NodeClient.update_network."""
+        sandbox_id = handle.sandbox_id
+        if not self._gateway.has(sandbox_id):
+            raise _no_egress(handle.tier)
+        if network.rules:
+            certificate = self._gateway.certificate()
+            await order(handle, "/init", {"caCertificate": certificate}, within_s=_TRUST_WITHIN_S)
+        try:
+            directory.change_network(self._directories.of(sandbox_id), network)
+        except OSError as error:
+            raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
+        await self._gateway.update(sandbox_id, network)
+
+    async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
+        """Oldest first; none for a sandbox without egress. Raises PlatformError: no gateway answers."""
+        return await self._gateway.connections(sandbox_id)
+
+
+def _no_egress(tier: str) -> NotOffered:
+    return NotOffered(
+        f"sandboxes of the tier {tier!r} reach nothing outside on this machine, so no network policy can open anything",
+        hint="see `atoll doctor`",
+    )

@@ -1,0 +1,303 @@
+"""What control knows of its nodes, by their words and their silence; none is waited for on behalf of another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from atoll.control.access.auth import Authenticator
+from atoll.control.app import create_app
+from atoll.control.nodes import registry
+from atoll.control.nodes.placement import NodeState
+from atoll.control.nodes.registry import GONE_AFTER_S, SILENT_AFTER_S, NodeRegistry
+from atoll.control.plane import ControlPlane
+from atoll.control.sandboxes import reconciliation
+from atoll.control.store import Store, default_url
+from atoll.control.templates import catalog
+from atoll.model.errors import NodeUnreachable
+from atoll.model.sandbox import EndReason
+from atoll.model.seams import NodeStatus
+from atoll.node.supervisor import Supervisor
+from atoll.wire.node import client as client_side
+from atoll.wire.node import server as server_side
+from atoll.wire.node.client import RemoteNode
+from atoll.wire.node.server import NodeServer
+from atoll.wire.node.transport import listening_unix, unix
+from support.control import API_KEY, supervisor
+
+
+class _Named(RemoteNode):
+    """A client that was never connected: enough for who only keeps it."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+
+
+def _registry() -> tuple[NodeRegistry, list[float], list[tuple[str, str]]]:
+    now, told = [0.0], list[tuple[str, str]]()
+    nodes = NodeRegistry(lambda: now[0])
+    nodes.returned = lambda node_id: told.append(("returned", node_id))
+    nodes.gone = lambda node_id: told.append(("gone", node_id))
+    return nodes, now, told
+
+
+def test_a_node_is_ready_from_its_first_word_and_silent_without_beats() -> None:
+    nodes, now, told = _registry()
+    assert nodes.state("a") is NodeState.SILENT
+    nodes.registered(_Named("a"), NodeStatus(3, load=0.5))
+    (load,) = nodes.loads({"a"}, lambda _: 7)
+    assert (load.sandboxes, load.has_template, load.state, load.load) == (7, True, NodeState.READY, 0.5)
+    now[0] += SILENT_AFTER_S - 1
+    nodes.beat("a", NodeStatus(9))
+    now[0] += SILENT_AFTER_S - 1
+    assert nodes.state("a") is NodeState.READY
+    assert nodes.loads((), lambda _: 7)[0].sandboxes == 9, "another control process has made some too"
+    now[0] += 1
+    assert nodes.state("a") is NodeState.SILENT
+    nodes.look()
+    told.clear()
+    nodes.beat("a", NodeStatus(0))
+    assert nodes.state("a") is NodeState.READY
+    assert told == [("returned", "a")]
+
+
+def test_a_lost_connection_is_silence_at_once_and_another_ends_it() -> None:
+    nodes, _, told = _registry()
+    nodes.registered(_Named("a"), NodeStatus(0))
+    nodes.lost("a")
+    assert nodes.is_silent("a")
+    assert nodes.worth_asking().keys() == {"a"}, "there is no other"
+    nodes.registered(_Named("b"), NodeStatus(0))
+    assert nodes.worth_asking().keys() == {"b"}
+    nodes.registered(_Named("a"), NodeStatus(0))
+    assert nodes.worth_asking().keys() == {"a", "b"}
+    assert told == [("returned", "a"), ("returned", "b"), ("returned", "a")]
+
+
+def test_who_drains_stays_draining_until_it_says_otherwise() -> None:
+    nodes, _, _ = _registry()
+    nodes.registered(_Named("a"), NodeStatus(0, draining=True))
+    assert nodes.state("a") is NodeState.DRAINING
+    nodes.lost("a")
+    assert nodes.state("a") is NodeState.DRAINING, "it was stopped in order: nobody waits for it"
+    nodes.registered(_Named("a"), NodeStatus(0))
+    assert nodes.state("a") is NodeState.READY
+
+
+def test_long_silence_is_the_end_of_it_also_for_one_that_never_came() -> None:
+    nodes, now, told = _registry()
+    nodes.registered(_Named("a"), NodeStatus(0))
+    nodes.expect("a")
+    nodes.expect("b")
+    with pytest.raises(NodeUnreachable):
+        nodes.client("b")
+    told.clear()
+    now[0] += GONE_AFTER_S - 1
+    nodes.look()
+    assert told == []
+    now[0] += 1
+    nodes.look()
+    assert sorted(told) == [("gone", "a"), ("gone", "b")]
+    assert nodes.find("a") is None
+    assert nodes.loads((), lambda _: 0) == []
+
+
+# Two nodes on one control plane
+
+
+class _Registry(NodeRegistry):
+    """Without the heartbeats of those that hang: in one process their loop is everybody's."""
+
+    def __init__(self, hanging: set[str]) -> None:
+        super().__init__()
+        self._hanging = hanging
+
+    def beat(self, node_id: str, status: NodeStatus) -> None:
+        if node_id not in self._hanging:
+            super().beat(node_id, status)
+
+
+class _Server(NodeServer):
+    """Answers nothing while its node hangs."""
+
+    def __init__(self, node: Supervisor, hanging: set[str]) -> None:
+        super().__init__(node)
+        self._name, self._hanging = node.node_id, hanging
+
+    async def call(self, name: str, received: object) -> object:
+        while self._name in self._hanging:  # noqa: ASYNC110 - as a loop that stands still
+            await asyncio.sleep(0.01)
+        return await super().call(name, received)
+
+
+@dataclass
+class _Control:
+    nodes: NodeRegistry
+    api: httpx.AsyncClient
+
+    async def create(self) -> str:
+        response = await self.api.post("/v2/sandboxes", json={"templateID": "base"})
+        assert response.status_code == 201, response.text
+        return str(response.json()["sandboxID"])
+
+    async def kill(self, sandbox_id: str) -> int:
+        return (await self.api.delete(f"/sandboxes/{sandbox_id}")).status_code
+
+    async def listed(self) -> set[str]:
+        return {one["sandboxID"] for one in (await self.api.get("/v2/sandboxes")).json()}
+
+
+class _World:
+    """Two nodes that outlive the control planes on them."""
+
+    def __init__(self, place: Path, agents: dict[str, Supervisor]) -> None:
+        self.place = place
+        self.agents = agents
+        self.hanging: set[str] = set()
+        self.listening: dict[str, AsyncExitStack] = {}
+
+    async def listen(self, name: str) -> None:
+        agent, stack = self.agents[name], AsyncExitStack()
+        server = _Server(agent, self.hanging)
+        await stack.enter_async_context(listening_unix(self.place / f"{name}.sock", server, {os.getuid()}))
+        agent.subscribe(server)
+        agent.subscribe_routes(server)
+        self.listening[name] = stack
+
+    async def stop_listening(self, name: str) -> None:
+        await self.listening.pop(name).aclose()
+
+    @asynccontextmanager
+    async def control(self) -> AsyncIterator[_Control]:
+        nodes = _Registry(self.hanging)
+        async with AsyncExitStack() as stack:
+            for name in self.agents:
+                connect = unix(self.place / f"{name}.sock")
+                client = RemoteNode(connect, presence=nodes, is_waited_for=name in self.listening)
+                await stack.enter_async_context(client)
+            store = await stack.enter_async_context(Store(default_url(self.place)))
+            plane = ControlPlane(
+                store=store, nodes=nodes, logs_dir=self.place / "logs", metrics_dir=self.place / "metrics"
+            )
+            await stack.enter_async_context(plane)
+            transport = httpx.ASGITransport(create_app(plane.services, Authenticator([API_KEY], store.keys)))
+            api = httpx.AsyncClient(transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY})
+            yield _Control(nodes, await stack.enter_async_context(api))
+
+    def on(self, name: str) -> set[str]:
+        return {sandbox_id for sandbox_id, _ in self.agents[name].live}
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[_World]:
+    async with supervisor(tmp_path / "1", node_id="one") as one, supervisor(tmp_path / "2", node_id="two") as two:
+        made = _World(tmp_path, {"one": one, "two": two})
+        for name in made.agents:
+            await made.listen(name)
+        yield made
+        for name in list(made.listening):
+            await made.stop_listening(name)
+
+
+async def _until(reached: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await reached():  # noqa: ASYNC110 - what is looked at has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_sandboxes_go_where_fewest_are_and_never_to_a_node_that_drains(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_side, "BEAT_S", 0.02)
+    async with world.control() as control:
+        made = [await control.create() for _ in range(4)]
+        assert len(world.on("one")) == len(world.on("two")) == 2
+        world.agents["one"].drain()
+        await _until(_is(lambda: control.nodes.state("one") is NodeState.DRAINING))
+        made += [await control.create() for _ in range(3)]
+        assert (len(world.on("one")), len(world.on("two"))) == (2, 5)
+        world.agents["two"].drain()
+        await _until(_is(lambda: control.nodes.state("two") is NodeState.DRAINING))
+        refused = await control.api.post("/v2/sandboxes", json={"templateID": "base"})
+        assert refused.status_code == 429
+        assert "no node can take" in refused.text
+        assert [await control.kill(one) for one in made] == [204] * 7, "what runs there goes on to its end"
+
+
+def _is(claim: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return claim()
+
+    return look
+
+
+async def test_a_node_that_hangs_blocks_neither_a_start_nor_the_other(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SILENT_AFTER_S", 1.5)
+    monkeypatch.setattr(server_side, "BEAT_S", 0.05)
+    async with world.control() as control:
+        mine = {await control.create() for _ in range(4)}
+        world.hanging.add("one")
+        await _until(_is(lambda: control.nodes.is_silent("one")))
+        async with asyncio.timeout(60):
+            more = {await control.create() for _ in range(4)}
+            assert more <= world.on("two"), "the other takes all"
+            assert await control.kill(more.pop()) == 204
+            there = (await control.api.get("/templates")).json()
+            assert there
+            some = next(iter(world.on("two")))
+            answer = await control.api.get(f"/sandboxes/{some}/metrics")
+            assert answer.status_code == 200
+            lost = next(iter(mine & world.on("one")))
+            monkeypatch.setattr(client_side, "LONG_ANSWER_WITHIN_S", 0.5)
+            assert await control.kill(lost) == 500, "its own sandboxes wait for it"
+    monkeypatch.setattr(client_side, "LONG_ANSWER_WITHIN_S", 60.0)
+    monkeypatch.setattr(reconciliation, "_ANSWER_WITHIN_S", 1.0)
+    monkeypatch.setattr(catalog, "_ANSWER_WITHIN_S", 1.0)
+    async with asyncio.timeout(60), world.control() as control:
+        assert mine - {lost} <= await control.listed(), "what it runs is kept until it speaks"
+        assert await control.create() in world.on("two")
+        world.hanging.discard("one")
+        await _until(_is(lambda: lost not in world.on("one")))
+        assert await control.listed() == world.on("one") | world.on("two")
+        for sandbox_id in await control.listed():
+            assert await control.kill(sandbox_id) == 204
+
+
+async def test_a_node_that_is_away_at_the_start_is_settled_when_it_comes_and_lost_when_it_does_not(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.control() as control:
+        made = {await control.create() for _ in range(4)}
+    ended = next(iter(world.on("two")))
+    await world.stop_listening("two")
+    await world.agents["two"].kill(ended, EndReason.KILLED)
+    async with asyncio.timeout(60), world.control() as control:
+        assert await control.listed() == made, "nobody can say what has become of them"
+        assert await control.create() in world.on("one")
+        await world.listen("two")
+        await _until(_async(lambda: control.listed(), lambda listed: ended not in listed))
+        assert await control.listed() == world.on("one") | world.on("two")
+    await world.stop_listening("two")
+    monkeypatch.setattr(registry, "GONE_AFTER_S", 0.1)
+    async with asyncio.timeout(60), world.control() as control:
+        await _until(_async(lambda: control.listed(), lambda listed: listed == world.on("one")))
+        monkeypatch.undo()
+        await world.listen("two")
+        await _until(_is(lambda: not world.on("two")))  # it came back too late: what counts as lost is ended
+
+
+def _async(ask: Callable[[], Awaitable[set[str]]], judge: Callable[[set[str]], bool]) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return judge(await ask())
+
+    return look
