@@ -39,6 +39,8 @@ STATE = "runsc"
 BUNDLE = "bundle"
 ROOT, RUNTIME, MEMORY, PROGRAM, NETWORK = "root", "guest", "memory", "program", "network"
 """What else lies in the stage, beside IO, STATE and BUNDLE: all that runsc may need of the host."""
+MARK = "standstill"
+"""There while a server has the sandbox stand still; see standstill.py."""
 HOLDER = "holder"
 """In BUNDLE: the pid of the process that holds the way out."""
 

@@ -21,14 +21,13 @@ from atoll.isolation.linux.process_identity import has_ended
 
 SHUT = "shut"
 """In launch.IO; as in the guest."""
-_MARK = "standstill"
 _SHUT_WITHIN_S = 20.0
 _POLL_S = 0.002
 
 
 def was_left(place: Path) -> bool:
     """Whether a server has ended while the sandbox stood still for it."""
-    return (place / _MARK).exists()
+    return (place / launch.MARK).exists()
 
 
 class Standstill:
@@ -46,7 +45,7 @@ class Standstill:
 
     async def shut(self) -> None:
         """Its guest holds no connection to the host. Raises OSError, TimeoutError; `undo` is due in any case."""
-        (self._place / _MARK).touch()
+        (self._place / launch.MARK).touch()
         with contextlib.suppress(ConnectionError, ValueError):  # the answer may be cut off with everything else
             body = {"end": False, "shut": True}
             await control.request(self._place / GUEST_SOCKET, "POST", "/checkpoint", body, within_s=_SHUT_WITHIN_S)
@@ -58,7 +57,7 @@ class Standstill:
 
     async def stop(self) -> None:
         """Nothing in it runs. Raises Refused; `undo` is due in any case."""
-        (self._place / _MARK).touch()
+        (self._place / launch.MARK).touch()
         await self._container.stop()
 
     async def undo(self) -> None:
@@ -69,7 +68,7 @@ class Standstill:
             if has_ended(self._pidfd):
                 raise
         await self._open()
-        (self._place / _MARK).unlink(missing_ok=True)
+        (self._place / launch.MARK).unlink(missing_ok=True)
 
     async def _open(self) -> None:
         """A guest that is shut, or about to be, is told to open again."""

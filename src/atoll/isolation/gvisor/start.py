@@ -253,6 +253,7 @@ def _make_place(wanted: Wanted, group: Group, disks: Templates | None) -> None:
     for name in (launch.BUNDLE, launch.STATE):  # of what ran here before
         shutil.rmtree(place / name, ignore_errors=True)
         (place / name).mkdir(mode=0o700)
+    (place / launch.MARK).unlink(missing_ok=True)
     if wanted.on_disk and disks is not None:
         kept.wait_until_released(place / IMAGE)
     elif disks is not None:
@@ -337,9 +338,12 @@ def _move(place: Path, state_dir: Path) -> None:
 
 
 def _note_place(place: Path, before: str, after: str) -> None:
-    """Changes in runsc's notes where its socket is: in them it has the name under which runsc made it."""
+    """Changes in runsc's notes where they are, and its socket: in them it has the name under which runsc made it."""
     for note in (place / launch.STATE).glob("*.state"):
-        note.write_text(note.read_text().replace(f"{json.dumps(before)[:-1]}/", f"{json.dumps(after)[:-1]}/"))
+        text = note.read_text()
+        for end in ('"', "/"):
+            text = text.replace(f"{json.dumps(before)[:-1]}{end}", f"{json.dumps(after)[:-1]}{end}")
+        note.write_text(text)
 
 
 async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path) -> None:
