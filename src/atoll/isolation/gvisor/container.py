@@ -47,7 +47,12 @@ class Container:
         except OSError as error:
             raise Refused(f"no place for its memory: {error}") from error
         how = ["--compression=none", "--leave-running", *(["--direct"] if direct else [])]
-        await self._do(_CHECKPOINT_WITHIN_S, "checkpoint", *how, f"--image-path={place}")
+        try:
+            await self._do(_CHECKPOINT_WITHIN_S, "checkpoint", *how, f"--image-path={place}")
+        except Refused as error:
+            if os.statvfs(place).f_bavail == 0:  # runsc has other words for it
+                raise Refused("no space left on the disk for its memory") from error
+            raise
 
     async def _do(self, within_s: float, command: str, *options: str) -> None:
         process = await asyncio.create_subprocess_exec(
