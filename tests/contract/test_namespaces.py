@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from atoll.isolation.base import BackendConfig, Capability
+from atoll.isolation.base import BackendConfig, Capability, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import image
+from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.tier import NamespacesBackend
 from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
@@ -210,6 +213,53 @@ async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backe
     await handle.update(replace(limits, pids=120))
     for one in (handle, other):
         await one.kill()
+
+
+async def test_a_size_that_is_slow_to_make_keeps_no_neighbour_waiting(
+    place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Capability.LIMITS_DISK not in backend.capabilities:
+        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
+    real, go_on = image._make_template, threading.Event()
+
+    def slow(size_mib: int) -> Sequence[image.Piece]:
+        if size_mib > 10240:
+            go_on.wait(30)
+        if size_mib == 16384:
+            raise OSError("there is no room for it")
+        return real(size_mib)
+
+    monkeypatch.setattr(image, "_make_template", slow)
+
+    async def create(size_mib: int) -> SandboxHandle:
+        spec, paths = place.asked()
+        return await backend.create(replace(spec, limits=Limits(1, 256, size_mib, 100)), paths)
+
+    odd = [asyncio.create_task(create(size)) for size in (12288, 20480, 16384, 12288)]
+    await asyncio.sleep(0.1)
+    given_up = asyncio.create_task(create(20480))
+    usual = await asyncio.gather(*(create(size) for size in (32, 10240, 32, 10240, 10240)))
+    assert not any(one.done() for one in odd), "the control: those sizes are still being made"
+    given_up.cancel()
+    go_on.set()
+    done = await asyncio.gather(*odd, return_exceptions=True)
+    assert isinstance(done[2], CreateFailed)
+    assert "16384 MiB cannot be made: there is no room" in str(done[2])
+    made = [one for one in (*done, *usual) if isinstance(one, NamespacesHandle)]
+    assert len(made) == 8
+    assert [await inside.health(handle) for handle in made] == [204] * 8
+    assert [(await handle.stats()).disk_total for handle in made[:3]] == [size << 20 for size in (12288, 20480, 12288)]
+    for handle in made:
+        await handle.kill()
+
+
+async def test_disks_of_a_zygote_that_was_killed_are_removed(place: Place, backend: NamespacesBackend) -> None:
+    disks = place.run_dir / "disks"
+    assert await eventually(lambda: len(os.listdir(disks)) == 8 or not backend.capabilities)
+    before = set(os.listdir(disks))
+    os.kill(_zygote_pid(backend), signal.SIGKILL)
+    await (await backend.create(*place.asked())).kill()
+    assert await eventually(lambda: not before & set(os.listdir(disks)))
 
 
 async def test_a_configuration_beyond_bounds_is_refused(place: Place, backend: NamespacesBackend) -> None:

@@ -20,8 +20,9 @@ RULES: dict[str, set[str]] = {
     "atoll.model": MODEL,
     "atoll.config": MODEL,
     "atoll.http1": set(),
+    "atoll.packets": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
-    "atoll.wire.channel": set(),
+    "atoll.wire.channel": {"atoll.packets"},
     "atoll.wire.unix": {"atoll.wire.channel"},
     "atoll.wire.node": MODEL | {"atoll.wire.node", "atoll.wire.channel", "atoll.wire.unix"},
     "atoll.wire.egress": MODEL | {"atoll.wire.egress", "atoll.wire.channel", "atoll.isolation.base", "atoll.tls"},
@@ -87,7 +88,7 @@ def allowed_for(module: str) -> set[str] | None:
             return allowed
     parts = module.split(".")
     if parts[:2] == ["atoll", "isolation"] and len(parts) > 2:  # a backend
-        shared = {"atoll.isolation.base", "atoll.isolation.directory", "atoll.isolation.linux"}
+        shared = {"atoll.isolation.base", "atoll.isolation.directory", "atoll.isolation.linux", "atoll.packets"}
         return MODEL | shared | {".".join(parts[:3])}
     return None
 

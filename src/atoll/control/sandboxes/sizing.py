@@ -2,7 +2,7 @@
 
 The protocol has no field for it, so a call asks by metadata: `atoll.cpu` (processors), `atoll.memory` (MiB),
 `atoll.disk` (MiB), `atoll.pids` (processes), as decimal numbers. Asking for more than the maximum is refused; a
-template that is larger than the maximum is made at the maximum.
+template that is larger than the maximum is made at the maximum. A disk's size is rounded up (`model.disk_sizes`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from atoll.model.disk_sizes import rounded_disk_mib
 from atoll.model.errors import InvalidRequest
 from atoll.model.sandbox import Limits
 
@@ -33,7 +34,9 @@ def limits_for(template: Limits, metadata: Mapping[str, str], maximum: Limits | 
         if key in metadata:
             most = getattr(maximum, name) if maximum is not None else None
             chosen = replace(chosen, **{name: _asked(key, metadata[key], getattr(_LEAST, name), most)})
-    return chosen
+    return replace(
+        chosen, disk_mib=rounded_disk_mib(chosen.disk_mib, maximum.disk_mib if maximum is not None else None)
+    )
 
 
 def _asked(key: str, text: str, least: int, most: int | None) -> int:

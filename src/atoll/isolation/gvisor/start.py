@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from atoll.isolation.gvisor.saved import Engine, Image
 from atoll.isolation.linux import process_identity as recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk import kept
-from atoll.isolation.linux.disk.image import IMAGE, Templates, make_image
+from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.image import IMAGE, Piece, make_image
 from atoll.isolation.linux.net import control, guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
@@ -67,7 +69,7 @@ class LaunchContext:
     ids: IdRanges
     network: bool
     """Whether sandboxes get a network namespace with a way out."""
-    disks: Templates | None
+    disks: Formats | None
     """What disks are made from; None where this machine offers none: sandboxes write into a directory."""
     unfinished: set[str] = field(default_factory=set)
     """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
@@ -128,7 +130,10 @@ async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbo
     id_base = context.ids.take()
     context.unfinished.add(group.name)
     try:
-        await asyncio.to_thread(_make_place, wanted, group, context.disks)
+        pieces = None
+        if context.disks is not None and not wanted.on_disk:
+            pieces = await context.disks.pieces(limits.disk_mib)
+        await asyncio.to_thread(_make_place, wanted, group, pieces)
         pid = await _run_launcher(context, group, id_base, wanted)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
@@ -247,18 +252,19 @@ async def connect(place: Path, pidfd: int) -> socket.socket:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_place(wanted: Wanted, group: Group, disks: Templates | None) -> None:
-    place, size_mib = wanted.place, wanted.limits.disk_mib
+def _make_place(wanted: Wanted, group: Group, disk: Sequence[Piece] | None) -> None:
+    """`disk`: what a new one consists of; None: there is one, or none is used."""
+    place = wanted.place
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (launch.BUNDLE, launch.STATE):  # of what ran here before
         shutil.rmtree(place / name, ignore_errors=True)
         (place / name).mkdir(mode=0o700)
     (place / launch.MARK).unlink(missing_ok=True)
-    if wanted.on_disk and disks is not None:
+    if wanted.on_disk:
         kept.wait_until_released(place / IMAGE)
-    elif disks is not None:
+    elif disk is not None:
         (place / IMAGE).unlink(missing_ok=True)  # of an attempt that failed
-        make_image(place / IMAGE, size_mib, disks.pieces(size_mib))
+        make_image(place / IMAGE, wanted.limits.disk_mib, disk)
     group.create()
     group.limit(host_limits(wanted.limits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -26,7 +27,7 @@ from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.disk.image import Templates
+from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -116,7 +117,7 @@ class GvisorBackend(IsolationBackend):
             cgroups=self._cgroups,
             ids=IdRanges(read_delegated()),
             network=not await doctor.why_no_network(),
-            disks=None if await asyncio.to_thread(disk_image.why_not, self._run_dir.path) else Templates(),
+            disks=None if await asyncio.to_thread(disk_image.why_not, self._run_dir.path) else Formats(),
         )
         self._pool = Pool(self._context, self._run_dir.path / "waiting", self._ready)
 
@@ -125,6 +126,8 @@ class GvisorBackend(IsolationBackend):
         self._closed = True
         if self._pool is not None:
             await self._pool.aclose()
+        if self._context is not None and self._context.disks is not None:
+            await self._context.disks.aclose()
         self._live.detach_all()
         self._cgroups.remove_base()
 
@@ -137,6 +140,9 @@ class GvisorBackend(IsolationBackend):
             return await self._from_snapshot(spec, Wanted(kind.lowers, spec.limits, place), paths.memory)
         waiting = await pool.take(kind, spec.limits)
         if waiting is None:
+            if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
+                with contextlib.suppress(OSError):  # `launch_waiting` says so
+                    await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
                 waiting = await start.launch_waiting(context, Wanted(kind.lowers, spec.limits, place))
         record = await start.take_over(context, waiting, spec, place)

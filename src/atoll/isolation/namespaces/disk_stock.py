@@ -1,8 +1,9 @@
-"""Disks made ahead of need in a thread of the server, and handed to the zygote: mounting takes 3 to 20 ms.
+"""Makes the disks that the zygote wants, in threads of the server: mounting takes 3 to 20 ms, mkfs up to seconds.
 
-    fill(size, n) ──thread──► image + mount ──line──► the zygote's stock ──► a sandbox's root
+    make(size) ──thread──► empty file system of that size (mkfs, once) ──thread──► image + mount ──line──► the zygote
 
-One thread: more would only make the host's disk seek. What a size is used for once is made again for that size.
+A size that is new waits for its mkfs (`linux.disk.formats`): disks of known sizes are made by this thread meanwhile.
+One thread: more would only make the host's disk seek.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from atoll.isolation.linux.disk.image import Disk, Templates, make_disk
+from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.image import Disk, make_disk
 from atoll.isolation.namespaces.zygote_client import ZygoteClient
-
-_AFTER_S = 0.03
-"""A mount right behind a create would compete with the newborn guest for the processor."""
-_MOST_WAITING = 32
 
 
 class DiskStock:
@@ -26,33 +24,36 @@ class DiskStock:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._templates = Templates()
-        self._pool = ThreadPoolExecutor(1, "atoll-disks")
+        self._formats = Formats()
+        self._mounting = ThreadPoolExecutor(1, "atoll-disks")
         self._tasks: set[asyncio.Task[None]] = set()
-        for left in directory.glob("s*.img"):
-            left.unlink(missing_ok=True)
+        self.remove_unused()
 
-    def fill(self, size_mib: int, count: int, zygote: ZygoteClient) -> None:
-        """Makes `count` more of that size in the background."""
-        for _ in range(count):
-            if len(self._tasks) >= _MOST_WAITING:
-                return
-            task = asyncio.get_running_loop().create_task(self._make_one(size_mib, zygote))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def make(self, size_mib: int, zygote: ZygoteClient) -> None:
+        """Makes one in the background and gives it to the zygote, or tells it why not."""
+        task = asyncio.get_running_loop().create_task(self._make_one(size_mib, zygote))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _make_one(self, size_mib: int, zygote: ZygoteClient) -> None:
-        await asyncio.sleep(_AFTER_S)
-        image = self._directory / f"s{secrets.token_hex(6)}.img"
-        making = asyncio.get_running_loop().run_in_executor(self._pool, make_disk, image, size_mib, self._templates)
+        image = self._directory / f"{zygote.name}-{secrets.token_hex(6)}.img"
         try:
-            disk = await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(_discard)
-            raise
-        except OSError:
-            return  # the zygote makes its own then, and whoever asked is told why it cannot
+            pieces = await self._formats.pieces(size_mib)
+            making = asyncio.get_running_loop().run_in_executor(self._mounting, make_disk, image, size_mib, pieces)
+            try:
+                disk = await asyncio.shield(making)
+            except asyncio.CancelledError:
+                making.add_done_callback(_discard)
+                raise
+        except (OSError, ValueError) as error:
+            zygote.refuse_disk(size_mib, f"a disk of {size_mib} MiB cannot be made: {error}")
+            return
         zygote.stock(disk)
+
+    def remove_unused(self, zygote_name: str = "") -> None:
+        """The images that a zygote had when it was lost; by default those of every earlier one. Blocks briefly."""
+        for left in self._directory.glob(f"{zygote_name}*.img"):
+            left.unlink(missing_ok=True)
 
     async def aclose(self) -> None:
         """No more disks. Idempotent."""
@@ -60,7 +61,8 @@ class DiskStock:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._pool.shutdown, wait=True)
+        await asyncio.to_thread(self._mounting.shutdown, wait=True)
+        await self._formats.aclose()
 
 
 def _discard(made: asyncio.Future[Disk]) -> None:

@@ -100,6 +100,7 @@ class PreparedRoot:
     def __init__(self, pid: int, id_base: int, wanted: PoolKey, place: Path, disk: Disk | None = None) -> None:
         """Raises OSError, ValueError; nothing is left then."""
         self._place = place
+        self.size_mib = disk.size_mib if disk is not None else None
         self._names = (UPPER, WORK) if disk is None else (IMAGE,)
         self._mount = -1
         try:

@@ -24,6 +24,7 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import rootless, syscalls
@@ -36,7 +37,7 @@ from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.zygote_client import Created, ZygoteClient, ZygoteLost
 from atoll.model.errors import AtollError, BackendUnavailable, CreateFailed
-from atoll.model.sandbox import Limits, OomKill, SandboxPaths, SandboxSpec
+from atoll.model.sandbox import OomKill, SandboxPaths, SandboxSpec
 
 CREATE_WITHIN_S = 20.0
 PARKED = 6
@@ -44,9 +45,6 @@ PARKED = 6
 
 _CLEAR_UP_AFTER_S = 1.0
 """By then whatever it had made before it was killed is a sandbox of ours, or has been ended as a stray."""
-
-DISKS = 8
-"""Disks made ahead of need when the server starts; later one for each that was used."""
 
 _CAPABILITY_OF_CONTROLLER = {
     "memory": Capability.LIMITS_MEMORY,
@@ -74,6 +72,8 @@ class NamespacesBackend(IsolationBackend):
         self._clearing: list[asyncio.Task[None]] = []
         self._egress = False
         self._stock: DiskStock | None = None
+        self._no_disk = ""
+        """Why sandboxes have no disk of their own size; "" where they have one."""
         self._kernel_log: KernelLog | None = None
         self._rootless = False
 
@@ -114,11 +114,11 @@ class NamespacesBackend(IsolationBackend):
         if self._kernel_log is None:
             with contextlib.suppress(OSError):  # then only the number of those killed is known; doctor says so
                 self._kernel_log = KernelLog(self._note_oom_kill)
+        self._no_disk = await asyncio.to_thread(disk_image.why_not, self._layout.disks)
+        if not self._no_disk and self._stock is None:
+            self._stock = DiskStock(self._layout.disks)
         zygote = await self._living_zygote()
         self._egress = not zygote.no_egress
-        if not zygote.no_disk:
-            self._stock = DiskStock(self._layout.disks)
-            self._stock.fill(Limits().disk_mib, DISKS, zygote)
 
     def _prepare_cgroups(self) -> None:
         try:
@@ -177,9 +177,6 @@ class NamespacesBackend(IsolationBackend):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise
-        finally:
-            # Also after a create that failed: it may have used a disk up. What is too many the zygote gives back.
-            self._fill_stock(spec.limits.disk_mib, zygote)
         handle = self._live.add(spec, paths.state_dir, created.record, created.pidfd)
         handle.stages = created.stages
         if created.egress:
@@ -210,10 +207,6 @@ class NamespacesBackend(IsolationBackend):
         left_over = {name for name in self._unowned() if name.startswith(zygote)}
         await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
 
-    def _fill_stock(self, size_mib: int, zygote: ZygoteClient) -> None:
-        if self._stock is not None and not self._closed:
-            self._stock.fill(size_mib, 1, zygote)
-
     def _note_exit(self, pid: int, status: int) -> None:
         if (handle := self._live.get(pid)) is not None:
             handle.status = status
@@ -242,16 +235,29 @@ class NamespacesBackend(IsolationBackend):
                 raise BackendUnavailable("the namespaces tier is closed")
             if self._zygote is not None and self._zygote.lost.is_set():
                 await self._zygote.aclose()
+                if self._stock is not None:
+                    await asyncio.to_thread(self._stock.remove_unused, self._zygote.name)
                 self._clearing.append(asyncio.create_task(self._clear_up_after(self._zygote.name)))
                 self._zygote = None
             if self._zygote is None:
                 if not self._layout.disks.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")
                 self._zygote = zygote = await ZygoteClient.start(
-                    self._layout, self._config.guest_entry, self._parked, self._note_exit, self._end_orphan
+                    self._layout,
+                    self._config.guest_entry,
+                    self._parked,
+                    self._no_disk,
+                    self._note_exit,
+                    self._end_orphan,
                 )
-                zygote.on_disk_lost = lambda size_mib: self._fill_stock(size_mib, zygote)
+                zygote.on_disk_wanted = lambda size_mib: self._make_disk(size_mib, zygote)
             return self._zygote
+
+    def _make_disk(self, size_mib: int, zygote: ZygoteClient) -> None:
+        if self._stock is None or self._closed:
+            zygote.refuse_disk(size_mib, "the server is stopping")
+        else:
+            self._stock.make(size_mib, zygote)
 
     def _log_hint(self) -> str:
         return f"see {self._layout.zygote_log}"

@@ -98,31 +98,32 @@ class ZygoteClient:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._disks: deque[Disk] = deque()
+        """On their way: closed once they are sent."""
         self._next = 0
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self.lost = asyncio.Event()
         self.no_egress = ""
         """Why sandboxes of this zygote have no way out; "" where they have one."""
-        self.no_disk = ""
-        """Why sandboxes of this zygote have no disk of their own size; "" where they have one."""
-        self.on_disk_lost: Callable[[int], None] = lambda size_mib: None
-        """Told of a disk of that size that went with a child of the pool: another will be wanted."""
+        self.on_disk_wanted: Callable[[int], None] = lambda size_mib: None
+        """Called for each disk that the zygote wants: `stock` or `refuse_disk` has to follow, once."""
         self._loop.add_reader(line.fileno(), self._readable)
 
     @staticmethod
     async def start(
-        layout: RunLayout, guest_entry: str, park: int, on_exit: OnExit, on_orphan: OnOrphan
+        layout: RunLayout, guest_entry: str, park: int, no_disk: str, on_exit: OnExit, on_orphan: OnOrphan
     ) -> ZygoteClient:
-        """A zygote that is ready to fork. `on_exit(pid, status)` tells of sandboxes that ended, `on_orphan` gets a
-        sandbox whose creator has gone and ends it.
+        """A zygote that is ready to fork. `no_disk`: why sandboxes get no disks of their own, "" where they do.
+        `on_exit(pid, status)` tells of sandboxes that ended, `on_orphan` gets a sandbox whose creator has gone and
+        ends it.
 
         Raises BackendUnavailable with the zygote's own words.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         name = secrets.token_hex(3)
-        chosen = {"name": name, "run_dir": str(layout.path), "guest_entry": guest_entry, "park": park}
-        chosen["rootless"] = rootless.is_needed()
+        chosen: dict[str, Any] = {"name": name, "run_dir": str(layout.path), "guest_entry": guest_entry, "park": park}
+        chosen |= {"rootless": rootless.is_needed(), "no_disk": no_disk}
         prefix = await asyncio.to_thread(rootless.prefix) if chosen["rootless"] else []
         options = json.dumps(chosen)
         # Padding leaves room in the argument area for the names that the zygote and its children give themselves.
@@ -182,16 +183,17 @@ class ZygoteClient:
             os.close(sealed)
 
     def stock(self, disk: Disk) -> None:
-        """Gives the zygote a disk ahead of need."""
-        message = {"op": "disk", "image": str(disk.image), "size_mib": disk.size_mib}
-        try:
-            if self.lost.is_set() or self._outgoing:
-                raise BrokenPipeError("the zygote has no ear for it")
-            messages.send(self._line, message, [disk.mount])
-        except OSError:
+        """Gives the zygote a disk that it wanted."""
+        if self.lost.is_set():
             disk.discard()
-        else:
-            os.close(disk.mount)
+            return
+        self._disks.append(disk)
+        self._send({"op": "disk", "image": str(disk.image), "size_mib": disk.size_mib}, [disk.mount])
+
+    def refuse_disk(self, size_mib: int, error: str) -> None:
+        """Tells the zygote that a disk which it wanted cannot be made."""
+        if not self.lost.is_set():
+            self._send({"op": "no_disk", "size_mib": size_mib, "error": error}, [])
 
     async def _abandon(self, number: int, pending: _Pending) -> None:
         """Undoes a create whose caller has gone; waits for it even if cancelled again, bounded by the zygote."""
@@ -222,19 +224,25 @@ class ZygoteClient:
             self._outgoing.append((body, descriptors))
             return
         try:
-            messages.send(self._line, body, descriptors)
+            self._send_now(body, descriptors)
         except BlockingIOError:
             self._outgoing.append((body, descriptors))
             self._loop.add_writer(self._line.fileno(), self._writable)
         except OSError as error:
             self._lose(str(error))
 
+    def _send_now(self, body: dict[str, Any], descriptors: list[int]) -> None:
+        if body["op"] == "create" and self._pending[body["id"]].given_up:
+            return
+        messages.send(self._line, body, descriptors)
+        if body["op"] == "disk":
+            os.close(self._disks.popleft().mount)
+
     def _writable(self) -> None:
         while self._outgoing:
             body, descriptors = self._outgoing[0]
             try:
-                if body["op"] == "cancel" or not self._pending[body["id"]].given_up:
-                    messages.send(self._line, body, descriptors)
+                self._send_now(body, descriptors)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -249,7 +257,7 @@ class ZygoteClient:
                 body, descriptors = messages.receive(self._line)
             except BlockingIOError:
                 return
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._lose(str(error))
                 return
             if body is None:
@@ -259,13 +267,12 @@ class ZygoteClient:
 
     def _take(self, body: dict[str, Any], descriptors: list[int]) -> None:
         kind = body["op"]
-        if kind == "disk_lost":
-            self.on_disk_lost(body["size_mib"])
+        if kind == "disk_wanted":
+            self.on_disk_wanted(body["size_mib"])
         elif kind == "exited":
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():
             self.no_egress = body["no_egress"]
-            self.no_disk = body["no_disk"]
             self._ready.set_result(None)
         elif kind == "broken":
             self._lose(body["error"])
@@ -294,6 +301,8 @@ class ZygoteClient:
         self._loop.remove_writer(self._line.fileno())
         self._line.close()
         self._outgoing.clear()
+        while self._disks:
+            self._disks.popleft().discard()
         if not self._ready.done():
             self._ready.set_exception(ZygoteLost(reason))
         for pending in self._pending.values():

@@ -19,6 +19,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -90,16 +92,35 @@ class Disk(NamedTuple):
 
 
 class Templates:
-    """Empty file systems by size, made when first asked for."""
+    """Empty file systems by size, made when first asked for; those used last are remembered. For any thread."""
 
-    def __init__(self) -> None:
-        self._pieces: dict[int, list[Piece]] = {}
+    def __init__(self, remembered: int = 8, most_bytes: int = 64 << 20) -> None:
+        self._remembered = remembered
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._pieces: OrderedDict[int, Sequence[Piece]] = OrderedDict()
 
-    def pieces(self, size_mib: int) -> list[Piece]:
-        """What an empty file system of that size consists of. Raises OSError."""
-        if size_mib not in self._pieces:
-            self._pieces[size_mib] = _make_template(size_mib)
-        return self._pieces[size_mib]
+    def known(self, size_mib: int) -> Sequence[Piece] | None:
+        """What an empty file system of that size consists of, if that is remembered."""
+        with self._lock:
+            if size_mib in self._pieces:
+                self._pieces.move_to_end(size_mib)
+            return self._pieces.get(size_mib)
+
+    def pieces(self, size_mib: int) -> Sequence[Piece]:
+        """What an empty file system of that size consists of. Blocks for as long as mkfs takes. Raises OSError."""
+        if (known := self.known(size_mib)) is not None:
+            return known
+        made = _make_template(size_mib)
+        with self._lock:
+            self._pieces[size_mib] = made
+            while len(self._pieces) > 1 and self._is_too_much():
+                self._pieces.popitem(last=False)
+        return made
+
+    def _is_too_much(self) -> bool:
+        held = sum(len(piece.data) for pieces in self._pieces.values() for piece in pieces)
+        return len(self._pieces) > self._remembered or held > self._most_bytes
 
 
 def why_not(directory: Path) -> str:
@@ -140,13 +161,13 @@ def mount_image(path: Path) -> int:
         os.close(descriptor)
 
 
-def make_disk(path: Path, size_mib: int, templates: Templates) -> Disk:
+def make_disk(path: Path, size_mib: int, pieces: Sequence[Piece]) -> Disk:
     """A new image at `path`, mounted. Raises OSError; nothing is left then."""
-    make_image(path, size_mib, templates.pieces(size_mib))
     try:
+        make_image(path, size_mib, pieces)
         return Disk(path, mount_image(path), size_mib)
-    except OSError:
-        path.unlink()
+    except BaseException:
+        path.unlink(missing_ok=True)
         raise
 
 
@@ -178,11 +199,14 @@ def _make_template(size_mib: int) -> list[Piece]:
         path = Path(scratch) / "image"
         with path.open("wb") as image:
             image.truncate(size_mib << 20)
-        made = subprocess.run(
-            ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-O", _FEATURES,
-             "-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1", str(path)],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=_MKFS_WITHIN_S, check=False,
-        )  # fmt: skip
+        try:
+            made = subprocess.run(
+                ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-O", _FEATURES,
+                 "-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1", str(path)],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=_MKFS_WITHIN_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"mkfs.ext4 for {size_mib} MiB took more than {_MKFS_WITHIN_S:.0f} s") from error
         if made.returncode != 0:
             words = made.stderr.decode(errors="replace").strip()
             raise OSError(errno.EIO, f"mkfs.ext4 for {size_mib} MiB: {words[-300:]}")
