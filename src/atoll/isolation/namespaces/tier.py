@@ -242,18 +242,18 @@ class NamespacesBackend(IsolationBackend):
             if self._zygote is None:
                 if not self._layout.disks.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")
-                self._zygote = zygote = await ZygoteClient.start(
+                self._zygote = await ZygoteClient.start(
                     self._layout,
                     self._config.guest_entry,
                     self._parked,
                     self._no_disk,
                     self._note_exit,
                     self._end_orphan,
+                    self._make_disk,
                 )
-                zygote.on_disk_wanted = lambda size_mib: self._make_disk(size_mib, zygote)
             return self._zygote
 
-    def _make_disk(self, size_mib: int, zygote: ZygoteClient) -> None:
+    def _make_disk(self, zygote: ZygoteClient, size_mib: int) -> None:
         if self._stock is None or self._closed:
             zygote.refuse_disk(size_mib, "the server is stopping")
         else:

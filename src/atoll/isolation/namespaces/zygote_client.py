@@ -49,6 +49,8 @@ class Created:
 
 OnExit = Callable[[int, int], None]
 OnOrphan = Callable[[Created], Coroutine[Any, Any, None]]
+OnDiskWanted = Callable[["ZygoteClient", int], None]
+"""(zygote, MiB) for each disk that the zygote wants: its `stock` or `refuse_disk` has to follow, once."""
 
 
 def _environment() -> dict[str, str]:
@@ -87,6 +89,7 @@ class ZygoteClient:
         line: socket.socket,
         on_exit: OnExit,
         on_orphan: OnOrphan,
+        on_disk_wanted: OnDiskWanted,
     ) -> None:
         self.name = name
         """What the names of all cgroups begin with that this zygote makes."""
@@ -94,6 +97,7 @@ class ZygoteClient:
         self._line = line
         self._on_exit = on_exit
         self._on_orphan = on_orphan
+        self._on_disk_wanted = on_disk_wanted
         self._orphans: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
@@ -105,13 +109,17 @@ class ZygoteClient:
         self.lost = asyncio.Event()
         self.no_egress = ""
         """Why sandboxes of this zygote have no way out; "" where they have one."""
-        self.on_disk_wanted: Callable[[int], None] = lambda size_mib: None
-        """Called for each disk that the zygote wants: `stock` or `refuse_disk` has to follow, once."""
         self._loop.add_reader(line.fileno(), self._readable)
 
     @staticmethod
     async def start(
-        layout: RunLayout, guest_entry: str, park: int, no_disk: str, on_exit: OnExit, on_orphan: OnOrphan
+        layout: RunLayout,
+        guest_entry: str,
+        park: int,
+        no_disk: str,
+        on_exit: OnExit,
+        on_orphan: OnOrphan,
+        on_disk_wanted: OnDiskWanted,
     ) -> ZygoteClient:
         """A zygote that is ready to fork. `no_disk`: why sandboxes get no disks of their own, "" where they do.
         `on_exit(pid, status)` tells of sandboxes that ended, `on_orphan` gets a sandbox whose creator has gone and
@@ -139,7 +147,7 @@ class ZygoteClient:
                 env=_environment(),
                 start_new_session=True,
             )
-        client = ZygoteClient(name, process, ours, on_exit, on_orphan)
+        client = ZygoteClient(name, process, ours, on_exit, on_orphan, on_disk_wanted)
         try:
             await asyncio.wait_for(asyncio.shield(client._ready), _READY_WITHIN_S)
         except (ZygoteLost, TimeoutError) as error:
@@ -268,7 +276,7 @@ class ZygoteClient:
     def _take(self, body: dict[str, Any], descriptors: list[int]) -> None:
         kind = body["op"]
         if kind == "disk_wanted":
-            self.on_disk_wanted(body["size_mib"])
+            self._on_disk_wanted(self, body["size_mib"])
         elif kind == "exited":
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():
