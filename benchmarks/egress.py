@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from e2b import Sandbox
 
 from atoll.config import Settings
-from support import internet
+from atoll_attacks.outside import internet
 from support.egress_world import World, no_world, world
 
 # Run on either side by the same interpreter version; prints one JSON list of seconds (or bytes per second).

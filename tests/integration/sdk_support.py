@@ -34,6 +34,15 @@ def eventually(probe: Callable[[], T], *, what: str, within_s: float = WAIT_S) -
         time.sleep(0.05)
 
 
+CONVERGES_S = 5.0
+"""In which a server is as it should be again, from when what was killed is back."""
+
+
+def convergence_s() -> float:
+    """CONVERGES_S on a machine that has a processor for each process that wants one, else as many times more."""
+    return CONVERGES_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 async def eventually_async(probe: Callable[[], T | Awaitable[T]], *, what: str, within_s: float = WAIT_S) -> T:
     """`eventually` for a running loop; `probe` may be plain or async."""
     deadline = time.monotonic() + within_s

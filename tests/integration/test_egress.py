@@ -21,7 +21,7 @@ import pytest
 from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
 from sdk_support import eventually
 
-from support import internet
+from atoll_attacks.outside import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS
@@ -256,7 +256,7 @@ def test_every_connection_is_recorded_and_readable_by_api_and_command_line(outsi
     assert good["closedAt"]
     assert (evil["verdict"], evil["allowed"]) == ("denied: by denyOut", False)
     assert "private" in metadata["verdict"]
-    command = [*outside.enter(), sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
+    command = [*outside.networks.enter, sys.executable, "-m", "atoll.cli.main", "connections", sandbox.sandbox_id]
     told = subprocess.run(
         [*command, "--denied", "--data-dir", str(outside.directory / "data")],
         capture_output=True, text=True, timeout=60, check=True,

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, SandboxException
 from sdk_support import eventually
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only a server of root has rights to give up")
@@ -140,6 +139,27 @@ def _read(handle: Any, heard: list[str]) -> bool:
     return bool(heard)
 
 
+def test_a_node_that_drains_takes_nothing_new_until_it_is_started_again(start_server: Callable[..., Any]) -> None:
+    running = start_server()
+    options = {**_options(running), "retries": 0}
+    sandbox = Sandbox.create(timeout=300, **options)
+    node = running.pid_of("node")
+    os.kill(node, signal.SIGUSR1)
+
+    def outcome() -> str:
+        try:
+            Sandbox.create(timeout=60, **options).kill()
+        except SandboxException as error:
+            return type(error).__name__
+        return "made"
+
+    eventually(lambda: outcome() == "RateLimitException", what="no new sandbox")
+    assert sandbox.commands.run("echo here").stdout == "here\n"
+    os.kill(node, signal.SIGKILL)
+    eventually(lambda: _is_another(running, "node", node), what="another node", within_s=20)
+    eventually(lambda: outcome() == "made", what="new sandboxes", within_s=20)
+
+
 def test_a_stream_outlives_the_node_process(start_server: Callable[..., Any]) -> None:
     running = start_server()
     sandbox = Sandbox.create(timeout=300, **_options(running))
@@ -166,13 +186,3 @@ def test_a_stranger_to_the_nodes_socket_is_not_heard(server: Any) -> None:
     assert path.is_socket()
     assert path.parent.stat().st_uid == os.getuid()
     assert path.parent.stat().st_mode & 0o022 == 0, "nobody else may put a socket there"
-
-
-def test_a_front_that_is_killed_again_and_again_comes_back_each_time(start_server: Callable[..., Any]) -> None:
-    running = start_server()
-    for _ in range(3):
-        before = running.pid_of("front")
-        os.kill(before, signal.SIGKILL)
-        eventually(lambda before=before: _is_another(running, "front", before), what="a new front", within_s=20)
-    eventually(lambda: httpx.get(f"{running.url}/health").status_code == 204, what="it answers", within_s=20)
-    assert running.stop() == 0

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from e2b import CommandExitException, Sandbox
 
-from support import internet
+from atoll_attacks.outside import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
 from support.tiers import TIERS

@@ -22,7 +22,7 @@ if role != "nobody":
     if role == "front":
         give_up(Rights(front, writable=(place / "own",), readable=(place / "shown",)), place / "scratch")
     else:
-        give_up(Rights(gateway, memory_mib=1024), place / "scratch")
+        give_up(Rights(gateway), place / "scratch")
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):

@@ -27,6 +27,7 @@ class Family(StrEnum):
     GUEST = "guest"
     FILES = "files"
     RESOURCES = "resources"
+    EGRESS = "egress"
 
 
 Judge = Callable[["Scene"], str | None]
@@ -35,6 +36,9 @@ Judge = Callable[["Scene"], str | None]
 
 PROGRAMS = Path(__file__).parent / "inside-programs"
 """They are run in sandboxes, never imported: the name is none of a package."""
+
+MODULES = tuple(sorted(PROGRAMS.glob("*.py")))
+"""What lies beside each program when it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Program:
     user: str = "root"
     arguments: tuple[str, ...] = ()
     timeout_s: float = 20.0
+    policy: str = ""
+    """Of `egress.POLICIES`: what its sandbox may reach. As a control it runs in the server's own network then."""
 
     @property
     def file(self) -> Path:
@@ -80,6 +86,8 @@ class Control:
     act: Program | Deed | None = None
     judge: Judge | None = None
     needs: str = ""
+    walled: bool = False
+    """True: its program runs in a sandbox too, one of another policy."""
 
 
 @dataclass(frozen=True, slots=True)

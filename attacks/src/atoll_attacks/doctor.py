@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rich.table import Table
 from atoll.model.errors import BackendUnavailable, BuildFailed, InvalidRequest
 from atoll.runtime.sandbox.embedded import EmbeddedPlatform
 from atoll_attacks.attempt import Attempt, Family
+from atoll_attacks.outside.network import fault, networks
 from atoll_attacks.run import Range
 from atoll_attacks.suite import attempts
 
@@ -56,8 +58,16 @@ def attack(environ: Mapping[str, str], only: str = "") -> list[Result]:
         raise BackendUnavailable("attacks are decided by canaries that only root can make", hint="run it as root")
     _build_base(environ)
     chosen = [one for one in attempts() if not only or one.family == only]
-    with EmbeddedPlatform(environ) as platform, _variables(platform.environ):
-        return list(_run(chosen, Console(stderr=True), platform.home))
+    egress = [one for one in chosen if one.family is Family.EGRESS]
+    console = Console(stderr=True)
+    results: list[Result] = []
+    if others := [one for one in chosen if one.family is not Family.EGRESS]:
+        with EmbeddedPlatform(environ) as platform, _variables(platform.environ):
+            results += _run(others, console, platform.home)
+    if egress:
+        reason = fault()
+        results += [Result(one, skipped=reason) for one in egress] if reason else _run_egress(egress, console, environ)
+    return results
 
 
 def _build_base(environ: Mapping[str, str]) -> None:
@@ -90,6 +100,18 @@ def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> Iter
                 continue
             console.print(f"[dim]{number}/{len(chosen)} {attempt.name}[/dim]", end="\r", highlight=False)
             yield Result(attempt, place.attack(attempt).breach)
+
+
+def _run_egress(chosen: list[Attempt], console: Console, environ: Mapping[str, str]) -> Iterator[Result]:
+    """In networks of the run's own, where canaries are what may be reached."""
+    with tempfile.TemporaryDirectory(prefix="atoll-attacks-") as directory, networks(Path(directory)) as around:
+        platform = EmbeddedPlatform({**environ, **around.settings}, wrap=around.enter)
+        with platform, around.forward(platform.url) as url:
+            names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL")
+            with _variables({**platform.environ, **dict.fromkeys(names, url)}), Range(networks=around) as place:
+                console.print(f"[dim]{len(chosen)} ways out[/dim]", highlight=False)
+                for attempt, (outcome, _) in zip(chosen, place.attack_all(chosen).values(), strict=True):
+                    yield Result(attempt, outcome.breach)
 
 
 def _tier() -> str:

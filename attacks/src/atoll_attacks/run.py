@@ -13,12 +13,15 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from atoll_attacks.attempt import PROGRAMS, Attempt, Control, Deed, Family, Impossible, Judge, Outcome, Program
+from atoll_attacks.attempt import MODULES, Attempt, Control, Deed, Family, Impossible, Judge, Outcome, Program
+from atoll_attacks.egress import POLICIES
+from atoll_attacks.outside.network import Networks
 from atoll_attacks.resources import LIMITS
 from atoll_attacks.scene import Scene, World, end, run_unwalled
 
@@ -31,6 +34,7 @@ _LOOKS_AT_A_GAIN = 4
 _SAID = 1500
 _HEARD = 2 << 20
 _SANDBOX_LIVES_S = 900
+_AT_ONCE = 4
 _INSIDE = "/var/tmp/attempts"
 """Where programs lie in a sandbox."""
 
@@ -52,14 +56,19 @@ class Range:
         data_dir: Path | None = None,
         small: Mapping[str, str] = LIMITS,
         controls: Controls | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self._controls = {} if controls is None else controls
-        self.world = World()
+        self.world = World(networks)
         self.world.data_dir = data_dir
         self._template = template
         self._small = dict(small)
         self._sandbox: Sandbox | None = None
         self._other: Sandbox | None = None
+        self._by_policy: dict[str, Sandbox] = {}
+        self._making = threading.Lock()
+        self._there: set[tuple[str, str]] = set()
+        """(sandbox, file) of the programs that have been written."""
         self._doubtful = False
 
     def __enter__(self) -> Self:
@@ -72,7 +81,7 @@ class Range:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for sandbox in (self._sandbox, self._other):
+            for sandbox in (self._sandbox, self._other, *self._by_policy.values()):
                 if sandbox is not None:
                     with contextlib.suppress(Exception):
                         sandbox.kill()
@@ -83,9 +92,11 @@ class Range:
 
     def attack(self, attempt: Attempt) -> Outcome:
         """Tries it in a sandbox. A sandbox that did not survive is replaced for the next one."""
-        own = self._make(self._small) if attempt.alone else None
-        sandbox = own or self._attacker()
-        scene = Scene(self.world, sandbox, before=self.world.snapshot(), other=self._neighbour())
+        own = self.make(self._small) if attempt.alone else None
+        policy = attempt.act.policy if isinstance(attempt.act, Program) else ""
+        sandbox = own or (self.of_policy(policy) if policy else self._attacker())
+        other = None if policy else self._neighbour()
+        scene = Scene(self.world, sandbox, before=self.world.snapshot(), other=other)
         try:
             outcome = self._act(attempt, attempt.act, scene)
         finally:
@@ -93,7 +104,7 @@ class Range:
             if own is not None:
                 with contextlib.suppress(Exception):
                     own.kill()
-        if outcome.breach is not None and own is None:
+        if outcome.breach is not None and own is None and not policy:
             self._sandbox = None
             with contextlib.suppress(Exception):
                 sandbox.kill()
@@ -118,12 +129,14 @@ class Range:
             return Impossible(f"this machine has no {control.needs}")
         act = control.act or attempt.act
         tried = (act, control.judge or attempt.judge)
-        if isinstance(act, Program) and tried in self._controls:
+        if isinstance(act, Program) and tried in self._controls and not control.walled:
             return self._controls[tried]
         scene = Scene(self.world, None, before=self.world.snapshot())
         if isinstance(control.act, Deed):
             # What is asked of the server stays so: the control differs in what is asked, not in who is there.
             scene.sandbox, scene.other = self._attacker(), self._neighbour()
+        if control.walled and isinstance(act, Program):
+            scene.sandbox = self.of_policy(act.policy)
         try:
             self._controls[tried] = self._act(attempt, act, scene, control)
             return self._controls[tried]
@@ -136,7 +149,7 @@ class Range:
             scene.output = act.act(scene)
             return Outcome(judge(scene), scene.output[-_SAID:])
         breach = None
-        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox)
+        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox, self._there)
         scene.running = True
         with running:
             deadline, looks = time.monotonic() + act.timeout_s, 0
@@ -151,18 +164,29 @@ class Range:
         scene.output = running.said
         return Outcome(breach or judge(scene), scene.output[-_SAID:])
 
+    def attack_all(
+        self, attempts: Sequence[Attempt], controls: bool = False
+    ) -> dict[str, tuple[Outcome, Outcome | Impossible | None]]:
+        """Several at once, those that mostly wait for answers: (attack, control) by name."""
+
+        def both(attempt: Attempt) -> tuple[str, tuple[Outcome, Outcome | Impossible | None]]:
+            return attempt.name, (self.attack(attempt), self.control(attempt) if controls else None)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return dict(pool.map(both, attempts))
+
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 
     def _attacker(self) -> Sandbox:
         self._look_after()
         if self._sandbox is None:
-            self._sandbox = self._make({})
+            self._sandbox = self.make({})
         return self._sandbox
 
     def _neighbour(self) -> Sandbox:
         self._look_after()
         if self._other is None:
-            self._other = self._make({})
+            self._other = self.make({})
         return self._other
 
     def _look_after(self) -> None:
@@ -171,11 +195,22 @@ class Range:
             self._sandbox = self._sandbox if self._sandbox is not None and _lives(self._sandbox) else None
             self._other = self._other if self._other is not None and _lives(self._other) else None
 
-    def _make(self, metadata: dict[str, str]) -> Sandbox:
+    def of_policy(self, policy: str) -> Sandbox:
+        """The sandbox of family egress with this policy."""
+        with self._making:
+            if policy not in self._by_policy:
+                self._by_policy[policy] = self.make({}, POLICIES[policy])
+            return self._by_policy[policy]
+
+    def make(self, metadata: Mapping[str, str], options: Mapping[str, Any] = MappingProxyType({})) -> Sandbox:
+        """A sandbox with what the programs of attempts need; the caller ends it."""
         from e2b import Sandbox
 
-        sandbox = Sandbox.create(self._template, timeout=_SANDBOX_LIVES_S, metadata=metadata, secure=True)
-        sandbox.files.write(f"{_INSIDE}/inside.py", (PROGRAMS / "inside.py").read_bytes(), user="root")
+        sandbox = Sandbox.create(
+            self._template, timeout=_SANDBOX_LIVES_S, metadata=dict(metadata), secure=True, **options
+        )
+        for file in MODULES:
+            sandbox.files.write(f"{_INSIDE}/{file.name}", file.read_bytes(), user="root")
         return sandbox
 
 
@@ -193,13 +228,18 @@ def _lives(sandbox: Sandbox) -> bool:
 
 
 class _Walled:
-    """A program in a sandbox, watched from a thread. A context manager; the end of the block ends the program."""
+    """A program in a sandbox, watched from a thread. A context manager; the end of the block ends the program.
 
-    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox) -> None:
+    `there`: what need not be written into a sandbox again.
+    """
+
+    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox, there: set[tuple[str, str]]) -> None:
         self.said = ""
         self._sandbox = sandbox
         path = f"{_INSIDE}/{program.file.name}"
-        sandbox.files.write(path, program.file.read_bytes(), user="root")
+        if (sandbox.sandbox_id, path) not in there:
+            sandbox.files.write(path, program.file.read_bytes(), user="root")
+            there.add((sandbox.sandbox_id, path))
         words = " ".join(shlex.quote(word) for word in (*scene.arguments, *program.arguments))
         self._command = f"exec python3 -E -s -B {path} {words} 2>&1"
         self._program = program

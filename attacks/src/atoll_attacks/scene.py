@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from atoll_attacks.attempt import PROGRAMS, Program
+from atoll_attacks.outside.network import Networks
 
 if TYPE_CHECKING:
     from e2b import Sandbox
@@ -41,7 +42,9 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 class World:
     """Every canary of one run; a context manager. Canaries that this machine cannot offer are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, networks: Networks | None = None) -> None:
+        self.networks = networks
+        """Those around the server, where the run made them."""
         self.token = f"canary-{secrets.token_hex(16)}"
         """What no sandbox may ever see."""
         self._stack = contextlib.ExitStack()
@@ -66,12 +69,18 @@ class World:
         stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
         secret = self.directory / "secret"
         secret.write_text(self.token)
+        programs = self.directory / "programs"
+        programs.mkdir()
+        for file in PROGRAMS.rglob("*.py"):
+            shutil.copyfile(file, programs / file.name)
         drop = self.directory / "drop"
         drop.mkdir()
         script = self.directory / "agent"
         script.write_text(f"#!/bin/sh\necho $0 > {drop}/released\n")
         script.chmod(0o755)
         self.places = {"secret": str(secret), "drop": str(drop), "script": str(script), "host_pid": os.getpid()}
+        if self.networks is not None:
+            self.places["internet"] = self.networks.places
         stack.callback(self._end_victim)
         self.new_victim()
         for part in (self._sockets, self._shared_memory, self._dev_shm, self._kernel_log, self._loop_device):
@@ -285,12 +294,11 @@ class Scene:
 def run_unwalled(scene: Scene, program: Program, output: int) -> subprocess.Popen[bytes]:
     """Starts a program on the host as root, in a mount namespace of its own so that its mounts stay its own."""
     place = scene.world.directory / "programs"
-    place.mkdir(exist_ok=True)
-    for file in (PROGRAMS / "inside.py", program.file):
-        shutil.copyfile(file, place / file.name)
+    networks = scene.world.networks
+    there = networks.enter if networks is not None and program.policy else []
     python = [sys.executable, "-E", "-s", "-B", str(place / program.file.name)]
     return subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", *python, *scene.arguments, *program.arguments],
+        [*there, "unshare", "--mount", "--propagation", "private", *python, *scene.arguments, *program.arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll_attacks import escape, files, guest, posture, posture_gvisor, resources, shared_limits
+from atoll_attacks import egress, escape, files, guest, posture, posture_gvisor, resources, shared_limits
 from atoll_attacks.attempt import Attempt
 
 
@@ -15,5 +15,6 @@ def attempts() -> tuple[Attempt, ...]:
         *guest.ATTEMPTS,
         *files.ATTEMPTS,
         *resources.ATTEMPTS,
+        *egress.ATTEMPTS,
         *shared_limits.ATTEMPTS,
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 
+_USUAL_KIB = 128
+"""Of a connection whose two sides both have stopped to read."""
+
 
 class Budget:
     """Places that all sandboxes of a server share; each stands for a few descriptors."""
@@ -13,10 +16,10 @@ class Budget:
         self.free = places
 
     @staticmethod
-    def of_this_process() -> Budget:
-        """Leaves most of the process's descriptors to its other work."""
+    def of_this_process(memory_mib: int) -> Budget:
+        """As many as its descriptors are for, and its memory, when most connections hold what they usually hold."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return Budget(max(64, min(soft, 1 << 20) // 8))
+        return Budget(max(64, min(min(soft, 1 << 20) // 8, memory_mib * 1024 // _USUAL_KIB)))
 
     def take(self) -> bool:
         """False: none is left."""

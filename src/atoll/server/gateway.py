@@ -34,7 +34,7 @@ from atoll.wire.egress.server import GatewayServer
 from atoll.wire.unix import accepting
 
 NAME = "egress"
-MEMORY_MIB = 1024
+MEMORY_MIB = 2048
 
 _PROGRAM = "from atoll.server.gateway import main; main()"
 _ENVIRON = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -101,7 +101,7 @@ async def _serve(
     listener: socket.socket, node: int, orders: Orders, ready: Callable[[], None], stop: asyncio.Event
 ) -> None:
     ground = HostNetworks(_networks(orders.allow_private))
-    context = EgressContext(ground, Budget.of_this_process(), name_servers=orders.name_servers or None)
+    context = EgressContext(ground, Budget.of_this_process(MEMORY_MIB), name_servers=orders.name_servers or None)
     registry = EgressRegistry(context)
     try:
         async with accepting(listener, GatewayServer(registry).serve, {node}), Watchdog(NAME):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +54,19 @@ class _Exit:
     """None: they cannot be fetched, but the gateway may have them from an earlier node."""
     given_over: Channel | None = None
     """The connection over which the gateway has got it."""
+
+
+@contextmanager
+def _copies(sockets: EgressSockets | None) -> Iterator[Sequence[int]]:
+    """For a message: they stay open until it is sent, also when the sandbox is detached meanwhile."""
+    made: list[int] = []
+    try:
+        if sockets is not None:
+            made.extend(os.dup(one.fileno()) for one in (sockets.connections, sockets.questions))
+        yield made
+    finally:
+        for descriptor in made:
+            os.close(descriptor)
 
 
 class RemoteGateway:
@@ -156,9 +170,11 @@ class RemoteGateway:
         exit_.given_over = channel
         with contextlib.suppress(ChannelClosed):
             await self._bring_authority(channel, exit_.network)
-            sockets = exit_.sockets
-            descriptors = (sockets.connections.fileno(), sockets.questions.fileno()) if sockets is not None else ()
-            await self._send(channel, {"attach": sandbox_id, "network": exit_.network.as_json()}, descriptors)
+            if self._exits.get(sandbox_id) is not exit_:
+                return  # detached meanwhile
+            message = {"attach": sandbox_id, "network": exit_.network.as_json()}
+            with _copies(exit_.sockets) as descriptors:
+                await self._send(channel, message, descriptors)
 
     async def _bring_authority(self, channel: Channel, network: NetworkPolicy) -> None:
         if network.rules and self._trusted is not channel:
