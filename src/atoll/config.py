@@ -77,6 +77,8 @@ class Settings:
     ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
+    ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call
+                         may ask for less by metadata `atoll.network_mib_s` (no limit)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -106,6 +108,7 @@ class Settings:
     sizes: Wishes = field(default_factory=Wishes)
     """What the operator said of sizes and sums: ATOLL_MAX_…, ATOLL_TEAM_…, ATOLL_TOTAL_…, ATOLL_USED_…, the reserve."""
     max_output_mib_s: int | None = None
+    max_network_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
@@ -140,6 +143,7 @@ class Settings:
             max_sandboxes=_positive(environ, "ATOLL_MAX_SANDBOXES", 1000),
             sizes=_wishes(environ),
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
+            max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),

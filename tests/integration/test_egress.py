@@ -118,6 +118,22 @@ def test_an_update_replaces_all_of_it_at_once(make: Make) -> None:
     assert sandbox.get_info().allow_internet_access is True
 
 
+def test_a_rate_holds_for_all_that_passes_and_outlives_new_rules(make: Make) -> None:
+    slow, usual = make(metadata={"atoll.network_mib_s": "1"}), make()
+
+    def seconds(sandbox: Sandbox) -> float:
+        began = time.monotonic()
+        sandbox.commands.run("curl -sS -m 60 -o /dev/null http://good.test/big/3145728", timeout=60)
+        return time.monotonic() - began
+
+    assert seconds(slow) > 2
+    assert seconds(usual) < seconds(slow)
+    slow.update_network({"allow_out": [internet.GOOD]})
+    assert seconds(slow) > 2
+    with pytest.raises(SandboxException, match="whole number of MiB"):
+        make(metadata={"atoll.network_mib_s": "0.5"})
+
+
 def test_name_servers_of_the_sandboxs_own(make: Make) -> None:
     assert fetch(make(network={"dns_servers": [internet.DNS]}), "http://good.test/")
     assert fetch(make(network={"dns_servers": []}), "http://good.test/") == ""

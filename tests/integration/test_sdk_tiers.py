@@ -55,3 +55,16 @@ def test_low_ports_can_be_served_by_root(sandbox: Sandbox) -> None:
     sandbox.commands.run("python3 -m http.server 80", background=True, user="root", cwd="/etc")
     command = "curl -s --retry 20 --retry-connrefused --retry-delay 1 http://127.0.0.1/hostname"
     assert sandbox.commands.run(command, timeout=60).stdout.strip()
+
+
+def test_a_sandbox_can_give_up_every_way_to_more_rights(create: Callable[..., Sandbox]) -> None:
+    usual, strict = create(timeout=120), create(timeout=120, metadata={"atoll.no_new_privileges": "true"})
+    assert usual.commands.run("sudo -n id -u").stdout == "0\n"
+    copy = "cp /usr/bin/id /tmp/id; chmod 4755 /tmp/id; grep NoNewPrivs /proc/self/status || echo NoNewPrivs: 1"
+    assert strict.commands.run(copy, user="root").stdout.split() == ["NoNewPrivs:", "1"]
+    assert strict.commands.run("/tmp/id -u").stdout == "1000\n", "a set-uid program is like any other"
+    refused = strict.commands.run("sudo -n id -u; true")
+    assert refused.stdout == ""
+    assert re.search(r"no new privileges|setuid|not allowed|effective uid", refused.stderr), refused.stderr
+    with pytest.raises(SandboxException, match="only 'true' means something"):
+        create(metadata={"atoll.no_new_privileges": "false"})

@@ -11,10 +11,31 @@ import pytest
 
 from atoll.isolation.linux.disk import usage as disk_usage
 from atoll.isolation.linux.process_identity import open_recorded
+from atoll.isolation.linux.sys import shared_limits
 from atoll.isolation.linux.sys.id_ranges import IdRanges, delegated
 from atoll.isolation.linux.sys.syscalls import boot_id, start_time
 from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
+
+
+def test_what_a_machine_has_once_is_looked_at(tmp_path: Path) -> None:
+    def verdicts(**changed: str) -> dict[str, str]:
+        texts = {"core": "core", "files": "9223372036854775807", "pty": "4096", "reserve": "1024"} | changed
+        places = {
+            "core": "sys/kernel/core_pattern", "files": "sys/fs/file-max", "pty": "sys/kernel/pty/max",
+            "reserve": "sys/kernel/pty/reserve",
+        }  # fmt: skip
+        for name, place in places.items():
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place).write_text(f"{texts[name]}\n")
+        (tmp_path / "meminfo").write_text("MemTotal:       16777216 kB\n")
+        return {one.subject: one.verdict.value for one in shared_limits.findings(256, tmp_path)}
+
+    assert set(verdicts().values()) == {"ok"}
+    for pattern in ("|/usr/share/apport/apport %p", "@/run/systemd/coredump"):
+        assert verdicts(core=pattern)["core_pattern"] == "warn"
+    assert verdicts(files="2466170")["open files"] == "warn"
+    assert verdicts(pty="2048")["terminals"] == "warn"
 
 
 @pytest.mark.parametrize("size", [0, 59_000, 70_000, 1_000_000])

@@ -131,7 +131,13 @@ def _holder(scene: Scene, pid: int) -> str | None:
     """It has the way out and nothing else."""
     links = [os.readlink(f"/proc/{pid}/fd/{name}").partition(":")[0] for name in os.listdir(f"/proc/{pid}/fd")]
     fine = sorted(links) == ["/dev/null"] * 3 + ["socket"] * 2
-    return None if fine else f"holds {sorted(links)}"
+    return (None if fine else f"holds {sorted(links)}") or _owner(scene, pid) or _capabilities(0)(scene, pid)
+
+
+def _core(scene: Scene, pid: int) -> str | None:
+    """A crash feeds no program of the host."""
+    limit = re.search(r"^Max core file size\s+(\S+)\s+(\S+)", Path(f"/proc/{pid}/limits").read_text(), re.M)
+    return None if limit is not None and limit.groups() == ("1", "1") else "core dumps are on"
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
@@ -205,6 +211,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _kernel("sentry-root", "have a kernel that sees files of the host", ("sentry",), _empty_root),
     _kernel("gofer-mounts", "have a file server that sees more than the sandbox's files", ("gofer",), _only_its_mounts),
     _kernel("sentry-limits", "have a kernel outside the sandbox's limits", ("sentry", "gofer"), _limited),
+    _kernel("kernel-core-dumps", "have the host handle a crash of its kernel", ("sentry", "gofer", "holder"), _core),
     _kernel("holder-descriptors", "have the way out held by somebody who has more", ("holder",), _holder),
     _inside(
         "inside-capabilities-of-root",

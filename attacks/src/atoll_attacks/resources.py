@@ -229,12 +229,6 @@ ATTEMPTS: tuple[Attempt, ...] = (
     ),
     _resource("inodes", "use up the host's files", _harmed(_inodes), Control(judge=_inodes), seconds=20),
     _resource(
-        "descriptors-of-host",
-        "use up the host's descriptors",
-        _harmed(_count(r"OPEN (\d+)", 1048576, "descriptors")),
-        Impossible("the limit is the same in kind on the host: its descriptors are counted per process"),
-    ),
-    _resource(
         "processor",
         "keep every processor",
         _harmed(_processes),

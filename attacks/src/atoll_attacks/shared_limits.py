@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 
+from atoll_attacks import sentry
 from atoll_attacks.attempt import PROGRAMS, Attempt, Control, Family, Impossible, Program
 from atoll_attacks.scene import Scene, _text
 
@@ -67,6 +68,30 @@ def _terminals(scene: Scene) -> str | None:
     return _others_go_without(scene)
 
 
+_MOST_FLOWS = 12000
+"""Of the 40,000 that the attempt tries; what may begin in a second is a few hundred."""
+
+
+def _flows(scene: Scene) -> str | None:
+    """How many flows of its network the host remembers: nobody's memory is charged for them."""
+    kernel = sentry.pid_of(scene)
+    for pid in scene.pids() if kernel is None else [kernel]:
+        words = ["nsenter", f"--net=/proc/{pid}/ns/net", "cat", "/proc/sys/net/netfilter/nf_conntrack_count"]
+        counted = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        if counted.isdigit() and int(counted) > _MOST_FLOWS:
+            return f"the host remembers {counted} flows"
+    return None
+
+
+def _files(scene: Scene) -> str | None:
+    """Nobody else may be left without files: what this sandbox has open is a part of what the machine allows."""
+    now, _, most = (int(word) for word in _text("/proc/sys/fs/file-nr").split())
+    before = scene.facts.setdefault("files", now)
+    if now - before > most // 2:
+        return f"{now - before} of {most} open files are one sandbox's"
+    return _others_go_without(scene)
+
+
 _NS_GET_OWNER_UID = 0xB704
 
 
@@ -113,5 +138,22 @@ ATTEMPTS: tuple[Attempt, ...] = (
         Program("resources/take_terminals", "user"),
         _terminals,
         Impossible("it would leave this machine's programs without terminals"),
+    ),
+    Attempt(
+        "open-files",
+        Family.RESOURCES,
+        "leave others without open files",
+        Program("resources/open_files", "user", timeout_s=30),
+        _files,
+        Impossible("it would leave this machine's programs without files"),
+        alone=True,
+    ),
+    Attempt(
+        "tracked-flows",
+        Family.RESOURCES,
+        "have the host remember flows without end",
+        Program("resources/tracked_flows", "user", timeout_s=30),
+        _flows,
+        Impossible("this machine's own network keeps no track of flows, or keeps it for everybody"),
     ),
 )

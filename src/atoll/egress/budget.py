@@ -33,6 +33,29 @@ class Budget:
         self.free += 1
 
 
+class Traffic:
+    """How many bytes pass in a second; who is too fast is not read for a while. The clock is monotonic seconds."""
+
+    _AT_ONCE_S = 0.25
+    """What may come at once after a silence, in seconds of the rate."""
+
+    def __init__(self, bytes_per_s: int | None, clock: Callable[[], float]) -> None:
+        self.bytes_per_s = bytes_per_s
+        """May be set anew at any time; None: no limit."""
+        self._clock = clock
+        self._owed = 0.0
+        self._at = clock()
+
+    def spend(self, size: int) -> float:
+        """`size` bytes have come. Returns for how many seconds no more should be read (0.0: go on)."""
+        if self.bytes_per_s is None:
+            return 0.0
+        now = self._clock()
+        self._owed = max(0.0, self._owed - (now - self._at) * self.bytes_per_s) + size
+        self._at = now
+        return max(0.0, self._owed / self.bytes_per_s - self._AT_ONCE_S)
+
+
 class Pace:
     """A token bucket: `per_s` on average, `burst` at once. The clock is monotonic seconds."""
 

@@ -263,8 +263,9 @@ class Connection:
             stream.answered(data)
             return data
 
-        inner = Pipe(self._pipe_closed, outward if stream else None)
-        outer = Pipe(self._pipe_closed, inward if stream else None)
+        spend = self._exit.traffic.spend
+        inner = Pipe(self._pipe_closed, outward if stream else None, spend)
+        outer = Pipe(self._pipe_closed, inward if stream else None, spend)
         return inner, outer
 
     async def _adopt(

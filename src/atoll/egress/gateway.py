@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import structlog
 
 from atoll.egress import dns
-from atoll.egress.budget import Budget, Pace
+from atoll.egress.budget import Budget, Pace, Traffic
 from atoll.egress.connection import Connection
 from atoll.egress.intercept import Interception
 from atoll.egress.lookups import Lookups
@@ -54,6 +54,7 @@ class SandboxEgress:
 
     def __init__(self, sockets: EgressSockets, policy: EgressPolicy, context: EgressContext) -> None:
         self.policy = policy
+        self.traffic = Traffic(policy.bytes_per_s, context.clock)
         self.ledger = Ledger()
         self.names = AnsweredNames(context.clock)
         self.ground = context.ground
@@ -77,6 +78,7 @@ class SandboxEgress:
     def replace_policy(self, policy: EgressPolicy) -> None:
         """At once, for what is open too: connections that the new policy would not have opened are cut."""
         self.policy = policy
+        self.traffic.bytes_per_s = policy.bytes_per_s
         for connection in list(self._open):
             connection.review()
 

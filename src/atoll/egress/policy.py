@@ -61,14 +61,23 @@ class EgressPolicy:
     dns_servers: tuple[str, ...] | None = None
     """The name servers to ask; None: the host's own; empty: nothing resolves."""
     rules: Rules = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    bytes_per_s: int | None = None
+    """Both ways, all connections together; None: no limit."""
 
     @staticmethod
     def of(network: NetworkPolicy) -> EgressPolicy:
         """Ready to decide. Raises InvalidRequest for entries that were never checked."""
         allow_networks, allow_names = split_targets(network.allow_out, "allowOut")
         deny_networks, _ = split_targets(network.deny_out, "denyOut")
+        bytes_per_s = network.mib_s << 20 if network.mib_s is not None else None
         return EgressPolicy(
-            network.allow_internet, allow_networks, allow_names, deny_networks, network.dns_servers, network.rules
+            network.allow_internet,
+            allow_networks,
+            allow_names,
+            deny_networks,
+            network.dns_servers,
+            network.rules,
+            bytes_per_s,
         )
 
     @staticmethod

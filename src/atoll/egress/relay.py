@@ -13,10 +13,16 @@ Filter = Callable[[bytes], bytes | None]
 class Pipe(asyncio.Protocol):
     """One end of a joined pair. Bytes that arrive before the other end is there are held, and reading is paused.
 
-    `on_closed` is called once, when this end is gone.
+    `on_closed` is called once, when this end is gone. `spend` is told the size of what has come, and says for how many
+    seconds nothing more is to be read.
     """
 
-    def __init__(self, on_closed: Callable[[], None], change: Filter | None = None) -> None:
+    def __init__(
+        self,
+        on_closed: Callable[[], None],
+        change: Filter | None = None,
+        spend: Callable[[int], float] | None = None,
+    ) -> None:
         self.transport: asyncio.Transport | None = None
         self.received = 0
         self._peer: Pipe | None = None
@@ -27,6 +33,10 @@ class Pipe(asyncio.Protocol):
         """May be set anew at any time."""
         self._aborted = False
         self._lost = False
+        self._spend = spend
+        self._waits: asyncio.TimerHandle | None = None
+        """Set while it is too fast."""
+        self._peer_is_full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
@@ -44,8 +54,8 @@ class Pipe(asyncio.Protocol):
             self.abort()
         elif self._ended:
             self._end()
-        elif self.transport and not self.transport.is_closing():
-            self.transport.resume_reading()
+        else:
+            self._read_on()
 
     def _pass(self, data: bytes) -> None:
         peer = self._peer.transport if self._peer else None
@@ -63,11 +73,28 @@ class Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         if self._peer is not None:
+            self._hold_back(len(data))
             self._pass(data)
             return
         self._early.append(data)
         if self.transport:
             self.transport.pause_reading()
+
+    def _hold_back(self, size: int) -> None:
+        delay = self._spend(size) if self._spend is not None else 0.0
+        if delay and self._waits is None and self.transport and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._waits = asyncio.get_running_loop().call_later(delay, self._waited)
+
+    def _waited(self) -> None:
+        self._waits = None
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Unless there is still a reason not to."""
+        held = self._waits is not None or self._peer_is_full or self._ended
+        if not held and self.transport and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -93,15 +120,20 @@ class Pipe(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        if self._peer and self._peer.transport and not self._peer.transport.is_closing():
-            self._peer.transport.pause_reading()
+        if self._peer:
+            self._peer._peer_is_full = True
+            if self._peer.transport and not self._peer.transport.is_closing():
+                self._peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._peer and self._peer.transport and not self._peer.transport.is_closing() and not self._peer._ended:
-            self._peer.transport.resume_reading()
+        if self._peer:
+            self._peer._peer_is_full = False
+            self._peer._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        if self._waits is not None:
+            self._waits.cancel()
         other = self._peer.transport if self._peer else None
         if other and not other.is_closing():
             if exc is None:

@@ -241,6 +241,7 @@ class TemplateStore:
                 start_cmd=record["start_cmd"],
                 interpreter=record["interpreter"],
                 tier=record.get("tier"),
+                no_new_privileges=record.get("no_new_privileges", False) is True,
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -260,6 +261,7 @@ class TemplateStore:
             "default_workdir": None,
             "start_cmd": None,
             "interpreter": recipe.interpreter,
+            "no_new_privileges": recipe.no_new_privileges,
             "recipe_revision": self._revision(recipe),
         }
         target = self._dir / recipe.name / "template.json"

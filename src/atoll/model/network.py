@@ -103,6 +103,7 @@ class NetworkPolicy:
     """One sandbox's network, checked. `dns_servers` None means the server's own choice.
 
     `rules`: canonical origin (of a host or `*.host`) → the header sets to add, in order. They hold secrets.
+    `mib_s`: how much may pass in a second, both ways and all connections together; None: no limit.
     """
 
     allow_internet: bool = True
@@ -110,6 +111,7 @@ class NetworkPolicy:
     deny_out: tuple[str, ...] = ()
     dns_servers: tuple[str, ...] | None = None
     rules: Rules = field(default_factory=dict, repr=False)
+    mib_s: int | None = None
 
     @staticmethod
     def checked(
@@ -141,6 +143,7 @@ class NetworkPolicy:
             "deny_out": list(self.deny_out),
             "dns_servers": list(self.dns_servers) if self.dns_servers is not None else None,
             "rules": {host: [dict(headers) for headers in sets] for host, sets in self.rules.items()},
+            "mib_s": self.mib_s,
         }
 
     @staticmethod
@@ -155,6 +158,7 @@ class NetworkPolicy:
             tuple(value["deny_out"]),
             tuple(servers) if servers is not None else None,
             {host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()},
+            value.get("mib_s"),
         )
 
 

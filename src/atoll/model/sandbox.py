@@ -102,6 +102,9 @@ class SandboxSpec:
     """`Route.mask_request_host`."""
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     """What it may reach."""
+    no_new_privileges: bool = False
+    """No program that it starts gains rights by another one's: set-uid and file capabilities mean nothing, `sudo` and
+    `su` fail."""
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""

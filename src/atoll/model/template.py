@@ -30,3 +30,5 @@ class Template:
     interpreter: bool = False
     tier: str | None = None
     """The isolation tier that its sandboxes need; None: the server's own."""
+    no_new_privileges: bool = False
+    """`SandboxSpec.no_new_privileges` of all its sandboxes."""

@@ -70,5 +70,6 @@ def _policy(plan: Plan) -> Policy:
         maximum=plan.capacity.maximum,
         team=plan.capacity.team,
         node=plan.capacity.total,
+        network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
     )

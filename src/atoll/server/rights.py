@@ -23,7 +23,6 @@ from atoll.isolation.linux.sys.seccomp import Rule
 from atoll.isolation.namespaces import posture, system_calls
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 _USERS = range(65500, 61184, -1)
 """Ids that systems keep for services without a name (systemd's dynamic users)."""
 
@@ -77,7 +76,7 @@ def give_up(rights: Rights, scratch: Path) -> None:
         os.setresgid(rights.user, rights.user, rights.user)
         os.setresuid(rights.user, rights.user, rights.user)
         caps.limit_own(frozenset())
-    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     rules = [*posture.seccomp_rules(), *(Rule(number, errno.EPERM) for number in _NEEDLESS[syscalls.MACHINE])]
     allowed = system_calls.numbers(system_calls.ALLOWED)
     seccomp.install(seccomp.assemble(rules, system_calls.NEWEST_SYSCALL, allowed=allowed))

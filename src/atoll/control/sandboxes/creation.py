@@ -23,7 +23,14 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import TIER_KEY, CreateOrder, Policy, check_order
+from atoll.control.sandboxes.orders import (
+    NO_NEW_PRIVILEGES_KEY,
+    TIER_KEY,
+    CreateOrder,
+    Policy,
+    check_order,
+    network_rate,
+)
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.store import Idempotency, Store
@@ -190,7 +197,7 @@ class SandboxCreation:
             env_vars=order.env_vars,
             envd_access_token=secrets.token_hex(32) if order.secure else None,
             traffic_access_token=None if order.public_traffic else secrets.token_hex(32),
-            network=order.network,
+            network=replace(order.network, mib_s=network_rate(order.metadata, self._policy)),
         )
 
 
@@ -214,4 +221,5 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=record.network,
+        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )

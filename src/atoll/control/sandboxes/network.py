@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from atoll.control.access.auth import Caller
 from atoll.control.nodes.registry import NodeRegistry
@@ -29,6 +30,7 @@ class SandboxNetwork:
         # Two at once must not leave one in the store and the other in force.
         async with self._turns.setdefault(node_id, asyncio.Lock()):
             record = await self._lookup.get(caller, sandbox_id)
+            network = replace(network, mib_s=record.network.mib_s)  # the rate is the sandbox's, whatever it may reach
             # Written first: a restart in between must not bring the older, perhaps wider, policy back.
             if not await self._store.set_network(record.sandbox_id, network):
                 raise SandboxNotFound(record.sandbox_id)

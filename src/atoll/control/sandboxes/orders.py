@@ -13,7 +13,13 @@ from atoll.model.sandbox import Limits
 TIER_KEY = "atoll.tier"
 """Metadata by which a create call asks for an isolation tier."""
 
-OWN_KEYS = frozenset({TIER_KEY, *KEYS, "atoll.sid"})
+NO_NEW_PRIVILEGES_KEY = "atoll.no_new_privileges"
+"""Metadata by which a create call gives up `sudo` and every other way to more rights ("true")."""
+
+NETWORK_KEY = "atoll.network_mib_s"
+"""Metadata by which a create call bounds what may pass between its sandbox and the world in a second (MiB)."""
+
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
@@ -32,6 +38,8 @@ class Policy:
     """How large a sandbox may be; None: as large as asked for."""
     team: Limits | None = None
     """What the limits of all sandboxes of one team may add up to; None: anything."""
+    network_mib_s: int | None = None
+    """What may pass between a sandbox and the world in a second; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
     template_wait_s: int = 50
@@ -54,6 +62,18 @@ class CreateOrder:
     request_digest: str = ""
 
 
+def network_rate(metadata: Mapping[str, str], policy: Policy) -> int | None:
+    """MiB a second, or None for no limit. Raises InvalidRequest."""
+    text = metadata.get(NETWORK_KEY)
+    if text is None:
+        return policy.network_mib_s
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 6 and int(text) > 0):
+        raise InvalidRequest(f"metadata {NETWORK_KEY}: a whole number of MiB a second is needed, not {text[:40]!r}")
+    if policy.network_mib_s is not None and int(text) > policy.network_mib_s:
+        raise InvalidRequest(f"metadata {NETWORK_KEY}: {text} is more than this server allows, {policy.network_mib_s}")
+    return int(text)
+
+
 def check_timeout(timeout_s: int, policy: Policy) -> None:
     """Raises InvalidRequest."""
     if not 0 <= timeout_s <= policy.max_timeout_s:
@@ -63,11 +83,16 @@ def check_timeout(timeout_s: int, policy: Policy) -> None:
 def check_order(order: CreateOrder, policy: Policy) -> None:
     """Raises InvalidRequest naming what is wrong."""
     check_timeout(order.timeout_s, policy)
+    network_rate(order.metadata, policy)
     _check_texts("metadata", order.metadata, MAX_METADATA_BYTES)
     unknown = sorted(key for key in order.metadata if key.startswith("atoll.") and key not in OWN_KEYS)
     if unknown:
         raise InvalidRequest(
             f"metadata: {unknown[0][:100]!r} means nothing to Atoll", hint=f"it knows {', '.join(sorted(OWN_KEYS))}"
+        )
+    if order.metadata.get(NO_NEW_PRIVILEGES_KEY, "true") != "true":
+        raise InvalidRequest(
+            f"metadata {NO_NEW_PRIVILEGES_KEY}: only 'true' means something", hint="leave it out for the template's own"
         )
     _check_texts("envVars", order.env_vars, MAX_ENV_BYTES)
     for name in order.env_vars:

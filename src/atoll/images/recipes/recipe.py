@@ -48,6 +48,8 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
     env_vars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     interpreter: bool = False
+    no_new_privileges: bool = False
+    """Recorded with the build; the tree is the same."""
 
     def script_text(self) -> str:
         """The script's source, from beside this module."""

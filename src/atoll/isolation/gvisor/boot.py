@@ -43,7 +43,7 @@ CGROUPS = "/sys/fs/cgroup"
 _MNT_DETACH = 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _CONFIG_MAX = 32 << 20
-_OPEN_FILES = (65536, 1048576)
+_OPEN_FILES = (65536, 65536)
 
 BOOT_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
 """Held until `finish` is done: unmounting, naming the host, raising limits."""
@@ -70,7 +70,7 @@ def _take_over(listener: socket.socket, show_machine: Callable[..., None] | None
         try:
             told = _receive(connection)
             spec = SandboxSpec.from_json(told["spec"])
-            _finish(spec, show_machine, elevation=bool(told["elevation"]))
+            _finish(spec, show_machine, elevation=bool(told["elevation"]) and not spec.no_new_privileges)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -120,6 +120,8 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
     seccomp.install(seccomp_program())  # without no_new_privs, as long as SYS_ADMIN is held: `sudo` must work
     caps.limit_own(GUEST_CAPABILITIES, reserve=RENAMING)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    if spec.no_new_privileges:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
     if tty is not None:
         pty.kernel_is_gvisor()

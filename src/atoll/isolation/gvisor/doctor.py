@@ -13,7 +13,7 @@ from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.isolation.gvisor import runsc
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys import shared_limits, syscalls
 from atoll.model.errors import BackendUnavailable
 
 _TRIAL_WITHIN_S = 20.0
@@ -40,6 +40,7 @@ async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
             Finding("sudo", Verdict.OK, "this release ignores set-uid programs: `sudo` is answered by the guest")
         )
     findings.append(await asyncio.to_thread(_disk, config.run_dir))
+    findings += shared_limits.findings()
     return findings
 
 

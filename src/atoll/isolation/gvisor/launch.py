@@ -12,10 +12,12 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -25,7 +27,7 @@ from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.net import netlink, nft
-from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys import caps, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
@@ -51,6 +53,8 @@ _EGRESS_BACKLOG = 4096
 _OWN_END, _FAR_END = "eth0", "gate"
 _MTU = 65521
 """The largest of a veth: what crosses it is copied page by page, never put on a wire."""
+_HOLDERS_ID = 65533
+"""Within the sandbox's range."""
 _STAGES = ("/mnt", "/srv", "/media", "/opt", "/usr")
 
 
@@ -98,13 +102,17 @@ def main() -> NoReturn:
         # Some event loops leave copies of our standard descriptors open: they are nobody's here.
         syscalls.call("close_range", 3, 0x7FFFFFFF, 0)
         order = Order(**json.load(sys.stdin))
+        # Of gVisor's own processes: with 0 a core_pattern with a pipe would feed a program of the host.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
         for path in order.groups:
             with open(path, "w") as procs:
                 procs.write("0")
         syscalls.keep_capabilities_on_id_change()
         own = make_namespaces(order.id_base, order.ids)
         if order.network:
-            prepare_network(own.network, Path(order.place) / BUNDLE / HOLDER)
+            holder = Path(order.place) / BUNDLE / HOLDER
+            identity = order.id_base + _HOLDERS_ID
+            prepare_network(own.network, lambda *held: hold(*held, holder, identity))
         _mount(order, own.user)
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
@@ -150,8 +158,10 @@ def _become_root_of(user_namespace: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def prepare_network(inner: int, pid_file: Path | None) -> None:
-    """Moves into the network namespace `inner`, for gVisor's own network stack. `pid_file`: see `hold`; None: a trial.
+def prepare_network(inner: int, keep: Callable[[socket.socket, socket.socket], None]) -> None:
+    """Moves into the network namespace `inner`, for gVisor's own network stack.
+
+    `keep` gets the listener and the DNS socket at the end of the way out; it is called in their own namespace.
 
         gVisor's stack ── eth0 ═══ gate ── redirect ──► two sockets
           └─ this namespace ─┘     └─ a second one, the holder's ─┘
@@ -171,14 +181,15 @@ def prepare_network(inner: int, pid_file: Path | None) -> None:
         syscalls.call("setns", outer, syscalls.CLONE_NEWNET)
         netlink.address(_FAR_END, GATEWAY, PREFIX)
         nft.install(nft.gateway_batch(EGRESS_TCP_PORT, EGRESS_DNS_PORT))
+        with contextlib.suppress(OSError):  # a kernel without connection tracking
+            nft.forget_soon(os.open("/proc/sys/net/netfilter", os.O_PATH | os.O_DIRECTORY))
         connections = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         with connections, questions:
             connections.bind((GATEWAY, EGRESS_TCP_PORT))
             connections.listen(_EGRESS_BACKLOG)
             questions.bind((GATEWAY, EGRESS_DNS_PORT))
-            if pid_file is not None:
-                hold(connections, questions, pid_file)
+            keep(connections, questions)
         syscalls.call("setns", inner, syscalls.CLONE_NEWNET)
         netlink.default_via(GATEWAY, _OWN_END)
     finally:
@@ -191,24 +202,48 @@ def _without_ipv6() -> None:
         switch.write("1")
 
 
-def hold(connections: socket.socket, questions: socket.socket, pid_file: Path) -> None:
+def hold(connections: socket.socket, questions: socket.socket, pid_file: Path, identity: int) -> None:
     """Starts a process that does nothing but have both, as HELD, for as long as the sandbox lives; writes its pid.
 
-    It is in the sandbox's groups, and so ends with it; but outside gVisor, where nobody inside can reach it.
+    It is in the sandbox's groups, and so ends with it; but outside gVisor, where nobody inside can reach it. It has no
+    capability, and `identity`, a host id of the sandbox's that no other process has.
     """
     sources = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, max(HELD) + 1) for one in (connections, questions)]
-    null = [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3)]
-    passed = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in zip(sources, HELD, strict=True)]
-    sleep = shutil.which("sleep", path="/usr/bin:/bin")
-    words = [sleep, "infinity"] if sleep else [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
-    pid = os.posix_spawn(words[0], words, {}, file_actions=[*null, *passed], setsid=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become_holder(sources, identity)
+        finally:
+            os._exit(1)
     pid_file.write_text(str(pid))
+    for descriptor in sources:
+        os.close(descriptor)
+
+
+def _become_holder(sources: list[int], identity: int) -> NoReturn:
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    for source, target in [*((null, number) for number in range(3)), *zip(sources, HELD, strict=True)]:
+        os.dup2(source, target)
+    syscalls.call("close_range", max(HELD) + 1, 0x7FFFFFFF, 0)
+    os.chdir("/")
+    os.setgroups([])
+    caps.limit_bounding(frozenset(), caps.last_cap())
+    os.setresgid(identity, identity, identity)
+    os.setresuid(identity, identity, identity)
+    caps.limit_own(frozenset())
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    sleep = shutil.which("sleep", path="/usr/bin:/bin")
+    if sleep is not None:
+        os.execve(sleep, [sleep, "infinity"], {})
+    while True:
+        signal.pause()
 
 
 def try_network() -> NoReturn:
     """For a process of its own: ends with 0 where `prepare_network` works, else says why not."""
     try:
-        prepare_network(_trial_network(), None)
+        prepare_network(_trial_network(), lambda *_: None)
     except Exception as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)

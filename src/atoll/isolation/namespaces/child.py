@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.net import netlink
+from atoll.isolation.linux.net import netlink, nft
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
@@ -254,6 +254,8 @@ class SandboxInit:
             group_range = os.open("sys/net/ipv4/ping_group_range", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
             with os.fdopen(group_range, "wb", buffering=0) as setting:
                 setting.write(b"0 65535")
+        with contextlib.suppress(OSError):  # a kernel without connection tracking
+            nft.forget_soon(os.open("sys/net/netfilter", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc))
         for name in posture.MASKED_PROC_FILES:
             if _exists(proc, name):
                 mounts.attach_and_close(mounts.clone("dev/null", directory=stage), proc, name)
@@ -328,6 +330,10 @@ class SandboxInit:
         self._step = "capabilities"
         caps.limit_own(posture.KEPT_CAPABILITIES)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        if spec.no_new_privileges:
+            self._step = "no new privileges"
+            for run in (self._starter.run, lambda work: work()):  # it belongs to a thread, and what that starts
+                run(lambda: syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1))
 
     @staticmethod
     def _mount_shared_memory(stage: int, memory_mib: int) -> None:

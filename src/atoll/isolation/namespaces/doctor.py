@@ -10,7 +10,8 @@ import sys
 from atoll.isolation.base import Finding, Verdict
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.sys import caps, kernel_log, rootless, syscalls
+from atoll.isolation.linux.sys import caps, kernel_log, rootless, shared_limits, syscalls
+from atoll.isolation.namespaces import posture
 from atoll.isolation.namespaces.layout import RunLayout
 
 _TRIAL_WITHIN_S = 20.0
@@ -26,6 +27,7 @@ async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     findings = [_machine(), _kernel(), *await asyncio.to_thread(_user)]
     if all(finding.verdict is not Verdict.FAIL for finding in findings):
         findings += await _trial(layout)
+    findings += shared_limits.findings(posture.TERMINALS)
     return [*findings, *_cgroups(cgroups), _reserve(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
 
 

@@ -243,5 +243,6 @@ CORE_LIMIT = 1
 """Bytes. 1 and not 0: a core_pattern with a pipe ignores 0 and would feed the sandbox's data to a host program. The
 filter keeps it there."""
 
-OPEN_FILES = (65536, 1048576)
-"""Soft and hard, as far as the zygote's own hard limit allows."""
+OPEN_FILES = (65536, 65536)
+"""Soft and hard, as far as the zygote's own hard limit allows. What all processes of a sandbox have open is bounded by
+its memory: an open file is 256 bytes of it at least."""

@@ -101,7 +101,7 @@ def _egress(why_not: str) -> _Row:
             "egress",
             Verdict.WARN,
             detail,
-            "load the kernel modules nf_tables, nft_redir, nft_fib_inet, nft_reject",
+            "load the kernel modules nf_tables, nft_redir, nft_fib_inet, nft_reject, nft_limit",
         )
     return ("egress", Verdict.OK, "by policy, through the gateway", "")
 

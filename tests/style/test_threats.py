@@ -1,0 +1,45 @@
+"""The threat model's tables name what shows each claim: those tests and attempts exist, and no attempt is left out."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from atoll_attacks import attempts
+
+ROOT = Path(__file__).parents[2]
+TIERS = ("namespaces", "gvisor")
+
+
+def _evidence(tier: str) -> list[str]:
+    """What the last column of the tier's table names."""
+    text = (ROOT / "docs/threat-model.md").read_text()
+    section = text.partition(f"### In the {tier} tier\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    assert all(len(row) == 3 for row in rows)
+    return [name for _, _, shown in rows[1:] for name in re.findall(r"`([^`]+)`", shown)]
+
+
+def _attempts(tier: str) -> set[str]:
+    return {f"{one.family}-{one.name}" for one in attempts() if tier not in dict(one.not_in)}
+
+
+@pytest.mark.parametrize("wall", TIERS)
+def test_what_a_table_names_exists(wall: str) -> None:
+    for name in _evidence(wall):
+        place, _, test = name.partition("::")
+        if test:
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / place).read_text(), re.M), f"there is no {name}"
+        else:
+            assert any(fnmatch(one, name) for one in _attempts(wall)), f"{wall}: no attempt is called {name}"
+
+
+@pytest.mark.parametrize("wall", TIERS)
+def test_every_attempt_stands_in_its_tiers_table(wall: str) -> None:
+    patterns = [name for name in _evidence(wall) if "::" not in name]
+    left_out = {one for one in _attempts(wall) if not any(fnmatch(one, pattern) for pattern in patterns)}
+    assert left_out == set()
