@@ -112,7 +112,7 @@ def main() -> NoReturn:
         if order.network:
             holder = Path(order.place) / BUNDLE / HOLDER
             identity = order.id_base + _HOLDERS_ID
-            prepare_network(own.network, lambda *held: hold(*held, holder, identity))
+            prepare_network(own.network, lambda tcp, dns: hold(tcp, dns, holder, identity))
         _mount(order, own.user)
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
