@@ -13,6 +13,12 @@ import pytest
 from e2b import Sandbox, SandboxException
 from sdk_support import eventually
 
+from atoll.isolation.linux.sys import caps, oom
+from atoll.isolation.linux.sys.caps import Cap
+from atoll.isolation.namespaces import posture
+from atoll.testing import footprint
+from support.tiers import SERVER_ENVIRON, one_tier
+
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only a server of root has rights to give up")
 
 
@@ -40,6 +46,44 @@ def test_what_strangers_and_sandboxes_speak_to_has_no_rights(server: Any) -> Non
         limits = Path(f"/proc/{server.pid_of(role)}/limits").read_text()
         assert "unlimited" not in next(line for line in limits.splitlines() if line.startswith("Max data size"))
     assert found["front"]["Uid"] != found["egress"]["Uid"], "neither may reach the other"
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not caps.is_held(Cap.SYS_RESOURCE), reason="nobody may lower a score here")
+@one_tier("the other starts its sandboxes by a program that makes itself ordinary before it begins")
+def test_the_oom_killer_spares_the_server_and_not_what_runs_in_sandboxes(
+    start_server: Callable[..., Any], tier: str
+) -> None:
+    mark = footprint.new_mark()
+    environ = {footprint.MARKER: mark, **SERVER_ENVIRON[tier]}
+    server = start_server(environ=environ, options=["--isolation", tier, "--end-sandboxes"])
+    sandbox = Sandbox.create(timeout=60, **_options(server))
+    sandbox.commands.run("sleep 8642", background=True, timeout=0)
+    own = {server.process.pid, *(server.pid_of(role) for role in ("front", "node", "egress"))}
+    scores = {pid: oom.score_of(pid) for pid in footprint.processes_of(mark)}
+    names = {pid: _status(pid)["Name"] for pid in scores}
+    own |= {pid for pid in footprint.helpers_of(mark) if names.get(pid) == "atoll-zygote"}
+    assert all(scores[pid] == oom.PROTECTED for pid in own), scores
+    others = {names[pid]: scores[pid] for pid in scores.keys() - set(footprint.helpers_of(mark))}
+    assert others, "the control: the sandbox is among them"
+    assert all(score > -300 for score in others.values()), others
+    assert 500 in others.values(), "the program that somebody runs there"
+    sandbox.kill()
+
+
+@as_root
+@one_tier("the other has no zygote")
+def test_the_zygote_keeps_what_it_needs_of_roots_rights(server: Any, sandbox: Sandbox) -> None:
+    own = {server.process.pid, *(server.pid_of(role) for role in ("front", "node", "egress"))}
+    zygotes = [
+        status
+        for path in Path("/proc").glob("[0-9]*/status")
+        if (status := _status(int(path.parent.name)))["Name"] == "atoll-zygote" and int(status["PPid"]) in own
+    ]
+    assert zygotes
+    assert sandbox.commands.run("echo hi", user="root").stdout == "hi\n"
+    for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb", "CapInh"):
+        assert int(zygotes[0][name], 16) & ~caps.mask(posture.ZYGOTE_CAPABILITIES) == 0, name
+    assert int(_status(server.pid_of("node"))["CapEff"], 16) & ~caps.mask(posture.ZYGOTE_CAPABILITIES), "the control"
 
 
 @as_root

@@ -17,6 +17,7 @@ from atoll.images.recipes.recipe import OnProgress, Progress, Recipe
 from atoll.images.store import TemplateStore
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
+from atoll.model.template import Template
 
 
 class Builder:
@@ -88,6 +89,17 @@ def test_the_record_says_what_the_recipe_says(store: TemplateStore) -> None:
         {"A": "1"},
     )
     assert store.find_template("bottom").limits.memory_mib == 512
+
+
+def test_a_recipe_may_give_up_every_way_to_more_rights(tmp_path: Path, recipes: dict[str, Recipe]) -> None:
+    def template(**changed: Recipe) -> Template:
+        store = TemplateStore(tmp_path / "templates", recipes | changed, build=Builder())
+        return store.ensure_template("bottom")
+
+    usual = template()
+    strict = template(bottom=replace(recipes["bottom"], no_new_privileges=True))
+    assert (usual.no_new_privileges, strict.no_new_privileges) == (False, True)
+    assert strict.build_id != usual.build_id
 
 
 def test_what_is_there_is_not_built_again(store: TemplateStore, builder: Builder) -> None:

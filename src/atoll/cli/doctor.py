@@ -17,6 +17,8 @@ from atoll.config import Settings
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig, Finding, Verdict
+from atoll.isolation.linux.sys import caps, oom
+from atoll.isolation.linux.sys.caps import Cap
 from atoll.model.capacity import derive
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import Limits
@@ -105,7 +107,7 @@ async def _tier(name: str, config: BackendConfig) -> list[Finding]:
 
 
 def _context(settings: Settings) -> list[Finding]:
-    found = [_data_dir(settings), _templates(settings.templates_dir), *_capacity(settings)]
+    found = [_data_dir(settings), _templates(settings.templates_dir), *_capacity(settings), _oom_killer()]
     server = running.find(settings.data_dir)
     detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"
     found.append(Finding("server", Verdict.OK, detail, "" if server else "start it with `atoll serve`"))
@@ -129,6 +131,14 @@ def _capacity(settings: Settings) -> list[Finding]:
         )
         found.append(Finding("processes", Verdict.WARN, words, "sysctl kernel.pid_max=4194304"))
     return found
+
+
+def _oom_killer() -> Finding:
+    if oom.score_of() <= oom.PROTECTED or caps.is_held(Cap.SYS_RESOURCE):
+        return Finding("OOM killer", Verdict.OK, "it spares the server's processes while it finds others")
+    words = "it may end the server's processes when memory runs out: they have no right to protect themselves"
+    hint = f"run it as root, or with OOMScoreAdjust={oom.PROTECTED} in the unit that starts it"
+    return Finding("OOM killer", Verdict.WARN, words, hint)
 
 
 def _data_dir(settings: Settings) -> Finding:

@@ -9,6 +9,7 @@ a JSON object a line, is read by `builds`:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -26,11 +27,16 @@ MAX_ERROR = 4000
 _NICENESS = 10
 """Sandboxes that somebody works with go first."""
 
+_OOM_SCORE = "500"
+"""Where memory ends a build goes before the server that began it: it can be begun again."""
+
 
 def main(templates_dir: str, name: str) -> int:
     """The exit status: 0 when the template is there."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it began is cleared away
     os.nice(_NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     try:
         TemplateStore(Path(templates_dir)).ensure_template(name, _say_progress)
     except AtollError as error:

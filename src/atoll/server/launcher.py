@@ -29,6 +29,7 @@ from atoll.cli.domain import open_domain
 from atoll.config import Settings
 from atoll.control.access.auth import configured_keys
 from atoll.edge import bind
+from atoll.isolation.linux.sys import oom
 from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
 from atoll.node.machine import machine_here
@@ -67,6 +68,8 @@ def serve(settings: Settings, wires: Wires) -> None:
     _log.debug("starting", data_dir=str(settings.data_dir), isolation=settings.isolation)
     wires.seal()
     _raise_descriptor_limit()
+    if not oom.protect():  # with all that are started from here
+        _log.info("not protected", reason="the OOM killer may end the server's processes; see `atoll doctor`")
     with running.exclusive(settings.data_dir):
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)

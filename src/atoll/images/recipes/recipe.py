@@ -49,7 +49,7 @@ class Recipe:
     env_vars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     interpreter: bool = False
     no_new_privileges: bool = False
-    """Recorded with the build; the tree is the same."""
+    """`Template.no_new_privileges`: recorded with the build; the tree is the same."""
 
     def script_text(self) -> str:
         """The script's source, from beside this module."""
@@ -67,4 +67,6 @@ def revision(recipe: Recipe, parent_revision: str = "") -> str:
         "interpreter": recipe.interpreter,
         "parent": parent_revision,
     }
+    if recipe.no_new_privileges:
+        described["no_new_privileges"] = True
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

@@ -27,7 +27,7 @@ from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.net import netlink, nft
-from atoll.isolation.linux.sys import caps, syscalls
+from atoll.isolation.linux.sys import caps, oom, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
 UPPER = "upper"
@@ -101,6 +101,7 @@ def main() -> NoReturn:
     try:
         # Some event loops leave copies of our standard descriptors open: they are nobody's here.
         syscalls.call("close_range", 3, 0x7FFFFFFF, 0)
+        oom.make_ordinary()  # it is the sandbox's from here on
         order = Order(**json.load(sys.stdin))
         # Of gVisor's own processes: with 0 a core_pattern with a pipe would feed a program of the host.
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))

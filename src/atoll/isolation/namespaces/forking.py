@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.cgroups.meter import Meter
-from atoll.isolation.linux.sys import caps, rootless
+from atoll.isolation.linux.sys import caps, oom, rootless
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.isolation.linux.sys.machine import Machine
@@ -88,6 +88,8 @@ class ChildFactory:
             map_ids(child.pid, child.id_base, posture.HOST_IDS_PER_SANDBOX)
         if self._may_score:
             child.score()
+        else:
+            oom.make_ordinary(child.pid)
         messages.send(child.control, {"op": "mapped"})
 
     def take_back(self, child: Child) -> None:

@@ -47,6 +47,18 @@ Without NET_RAW nobody can make raw sockets; ping needs none (`ping_group_range`
 a program NET_RAW as a file capability, with which it could not even be executed here: Debian's ping then falls back to
 set-uid, and works."""
 
+ZYGOTE_CAPABILITIES: frozenset[Cap] = frozenset(
+    {
+        # Files of other owners: templates, layers, the files of children in /proc.
+        Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.DAC_READ_SEARCH, Cap.FOWNER, Cap.FSETID, Cap.SETFCAP, Cap.MKNOD,
+        # Children: their ids, namespaces, mounts, clock and score, and their end.
+        Cap.SETUID, Cap.SETGID, Cap.SETPCAP, Cap.SYS_ADMIN, Cap.SYS_PTRACE, Cap.SYS_RESOURCE, Cap.SYS_TIME, Cap.KILL,
+    }
+)  # fmt: skip
+"""What the zygote keeps of root's, so far as it has it. An overlay's own accesses are made with these too.
+
+It has no filter of its own: every program in every sandbox would inherit it and pay for it with each call."""
+
 _NEW_NAMESPACES = (
     syscalls.CLONE_NEWNS,
     syscalls.CLONE_NEWCGROUP,

@@ -31,10 +31,10 @@ from typing import Any, NoReturn
 from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk.image import Disk
-from atoll.isolation.linux.sys import syscalls
+from atoll.isolation.linux.sys import caps, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.linux.sys.machine import Machine
-from atoll.isolation.namespaces import egress, messages, pool
+from atoll.isolation.namespaces import egress, messages, pool, posture
 from atoll.isolation.namespaces.children import COMING, Child, ChildState, MalformedReport, Report
 from atoll.isolation.namespaces.disk_shelf import DISKS_OF_A_SIZE, DiskShelf
 from atoll.isolation.namespaces.forking import ChildFactory
@@ -75,6 +75,7 @@ class Zygote:
         self._server = server
         self._layout = layout
         self._park = park
+        self._rootless = rootless
         self._machine = Machine()
         self._boot_id = syscalls.boot_id()
         self._no_egress = egress.why_not()
@@ -107,6 +108,8 @@ class Zygote:
     def run(self) -> None:
         """Serves until the server's end of the line is closed."""
         syscalls.keep_capabilities_on_id_change()
+        if not self._rootless:  # there its capabilities are over its own user namespace only
+            caps.limit_to(posture.ZYGOTE_CAPABILITIES)
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
         self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})

@@ -18,6 +18,7 @@ class Cap(IntEnum):
 
     CHOWN = 0
     DAC_OVERRIDE = 1
+    DAC_READ_SEARCH = 2
     FOWNER = 3
     FSETID = 4
     KILL = 5
@@ -26,8 +27,12 @@ class Cap(IntEnum):
     SETPCAP = 8
     NET_BIND_SERVICE = 10
     SYS_CHROOT = 18
+    SYS_PTRACE = 19
     SYS_ADMIN = 21
     SYS_RESOURCE = 24
+    SYS_TIME = 25
+    MKNOD = 27
+    SETFCAP = 31
 
 
 class _Header(ctypes.Structure):
@@ -53,6 +58,17 @@ def is_held(cap: Cap) -> bool:
 def mask(keep: Set[Cap]) -> int:
     """The set as the bit mask that /proc/<pid>/status shows."""
     return sum(1 << cap for cap in keep)
+
+
+def held() -> frozenset[Cap]:
+    """What this process may use now, of those that have a name here."""
+    return frozenset(cap for cap in Cap if is_held(cap))
+
+
+def limit_to(keep: Set[Cap]) -> None:
+    """This process and all that it starts have, of what is held, no more than `keep`."""
+    limit_bounding(keep, last_cap())
+    limit_own(keep & held())
 
 
 def limit_bounding(keep: Set[Cap], last: int) -> None:
