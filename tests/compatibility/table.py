@@ -36,7 +36,6 @@ METHODS, DIFFERENCES = "methods", "tiers"
 
 PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
-BUILDS = "template builds come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
 SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
 MCP = "there is no template `mcp-gateway`"
@@ -45,12 +44,10 @@ NOT_OFFERED = (
     (r"Sandbox\.(beta_?)?pause|Sandbox\.betaPause", PAUSE),
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
-    (r"Template\.(build.*|get_?[bB]uild_?[sS]tatus|(assign|get|remove)_?[tT]ags)", BUILDS),
     (r"Volume\..*", VOLUMES),
     (r"Secret\..*", SECRETS),
     (r"e2b sandbox (pause|resume)", PAUSE),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
-    (r"e2b template .*", BUILDS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )
 """Pattern of a method → why it is not offered. What a test calls works, whatever is written here."""

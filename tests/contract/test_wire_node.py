@@ -339,6 +339,33 @@ async def _pair() -> tuple[PacketChannel, PacketChannel]:
     return PacketChannel(ours), PacketChannel(theirs)
 
 
+async def test_what_comes_while_nobody_receives_waits_and_keeps_nobody_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[None] = []
+    usual = PacketChannel._on_readable
+
+    def counted(channel: PacketChannel) -> None:
+        turns.append(None)
+        usual(channel)
+
+    monkeypatch.setattr(PacketChannel, "_on_readable", counted)
+    near, far = await _pair()
+    receiving = asyncio.create_task(near.receive())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    for number in range(3):
+        await far.send({"number": number})
+    await asyncio.sleep(0.3)
+    assert len(turns) == 1, "the loop does not turn over a socket that nobody reads"
+    assert [(await near.receive()).body["number"] for _ in range(3)] == [0, 1, 2]
+    receiving = asyncio.create_task(near.receive())
+    await asyncio.sleep(0)
+    await far.send({"number": 3})
+    assert (await receiving).body["number"] == 3
+    far.close()
+    with pytest.raises(ChannelClosed):
+        await near.receive()
+
+
 @pytest.mark.parametrize("hello", [{"hello": {"version": VERSION + 1}}, {"hello": None}, {}, {"hello": "x"}])
 async def test_a_node_of_another_version_is_refused_early(hello: dict[str, object]) -> None:
     near, far = await _pair()

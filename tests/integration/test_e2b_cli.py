@@ -261,6 +261,26 @@ def test_cli_template_list_shows_the_built_ins(cli: Cli) -> None:
     assert "base" in {template["templateID"] for template in json.loads(shown)}
 
 
+def test_cli_builds_publishes_and_deletes_a_template(cli: Cli, tmp_path: Path) -> None:
+    name = f"cli{tmp_path.name[-12:].replace('_', '-')}{os.getpid()}".lower()
+    (tmp_path / "Dockerfile").write_text("FROM debian:12\nCOPY word /srv/\nRUN cat /srv/word > /home/user/copied\n")
+    (tmp_path / "word").write_text("from the Dockerfile")
+    cli.ok("template", "create", name, "--path", str(tmp_path), "--cpu-count", "1", "--memory-mb", "512")
+    with Sandbox.create(name) as sandbox:
+        assert sandbox.files.read("/home/user/copied") == "from the Dockerfile"
+
+    def shown() -> Any:
+        listed = json.loads(cli.ok("template", "list", "--format", "json"))
+        return next((one for one in listed if name in one["aliases"]), None)
+
+    assert shown()["public"] is False
+    cli.ok("template", "publish", name, "--yes")
+    assert shown()["public"] is True
+    cli.ok("template", "unpublish", name, "--yes")
+    cli.ok("template", "delete", name, "--yes")
+    assert shown() is None
+
+
 def test_cli_template_init_writes_a_definition_that_the_sdk_can_read(cli: Cli, tmp_path: Path) -> None:
     cli.ok("template", "init", "--name", "mine", "--language", "python-sync", "--path", str(tmp_path))
     assert {path.name for path in (tmp_path / "mine").iterdir()} >= {"template.py", "build_dev.py", "Makefile"}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, Template, Volume
+from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, Volume
 from e2b.exceptions import NotFoundException
 from e2b_code_interpreter import Sandbox as Interpreter
 
@@ -37,10 +37,6 @@ async def test_the_asynchronous_sdk_shows_it_too() -> None:
         await AsyncSandbox.create(lifecycle={"on_timeout": "pause"})
 
 
-def _build(_: Sandbox) -> None:
-    Template.build(Template().from_image("python:3"), "mine")
-
-
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
     ("pausing sandboxes", lambda sandbox: sandbox.pause()),
     ("pausing sandboxes", lambda sandbox: Sandbox.pause(sandbox.sandbox_id)),
@@ -53,9 +49,6 @@ CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
     ("volumeMounts", lambda _: Sandbox.create(volume_mounts={"/data": "mine"})),
     ("mcp", lambda _: Sandbox.create(mcp={"exa": {"apiKey": "k"}})),
     ("network.egressProxy", lambda _: Sandbox.create(network={"egress_proxy": {"address": "proxy.test:1080"}})),
-    ("template builds", _build),
-    ("template tags", lambda _: Template.assign_tags("base:default", ["mine"])),
-    ("template tags", lambda _: Template.get_tags("base")),
 ]
 
 

@@ -1,6 +1,6 @@
 """Definitions of templates, as the published SDK's builder makes them: all in the client, without a server.
 
-What is done with a definition (`Template.build`) is the server's part, and not offered yet.
+What is done with a definition (`Template.build`) is in `test_sdk_template_builds.py`.
 """
 
 from __future__ import annotations

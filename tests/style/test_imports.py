@@ -23,7 +23,7 @@ RULES: dict[str, set[str]] = {
     "atoll.packets": set(),
     "atoll.wire.envd": MODEL | {"atoll.http1", "atoll.wire.envd"},
     "atoll.wire.channel": {"atoll.packets"},
-    "atoll.wire.unix": {"atoll.wire.channel"},
+    "atoll.wire.unix": MODEL | {"atoll.wire.channel"},
     "atoll.wire.node": MODEL | {"atoll.wire.node", "atoll.wire.channel", "atoll.wire.unix"},
     "atoll.wire.egress": MODEL | {"atoll.wire.egress", "atoll.wire.channel", "atoll.isolation.base", "atoll.tls"},
     "atoll.wire": MODEL | {"atoll.wire"},

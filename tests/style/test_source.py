@@ -86,3 +86,30 @@ def test_every_test_module_has_a_name_of_its_own() -> None:
     """pytest imports test modules by their bare names: two alike stop the collection of a complete run."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+UNOWNED = {"create_task", "ensure_future"}
+IN_THE_SANDBOX = "runtime/browser/driver/browser.py"
+"""It runs alone in a sandbox, without the rest of the product."""
+
+
+def _receiver(call: ast.Call) -> str:
+    return ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+
+
+def test_every_task_has_an_owner() -> None:
+    """A task that nobody holds may vanish half-way, and its failure with it: `model/tasks.py`, or a TaskGroup."""
+    wrong = []
+    for path in FILES:
+        if path.parts[-2:] == ("model", "tasks.py") or path.as_posix().endswith(IN_THE_SANDBOX):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                name = getattr(node.value.func, "attr", "")
+                if name in UNOWNED and ("asyncio" in _receiver(node.value) or "loop" in _receiver(node.value)):
+                    wrong.append(f"{where} starts a task and drops it")
+            called = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_done_callback"
+            if called and ".discard" in ast.unparse(node):
+                wrong.append(f"{where} keeps a set of tasks of its own")
+    assert not wrong, "\n".join(wrong)

@@ -25,6 +25,7 @@ from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.services import Services
 from atoll.control.store import Store, default_url
+from atoll.images.layers import ImageLayers
 from atoll.isolation.registry import BackendFactory
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
@@ -73,6 +74,11 @@ class MemoryTemplates:
             )
             for number, name in enumerate(names)
         ]
+
+    @property
+    def images(self) -> ImageLayers:
+        """None, and none can be made: the fake tier keeps nothing."""
+        return ImageLayers(Path("/nonexistent"))
 
     def list_templates(self) -> list[Template]:
         return list(self._templates)
@@ -156,6 +162,8 @@ async def plane(
             keep_sandboxes=keep,
             logs_dir=data_dir / "logs",
             metrics_dir=data_dir / "metrics",
+            templates_dir=data_dir / "template-builds",
+            routes=node,
             webhook_forbidden=lambda: ForbiddenNetworks(private_allowed=parse_networks(webhook_networks)),
         ) as control,
     ):

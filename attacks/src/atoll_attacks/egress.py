@@ -21,7 +21,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 }
 """What sandboxes of this family are created with, by the words of `Program.policy`."""
 
-_LATE_S, _CONTROL_S = 0.5, 5.0
+_WITHIN_S, _LATE_S, _CONTROL_S = 40.0, 0.5, 5.0
 
 
 def _arrived(scene: Scene, late_s: float) -> str | None:
@@ -40,13 +40,13 @@ def _control_arrived(scene: Scene) -> str | None:
 
 def _open(name: str, goal: str, *arguments: str, user: str = "user") -> Attempt:
     """From a sandbox with the default policy; the control has no sandbox."""
-    act = Program("egress/from_open", user, arguments or (_way(name),), policy="open")
+    act = Program("egress/from_open", user, arguments or (_way(name),), _WITHIN_S, "open")
     return Attempt(name, Family.EGRESS, goal, act, arrived, Control(judge=_control_arrived))
 
 
 def _closed(name: str, goal: str, policy: str = "closed") -> Attempt:
     """From a sandbox that may reach good.test and nothing else; the control is one that may reach all of it."""
-    act, control = (Program("egress/from_closed", "user", (_way(name),), policy=word) for word in (policy, "open"))
+    act, control = (Program("egress/from_closed", "user", (_way(name),), _WITHIN_S, word) for word in (policy, "open"))
     return Attempt(name, Family.EGRESS, goal, act, arrived, Control(control, _control_arrived, walled=True))
 
 

@@ -19,7 +19,19 @@ from starlette.types import ASGIApp
 import atoll
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
-from atoll.control.routes import events, health, keys, logs, metrics, network, not_offered, sandboxes, teams, templates
+from atoll.control.routes import (
+    events,
+    health,
+    keys,
+    logs,
+    metrics,
+    network,
+    not_offered,
+    sandboxes,
+    teams,
+    template_builds,
+    templates,
+)
 from atoll.control.services import Services
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
@@ -41,7 +53,8 @@ def api(services: Services) -> FastAPI:
     """The routes behind the gate; `create_app` is what a server wants."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
-    for module in (health, metrics, logs, sandboxes, network, templates, teams, keys, events, not_offered):
+    resources = (health, metrics, logs, sandboxes, network, template_builds, templates, teams, keys, events)
+    for module in (*resources, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -22,6 +22,7 @@ from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.node_events import NodeReports
@@ -34,9 +35,14 @@ from atoll.control.services import Services
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.build_log import BuildLogs
+from atoll.control.templates.builder import TemplateBuilder
+from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.ready import StartCommands
+from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
-from atoll.model.seams import NodeEvents
+from atoll.model.seams import NodeEvents, RouteTable
 
 
 class ControlPlane:
@@ -54,6 +60,8 @@ class ControlPlane:
     Args:
         nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
+        templates_dir: where uploads and logs of template builds are kept.
+        routes: the way to the sandboxes that build templates.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
@@ -66,6 +74,8 @@ class ControlPlane:
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
+        templates_dir: Path,
+        routes: RouteTable,
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
@@ -77,7 +87,20 @@ class ControlPlane:
         self._nodes = nodes
         self._background = background = Background()
         self._stack = AsyncExitStack()
-        templates = TemplateService(nodes)
+        templates = TemplateService(nodes, store.templates, store.keys)
+        uploads = Uploads(templates_dir / "uploads")
+        build_logs = BuildLogs(templates_dir / "builds", clock.now)
+        self._builds = TemplateBuildService(
+            tables=store.templates,
+            catalog=templates,
+            nodes=nodes,
+            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
+            uploads=uploads,
+            logs=build_logs,
+            clock=clock,
+            background=background,
+            maximum=policy.maximum,
+        )
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: ending.expire(sandbox_id))
@@ -130,6 +153,7 @@ class ControlPlane:
                 expiry=expiry,
                 journal=journal,
                 ending=ending,
+                wait_until_ready=StartCommands(routes).wait_until_ready,
             ),
             ending=ending,
             timeouts=SandboxTimeouts(
@@ -138,6 +162,9 @@ class ControlPlane:
             network=SandboxNetwork(store, lookup, nodes),
             telemetry=telemetry,
             templates=templates,
+            builds=self._builds,
+            build_logs=build_logs,
+            uploads=uploads,
             teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
             events=EventService(store.events, clock, outbound),
@@ -149,11 +176,20 @@ class ControlPlane:
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
+            await self._builds.recover()
             self._nodes.returned = self.reconciliation.node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())
             services = self.services
-            owners = (self._expiry, services.ending, self._retention, services.telemetry, self._dispatcher, self._nodes)
+            owners = (
+                self._expiry,
+                services.ending,
+                self._retention,
+                self._builds,
+                services.telemetry,
+                self._dispatcher,
+                self._nodes,
+            )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
@@ -171,6 +207,7 @@ class ControlPlane:
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:
             task.cancel()
+        await self._builds.stop()
         if not self._keep:
             await self.services.ending.kill_all()
         self._journal.close()

@@ -19,7 +19,10 @@ from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.templates.build_log import BuildLogs
+from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class Services:
     network: SandboxNetwork
     telemetry: SandboxTelemetry
     templates: TemplateService
+    builds: TemplateBuildService
+    build_logs: BuildLogs
+    uploads: Uploads
     teams: TeamService
     keys: KeyService
     events: EventService

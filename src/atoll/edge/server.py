@@ -23,6 +23,7 @@ from atoll.edge.hostname import LOCAL_DOMAIN, domain_of
 from atoll.edge.room import Guest, Room
 from atoll.edge.upstream import Pool
 from atoll.model.seams import RouteTable
+from atoll.model.tasks import OwnedTasks
 
 SWEEP_S = 2.0
 HANDSHAKE_S = 15.0
@@ -80,9 +81,9 @@ class Edge:
         self.now = self.loop.time
         self.pool = Pool(self.now, output_limit)
         self._emptied = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper = OwnedTasks()
+        self._tasks = OwnedTasks(lambda error: self.log.error("exchange failed", exc_info=error))
         self._servers: list[asyncio.Server] = []
-        self._sweeper: asyncio.Task[None] | None = None
 
     async def listen(self, sock: socket.socket) -> tuple[str, int]:
         """Accepts connections on a bound socket from now on, and owns it; returns its address."""
@@ -90,7 +91,7 @@ class Edge:
         self.address = (str(name[0]), int(name[1]))
         server = await self.loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
         self._servers.append(server)
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper.start(self._sweep())
         return self.address
 
     async def listen_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
@@ -102,10 +103,7 @@ class Edge:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs an exchange's work; it ends with the edge at the latest."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
+        return self._tasks.start(work)
 
     def enter(self, connection: Connection) -> Answer | None:
         """A client's connection begins. The answer for one too many, or None."""
@@ -136,16 +134,9 @@ class Edge:
         for connection in list(self.connections):
             connection.abort()
         self.pool.close()
-        sweeper, self._sweeper = self._sweeper, None
-        for task in [*self._tasks, *([sweeper] if sweeper else [])]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *([sweeper] if sweeper else []), return_exceptions=True)
+        await self._sweeper.aclose()
+        await self._tasks.aclose()
         await asyncio.sleep(0)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("exchange failed", exc_info=error)
 
     async def _sweep(self) -> None:
         while True:

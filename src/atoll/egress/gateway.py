@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -26,6 +26,7 @@ from atoll.egress.policy import EgressPolicy, Verdict
 from atoll.egress.records import EgressRecord, Ledger
 from atoll.isolation.base import EgressSockets
 from atoll.model.addresses import ForbiddenNetworks
+from atoll.model.tasks import OwnedTasks
 
 MAX_CONNECTIONS = 1024
 """Open at once, per sandbox."""
@@ -62,7 +63,7 @@ class SandboxEgress:
         self.lookups = Lookups(lambda: self.policy, context.ground, self.names, self.ledger, context.name_servers)
         self._budget = context.budget
         self._sockets = sockets
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
         self._open: set[Connection] = set()
         self._asking = 0
         self._paces = {
@@ -96,10 +97,7 @@ class SandboxEgress:
         for one in (self._sockets.connections, self._sockets.questions):
             self._loop.remove_reader(one.fileno())
             one.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
         left = list(self._open)
         for connection in left:
             connection.settle()
@@ -144,7 +142,7 @@ class SandboxEgress:
                 continue
             connection = Connection(self, client, source)
             self._open.add(connection)
-            self._spawn(connection.run())
+            self._tasks.start(connection.run())
 
     def connection_closed(self, connection: Connection) -> None:
         """Called once by each connection, when nothing of it is left."""
@@ -169,7 +167,7 @@ class SandboxEgress:
             if self._asking >= MAX_QUESTIONS or not self._budget.take():
                 continue
             self._asking += 1
-            self._spawn(self._answer(query, source)).add_done_callback(self._answered)
+            self._tasks.start(self._answer(query, source)).add_done_callback(self._answered)
 
     async def _answer(self, query: bytes, source: tuple[str, int]) -> None:
         try:
@@ -184,9 +182,3 @@ class SandboxEgress:
     def _answered(self, _: asyncio.Task[None]) -> None:
         self._asking -= 1
         self._budget.give()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

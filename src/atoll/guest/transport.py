@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from atoll.http1.server import Handler, HttpConnection
+from atoll.model.tasks import OwnedTasks
 
 _PREAMBLE = re.compile(rb"ATOLL/1 ([0-9]{1,5})\n")
 _PREAMBLE_MAX = len(b"ATOLL/1 65535\n")
@@ -29,7 +30,7 @@ class Transport:
     def __init__(self, servers: Mapping[int, Handler], loop: asyncio.AbstractEventLoop) -> None:
         self._servers = servers
         self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._relays = OwnedTasks()
         self._server: asyncio.Server | None = None
         self._open: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
@@ -62,9 +63,7 @@ class Transport:
 
     def relay(self, transport: asyncio.Transport, port: int, early: bytes) -> None:
         """Connects a client to a port inside; its bytes wait in the socket until then."""
-        task = self._loop.create_task(_relay(self._loop, transport, port, early))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._relays.start(_relay(self._loop, transport, port, early))
 
 
 def _is_open(transport: asyncio.Transport) -> bool:

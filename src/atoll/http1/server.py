@@ -581,7 +581,7 @@ class HttpConnection(asyncio.Protocol):
         body.discard()
         if not body.ended:
             # A short rest of a refused body: let it arrive; its bytes are dropped as it becomes the next read.
-            self._loop.create_task(self._swallow(exchange))
+            self._task = self._loop.create_task(self._swallow(exchange))
             return
         self._next()
 

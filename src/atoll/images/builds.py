@@ -11,7 +11,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ import structlog
 from atoll.images.recipes.builtin import recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress
 from atoll.model.errors import BEING_BUILT, BuildFailed, TemplateNotFound, TemplateNotReady
+from atoll.model.tasks import OwnedTasks
 
 FAILURE_REMEMBERED_S = 600.0
 """Whoever comes back within this, told before to wait, gets to know why it failed; later it is simply tried again."""
@@ -58,7 +59,7 @@ class TemplateBuilds:
         self._now = now
         self._builds: dict[str, _Build] = {}
         self._steps: dict[str, Progress] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,10 +67,7 @@ class TemplateBuilds:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.aclose()
 
     async def make(self, name: str, wait_s: float) -> None:
         """Returns when the built-in template `name` has been built. Cancelling gives up the waiting only.
@@ -101,7 +99,7 @@ class TemplateBuilds:
             _log.info(
                 "template.prepares", templates=list(names), why="missing; `atoll template list` shows what is there"
             )
-            self._keep(self._prepare(names))
+            self._tasks.start(self._prepare(names))
 
     async def _prepare(self, names: Sequence[str]) -> None:
         for name in names:
@@ -113,14 +111,9 @@ class TemplateBuilds:
             build = self._builds.get(recipe.name) or self._begin(recipe.name)
             await asyncio.wait([build.done])
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _begin(self, name: str) -> _Build:
         build = self._builds[name] = _Build(name, self._now(), Progress(name, "start", 0.0, "starting"))
-        self._keep(self._see_through(build))
+        self._tasks.start(self._see_through(build))
         return build
 
     async def _see_through(self, build: _Build) -> None:

@@ -9,11 +9,17 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from atoll.images.layers import ImageLayers
 from atoll.model.template import Template
 
 
 class Templates(Protocol):
     """The usable templates on this node's disk."""
+
+    @property
+    def images(self) -> ImageLayers:
+        """Those that sandboxes have made."""
+        ...
 
     def list_templates(self) -> Sequence[Template]:
         """All that a create may name."""

@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 from atoll.images import leases
+from atoll.images.layers import ImageLayers
 from atoll.images.recipes.build import Workplace, build_layer, remove_tree
 from atoll.images.recipes.builtin import RECIPES, recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress, Recipe, revision
@@ -60,6 +61,7 @@ class TemplateStore:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._dir = templates_dir.absolute()
+        self.images = ImageLayers(self._dir, holder)
         self._leases = leases.Leases(self._dir, holder) if holder is not None else None
         self._recipes = recipes
         self._build = build
@@ -127,7 +129,7 @@ class TemplateStore:
             # A record that cannot be read may name any of them.
             if self._read(name) is None:
                 return []
-            kept |= leases.held(self._dir)
+            kept |= leases.held(self._dir) | self.images.layers_in_use()
             for build in (self._dir / name / "builds").iterdir():
                 if build not in kept:
                     aside = self._dir / ".building" / f"{name}-{build.name}"

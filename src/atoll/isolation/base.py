@@ -319,6 +319,13 @@ class IsolationBackend(ABC):
         with contextlib.suppress(SandboxGone):
             await (await self.adopt(spec, state_dir, record)).kill()
 
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """Copies what a sandbox has written into the empty directory `target`, as a layer for others.
+
+        `state_dir` is the directory of one that has been killed. Raises NotOffered, OSError.
+        """
+        raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
+
     @abstractmethod
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """Ends and frees everything that was ever made under its run dir, but for what it has adopted.

@@ -68,8 +68,8 @@ class SandboxNotFound(NotFound):
 class TemplateNotFound(NotFound):
     """No template of that id or name exists."""
 
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        hint = f"known templates: {', '.join(known)}" if known else ""
+    def __init__(self, name: str, known: tuple[str, ...] = (), *, hint: str = "") -> None:
+        hint = hint or (f"known templates: {', '.join(known)}" if known else "")
         super().__init__(f"template {name!r} not found", hint=hint)
         self.name = name
 

@@ -94,6 +94,10 @@ class SandboxSpec:
     """True where the template has a Jupyter kernel: the guest starts the default context at once, in the background."""
     ca_certificate: str | None = field(default=None, repr=False)
     """PEM that programs inside are to trust. Added by a node whose gateway terminates TLS to carry out header rules."""
+    image_id: str | None = None
+    """The image that it stands on (`images.layers`); None: the newest build of its template."""
+    one_off: bool = False
+    """No other of the same kind is expected soon: nothing is made ahead of need for the next."""
     tier: str | None = None
     """A tier asked for by name, or None for the node's own choice."""
     traffic_access_token: str | None = field(default=None, repr=False)
@@ -108,7 +112,8 @@ class SandboxSpec:
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
-        return replace(self, tier=None, traffic_access_token=None, mask_request_host=None, network=NetworkPolicy())
+        public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
+        return replace(public, traffic_access_token=None, mask_request_host=None)
 
     def as_json(self) -> dict[str, Any]:
         """The inverse of `from_json`. It holds secrets."""

@@ -92,6 +92,21 @@ class NodeClient(Protocol):
         """
         ...
 
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """Ends the sandbox, and keeps what it has written as the image `image_id`, on top of what it stood on.
+
+        Raises SandboxGone, NotOffered (its tier cannot), PlatformError; the sandbox is gone in any case.
+        """
+        ...
+
+    async def has_image(self, image_id: str) -> bool:
+        """Whether a create may name it (`SandboxSpec.image_id`)."""
+        ...
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """Frees all other images that no sandbox stands on and that are not new; returns how many."""
+        ...
+
     async def templates(self) -> Sequence[Template]:
         """All that a create may name."""
         ...

@@ -28,6 +28,14 @@ class Template:
     default_workdir: str | None = None
     start_cmd: str | None = None
     interpreter: bool = False
+    ready_cmd: str | None = None
+    """Ends with 0 once what `start_cmd` has started can be used."""
+    image_id: str | None = None
+    """For one that was built on this platform; None: a built-in one, which a node knows by its id."""
+    node_id: str = ""
+    """Which node has the image; "": see what the nodes list."""
+    public: bool = True
+    """Whether every team may use it."""
     tier: str | None = None
     """The isolation tier that its sandboxes need; None: the server's own."""
     no_new_privileges: bool = False

@@ -11,16 +11,16 @@ straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
-from atoll.model.errors import AtollError, CreateFailed
+from atoll.model.errors import AtollError, CreateFailed, SandboxGone
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import SandboxPaths, SandboxSpec, SandboxState
 
@@ -34,6 +34,14 @@ _log = structlog.get_logger("atoll.node")
 @dataclass(frozen=True, slots=True)
 class _Kill:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """A kill that first saves what the sandbox has written."""
+
+    save: Callable[[Path], Awaitable[None]]
+    saved: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ class SandboxDriver:
         self._state_dir = state_dir
         self._make = make
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Detach | _Died] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
 
@@ -103,6 +111,20 @@ class SandboxDriver:
         await self.finished.wait()
         return alive
 
+    async def end_saving(self, save: Callable[[Path], Awaitable[None]]) -> None:
+        """Ends it, and has `save` keep what it needs of its directory before that goes.
+
+        Raises SandboxGone (it had ended before) and what `save` raises; the sandbox is gone in any case.
+        """
+        if self._closed:
+            raise SandboxGone(self.sandbox_id)
+        keep = _Keep(save)
+        self._commands.put_nowait(keep)
+        await self.finished.wait()
+        if not keep.saved.done():
+            raise SandboxGone(self.sandbox_id, "it ended before its files could be kept")
+        keep.saved.result()
+
     def detach(self) -> None:
         """Ends the task and leaves the sandbox running, for the next server."""
         self._commands.put_nowait(_Detach())
@@ -134,6 +156,8 @@ class SandboxDriver:
                         return None
                     case _Kill():
                         return await self._end(handle, Ended(self.sandbox_id, asked=True, detail="killed"))
+                    case _Keep() as keep:
+                        return await self._end(handle, Ended(self.sandbox_id, asked=True, detail="kept"), keep)
                     case _Died(report):
                         return await self._end(handle, Ended(self.sandbox_id, asked=False, detail=report.detail))
         finally:
@@ -144,15 +168,26 @@ class SandboxDriver:
     async def _watch(self, handle: SandboxHandle) -> None:
         self._commands.put_nowait(_Died(await handle.wait()))
 
-    async def _end(self, handle: SandboxHandle, ended: Ended) -> Ended:
+    async def _end(self, handle: SandboxHandle, ended: Ended, keep: _Keep | None = None) -> Ended:
         self._closed = True
         try:
             self._move(SandboxState.KILLING)
         except OSError as error:  # what is to end ends all the same
             _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
         await self._free(handle)
+        if keep is not None:
+            await self._save(keep)
         self._discard(self._state_dir)
         return ended
+
+    async def _save(self, keep: _Keep) -> None:
+        try:
+            await keep.save(self._state_dir)
+        except Exception as error:
+            keep.saved.set_exception(error)
+            keep.saved.exception()  # perhaps nobody waits any more; that is no error
+        else:
+            keep.saved.set_result(None)
 
     def _move(self, state: SandboxState) -> None:
         """Raises OSError, with the earlier state still in force."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -27,6 +28,8 @@ class LiveSandbox:
 
     driver: SandboxDriver
     tier: str
+    layers: tuple[Path, ...] = ()
+    """What it stands on; not known of one that an earlier server made."""
     handle: SandboxHandle | None = None
     route: Route | None = None
     tail: LogTail | None = None

@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from atoll.model.errors import CreateFailed
+from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodeSandbox, NodeStatus, Route, RouteSink
@@ -137,11 +138,12 @@ class Supervisor:
         if not SANDBOX_ID.fullmatch(sandbox_id) or sandbox_id in self.live:
             raise CreateFailed(f"sandbox id {sandbox_id!r} cannot be used")
         self._disk.check_room()
-        template = self._templates.find_and_hold(request.template_id)
-        backend = await self._tiers.for_create(request.tier or template.tier)
+        layers, tier = self._templates.layers_for(request)
+        backend = await self._tiers.for_create(request.tier or tier)
         spec = self._egress.with_certificate(request)
-        paths = SandboxPaths(template.layers, self.directories.of(sandbox_id))
+        paths = SandboxPaths(layers, self.directories.of(sandbox_id))
         live = self.live.begin(sandbox_id, backend.name, lambda driver: driver.create(backend, spec, paths))
+        live.layers = layers
         try:
             handle = await asyncio.shield(live.driver.started)
             await self._egress.attach(handle, request.network)
@@ -193,6 +195,34 @@ class Supervisor:
     async def make_template(self, name: str, wait_s: float) -> None:
         """See NodeClient.make_template."""
         await self._templates.make(name, wait_s)
+
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """See NodeClient.commit."""
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        backend, layers = await self._tiers.get(live.tier), live.layers
+
+        async def save(state_dir: Path) -> None:
+            with self._templates.images.making(image_id, layers) as layer:
+                await backend.copy_written(state_dir, layer)
+
+        await self.live.close(live)
+        try:
+            await asyncio.shield(live.driver.end_saving(save))
+        except (OSError, ValueError) as error:
+            raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
+
+    async def has_image(self, image_id: str) -> bool:
+        """See NodeClient.has_image."""
+        return self._templates.images.has(image_id)
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """See NodeClient.keep_images."""
+        try:
+            return await asyncio.to_thread(self._templates.images.keep, image_ids)
+        except OSError as error:
+            raise PlatformError(f"unused images cannot be removed: {error}") from error
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""

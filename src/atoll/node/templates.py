@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import structlog
 
 from atoll.images.builds import TemplateBuilds
+from atoll.images.layers import ImageLayers
 from atoll.images.lookup import Templates
 from atoll.model.errors import TemplateNotFound
+from atoll.model.sandbox import SandboxSpec
 from atoll.model.template import Template
 
 _FRESH_S = 2.0
@@ -41,6 +44,21 @@ class NodeTemplates:
         fresh = {key: entry for key, entry in self._recent.items() if now - entry[0] < _FRESH_S}
         self._recent = fresh | {name: (now, template)}
         return template
+
+    @property
+    def images(self) -> ImageLayers:
+        """Those that sandboxes have made."""
+        return self._store.images
+
+    def layers_for(self, spec: SandboxSpec) -> tuple[tuple[Path, ...], str | None]:
+        """The layers that it will stand on, held from now on, and the tier that they need. Raises TemplateNotFound."""
+        if spec.image_id is None:
+            template = self.find_and_hold(spec.template_id)
+            return template.layers, template.tier
+        layers = self.images.find(spec.image_id)
+        if not self._store.hold(layers):
+            raise TemplateNotFound(spec.template_id)
+        return layers, None
 
     def list(self) -> Sequence[Template]:
         """All that a create may name."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NoReturn
 
@@ -48,8 +49,8 @@ class Child:
         self.is_ready = False
         self.failure: AtollError | None = None
 
-    def start(self) -> None:
-        """Raises OSError (the machine has no room for a process)."""
+    def start(self, ears: Iterable[int] = ()) -> None:
+        """`ears`: those of other children, which this one does not keep. Raises OSError (no room for a process)."""
         self._hang_up()
         reading, writing = os.pipe()
         parent = os.getpid()
@@ -57,7 +58,8 @@ class Child:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            os.close(reading)
+            for ear in (reading, *ears):
+                os.close(ear)
             _be(self.role, self._plan, parent, writing)
         os.close(writing)
         os.set_blocking(reading, False)

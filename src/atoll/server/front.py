@@ -29,6 +29,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     """Serves the bound sockets until `stop`. Raises PlatformError, OSError."""
     settings = plan.settings
     kept = control_dir(settings.data_dir)
+    routes = LiveRoutes()
     nodes = NodeRegistry()
     async with (
         Store(plan.database_url) as store,
@@ -39,12 +40,13 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
+            templates_dir=kept / "templates",
+            routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
         node.subscribe(control.node_events)
-        routes = LiveRoutes()
         node.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None

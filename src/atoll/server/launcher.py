@@ -126,11 +126,11 @@ class Launcher:
                 raise
 
     def _first_start(self, waking: int) -> None:
-        self._egress.start()  # it needs longer than a fork, and nobody needs it yet
+        self._start(self._egress)  # it needs longer than a fork, and nobody needs it yet
         started = [self._egress]
         for child in (self._node, self._front, self._egress):
             if child not in started:
-                child.start()
+                self._start(child)
                 started.append(child)
             while not self._stopping and not child.is_ready:
                 self._wait(waking, None)
@@ -138,6 +138,9 @@ class Launcher:
                     one.listen()
                     if one.has_ended():
                         raise one.failure or PlatformError(f"the {one.role} process ended before it was ready")
+
+    def _start(self, child: Child) -> None:
+        child.start([one.ear for one in self._children if one is not child and one.ear is not None])
 
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
@@ -161,7 +164,7 @@ class Launcher:
                     self._plan_restart(child)
                 if not self._stopping and self._due.get(child.role, float("inf")) <= time.monotonic():
                     del self._due[child.role]
-                    child.start()
+                    self._start(child)
 
     def _plan_restart(self, child: Child) -> None:
         now = time.monotonic()

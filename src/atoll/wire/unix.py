@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from atoll.model.tasks import OwnedTasks
 from atoll.wire.channel import Channel, PacketChannel
 
 _log = structlog.get_logger("atoll.serve")
@@ -43,7 +44,7 @@ async def accepting(
 ) -> AsyncIterator[None]:
     """Within the block each connection of a process of `users` (host user ids) is served by a task of its own."""
     loop = asyncio.get_running_loop()
-    serving: set[asyncio.Task[None]] = set()
+    serving = OwnedTasks()
 
     async def one(connection: socket.socket) -> None:
         await serve(PacketChannel(connection))
@@ -56,18 +57,14 @@ async def accepting(
                 _log.warning("wire.stranger_refused", user=peer)
                 connection.close()
                 return
-            task = loop.create_task(one(connection))
-            serving.add(task)
-            task.add_done_callback(serving.discard)
+            serving.start(one(connection))
 
     loop.add_reader(listener.fileno(), accept)
     try:
         yield
     finally:
         loop.remove_reader(listener.fileno())
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
+        await serving.aclose()
 
 
 async def connect(path: Path) -> Channel:

@@ -27,7 +27,7 @@ PAUSING = "pausing sandboxes"
 BUILDS = "template builds"
 _INSTEAD = {
     PAUSING: "set_timeout keeps it running",
-    BUILDS: "the built-in templates are made when a create asks for one; see `atoll template list`",
+    BUILDS: "this is the old way; SDKs from 2.0 on build templates here",
 }
 """What to do instead."""
 
@@ -44,20 +44,8 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),
     (N, BUILDS, "POST", "/templates"),
     (N, BUILDS, "POST", "/v2/templates"),
-    (N, BUILDS, "POST", "/v3/templates"),
-    (N, "template tags", "POST DELETE", "/templates/tags"),
     (T, BUILDS, "POST", "/templates/{template_id}"),
-    (T, "deleting templates", "DELETE", "/templates/{template_id}"),
-    (T, "changing templates", "PATCH", "/templates/{template_id}"),
-    (T, "changing templates", "PATCH", "/v2/templates/{template_id}"),
-    (T, BUILDS, "GET", "/templates/{template_id}/files/{hash_}"),
     (T, BUILDS, "POST", "/templates/{template_id}/builds/{build_id}"),
-    (T, BUILDS, "POST", "/v2/templates/{template_id}/builds/{build_id}"),
-    (T, BUILDS, "GET", "/templates/{template_id}/builds/{build_id}/status"),
-    (T, BUILDS, "GET", "/templates/{template_id}/builds/{build_id}/logs"),
-    (T, "template tags", "GET", "/templates/{template_id}/tags"),
-    (T, "template tags", "GET", "/templates/{template_id}/tags/count"),
-    (T, "template tags", "GET", "/templates/{template_id}/tags/exists"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/groups"),
     (T, "template tags", "GET", "/templates/{template_id}/tags/{tag}/assignments"),
     (N, "access tokens", "POST", "/access-tokens"),
@@ -77,7 +65,7 @@ async def _refuse(request: Request, services: ServicesHere, caller: CallerHere) 
     if subject is Subject.SANDBOX:
         await services.sandboxes.get(caller, request.path_params["sandbox_id"])
     elif subject is Subject.TEMPLATE:
-        await services.templates.find(decoded(request.path_params["template_id"]))
+        await services.templates.find(decoded(request.path_params["template_id"]), caller.team_id)
     raise NotOffered(f"{feature}: not supported by this server yet", hint=_INSTEAD.get(feature, ""))
 
 

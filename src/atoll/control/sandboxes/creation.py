@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -60,7 +61,9 @@ class SandboxCreation:
         expiry: Expiry,
         journal: Journal,
         ending: SandboxEnding,
+        wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
+        self._wait_until_ready = wait_until_ready
         self._store = store
         self._nodes = nodes
         self._templates = templates
@@ -111,7 +114,7 @@ class SandboxCreation:
         return record
 
     async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
-        template = await self._templates.find(order.template)
+        template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
         node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)
@@ -136,6 +139,8 @@ class SandboxCreation:
         added = time.perf_counter()
         try:
             made = await node.create(_spec(record, order, template))
+            if template.ready_cmd is not None:
+                await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
@@ -174,7 +179,7 @@ class SandboxCreation:
             await self._ending.abandon(sandbox_id)
 
     def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
-        holders, quota = self._templates.holders(template.template_id), self._quota
+        holders, quota = self._templates.holders(template), self._quota
         return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
 
     def _new_record(
@@ -210,6 +215,7 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
+        image_id=template.image_id,
         limits=record.limits,
         env_vars={**template.env_vars, **order.env_vars},
         access_token=record.envd_access_token,

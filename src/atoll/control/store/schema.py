@@ -25,7 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -119,6 +119,55 @@ deliveries = Table(
     Column("finished_at", UtcDateTime, nullable=True),
     Index("deliveries_due", "state", "next_at"),
     Index("deliveries_webhook", "webhook_id", "created_at"),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("template_id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("public", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index("templates_name", "team_id", "name", unique=True),
+)
+
+template_builds = Table(
+    "template_builds",
+    metadata,
+    Column("build_id", String(36), primary_key=True),
+    Column("template_id", String(64), ForeignKey("templates.template_id", ondelete="CASCADE"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("tags", JSON, nullable=False),  # those it gets once it is ready
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime, nullable=True),
+    Column("error", Text, nullable=True),
+    Column("error_step", String(16), nullable=True),
+    Column("node_id", String(255), nullable=True),
+    Column("images", JSON, nullable=False),  # one per step, the last is the template
+    Column("settings", JSON, nullable=True),  # what its sandboxes start with: user, workdir, env, commands
+    Index("template_builds_template", "template_id", "created_at"),
+)
+
+template_tags = Table(
+    "template_tags",
+    metadata,
+    Column("template_id", String(64), ForeignKey("templates.template_id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    Column("build_id", String(36), ForeignKey("template_builds.build_id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+template_layers = Table(
+    "template_layers",
+    metadata,
+    Column("key", String(40), primary_key=True),  # `templates.steps.layer_key`
+    Column("image_id", String(40), nullable=False),
 )
 
 sandboxes = Table(

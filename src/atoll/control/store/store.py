@@ -19,6 +19,7 @@ from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.schema import sandboxes
+from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
@@ -72,12 +73,14 @@ class Store:
         self._database: Database
         self.keys: KeyTables
         self.events: EventTables
+        self.templates: TemplateTables
         self.usage: UsageTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url)
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database)
+        self.templates = TemplateTables(self._database)
         self.usage = UsageTables(self._database)
         return self
 

@@ -24,6 +24,7 @@ from atoll.guest.log import CellLog
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.users import User
 from atoll.guest.state import GuestState
+from atoll.model.tasks import OwnedTasks
 
 KEEPALIVE_S = 5.0
 BUFFERED_BYTES = 8 * 1024 * 1024
@@ -134,7 +135,7 @@ class Context:
         """How the kernel before this one died by itself, until a cell has been told."""
         self._known_env: dict[str, str] = {}
         self._removed = False
-        self._cells: set[asyncio.Task[None]] = set()
+        self._cells = OwnedTasks()
 
     def describe(self) -> dict[str, str]:
         """As E2B's `Context`."""
@@ -151,9 +152,7 @@ class Context:
         Closing the iterator before its end interrupts the cell (or takes it out of the queue).
         """
         output = Output(asyncio.get_running_loop())
-        cell = asyncio.create_task(self._cell(code, env, output))
-        self._cells.add(cell)
-        cell.add_done_callback(self._cells.discard)
+        cell = self._cells.start(self._cell(code, env, output))
         ended = False
         try:
             while data := await output.take():
@@ -165,7 +164,7 @@ class Context:
                 if output.source is None:
                     cell.cancel()  # still waiting for its turn, or for the kernel to start
                 else:
-                    self._contexts.keep(asyncio.create_task(self._interrupt(cell)))
+                    self._contexts.background.start(self._interrupt(cell))
 
     async def restart(self) -> None:
         """A fresh kernel; whatever runs in the old one ends with an error. Raises KernelStartFailed, CwdMissing."""
@@ -257,7 +256,7 @@ class Contexts:
         self._runtime_dir = runtime_dir
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self.background = OwnedTasks(_report)
 
     def all(self) -> list[Context]:
         return list(self._contexts.values())
@@ -304,7 +303,7 @@ class Contexts:
 
     def warm_up(self) -> None:
         """Starts the default Python context in the background. A failure is told to who runs the first cell."""
-        self.keep(asyncio.create_task(self._warm_up()))
+        self.background.start(self._warm_up())
 
     async def _warm_up(self) -> None:
         try:
@@ -320,15 +319,9 @@ class Contexts:
         env.setdefault("LANG", "C.UTF-8")
         return KernelPlace(user, cwd, env, self._runtime_dir)
 
-    def keep(self, task: asyncio.Task[None]) -> None:
-        """Holds a background task until it is done, and reports what it died of."""
-        self._background.add(task)
-        task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            print(f"interpreter: background task failed: {error!r}", file=sys.stderr)
+def _report(error: BaseException) -> None:
+    print(f"interpreter: background task failed: {error!r}", file=sys.stderr)
 
 
 def _variables(kernel: str, env: Mapping[str, str], permanent: Mapping[str, str]) -> tuple[str, str]:

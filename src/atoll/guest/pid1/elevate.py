@@ -29,6 +29,7 @@ from atoll.guest.process import tree
 from atoll.guest.process.pty import open_terminal
 from atoll.guest.process.spawn import CwdMissing, spawn
 from atoll.guest.process.users import User
+from atoll.model.tasks import OwnedTasks
 from atoll.wire.envd.connect import ConnectError
 
 ADDRESS = "\0atoll-sudo"
@@ -76,7 +77,8 @@ class Elevation:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients = OwnedTasks()
+        self._commands = OwnedTasks()
 
     def start(self) -> None:
         for listener in _listeners:
@@ -86,13 +88,11 @@ class Elevation:
         with suppress(OSError):
             client, _ = listener.accept()
             client.setblocking(False)
-            if len(self._tasks) >= _AT_ONCE:
+            if len(self._clients) >= _AT_ONCE:
                 client.close()
                 return
             client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            task = self._guest.loop.create_task(self._serve(client))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._clients.start(self._serve(client))
 
     async def _serve(self, client: socket.socket) -> None:
         with client:
@@ -107,9 +107,9 @@ class Elevation:
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-            ended = self._guest.loop.create_task(self._guest.reaper.wait(pid))
+            ended = self._commands.start(self._guest.reaper.wait(pid))
             await asyncio.sleep(0)  # the reaper knows of it before this turn of the loop is over
-            passing = self._guest.loop.create_task(self._pass_signals(client, pid))
+            passing = self._commands.start(self._pass_signals(client, pid))
             ended.add_done_callback(lambda _: passing.cancel())
             with suppress(asyncio.CancelledError):
                 await passing

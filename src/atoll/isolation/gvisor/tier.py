@@ -28,6 +28,7 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
+from atoll.isolation.linux.disk.written import copy_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -138,7 +139,7 @@ class GvisorBackend(IsolationBackend):
         kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
         if paths.memory is not None:
             return await self._from_snapshot(spec, Wanted(kind.lowers, spec.limits, place), paths.memory)
-        waiting = await pool.take(kind, spec.limits)
+        waiting = None if spec.one_off else await pool.take(kind, spec.limits)
         if waiting is None:
             if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
@@ -182,6 +183,10 @@ class GvisorBackend(IsolationBackend):
         if record.get("kept") or record.get("boot_id") == syscalls.boot_id():
             return PauseMode.FILESYSTEM
         return None
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(copy_written, state_dir, target)
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

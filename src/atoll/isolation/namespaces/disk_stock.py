@@ -9,7 +9,6 @@ One thread: more would only make the host's disk seek.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.image import Disk, make_disk
 from atoll.isolation.namespaces.zygote_client import ZygoteClient
+from atoll.model.tasks import OwnedTasks
 
 
 class DiskStock:
@@ -26,14 +26,12 @@ class DiskStock:
         self._directory = directory
         self._formats = Formats()
         self._mounting = ThreadPoolExecutor(1, "atoll-disks")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
         self.remove_unused()
 
     def make(self, size_mib: int, zygote: ZygoteClient) -> None:
         """Makes one in the background and gives it to the zygote, or tells it why not."""
-        task = asyncio.get_running_loop().create_task(self._make_one(size_mib, zygote))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._make_one(size_mib, zygote))
 
     async def _make_one(self, size_mib: int, zygote: ZygoteClient) -> None:
         image = self._directory / f"{zygote.name}-{secrets.token_hex(6)}.img"
@@ -57,10 +55,7 @@ class DiskStock:
 
     async def aclose(self) -> None:
         """No more disks. Idempotent."""
-        for task in list(self._tasks):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
         await asyncio.to_thread(self._mounting.shutdown, wait=True)
         await self._formats.aclose()
 

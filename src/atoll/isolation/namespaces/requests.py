@@ -25,6 +25,7 @@ class Request:
         self.lower_dirs: list[str] = body["lower_dirs"]
         self.state_dir: str = body["state_dir"]
         self.limits = Limits.from_json(body["limits"])
+        self.one_off: bool = body["one_off"]
         self.handed_on = [listener, sealed_spec]
         """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
         self.wanted: PoolKey | None = None

@@ -25,6 +25,7 @@ from atoll.isolation.base import (
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk.written import copy_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import rootless, syscalls
@@ -186,6 +187,10 @@ class NamespacesBackend(IsolationBackend):
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(copy_written, state_dir, target)
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

@@ -247,7 +247,8 @@ class Zygote:
     def _take(self, request: Request) -> None:
         with contextlib.suppress(OSError):  # `_start` says what is wrong
             request.wanted = self._wanted(request)
-            self._demand.note(request.wanted)
+            if not request.one_off:
+                self._demand.note(request.wanted)
         self._waiting.add(request)
 
     def _cancel(self, number: int) -> None:

@@ -22,6 +22,7 @@ from atoll.isolation.namespaces import messages
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.model.errors import BackendUnavailable, CreateFailed
 from atoll.model.sandbox import SandboxPaths, SandboxSpec
+from atoll.model.tasks import OwnedTasks
 
 _READY_WITHIN_S = 30.0
 _END_WITHIN_S = 5.0
@@ -76,6 +77,7 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths) -> dict
         "lower_dirs": [str(path.absolute()) for path in paths.lower_dirs],
         "state_dir": str(paths.state_dir.absolute()),
         "limits": spec.limits.as_json(),
+        "one_off": spec.one_off,
     }
 
 
@@ -98,7 +100,7 @@ class ZygoteClient:
         self._on_exit = on_exit
         self._on_orphan = on_orphan
         self._on_disk_wanted = on_disk_wanted
-        self._orphans: set[asyncio.Task[None]] = set()
+        self._orphans = OwnedTasks()
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
@@ -297,9 +299,7 @@ class ZygoteClient:
         if not pending.given_up:
             pending.future.set_result(created)
             return
-        task = self._loop.create_task(self._on_orphan(created))
-        self._orphans.add(task)
-        task.add_done_callback(self._orphans.discard)
+        self._orphans.start(self._on_orphan(created))
 
     def _lose(self, reason: str) -> None:
         if self.lost.is_set():

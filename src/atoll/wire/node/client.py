@@ -24,6 +24,7 @@ from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeClient, NodeEvents, NodePresence, NodeSandbox, Route, RouteSink
+from atoll.model.tasks import OwnedTasks
 from atoll.model.template import Template
 from atoll.wire.channel import Channel, ChannelClosed
 from atoll.wire.node import VERSION
@@ -85,7 +86,7 @@ class RemoteNode:
         self._routes: dict[str, Route] = {}
         self._tiers: dict[str, tuple[str, ...]] = {}
         self._early: list[dict[str, Any]] = []
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling = OwnedTasks()
         self._node_id = ""
         self._running: asyncio.Task[None] | None = None
 
@@ -115,8 +116,7 @@ class RemoteNode:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
-        for telling in list(self._telling):
-            telling.cancel()
+        self._telling.cancel()
         self._lost(self._channel)
 
     # The connection
@@ -214,9 +214,7 @@ class RemoteNode:
         if self._events is None:
             self._early.append(body)
             return
-        telling = asyncio.create_task(self._tell(self._events, body))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
+        self._telling.start(self._tell(self._events, body))
 
     async def _tell(self, events: NodeEvents, body: Mapping[str, Any]) -> None:
         operation = operations(NodeEvents).get(str(body["event"]))
@@ -370,6 +368,20 @@ class RemoteNode:
     async def make_template(self, name: str, wait_s: float) -> None:
         """See NodeClient."""
         await self._call("make_template", wait_s + ANSWER_WITHIN_S, name=name, wait_s=wait_s)
+
+    async def commit(self, sandbox_id: str, image_id: str) -> None:
+        """See NodeClient."""
+        await self._call("commit", sandbox_id=sandbox_id, image_id=image_id)
+
+    async def has_image(self, image_id: str) -> bool:
+        """See NodeClient."""
+        found: bool = await self._call("has_image", image_id=image_id)
+        return found
+
+    async def keep_images(self, image_ids: Sequence[str]) -> int:
+        """See NodeClient."""
+        removed: int = await self._call("keep_images", image_ids=image_ids)
+        return removed
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""

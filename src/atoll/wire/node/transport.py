@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
+from atoll.model.tasks import OwnedTasks
 from atoll.wire.channel import Channel, ChannelClosed, StreamChannel
 from atoll.wire.node.client import Connect
 from atoll.wire.node.codec import error_from_json, error_to_json
@@ -107,7 +108,7 @@ class TlsNode:
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
         self._address = host, port
         self._context = context
-        self._relays: set[asyncio.Task[None]] = set()
+        self._relays = OwnedTasks()
 
     async def connect(self) -> Channel:
         """See Connect."""
@@ -130,9 +131,7 @@ class TlsNode:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        relay = asyncio.create_task(_join(reader, writer, theirs))
-        self._relays.add(relay)
-        relay.add_done_callback(self._relays.discard)
+        self._relays.start(_join(reader, writer, theirs))
         return ours
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -141,9 +140,7 @@ class TlsNode:
 
     async def aclose(self) -> None:
         """Cuts what it relays."""
-        for relay in self._relays:
-            relay.cancel()
-        await asyncio.gather(*self._relays, return_exceptions=True)
+        await self._relays.aclose()
 
 
 async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:

@@ -11,6 +11,8 @@ from atoll.model.sandbox import ENVD_VERSION
 from atoll.model.template import Template as TemplateModel
 from atoll.wire.rest.base import Out
 
+BuildStatus = Literal["waiting", "building", "ready", "error"]
+
 
 class Template(BaseModel):
     """GET /templates. `createdBy` and `lastSpawnedAt` are required and may be null, so nulls are kept."""
@@ -30,17 +32,17 @@ class Template(BaseModel):
     spawn_count: int = Field(default=0, serialization_alias="spawnCount")
     build_count: int = Field(default=1, serialization_alias="buildCount")
     envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
-    build_status: Literal["ready"] = Field(default="ready", serialization_alias="buildStatus")
+    build_status: BuildStatus = Field(default="ready", serialization_alias="buildStatus")
 
 
 class TemplateBuild(BaseModel):
     """One build of a template."""
 
     build_id: str = Field(serialization_alias="buildID")
-    status: Literal["ready"] = "ready"
+    status: BuildStatus = "ready"
     created_at: datetime = Field(serialization_alias="createdAt")
     updated_at: datetime = Field(serialization_alias="updatedAt")
-    finished_at: datetime = Field(serialization_alias="finishedAt")
+    finished_at: datetime | None = Field(default=None, serialization_alias="finishedAt")
     cpu_count: int = Field(serialization_alias="cpuCount")
     memory_mb: int = Field(serialization_alias="memoryMB")
     disk_size_mb: int = Field(serialization_alias="diskSizeMB")

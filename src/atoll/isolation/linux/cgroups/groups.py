@@ -76,9 +76,21 @@ def _write(path: Path, text: str) -> None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return _contents(path)
     except OSError:
         return None
+
+
+def _contents(path: Path) -> str:
+    """Four system calls in place of a file object's ten: each sandbox has several such files, read again and again."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = b""
+        while piece := os.read(descriptor, 1 << 16):
+            found += piece
+        return found.decode()
+    finally:
+        os.close(descriptor)
 
 
 def _number(path: Path) -> int | None:

@@ -1,0 +1,247 @@
+"""The tables of templates that teams build: templates, builds, tags. Every write is one statement; nothing is decided.
+
+A template's name is unique in its team. A tag names one build of its template; a build that is ready gets its tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from atoll.control.store.database import Database
+from atoll.control.store.schema import template_builds, template_layers, template_tags, templates
+from atoll.model.errors import Conflict
+from atoll.model.sandbox import Limits
+
+
+class BuildStatus(StrEnum):
+    """Of a build, in E2B's words."""
+
+    WAITING = "waiting"
+    BUILDING = "building"
+    READY = "ready"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRow:
+    """A template of a team's."""
+
+    template_id: str
+    team_id: str
+    name: str
+    public: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRow:
+    """One build. `images`: the image after each step, the last is the template; `settings`: see `catalog`."""
+
+    build_id: str
+    template_id: str
+    status: BuildStatus
+    tags: tuple[str, ...]
+    limits: Limits
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None = None
+    error: str = ""
+    error_step: str = ""
+    node_id: str = ""
+    images: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TagRow:
+    """What a tag names."""
+
+    template_id: str
+    tag: str
+    build_id: str
+    created_at: datetime
+
+
+class TemplateTables:
+    """Part of the Store, on its database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Templates
+
+    async def add(self, row: TemplateRow) -> None:
+        """Raises Conflict: the team has one of that name, or the team is gone."""
+        values = {name: getattr(row, name) for name in TemplateRow.__slots__}
+        try:
+            await self._database.write(insert(templates).values(values))
+        except IntegrityError as error:
+            raise Conflict(f"the team has a template {row.name!r} already") from error
+
+    async def find(self, template_id: str) -> TemplateRow | None:
+        rows = await self._database.read(select(templates).where(templates.c.template_id == template_id))
+        return TemplateRow(**rows[0]) if rows else None
+
+    async def find_named(self, team_id: str, name: str) -> TemplateRow | None:
+        statement = select(templates).where(templates.c.team_id == team_id, templates.c.name == name)
+        rows = await self._database.read(statement)
+        return TemplateRow(**rows[0]) if rows else None
+
+    async def of_team(self, team_id: str) -> list[TemplateRow]:
+        """By id."""
+        statement = select(templates).where(templates.c.team_id == team_id).order_by(templates.c.template_id)
+        return [TemplateRow(**row) for row in await self._database.read(statement)]
+
+    async def publish(self, template_id: str, public: bool, at: datetime) -> bool:
+        """False: there is none."""
+        statement = update(templates).where(templates.c.template_id == template_id)
+        return bool(await self._database.write(statement.values(public=public, updated_at=at)))
+
+    async def remove(self, template_id: str) -> bool:
+        """With its builds and tags. False: there is none."""
+        return bool(await self._database.write(delete(templates).where(templates.c.template_id == template_id)))
+
+    # Builds
+
+    async def add_build(self, build: BuildRow) -> None:
+        """Raises Conflict: its template is gone."""
+        try:
+            await self._database.write(insert(template_builds).values(_build_values(build)))
+        except IntegrityError as error:
+            raise Conflict(f"the template {build.template_id!r} was deleted meanwhile") from error
+
+    async def find_build(self, build_id: str) -> BuildRow | None:
+        rows = await self._database.read(select(template_builds).where(template_builds.c.build_id == build_id))
+        return _to_build(rows[0]) if rows else None
+
+    async def builds(self, template_id: str) -> list[BuildRow]:
+        """Newest first."""
+        statement = select(template_builds).where(template_builds.c.template_id == template_id)
+        rows = await self._database.read(statement.order_by(template_builds.c.created_at.desc()))
+        return [_to_build(row) for row in rows]
+
+    async def all_builds(self) -> list[BuildRow]:
+        """Of every team, for what looks at them all."""
+        return [_to_build(row) for row in await self._database.survey(select(template_builds))]
+
+    async def begin_build(self, build_id: str, at: datetime) -> bool:
+        """From WAITING to BUILDING. False: it has been begun before, or is gone."""
+        statement = update(template_builds).where(
+            template_builds.c.build_id == build_id, template_builds.c.status == BuildStatus.WAITING.value
+        )
+        values = {"status": BuildStatus.BUILDING.value, "updated_at": at}
+        return bool(await self._database.write(statement.values(values)))
+
+    async def change_build(self, build_id: str, **changes: Any) -> bool:
+        """Sets columns. False: there is no such build."""
+        statement = update(template_builds).where(template_builds.c.build_id == build_id)
+        return bool(await self._database.write(statement.values(**changes)))
+
+    async def fail_unfinished(self, error: str, at: datetime) -> int:
+        """Every build that says it is being made. Returns how many."""
+        statement = update(template_builds).where(template_builds.c.status == BuildStatus.BUILDING.value)
+        values = {"status": BuildStatus.ERROR.value, "error": error, "updated_at": at, "finished_at": at}
+        return await self._database.write(statement.values(values))
+
+    async def remove_builds(self, build_ids: Sequence[str]) -> int:
+        """With their tags."""
+        return await self._database.write(delete(template_builds).where(template_builds.c.build_id.in_(build_ids)))
+
+    # Tags
+
+    async def tags(self, template_id: str) -> list[TagRow]:
+        """By name."""
+        statement = select(template_tags).where(template_tags.c.template_id == template_id)
+        return [TagRow(**row) for row in await self._database.read(statement.order_by(template_tags.c.tag))]
+
+    async def assign_tags(self, template_id: str, build_id: str, tags: Sequence[str], at: datetime) -> None:
+        """They name this build from now on, all or none. Raises Conflict: the build is gone."""
+        rows = [{"template_id": template_id, "tag": tag, "build_id": build_id, "created_at": at} for tag in tags]
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+            try:
+                mine = template_tags.c.template_id == template_id
+                connection.execute(delete(template_tags).where(mine, template_tags.c.tag.in_(tags)))
+                connection.execute(insert(template_tags), rows)
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+
+        try:
+            await self._database.run(work)
+        except IntegrityError as error:
+            raise Conflict("the build was deleted meanwhile") from error
+
+    async def remove_tags(self, template_id: str, tags: Sequence[str]) -> int:
+        """Returns how many there were."""
+        mine = template_tags.c.template_id == template_id
+        return await self._database.write(delete(template_tags).where(mine, template_tags.c.tag.in_(tags)))
+
+    # Layers
+
+    async def find_layer(self, key: str) -> str | None:
+        """The newest image that a step of this key has made, which may be gone meanwhile."""
+        rows = await self._database.read(select(template_layers.c.image_id).where(template_layers.c.key == key))
+        return rows[0]["image_id"] if rows else None
+
+    async def put_layer(self, key: str, image_id: str) -> None:
+        """In place of the one before."""
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+            try:
+                connection.execute(delete(template_layers).where(template_layers.c.key == key))
+                connection.execute(insert(template_layers).values(key=key, image_id=image_id))
+            except BaseException:
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+            connection.exec_driver_sql("COMMIT")
+
+        await self._database.run(work)
+
+    async def keep_layers(self, image_ids: Sequence[str]) -> int:
+        """Forgets all others; returns how many."""
+        return await self._database.write(delete(template_layers).where(template_layers.c.image_id.not_in(image_ids)))
+
+
+def _build_values(build: BuildRow) -> dict[str, Any]:
+    return {
+        "build_id": build.build_id,
+        "template_id": build.template_id,
+        "status": build.status.value,
+        "tags": list(build.tags),
+        "cpu_count": build.limits.cpu_count,
+        "memory_mib": build.limits.memory_mib,
+        "disk_mib": build.limits.disk_mib,
+        "created_at": build.created_at,
+        "updated_at": build.updated_at,
+        "images": list(build.images),
+    }
+
+
+def _to_build(row: RowMapping) -> BuildRow:
+    return BuildRow(
+        build_id=row["build_id"],
+        template_id=row["template_id"],
+        status=BuildStatus(row["status"]),
+        tags=tuple(row["tags"]),
+        limits=Limits(cpu_count=row["cpu_count"], memory_mib=row["memory_mib"], disk_mib=row["disk_mib"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        finished_at=row["finished_at"],
+        error=row["error"] or "",
+        error_step=row["error_step"] or "",
+        node_id=row["node_id"] or "",
+        images=tuple(row["images"]),
+        settings=row["settings"] or {},
+    )

@@ -1,0 +1,160 @@
+"""Images that sandboxes have made: layers on top of others, by an id that says what they hold. A node's disk.
+
+    TEMPLATES_DIR/.images/<image_id>/image.json    its layers, top first, relative to TEMPLATES_DIR
+    TEMPLATES_DIR/.images/<image_id>/layer/        what it adds; missing where it adds nothing
+    TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
+
+Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
+its own server knows who needs it. Those of a data directory that is gone belong to nobody.
+
+An image is complete once its directory has its name, and never changes. Who needs which is control's to say (`keep`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from atoll.images import leases
+from atoll.images.recipes.build import remove_tree
+from atoll.model.errors import TemplateNotFound
+
+FORMAT = 1
+IMAGE_ID = re.compile(r"[0-9a-f]{40}")
+KEPT_S = 3600.0
+"""How long one that nobody names is kept all the same: a build may be about to use it."""
+MAX_LAYERS = 300
+"""Layers of one image; overlayfs itself takes 500, and each costs time at every look-up."""
+
+_LEFTOVER_AFTER_S = 86400.0
+
+
+class ImageLayers:
+    """The images below one directory. Safe to use from several processes at once.
+
+    `holder`: the data directory of the server whose images these are.
+    """
+
+    def __init__(self, templates_dir: Path, holder: Path | None = None) -> None:
+        self._holder = str(holder.absolute()) if holder is not None else ""
+        self._templates = templates_dir.absolute()
+        self._images = self._templates / ".images"
+
+    def find(self, image_id: str) -> tuple[Path, ...]:
+        """Its layers, top first. Raises TemplateNotFound."""
+        layers = self._read(image_id) if IMAGE_ID.fullmatch(image_id) else None
+        if layers is None or not all(layer.is_dir() for layer in layers):
+            raise TemplateNotFound(image_id)
+        return layers
+
+    def has(self, image_id: str) -> bool:
+        """Whether `find` would find it."""
+        try:
+            self.find(image_id)
+        except TemplateNotFound:
+            return False
+        return True
+
+    @contextmanager
+    def making(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:
+        """An empty directory to be filled; leaving the block makes it an image on `below`, unless an error does.
+
+        Raises OSError, ValueError (not an id, too many layers).
+        """
+        if not IMAGE_ID.fullmatch(image_id):
+            raise ValueError(f"{image_id[:100]!r} is no image's id")
+        if len(below) >= MAX_LAYERS:
+            raise ValueError(f"an image has at most {MAX_LAYERS} layers")
+        work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
+        layer = work / "layer"
+        layer.mkdir(parents=True, mode=0o755)
+        try:
+            yield layer
+            self._complete(image_id, below, work)
+        finally:
+            remove_tree(work)
+
+    def layers_in_use(self) -> set[Path]:
+        """Every layer that an image stands on."""
+        found: set[Path] = set()
+        for path in self._images.glob("*/image.json"):
+            found |= set(self._read(path.parent.name) or ())
+        return found
+
+    def keep(self, image_ids: Collection[str]) -> int:
+        """Removes what neither `image_ids`, nor an image among them, nor a server's sandbox needs, and is not new.
+
+        Returns how many were removed. Blocks. Raises OSError.
+        """
+        doomed = []
+        with leases.exclusive(self._templates):
+            held = leases.held(self._templates)
+            kept: set[Path] = set()
+            for image_id in image_ids:
+                kept |= set(self._read(image_id) or ())
+            for path in self._images.glob("*"):
+                layer = path / "layer"
+                if path.name in image_ids or layer in kept or layer in held or _age_s(path) < KEPT_S:
+                    continue
+                if not self._is_ours_to_remove(path.name):
+                    continue
+                aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
+                aside.parent.mkdir(exist_ok=True)
+                path.rename(aside)
+                doomed.append(aside)
+        unfinished = (self._templates / ".building").glob("image-*")
+        for path in (*doomed, *(path for path in unfinished if _age_s(path) > _LEFTOVER_AFTER_S)):
+            remove_tree(path)
+        return len(doomed)
+
+    def _is_ours_to_remove(self, image_id: str) -> bool:
+        try:
+            owner = json.loads((self._images / image_id / "image.json").read_bytes())["data_dir"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+        return owner == self._holder or not Path(owner).is_dir()
+
+    def _complete(self, image_id: str, below: Sequence[Path], work: Path) -> None:
+        layer = work / "layer"
+        own = [self._images / image_id / "layer"] if any(layer.iterdir()) else []
+        if not own:
+            layer.rmdir()
+        record = {
+            "format": FORMAT,
+            "data_dir": self._holder,
+            "layers": [str(path.relative_to(self._templates)) for path in (*own, *below)],
+        }
+        target = work / "image.json"
+        with target.open("w") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._images.mkdir(exist_ok=True)
+        try:
+            work.rename(self._images / image_id)
+        except OSError:
+            if self._read(image_id) is None:  # else somebody else has made the same meanwhile
+                raise
+
+    def _read(self, image_id: str) -> tuple[Path, ...] | None:
+        try:
+            record: Any = json.loads((self._images / image_id / "image.json").read_bytes())
+            if record["format"] != FORMAT:
+                return None
+            return tuple(self._templates / layer for layer in record["layers"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,357 @@
+"""Templates built by the published SDK, on a real server, used by real sandboxes."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import tarfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from e2b import (
+    AsyncSandbox,
+    AsyncTemplate,
+    BuildException,
+    LogEntry,
+    Sandbox,
+    SandboxException,
+    Template,
+    wait_for_port,
+)
+from sdk_support import eventually
+
+from support.tiers import one_tier
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that no other test builds."""
+    return f"t{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """What a build copies from."""
+    (tmp_path / "app" / "sub").mkdir(parents=True)
+    (tmp_path / "app" / "main.py").write_text("print('main')\n")
+    (tmp_path / "app" / "sub" / "deep").write_text("deep")
+    (tmp_path / "app" / "link").symlink_to("main.py")
+    for letter in "ab":
+        (tmp_path / f"{letter}.txt").write_text(letter)
+    (tmp_path / "two words").write_text("spaces")
+    return tmp_path
+
+
+def _log(entries: list[LogEntry]) -> Callable[[LogEntry], None]:
+    return entries.append
+
+
+def _said(entries: list[LogEntry], pattern: str) -> list[str]:
+    return [entry.message for entry in entries if re.search(pattern, entry.message)]
+
+
+def _client(server: Any) -> httpx.Client:
+    return httpx.Client(base_url=server.url, headers={"X-API-Key": server.api_key}, timeout=30)
+
+
+def test_every_kind_of_step_is_in_the_sandboxes_of_the_template(
+    server: Any, name: str, context: Path, create: Callable[..., Sandbox]
+) -> None:
+    builder = (
+        Template(file_context_path=context)
+        .from_base_image()
+        .set_envs({"GREETING": "hello $USER", "PATH": "/opt/tool/bin:$PATH", "LITERAL": "$(id) `id` 'q'"})
+        .copy("app", "/srv/app")
+        .copy("*.txt", "texts/", mode=0o640)
+        .copy("two words", "renamed here", user="root")
+        .run_cmd("id -un; echo $GREETING >made; echo to-stderr >&2")
+        .run_cmd("rm /etc/issue && echo root-made >/opt/root-made", user="root")
+        .set_workdir("/work/inner")
+        .run_cmd("pwd >where && touch $PWD/own")
+        .set_user("dev")
+        .set_start_cmd("python3 -m http.server 8000", wait_for_port(8000))
+    )
+    entries: list[LogEntry] = []
+    info = Template.build(builder, name, cpu_count=1, memory_mb=512, on_build_logs=_log(entries))
+    assert _said(entries, "^user$")
+    assert _said(entries, "^to-stderr$")
+    assert Template.exists(name)
+    assert Template.assign_tags(name, "first").tags == ["first"]
+    assert {tag.tag: tag.build_id for tag in Template.get_tags(name)} == dict.fromkeys(
+        ("default", "first"), info.build_id
+    )
+    Template.remove_tags(name, "first")
+    assert [tag.tag for tag in Template.get_tags(info.template_id)] == ["default"]
+
+    sandbox = create(name)
+    run = sandbox.commands.run
+    # The create has waited for the start command.
+    assert "<!DOCTYPE" in run("curl -s localhost:8000").stdout
+    assert run("id -un; pwd; echo $GREETING; echo $LITERAL").stdout == (
+        "dev\n/work/inner\nhello user\n$(id) `id` 'q'\n"
+    )
+    assert run("cat /home/user/made", user="root").stdout == "hello user\n"
+    assert run("cat /work/inner/where; stat -c %U /work /work/inner/own").stdout == "/work/inner\nuser\nuser\n"
+    assert run("cd /srv/app && cat sub/deep && readlink link && stat -c %U main.py").stdout == "deepmain.py\nuser\n"
+    assert run("stat -c '%a %U' /home/user/texts/*.txt", user="root").stdout == "640 user\n640 user\n"
+    assert run("stat -c %U '/home/user/renamed here'", user="root").stdout == "root\n"
+    assert run("test ! -e /etc/issue && cat /opt/root-made").stdout == "root-made\n"
+    # Nothing of the sandboxes that built it is left in it.
+    assert run("cat /run/e2b/.E2B_SANDBOX_ID /etc/hostname").stdout.split() in (
+        [sandbox.sandbox_id] * 2,
+        [sandbox.sandbox_id * 2],
+    )
+    facts = sandbox.get_info()
+    assert (facts.template_id, facts.cpu_count, facts.memory_mb) == (info.template_id, 1, 512)
+
+
+def test_a_step_that_was_run_with_the_same_inputs_is_not_run_again(
+    server: Any, name: str, context: Path, create: Callable[..., Sandbox]
+) -> None:
+    def builder(last: str) -> Any:
+        return (
+            Template(file_context_path=context)
+            .from_base_image()
+            .copy("a.txt", "/srv/")
+            .run_cmd("date +%s%N >/srv/when", user="root")
+            .run_cmd(f"echo {last}")
+        )
+
+    def build(made: Any, to: str, **options: Any) -> list[LogEntry]:
+        entries: list[LogEntry] = []
+        Template.build(made, to, on_build_logs=_log(entries), **options)
+        return entries
+
+    def when() -> str:
+        sandbox = create(name)
+        return sandbox.commands.run("cat /srv/when").stdout
+
+    assert not _said(build(builder("one"), name), "CACHED")
+    first = when()
+    assert len(_said(build(builder("one"), name), "CACHED")) == 3
+    # Another template of the team, with another last step: what is equal is shared.
+    assert len(_said(build(builder("two"), f"{name}-other"), "CACHED")) == 2
+    (context / "a.txt").write_text("changed")
+    assert not _said(build(builder("one"), name), "CACHED")
+    changed = when()
+    assert changed != first
+    # A forced build is what builds after it find.
+    assert not _said(build(builder("one"), name, skip_cache=True), "CACHED")
+    forced = when()
+    assert forced != changed
+    assert len(_said(build(builder("one"), name), "CACHED")) == 3
+    assert when() == forced
+
+
+def test_a_build_that_fails_names_the_callers_own_line(server: Any, name: str) -> None:
+    builder = Template().from_base_image().run_cmd("echo fine").run_cmd("echo broken >&2; exit 7")
+    entries: list[LogEntry] = []
+    with pytest.raises(BuildException, match="'echo broken >&2; exit 7': exit status 7") as failed:
+        Template.build(builder, name, on_build_logs=_log(entries))
+    assert _said(entries, "^broken$")
+    lines = [frame.line or "" for frame in traceback.extract_tb(failed.value.__traceback__)]
+    assert any('run_cmd("echo broken' in line for line in lines)
+
+    with pytest.raises(BuildException, match=r"image 'alpine:3' not found: .* no registry"):
+        Template.build(Template().from_alpine_image("3"), name)
+    with pytest.raises(BuildException, match="not found"):
+        Template.build(Template().from_template("never-built"), name)
+    with pytest.raises(BuildException, match="start command failed: exit status 9"):
+        Template.build(Template().from_base_image().set_start_cmd("exit 9", "sleep 60"), name)
+    # It has a name, and no build that a sandbox could be made of.
+    assert Template.exists(name)
+    with pytest.raises(SandboxException, match=r"404: .*no finished build"):
+        Sandbox.create(name)
+
+
+@one_tier("tags are kept by the control plane")
+async def test_tags_name_builds_and_templates_stand_on_templates(server: Any, name: str) -> None:
+    def builder(word: str) -> Any:
+        return AsyncTemplate().from_base_image().run_cmd(f"echo {word} >/home/user/word")
+
+    async def word(of: str) -> str:
+        sandbox = await AsyncSandbox.create(of)
+        try:
+            return (await sandbox.commands.run("cat /home/user/word")).stdout.strip()
+        finally:
+            await sandbox.kill()
+
+    one = await AsyncTemplate.build(builder("one"), f"{name}:v1", tags=["stable"])
+    two = await AsyncTemplate.build_in_background(builder("two"), f"{name}:V2 ")
+    while (status := await AsyncTemplate.get_build_status(two)).status.value in ("waiting", "building"):
+        assert status.build_id == two.build_id
+    assert status.status.value == "ready", status
+    assert one.template_id == two.template_id
+    tags = {tag.tag: tag.build_id for tag in await AsyncTemplate.get_tags(name)}
+    assert tags == {"v1": one.build_id, "stable": one.build_id, "v2": two.build_id}
+    assert await word(f"{name}:stable") == "one"
+    with pytest.raises(SandboxException, match="'default'"):
+        await AsyncSandbox.create(name)
+
+    assigned = await AsyncTemplate.assign_tags(f"{name}:v2", ["default", "Prod"])
+    assert (assigned.build_id, assigned.tags) == (two.build_id, ["default", "prod"])
+    assert await word(name) == await word(f"{one.template_id}:prod") == "two"
+    await AsyncTemplate.remove_tags(name, "prod")
+    assert "prod" not in {tag.tag for tag in await AsyncTemplate.get_tags(name)}
+    with pytest.raises(Exception, match="not found"):
+        await AsyncTemplate.remove_tags(name, "prod")
+
+    upon = f"{name}-upon"
+    await AsyncTemplate.build(AsyncTemplate().from_template(f"{name}:v1").run_cmd("echo more >>/home/user/word"), upon)
+    assert await word(upon) == "one\nmore"
+
+
+@one_tier("decided by the control plane")
+def test_names_files_and_steps_that_are_wrong_are_refused(server: Any, name: str) -> None:
+    with _client(server) as client:
+        for wrong in (
+            "",
+            "a b",
+            "UPPER/!",
+            "x" * 500,
+            "base",
+            "code-interpreter",
+            "other-team/mine",
+            f"{name}:{uuid4()}",
+        ):
+            assert client.post("/v3/templates", json={"name": wrong}).status_code in (400, 403), wrong
+        made = client.post("/v3/templates", json={"name": f" {name.upper()} "}).json()
+        assert made["aliases"] == [name]
+        template, build = made["templateID"], made["buildID"]
+        start = f"/v2/templates/{template}/builds/{build}"
+        copy = {"type": "COPY", "args": ["x", "/x"], "filesHash": "0" * 64}
+        for body in (
+            {},
+            {"fromImage": "debian", "fromTemplate": "base"},
+            {"fromImage": "debian", "steps": [{"type": "FLY", "args": ["x"]}]},
+            {"fromImage": "debian", "steps": [{"type": "RUN", "args": []}]},
+            {"fromImage": "debian", "steps": [{"type": "RUN", "args": ["true", "no such user"]}]},
+            {"fromImage": "debian", "steps": [{"type": "ENV", "args": ["A"]}]},
+            {"fromImage": "debian", "steps": [{"type": "ENV", "args": ["A=B", "c"]}]},
+            {"fromImage": "debian", "steps": [{**copy, "filesHash": "../../etc"}]},
+            {"fromImage": "debian", "steps": [{**copy, "args": ["../x", "/x"]}]},
+            {"fromImage": "debian", "steps": [{**copy, "args": ["x", "/x", "a;b"]}]},
+            {"fromImage": "debian", "steps": [{"type": "RUN", "args": ["true"]}] * 300},
+        ):
+            assert client.post(start, json=body).status_code == 400, body
+        assert (
+            client.post(f"/v2/templates/{template}/builds/{uuid4()}", json={"fromImage": "debian"}).status_code == 404
+        )
+        assert client.get(f"/templates/{template}/files/ABC").status_code == 400
+        link = httpx.URL(client.get(f"/templates/{template}/files/{'1' * 64}").json()["url"])
+        assert httpx.put(link.copy_with(path=link.path[:-4] + "0000"), content=b"x").status_code == 403
+        assert httpx.put(link.copy_with(path=link.path.replace("1" * 64, "2" * 64)), content=b"x").status_code == 403
+        assert client.delete("/templates/base").status_code == 403
+        assert client.patch(f"/v2/templates/{template}", json={"public": True}).json() == {"names": [f"default/{name}"]}
+        assert client.get(f"/templates/aliases/{name}").json() == {"templateID": template, "public": True}
+        assert client.delete(f"/templates/{name}").status_code == 204
+        assert client.delete(f"/templates/{name}").status_code == 404
+
+
+@one_tier("unpacked by a program inside, whatever the wall")
+def test_an_archive_that_lies_reaches_nothing_but_its_own_build(
+    server: Any, name: str, create: Callable[..., Sandbox]
+) -> None:
+    """An upload is unpacked inside the build's sandbox, by whatever tar it has; the host never looks into it."""
+
+    def archive(*paths: str) -> bytes:
+        raw = io.BytesIO()
+        with tarfile.open(fileobj=raw, mode="w") as made:
+            link = tarfile.TarInfo("dir/link")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            made.addfile(link)
+            for path in paths:
+                member = tarfile.TarInfo(path)
+                member.size = 2
+                made.addfile(member, io.BytesIO(b"ok"))
+        return raw.getvalue()
+
+    uploads = (
+        (archive("dir/fine", "../../../escaped"), "error"),
+        (b"this is no archive", "error"),
+        (archive("dir/fine", "/absolute"), "ready"),
+    )
+    steps = [{"type": "COPY", "args": ["dir", "/srv/dir"], "filesHash": "a" * 64}]
+    with _client(server) as client:
+        for content, ends in uploads:
+            made = client.post("/v3/templates", json={"name": name}).json()
+            template, build = made["templateID"], made["buildID"]
+            url = client.get(f"/templates/{template}/files/{'a' * 64}").json()["url"]
+            assert httpx.put(url, content=content).status_code == 204
+            body = {"fromImage": "e2bdev/base", "steps": steps, "force": True}
+            assert client.post(f"/v2/templates/{template}/builds/{build}", json=body).status_code == 202
+            status = f"/templates/{template}/builds/{build}/status"
+            eventually(
+                lambda s=status: client.get(s).json()["status"] not in ("waiting", "building"),
+                what="the build",
+                within_s=60,
+            )
+            answer = client.get(status).json()
+            assert answer["status"] == ends, answer
+            assert answer.get("reason", {"step": "1"})["step"] == "1"
+    sandbox = create(name)
+    assert sandbox.commands.run("cat /srv/dir/fine; readlink /srv/dir/link; ls /absolute /escaped || true").stdout == (
+        "ok/etc/passwd\n"
+    )
+
+
+@one_tier("taken in turn by the control plane")
+def test_builds_at_once_share_a_step_and_a_deleted_template_ends_its_build(
+    server: Any, name: str, create: Callable[..., Sandbox]
+) -> None:
+    builder = Template().from_base_image().run_cmd(f"echo {name} >/home/user/shared; sleep 1")
+    with ThreadPoolExecutor(3) as pool:
+        logs: list[list[LogEntry]] = [[], [], []]
+        builds = [
+            pool.submit(Template.build, builder, f"{name}-{n % 2}", on_build_logs=_log(logs[n])) for n in range(3)
+        ]
+        for one in builds:
+            one.result()
+    assert sum(len(_said(entries, "CACHED")) for entries in logs) == 2
+    assert create(f"{name}-1").commands.run("cat /home/user/shared").stdout == f"{name}\n"
+
+    endless = Template.build_in_background(Template().from_base_image().run_cmd("echo begun; sleep 600"), name)
+    begun = lambda: any(e.message == "begun" for e in Template.get_build_status(endless, 0).log_entries)  # noqa: E731
+    eventually(begun, what="the build", within_s=60)
+    directories = server.data_dir / "sandboxes"
+    before = {path.name for path in directories.iterdir()}
+    with _client(server) as client:
+        assert client.delete(f"/templates/{name}").status_code == 204
+    eventually(
+        lambda: len({path.name for path in directories.iterdir()} & before) < len(before), what="the build", within_s=20
+    )
+    with pytest.raises(Exception, match="not found"):
+        Template.get_build_status(endless)
+
+
+def test_a_server_that_is_killed_during_a_build_leaves_neither_a_sandbox_nor_a_build_that_never_ends(
+    make_server: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_server()
+    for variable, value in first.environ.items():
+        monkeypatch.setenv(variable, value)
+    endless = Template.build_in_background(Template().from_base_image().run_cmd("echo begun; sleep 600"), name)
+    begun = lambda: any(e.message == "begun" for e in Template.get_build_status(endless, 0).log_entries)  # noqa: E731
+    eventually(begun, what="the build", within_s=60)
+    first.stop(signal.SIGKILL)
+    second = make_server(first.data_dir)
+    for variable, value in second.environ.items():
+        monkeypatch.setenv(variable, value)
+    status = Template.get_build_status(endless)
+    assert status.status.value == "error"
+    assert status.reason is not None
+    assert "restarted" in status.reason.message
+    eventually(lambda: not list((second.data_dir / "sandboxes").iterdir()), what="the build", within_s=20)
+    began = time.monotonic()
+    Template.build(Template().from_base_image().run_cmd("echo again"), name)
+    assert time.monotonic() - began < 120

@@ -1,0 +1,200 @@
+"""What template builds keep on disk: uploads, logs, images."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from atoll.control.templates import build_log, uploads
+from atoll.control.templates.build_log import BuildLogs
+from atoll.control.templates.uploads import Uploads
+from atoll.images import layers
+from atoll.images.layers import ImageLayers
+from atoll.images.leases import Leases
+from atoll.isolation.linux.disk.written import copy_written
+from atoll.model.errors import Forbidden, InvalidRequest, TemplateNotFound
+
+HASH = "ab" * 32
+BUILD = "00000000-0000-4000-8000-000000000001"
+
+
+def _files(directory: Path) -> list[str]:
+    found = (path for path in directory.rglob("*") if path.is_symlink() or path.is_file())
+    return sorted(str(path.relative_to(directory)) for path in found)
+
+
+async def _pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_an_upload_is_there_once_it_is_whole(tmp_path: Path) -> None:
+    kept = Uploads(tmp_path)
+    link = kept.link("team", HASH)
+    assert kept.find("team", HASH) is None
+    await kept.receive(link, _pieces(b"one", b"two"))
+    found = kept.find("team", HASH)
+    assert found is not None
+    assert found.read_bytes() == b"onetwo"
+    assert kept.find("other", HASH) is None
+
+
+async def test_an_upload_that_breaks_off_or_is_too_large_leaves_nothing(tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise ConnectionError
+
+    kept = Uploads(tmp_path, max_bytes=10)
+    with pytest.raises(ConnectionError):
+        await kept.receive(kept.link("team", HASH), broken())
+    with pytest.raises(InvalidRequest, match="larger"):
+        await kept.receive(kept.link("team", HASH), _pieces(b"x" * 6, b"x" * 6))
+    assert not _files(tmp_path)
+
+
+async def test_a_link_that_is_not_ours_or_old_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Uploads(tmp_path)
+    link = kept.link("team", HASH)
+    for wrong in (
+        link[:-1],
+        link.replace("team", "other"),
+        link.replace(HASH, "cd" * 32),
+        uploads.PREFIX,
+        link + "ä",
+        Uploads(tmp_path).link("team", HASH),
+    ):
+        with pytest.raises(Forbidden):
+            await kept.receive(wrong, _pieces(b"x"))
+    monkeypatch.setattr(uploads, "LINK_S", -1.0)
+    with pytest.raises(Forbidden, match="expired"):
+        await kept.receive(kept.link("team", HASH), _pieces(b"x"))
+    assert kept.find("team", HASH) is None
+
+
+async def test_uploads_that_nobody_used_for_long_are_removed(tmp_path: Path) -> None:
+    kept = Uploads(tmp_path)
+    for team in ("old", "new"):
+        await kept.receive(kept.link(team, HASH), _pieces(b"x"))
+    long_ago = time.time() - uploads.KEPT_S - 60
+    os.utime(tmp_path / "old" / HASH, (long_ago, long_ago))
+    assert kept.sweep() == 1
+    assert kept.find("new", HASH) is not None
+
+
+def _now() -> datetime:
+    return datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_output_becomes_lines_and_pages(tmp_path: Path) -> None:
+    logs = BuildLogs(tmp_path, _now)
+    log = logs.open(BUILD)
+    log.step = "1"
+    output = log.output()
+    output.take("gr\xfc\xdf".encode()[:3], False)
+    output.take("gr\xfc\xdf".encode()[3:] + b"e\npart", False)
+    output.take(b"oops\r\n50%\r100%\n", True)
+    output.end()
+    log.write("hidden", "debug")
+    log.close()
+    told = [(entry.level, entry.message, entry.step) for entry in logs.read(BUILD, level="info")]
+    assert told == [
+        ("info", "gr\xfc\xdfe", "1"),
+        ("warn", "oops", "1"),
+        ("warn", "50%", "1"),
+        ("warn", "100%", "1"),
+        ("info", "part", "1"),
+    ]
+    assert [entry.message for entry in logs.read(BUILD, 1, 2, "info")] == ["oops", "50%"]
+    assert logs.read(BUILD, level="debug")[-1].message == "hidden"
+    with pytest.raises(ValueError, match="no build's id"):
+        logs.read("../x")
+
+
+def test_a_build_that_floods_its_log_is_told_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_log, "MAX_ENTRIES", 10)
+    logs = BuildLogs(tmp_path, _now)
+    log = logs.open(BUILD)
+    output = log.output()
+    output.take(b"x" * 100_000, False)  # one line without an end is cut
+    for number in range(50):
+        output.take(f"{number}\n".encode(), False)
+    log.close()
+    found = logs.read(BUILD)
+    assert len(found) == 11
+    assert "full" in found[-1].message
+    assert len(found[0].message) == build_log.MAX_LINE
+
+
+IMAGE, OTHER = "1" * 40, "2" * 40
+
+
+def test_an_image_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    images = ImageLayers(tmp_path)
+    base = tmp_path / "base" / "builds" / "b"
+    base.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError), images.making(IMAGE, [base]) as layer:
+        (layer / "missing" / "half").touch()
+    assert not images.has(IMAGE)
+    with images.making(IMAGE, [base]) as layer:
+        (layer / "file").touch()
+    found = images.find(IMAGE)
+    assert found[1:] == (base,)
+    assert (found[0] / "file").exists()
+    with images.making(OTHER, found):
+        pass  # changed nothing: no layer of its own
+    assert images.find(OTHER) == found
+    assert list((tmp_path / ".building").iterdir()) == []
+    for wrong in ("../x", "", "x" * 40):
+        with pytest.raises(TemplateNotFound):
+            images.find(wrong)
+        with pytest.raises(ValueError, match="no image's id"), images.making(wrong, [base]):
+            pass
+
+
+def test_images_that_nothing_needs_are_removed_and_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, elsewhere = tmp_path / "data", tmp_path / "other-data"
+    holder.mkdir()
+    elsewhere.mkdir()
+    templates = tmp_path / "templates"
+    images, others = ImageLayers(templates, holder), ImageLayers(templates, elsewhere)
+
+    def make(made_by: ImageLayers, number: int, below: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+        with made_by.making(f"{number:040x}", below) as layer:
+            (layer / "file").touch()
+        return made_by.find(f"{number:040x}")
+
+    first = make(images, 1)
+    make(images, 2, first)
+    make(images, 3)
+    held = make(images, 4)
+    make(others, 5)
+    assert Leases(templates, holder).hold(held)
+    assert images.keep(["0" * 39 + "2"]) == 0  # all are new
+    monkeypatch.setattr(layers, "KEPT_S", -1.0)
+    assert images.keep(["0" * 39 + "2"]) == 1
+    assert [images.has(f"{number:040x}") for number in range(1, 6)] == [True, True, False, True, True]
+    elsewhere.rmdir()
+    assert images.keep(["0" * 39 + "2"]) == 1
+
+
+def test_what_belongs_to_one_sandbox_is_not_copied_out_of_it(tmp_path: Path) -> None:
+    upper, target = tmp_path / "sandbox" / "upper", tmp_path / "layer"
+    for name in ("etc/hosts", "etc/kept", "run/e2b/id", "srv/file"):
+        (upper / name).parent.mkdir(parents=True, exist_ok=True)
+        (upper / name).write_text(name)
+    (tmp_path / "outside").write_text("outside")
+    (upper / "etc" / "resolv.conf").symlink_to(tmp_path / "outside")
+    target.mkdir()
+    copy_written(tmp_path / "sandbox", target)
+    found = sorted(
+        str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    assert found == ["etc/kept", "etc/resolv.conf", "srv/file"]
+    assert (tmp_path / "outside").read_text() == "outside"
