@@ -68,8 +68,8 @@ class Settings:
     ATOLL_MAX_TIMEOUT_S  the longest that a sandbox may be asked to live (86400)
     ATOLL_MAX_SANDBOXES  how many a team may have at once (1000)
     ATOLL_MAX_CPU, ATOLL_MAX_MEMORY_MIB, ATOLL_MAX_DISK_MIB, ATOLL_MAX_PIDS   the largest that a sandbox may be (as its
-                         template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, wants); this and
-                         the next three lines are derived from the machine unless set (docs/limits.md)
+                         template, or metadata `atoll.cpu`, `atoll.memory`, `atoll.disk`, `atoll.pids`, asks for); this
+                         and the next three lines are derived from the machine unless set (docs/limits.md)
     ATOLL_TEAM_CPU, ATOLL_TEAM_MEMORY_MIB, ATOLL_TEAM_DISK_MIB, ATOLL_TEAM_PIDS   what the limits of all sandboxes of
                          one team may add up to
     ATOLL_TOTAL_CPU, ATOLL_TOTAL_MEMORY_MIB, ATOLL_TOTAL_DISK_MIB, ATOLL_TOTAL_PIDS   the same of the whole machine
@@ -85,7 +85,7 @@ class Settings:
     ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
-    ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is told to come again (50)
+    ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
@@ -106,7 +106,7 @@ class Settings:
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     sizes: Wishes = field(default_factory=Wishes)
-    """What the operator said of sizes and sums: ATOLL_MAX_…, ATOLL_TEAM_…, ATOLL_TOTAL_…, ATOLL_USED_…, the reserve."""
+    """What the operator set of sizes and sums: ATOLL_MAX_…, ATOLL_TEAM_…, ATOLL_TOTAL_…, ATOLL_USED_…, the reserve."""
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()

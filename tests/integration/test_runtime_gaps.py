@@ -120,8 +120,7 @@ def test_what_a_command_prints_while_the_connection_is_broken_is_told_after_it(
 
 def test_the_note_of_a_commands_end_can_be_read_in_a_sandbox(runtime: E2BRuntime) -> None:
     run(runtime, "cd /usr; (exit 9)")
-    assert runtime._shell is not None
-    noted = runtime._shell._session._noted_end()
+    noted = runtime._live.shell._session._noted_end()
     assert noted is not None
     assert (noted.state.exit_code, noted.state.cwd) == (9, "/usr")
 

@@ -129,17 +129,17 @@ def test_a_runtime_that_ends_takes_its_programs_with_it_and_one_without_servers_
         bare.run_action(FileWriteAction("/workspace/s.py", SERVER))
         bare.get_mcp_config([MCPStdioServerConfig("s", "python3", ["/workspace/s.py"])])
         assert call(bare, "count")["content"][0]["text"] == "1"
-        bare._need_mcp().close()
+        bare.mcp_servers.close()
         left = bare.run_action(CmdRunAction("pgrep -fc '[s].py'"))
         assert left.content == "0"
 
 
 def test_clients_of_this_machine_reach_the_sandboxs_tools_by_url_and_key(runtime: E2BRuntime) -> None:
-    servers = runtime._need_mcp()
+    servers = runtime.mcp_servers
     bridge = MCPBridge(servers)
     try:
         assert httpx.post(bridge.url, json={"method": "ping", "id": 1}).status_code == 401
-        outside = MCPServers(runtime._box, "/workspace", "sid", dict)
+        outside = MCPServers(runtime.sandbox, "/workspace", "sid", dict)
         outside.use(MCPConfig(shttp_servers=[MCPSHTTPServerConfig(bridge.url, bridge.api_key)]))
         assert {"count", "where"} <= set(outside.tools())
         found = outside.call(MCPAction("count", {"by": 4}))

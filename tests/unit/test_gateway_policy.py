@@ -28,9 +28,9 @@ def test_private_metadata_and_host_addresses_are_refused_whatever_the_sandbox_as
 
 
 def test_only_the_operator_opens_a_private_range() -> None:
-    ground = ForbiddenNetworks(private_allowed=(ipaddress.ip_network("10.1.0.0/16"),))
-    assert decide_address(EgressPolicy(), ground, ipaddress.ip_address("10.1.2.3")) is Verdict.ALLOWED
-    assert decide_address(EgressPolicy(), ground, ipaddress.ip_address("10.2.0.1")) is Verdict.DENIED_PRIVATE
+    forbidden = ForbiddenNetworks(private_allowed=(ipaddress.ip_network("10.1.0.0/16"),))
+    assert decide_address(EgressPolicy(), forbidden, ipaddress.ip_address("10.1.2.3")) is Verdict.ALLOWED
+    assert decide_address(EgressPolicy(), forbidden, ipaddress.ip_address("10.2.0.1")) is Verdict.DENIED_PRIVATE
 
 
 def test_without_entries_everything_public_is_allowed() -> None:

@@ -154,4 +154,4 @@ def test_the_words_say_who_it_was_as_far_as_is_known() -> None:
     note = oom_note(OomKill("python3", 7, 300 << 20, others=2))
     assert note["message"] == ("out of memory: the kernel ended python3 (process 7), which used 300 MiB; 2 more before")
     assert note["fields"]["process"] == "python3"
-    assert oom_note(OomKill())["message"] == "out of memory: the kernel ended a process, which could not be told"
+    assert oom_note(OomKill())["message"] == "out of memory: the kernel ended an unknown process"

@@ -23,7 +23,7 @@ class ModelError(AtollError):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the model wants used. `arguments` is the JSON that it wrote, unparsed: it may be wrong."""
+    """A call of a tool that the model asks for. `arguments` is the JSON that it wrote, unparsed: it may be wrong."""
 
     id: str
     name: str

@@ -48,15 +48,15 @@ def messages(events: Sequence[Event]) -> list[Message]:
 
 
 def _messages(events: Iterable[Event], answers: dict[tuple[str, str], Observation]) -> Iterator[Message]:
-    told: set[str] = set()
+    answered: set[str] = set()
     for event in events:
         if isinstance(event, SystemMessageAction):
             yield {"role": "system", "content": event.content}
         elif isinstance(event, Action) and event.tool_call_metadata:
             reply = event.tool_call_metadata["model_response"]
-            if str(reply["id"]) in told:
+            if str(reply["id"]) in answered:
                 continue
-            told.add(str(reply["id"]))
+            answered.add(str(reply["id"]))
             message = reply["choices"][0]["message"]
             yield message
             for call in message["tool_calls"]:

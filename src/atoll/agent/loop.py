@@ -1,4 +1,4 @@
-"""The loop: ask the model, carry out what it wants, log both, until it is done or a limit is reached.
+"""The loop: ask the model, carry out what it asks for, log both, until it is done or a limit is reached.
 
     ask ─► reply ─► each call: action ─► observation ─► ask …
              └ without a call: a message; the model is asked to go on, three times in a row at most
@@ -73,7 +73,7 @@ class Result:
 
 
 class AgentLoop:
-    """One session with one model in one runtime. `told` sees every event after it was logged."""
+    """One session with one model in one runtime. `on_event` gets every event after it was logged."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class AgentLoop:
         chat: Chat,
         tools: Sequence[Message],
         limits: Limits | None = None,
-        told: Callable[[Event], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
         workspace: str = "/workspace",
     ) -> None:
         self._session = session
@@ -90,7 +90,7 @@ class AgentLoop:
         self._chat = chat
         self._tools = tools
         self._limits = limits or Limits()
-        self._told = told or (lambda event: None)
+        self._on_event = on_event or (lambda event: None)
         self._workspace = workspace
         acted = [event for event in session.events if isinstance(event, Action) and event.tool_call_metadata]
         self._steps = len(acted)
@@ -149,13 +149,13 @@ class AgentLoop:
         self._steps += 1
         fault = None
         try:
-            wanted = action_of(call, thought)
+            action = action_of(call, thought)
         except ToolFault as error:
-            wanted, fault = UnknownAction(name=call.name), str(error)
+            action, fault = UnknownAction(name=call.name), str(error)
         metadata = call_metadata(reply, call)
         action = self._add(
             replace(
-                wanted,
+                action,
                 source=EventSource.AGENT,
                 tool_call_metadata=metadata,
                 response_id=reply.id,
@@ -173,7 +173,7 @@ class AgentLoop:
 
     def _add(self, event: E) -> E:
         added = self._session.add(event)
-        self._told(added)
+        self._on_event(added)
         return added
 
     def _result(self, end: End, message: str) -> Result:

@@ -5,7 +5,7 @@
     …
 
 Owns the format, the numbering of events, and reading a session again after any kind of end: a last line that was cut
-off is dropped, an action without an observation is told as interrupted. One process at a time has a session.
+off is dropped, an action without an observation is logged as interrupted. One process at a time has a session.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Session:
         except BaseException:
             os.close(fd)
             raise
-        made._tell_interrupted()
+        made._log_interrupted()
         return made
 
     def add(self, event: E) -> E:
@@ -139,7 +139,7 @@ class Session:
         except (ValueError, TypeError) as error:
             raise SessionError(f"{self.path} is not a session: {error}") from error
 
-    def _tell_interrupted(self) -> None:
+    def _log_interrupted(self) -> None:
         observed = {event.cause for event in self.events if isinstance(event, Observation)}
         for event in list(self.events):
             if not isinstance(event, Action) or isinstance(event, AgentFinishAction):

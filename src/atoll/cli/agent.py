@@ -92,10 +92,10 @@ def _work(settings: Settings, options: Options) -> int:
                 )
                 tools = offered(jupyter=runtime.has_jupyter, browser=template.startswith("browser"))
                 limits = Limits(options.steps, options.budget)
-                loop = AgentLoop(session, runtime, chat, tools, limits, lambda event: _told(console, event))
+                loop = AgentLoop(session, runtime, chat, tools, limits, lambda event: _print_event(console, event))
                 result = loop.run(more)
             finally:
-                runtime.close()  # the sandbox stays for whoever resumes the session; else it ends by itself
+                runtime.close()  # the sandbox stays for a resumed session; else it ends by itself
             if result.end is End.FINISHED and not options.keep and runtime.sandbox is not None:
                 runtime.sandbox.sandbox.kill()
     _report(console, session, result, options)
@@ -113,7 +113,7 @@ def _session(settings: Settings, options: Options) -> Session:
 
 
 def _runtime(session: Session, options: Options, template: str) -> tuple[E2BRuntime, str | None]:
-    """(a connected runtime, what the model has to be told): the session's sandbox, or a new one where it is gone."""
+    """(a connected runtime, a note for the model): the session's sandbox, or a new one where it is gone."""
     more = options.task if session.events else None
 
     def made(attach: bool) -> E2BRuntime:
@@ -136,7 +136,7 @@ def _runtime(session: Session, options: Options, template: str) -> tuple[E2BRunt
     return made(attach=False), None
 
 
-def _told(console: Console, event: Event) -> None:
+def _print_event(console: Console, event: Event) -> None:
     if isinstance(event, Observation):
         if event.content.strip():
             console.print(indented(event.content, style="dim"))

@@ -62,11 +62,11 @@ class TlsDomain:
     ca_bundle: Path | None
     """The system's authorities and ours in one file; None: certificates are the operator's."""
     files: CertificateFiles | None = None
-    """The operator's; whoever may read them calls `refresh` now and then."""
+    """The operator's files; a process that may read them calls `refresh` now and then."""
 
 
 def open_domain(settings: Settings, place: Path, user: int | None) -> TlsDomain | None:
-    """Binds the domain's port; None when no TLS is wanted. An operator's certificate is copied below `place`.
+    """Binds the domain's port; None without TLS. An operator's certificate is copied below `place`.
 
     Raises InvalidRequest, PlatformError, OSError.
     """

@@ -74,7 +74,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the server: control plane, edge and sandboxes in one process."""
-    with _errors_told():
+    with _errors_printed():
         settings = _settings(data_dir)
         given: dict[str, Any] = {
             "host": host,
@@ -106,7 +106,7 @@ def env(
     as_json: AsJson = False,
 ) -> None:
     """Print the export lines that point E2B's SDKs at the running server: eval "$(atoll env)"."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli.environment import client_environ, export_lines
 
         environ = client_environ(_settings(data_dir), by_domain=by_domain)
@@ -119,7 +119,7 @@ def template_build(
     data_dir: DataDir = None,
 ) -> None:
     """Build built-in templates that are missing or whose recipe changed."""
-    with _errors_told():
+    with _errors_printed():
         settings = _settings(data_dir)
         for name in names or ["base"]:
             _build(settings, name)
@@ -128,7 +128,7 @@ def template_build(
 @template_app.command("list")
 def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the templates that a sandbox can be made of."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import templates
 
         settings = _settings(data_dir)
@@ -139,7 +139,7 @@ def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 @team_app.command("create")
 def team_create(name: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Make a team and its first API key, which is shown this once."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import teams
 
         _print_facts(teams.create(_settings(data_dir), name), as_json)
@@ -153,7 +153,7 @@ def team_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a further API key of a team, which is shown this once."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import teams
 
         _print_facts(teams.add_key(_settings(data_dir), team, name), as_json)
@@ -162,7 +162,7 @@ def team_key(
 @team_app.command("list")
 def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the teams."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import teams
 
         found = teams.rows(_settings(data_dir))
@@ -183,7 +183,7 @@ def doctor(
     family: Annotated[str, typer.Option(help="With --attack: only this family of attempts.")] = "",
 ) -> None:
     """Check what this machine can do and say what to do about the rest."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import doctor as checks
 
         if attack:
@@ -208,7 +208,7 @@ def run(
     data_dir: DataDir = None,
 ) -> None:
     """Run one thing in a throw-away sandbox; returns its exit code."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import run as runs
 
         text = sys.stdin.read() if code == "-" else code
@@ -231,7 +231,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded agent run in a sandbox, action by action."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli.replay import Options, replay_file
 
         options = Options(template, soft_timeout, timeout, fetch, embedded, as_json)
@@ -268,7 +268,7 @@ def agent(
     as_json: AsJson = False,
 ) -> None:
     """Let a model work in a sandbox, or compare a recorded run with what happens now."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.agent import Budget
         from atoll.cli import agent as agents
 
@@ -317,7 +317,7 @@ def stress(
     as_json: AsJson = False,
 ) -> None:
     """Put the agent runtime under stress and compare with thresholds."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import stress as stresses
 
         options = stresses.Options(
@@ -345,7 +345,7 @@ def connections(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sandbox reached or tried to: connections and DNS questions."""
-    with _errors_told():
+    with _errors_printed():
         from atoll.cli import connections as records
 
         rows = records.fetch(_settings(data_dir), sandbox_id, denied=denied, limit=limit)
@@ -387,7 +387,7 @@ def _print_json(value: Any) -> None:
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def _errors_printed() -> Iterator[None]:
     """Expected failures end with their message and exit code 1, not with a traceback."""
     try:
         yield

@@ -70,7 +70,7 @@ def created(kind: type[S], template: str | None, timeout_s: float) -> S:
 
     return once_built(
         lambda: kind.create(template, timeout=int(timeout_s) + _MARGIN_S, retries=0),
-        lambda told: print(f"atoll: {told}", file=sys.stderr),
+        lambda note: print(f"atoll: {note}", file=sys.stderr),
     )
 
 

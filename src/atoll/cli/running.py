@@ -1,4 +1,4 @@
-"""The server of a data directory as other processes see it: the lock that it holds and the file that tells where it is.
+"""The server of a data directory as other processes see it: the lock that it holds and the file with its address.
 
 DATA_DIR/server.lock   locked for as long as a server runs on this directory
 DATA_DIR/server.json   what `RunningServer` holds: written when it is ready, removed when it stops
@@ -25,7 +25,7 @@ _KILLED_WITHIN_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """What a ready server tells of itself. `keys`: `generated` (DATA_DIR/api-key) or `configured` (ATOLL_API_KEYS).
+    """What a ready server publishes of itself. `keys`: `generated` (DATA_DIR/api-key) or `configured` (ATOLL_API_KEYS).
 
     `domain` is served over TLS (None: no TLS); `ca_bundle` is the file with the authority that its clients must trust.
     """
@@ -88,7 +88,7 @@ def _is_alive(pid: int) -> bool:
 def announced(
     data_dir: Path, url: str, keys: str, domain: str | None = None, ca_bundle: str | None = None
 ) -> Iterator[RunningServer]:
-    """Tells other processes where this server is, for as long as the block runs."""
+    """Publishes where this server is, for as long as the block runs."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     server = RunningServer(os.getpid(), url, now, keys, domain, ca_bundle)
     record = data_dir / RECORD

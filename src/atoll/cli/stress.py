@@ -55,16 +55,16 @@ def stress(settings: Settings, options: Options) -> int:
             ensure("code-interpreter-v1")
         load = os.getloadavg()[0]
         report = run(names, sizes, thresholds, lambda one: _show(console, one))
-    told = {
+    shown = {
         "machine": f"{os.cpu_count()} processors, Linux {platform.release()}, load {load:.1f} before",
         "sizes": "quick" if options.quick else "full",
     }
     path = options.report or Path("atoll-stress.html")
-    path.write_text(html(report, told), "utf-8")
+    path.write_text(html(report, shown), "utf-8")
     if options.json_file is not None:
-        options.json_file.write_text(json.dumps({**as_json(report), "settings": told}, indent=2), "utf-8")
+        options.json_file.write_text(json.dumps({**as_json(report), "settings": shown}, indent=2), "utf-8")
     if options.as_json:
-        print(json.dumps({**as_json(report), "settings": told}, indent=2))
+        print(json.dumps({**as_json(report), "settings": shown}, indent=2))
     word = "[bold green]every threshold was met[/]" if report.ok else "[bold red]thresholds were missed[/]"
     console.print(f"\n{word} in {report.seconds:.0f} s; report: {escape(str(path))}")
     return 0 if report.ok else 1

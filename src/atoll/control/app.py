@@ -50,7 +50,7 @@ def create_app(services: Services, auth: Authenticator) -> ASGIApp:
 
 
 def api(services: Services) -> FastAPI:
-    """The routes behind the gate; `create_app` is what a server wants."""
+    """The routes behind the gate; a server uses `create_app`."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
     resources = (health, metrics, logs, sandboxes, network, template_builds, templates, teams, keys, events)

@@ -30,7 +30,7 @@ class Background:
         await self._tasks.__aexit__(kind, error, trace)
 
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """Its outcome, result or exception. Cancelling whoever awaits (through `asyncio.shield`) does not stop it."""
+        """Its outcome. Cancelling the awaiting task (through `asyncio.shield`) does not stop it."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._tasks.create_task(_settle(work, outcome))
         return outcome

@@ -117,12 +117,12 @@ def traffic_token_invalid(sandbox_id: str) -> Answer:
 
 def preflight(request: RequestHead) -> bytes:
     """The answer to a browser's CORS preflight for a guest's own ports: anything, from anywhere, for two hours."""
-    wanted = request.get(b"access-control-request-headers") or b"*"
+    requested = request.get(b"access-control-request-headers") or b"*"
     return (
         b"HTTP/1.1 204 No Content\r\naccess-control-allow-origin: *\r\naccess-control-allow-methods: "
         + _PREFLIGHT_METHODS
         + b"\r\naccess-control-allow-headers: "
-        + wanted
+        + requested
         + b"\r\naccess-control-max-age: 7200\r\nvary: Access-Control-Request-Headers\r\n"
         + (b"\r\n" if request.keep_alive else b"connection: close\r\n\r\n")
     )

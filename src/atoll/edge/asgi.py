@@ -3,7 +3,7 @@
 Owns: scope, streamed request bodies with back-pressure, response framing, the size limit of JSON bodies.
 Does not own: routing, authentication, what a body means, the application's start and stop (the composition root's).
 
-A client that goes away does not cancel the application: what it has begun (a kill) it finishes. It is told, as ASGI
+A client that goes away does not cancel the application: what it has begun (a kill) it finishes. It is notified, as ASGI
 has it: `receive` answers `http.disconnect`, and `send` raises ClientLeft once the answer cannot be delivered.
 """
 
@@ -150,8 +150,8 @@ class AsgiExchange:
         finally:
             ms = round((time.perf_counter() - started) * 1e3, 1)
             status = self._response.status if self._response is not None else 0
-            tell = edge.log.debug if self._path == "/health" else edge.log.info
-            tell("request", method=self._method, path=self._path, status=status, ms=ms)
+            log = edge.log.debug if self._path == "/health" else edge.log.info
+            log("request", method=self._method, path=self._path, status=status, ms=ms)
 
     @property
     def _method(self) -> str:

@@ -327,7 +327,7 @@ class ClientConnection(asyncio.Protocol):
         return found
 
     def write_eof(self) -> None:
-        """Tells the client that no more comes. TLS cannot say that for one direction: there the connection ends."""
+        """Signals the end of our output. TLS cannot do that for one direction: there the connection ends."""
         if not self._transport.can_write_eof():
             self._close()
             return
@@ -385,7 +385,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def peer_left(self) -> bool:
-        """True when the client closed its side: the kernel knows, but a connection that is held does not hear of it."""
+        """True when the client closed its side: the kernel knows, but a connection that is held gets no event."""
         sock = self._transport.get_extra_info("socket")
         try:
             return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED)
@@ -401,7 +401,7 @@ class ClientConnection(asyncio.Protocol):
         return self._current is None and self._exchange is None
 
     def expire(self) -> None:
-        """The deadline passed: an unfinished request is told so, everything else is closed."""
+        """The deadline passed: an unfinished request is answered, everything else is closed."""
         if self.idle and self._in_head:
             self._refuse(BadHead(408, "the head of the request did not arrive in time"))
         elif self._exchange is not None and self.held:

@@ -395,7 +395,7 @@ class _Stream:
         self._arrived_end = False
         self._request_ended = False
         self._stalled = False
-        self._told_lost = False
+        self._reset_seen = False
 
     # The parent's side.
 
@@ -431,8 +431,8 @@ class _Stream:
         """The client gave the stream up, or is gone."""
         self.forget_output()
         self.closed = True
-        if not self._told_lost:
-            self._told_lost = True
+        if not self._reset_seen:
+            self._reset_seen = True
             self._client.connection_lost(None)
 
     def forget_output(self) -> None:
@@ -481,9 +481,9 @@ class _Stream:
         if not self._request_ended and self.end_sent:
             self._parent.send_reset(
                 self.id, ErrorCodes.NO_ERROR
-            )  # the answer stands; the rest of the body is not wanted
+            )  # the answer stands; the rest of the body is not needed
         self._parent.forget(self)
-        self._parent.edge.loop.call_soon(self._tell_lost)
+        self._parent.edge.loop.call_soon(self._on_reset)
 
     def abort(self) -> None:
         if self.closed:
@@ -493,11 +493,11 @@ class _Stream:
             self._parent.send_reset(self.id, ErrorCodes.INTERNAL_ERROR)
         self.forget_output()
         self._parent.drop(self)
-        self._parent.edge.loop.call_soon(self._tell_lost)
+        self._parent.edge.loop.call_soon(self._on_reset)
 
-    def _tell_lost(self) -> None:
-        if not self._told_lost:
-            self._told_lost = True
+    def _on_reset(self) -> None:
+        if not self._reset_seen:
+            self._reset_seen = True
             self._client.connection_lost(None)
 
     def pause_reading(self) -> None:

@@ -65,7 +65,7 @@ class RequestHead:
     chunked: bool = False
     expects_continue: bool = False
     upgrade: bytes = b""
-    """The protocol that the client wants to switch to, when the edge would tunnel it; else empty."""
+    """The protocol that the client asks to switch to, when the edge would tunnel it; else empty."""
     connection_tokens: frozenset[bytes] = frozenset()
     secure: bool = False
     """It came over TLS."""

@@ -1,4 +1,4 @@
-"""Where a request wants to go, read from its headers or its host name. Pure: no I/O, no look-ups.
+"""Where a request is to go, read from its headers or its host name. Pure: no I/O, no look-ups.
 
 Two ways name a sandbox and one of its ports, both E2B's:
 

@@ -320,7 +320,7 @@ class ProxyExchange:
     # Endings.
 
     def _gone_or(self, answer: Answer) -> Answer:
-        """A sandbox that ended meanwhile is "not found", whatever its connection said last."""
+        """A sandbox that ended meanwhile is "not found", whatever its connection reported last."""
         if self._edge.routes.find(self._route.sandbox_id) is None:
             return answers.sandbox_not_found(self._route.sandbox_id)
         return answer

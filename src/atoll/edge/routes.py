@@ -4,7 +4,7 @@
             ──► Answer / bytes      (refused, or answered by the edge itself)
             ──► ToSandbox           (route, port)
 
-`LiveRoutes` is the route table, fed by what nodes tell of their sandboxes.
+`LiveRoutes` is the route table, fed by what nodes report of their sandboxes.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def _is_preflight(head: RequestHead) -> bool:
 
 def _is_header_preflight(head: RequestHead) -> bool:
     """A preflight cannot carry the routing fields; it lists them among those that the real request will carry."""
-    wanted = head.get(b"access-control-request-headers")
-    return wanted is not None and _is_preflight(head) and SANDBOX_ID_FIELD in wanted.lower()
+    requested = head.get(b"access-control-request-headers")
+    return requested is not None and _is_preflight(head) and SANDBOX_ID_FIELD in requested.lower()
 
 
 def _is_internal(path: bytes) -> bool:
@@ -118,7 +118,7 @@ def _is_internal(path: bytes) -> bool:
 
 
 class LiveRoutes:
-    """A RouteTable that is told of every start and end. Look-ups are one dictionary access."""
+    """A RouteTable that gets every start and end. Look-ups are one dictionary access."""
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}

@@ -74,7 +74,7 @@ class Edge:
         self.log = structlog.get_logger("atoll.edge")
         self.room = Room()
         self.connections: set[Connection] = set()
-        """All that are open, those without a place too: they are being told so."""
+        """All that are open, also those that are being refused."""
         self.address: tuple[str, int] = ("", 0)
         self.stopping = False
         self.loop = asyncio.get_running_loop()

@@ -47,7 +47,7 @@ def find_signed(head: RequestHead, routes: RouteTable) -> Route | None:
     signature = _SIGNATURE.fullmatch(given.replace(" ", "+"))
     if signature is None or len(path) > MAX_PATH or len(user) > MAX_USER or len(expiration) > MAX_EXPIRATION:
         return None
-    wanted = base64.b64decode(signature[1] + "=")
+    expected = base64.b64decode(signature[1] + "=")
     common = hashlib.sha256(f"{path}:{operation}:{user}:".encode("utf-8", "surrogateescape"))
     behind = f":{expiration}" if expiration else ""
     for route in routes.routes():
@@ -55,6 +55,6 @@ def find_signed(head: RequestHead, routes: RouteTable) -> Route | None:
             continue
         digest = common.copy()
         digest.update(f"{route.envd_access_token}{behind}".encode("utf-8", "surrogateescape"))
-        if hmac.compare_digest(digest.digest(), wanted):
+        if hmac.compare_digest(digest.digest(), expected):
             return route
     return None

@@ -3,7 +3,7 @@
     source ──splice──► pipe ──splice──► sink
 
 Works on copies of the descriptors, beside the transports that own the sockets: those must stand still meanwhile, the
-source's not reading and the sink's with nothing left to write. Knows nothing of HTTP: it is told how many bytes.
+source's not reading and the sink's with nothing left to write. Knows nothing of HTTP: it gets a number of bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Connections from the edge to a port of a sandbox, and the pool of idle ones.
 
-A sandbox is not trusted: what it answers is parsed and checked, and a connection that said anything out of turn is
-never used again. Whoever takes a connection is its `reader` until it is given back or closed.
+A sandbox is not trusted: what it answers is parsed and checked, and a connection that sent anything out of turn is
+never used again. The taker of a connection is its `reader` until it is given back or closed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._waiting: asyncio.TimerHandle | None = None
         """Runs while the sandbox has sent more than its rate allows: nothing is read until it ends."""
         self._wanted = True
-        """Whether the reader's side wants to be given more."""
+        """Whether the reader's side can take more."""
         self.reader: Reader | None = None
         self.reused = False
         self.idle_since = 0.0

@@ -1,6 +1,6 @@
 """One TCP connection out of a sandbox, from accept until both ends are closed.
 
-accepted ─► judged by address ─(only a name can open it, or a rule may apply)─► heard ─► judged by name
+accepted ─► judged by address ─(only a name can open it, or a rule may apply)─► sniffed ─► judged by name
                                                                 │ allowed
              ┌──────────────────────────────────────────────────┘
              ▼
@@ -53,8 +53,8 @@ log = structlog.get_logger("atoll.gateway")
 class Connection:
     """`run` is its task until it is joined; `closed` is set when nothing of it is left."""
 
-    def __init__(self, exit_: SandboxEgress, client: socket.socket, source: tuple[str, int]) -> None:
-        self._exit = exit_
+    def __init__(self, egress: SandboxEgress, client: socket.socket, source: tuple[str, int]) -> None:
+        self._egress = egress
         self._client = client
         self._source = source
         self._loop = asyncio.get_running_loop()
@@ -99,9 +99,9 @@ class Connection:
             await self._serve_questions()
             return
         self.record = record = self._new_record("tcp", str(address), port)
-        head, beginning = await self._hear_if_needed(address, port)
+        head, beginning = await self._sniff_if_needed(address, port)
         record.verdict = self._judge(beginning)
-        self._exit.ledger.add(record)
+        self._egress.ledger.add(record)
         if not record.verdict.allowed:
             return
         headers = self._headers(beginning)
@@ -115,10 +115,10 @@ class Connection:
             datetime.now(UTC), protocol, self._source[0], self._source[1], address, port, "", Verdict.FAILED
         )
 
-    async def _hear_if_needed(self, address: Address, port: int) -> tuple[bytes, Beginning]:
+    async def _sniff_if_needed(self, address: Address, port: int) -> tuple[bytes, Beginning]:
         """The first bytes, where the verdict or a rule hangs on them."""
-        policy, names = self._exit.policy, self._exit.names.names(address)
-        undecided = decide_address(policy, self._exit.ground(), address) is None
+        policy, names = self._egress.policy, self._egress.names.names(address)
+        undecided = decide_address(policy, self._egress.forbidden(), address) is None
         if not undecided and not any(policy.has_rule_for(name, port) for name in names):
             return b"", _NOTHING
         head, beginning = await self._listen(_SPEAK_S if port in _WEB_PORTS else _QUIET_S)
@@ -128,18 +128,18 @@ class Connection:
     def _judge(self, beginning: Beginning) -> Verdict:
         assert self._address is not None
         assert self.record is not None
-        names = self._exit.names.names(self._address)
+        names = self._egress.names.names(self._address)
         self.record.name = canonical_name(beginning.name or "") or min(names, default="")
         return self._verdict()
 
     def _verdict(self) -> Verdict:
         assert self._address is not None
         assert self.record is not None
-        policy = self._exit.policy
-        verdict = decide_address(policy, self._exit.ground(), self._address)
+        policy = self._egress.policy
+        verdict = decide_address(policy, self._egress.forbidden(), self._address)
         if verdict is not None:
             return verdict
-        names = self._exit.names.names(self._address)
+        names = self._egress.names.names(self._address)
         return decide_name(policy, self._spoken, names, must_speak=self.record.port in _WEB_PORTS)
 
     def _headers(self, beginning: Beginning) -> Mapping[str, str]:
@@ -150,9 +150,9 @@ class Connection:
     def _headers_for(self, name: str, scheme: str) -> Mapping[str, str]:
         assert self._address is not None
         assert self.record is not None
-        if canonical_name(name) not in self._exit.names.names(self._address):
+        if canonical_name(name) not in self._egress.names.names(self._address):
             return {}
-        return self._exit.policy.headers_for(name, scheme, self.record.port)
+        return self._egress.policy.headers_for(name, scheme, self.record.port)
 
     async def _listen(self, patience_s: float) -> tuple[bytes, Beginning]:
         """The connection's first bytes, as many as it takes to know its name."""
@@ -181,7 +181,7 @@ class Connection:
     async def _join(self, address: Address, port: int, head: bytes, beginning: Beginning, ruled: bool) -> None:
         remote = await self._connect(address, port)
         stream = None
-        undecided = decide_address(self._exit.policy, self._exit.ground(), address) is None
+        undecided = decide_address(self._egress.policy, self._egress.forbidden(), address) is None
         if beginning.speech is Speech.HTTP and (ruled or undecided):
             stream = self._requests(None)
         self._counted = inner, outer = self._pair(stream)
@@ -207,7 +207,7 @@ class Connection:
     async def _join_tls(self, address: Address, port: int, head: bytes, name: str) -> None:
         """Terminates the client's TLS. The server's certificate is checked first, by the host, for the same name."""
         assert self.record is not None
-        tls = self._exit.tls
+        tls = self._egress.tls
         remote = await self._connect(address, port)
         clear, outer = self._pair(self._requests(name))
         await self._adopt(outer, remote, tls.client_context, name)
@@ -232,8 +232,8 @@ class Connection:
             assert self._address is not None
             if only is not None and (name is None or canonical_name(name) != only):
                 return None
-            policy, names = self._exit.policy, self._exit.names.names(self._address)
-            verdict = decide_address(policy, self._exit.ground(), self._address)
+            policy, names = self._egress.policy, self._egress.names.names(self._address)
+            verdict = decide_address(policy, self._egress.forbidden(), self._address)
             if verdict is None:
                 verdict = decide_name(policy, name, names, must_speak=True)
             if not verdict.allowed:
@@ -263,7 +263,7 @@ class Connection:
             stream.answered(data)
             return data
 
-        spend = self._exit.traffic.spend
+        spend = self._egress.traffic.spend
         inner = Pipe(self._pipe_closed, outward if stream else None, spend)
         outer = Pipe(self._pipe_closed, inward if stream else None, spend)
         return inner, outer
@@ -347,7 +347,7 @@ class Connection:
             self.record.closed_at = self.record.closed_at or datetime.now(UTC)
         if not self.closed.is_set():
             self.closed.set()
-            self._exit.connection_closed(self)
+            self._egress.connection_closed(self)
 
     # -- DNS over TCP --------------------------------------------------------------------------------------------------
 
@@ -363,9 +363,9 @@ class Connection:
                     pending += chunk
                 size = int.from_bytes(pending[:2], "big")
                 query, pending = pending[2 : 2 + size], pending[2 + size :]
-                await self._exit.turn_to_ask()
+                await self._egress.turn_to_ask()
                 record = self._new_record("dns", "", 53)
-                answer = await self._exit.lookups.answer(query, record, tcp=True)
+                answer = await self._egress.lookups.answer(query, record, tcp=True)
                 if answer is None:
                     return
                 await self._loop.sock_sendall(self._client, struct.pack(">H", len(answer)) + answer)

@@ -41,10 +41,10 @@ class HostNetworks:
         self._read = read
         self._clock = clock
         self._at = clock()
-        self._ground = ForbiddenNetworks(read(), private_allowed)
+        self._forbidden = ForbiddenNetworks(read(), private_allowed)
 
     def __call__(self) -> ForbiddenNetworks:
         if self._clock() - self._at > _FRESH_S:
             self._at = self._clock()
-            self._ground = ForbiddenNetworks(self._read(), self._private_allowed)
-        return self._ground
+            self._forbidden = ForbiddenNetworks(self._read(), self._private_allowed)
+        return self._forbidden

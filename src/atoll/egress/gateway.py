@@ -43,7 +43,7 @@ log = structlog.get_logger("atoll.gateway")
 class EgressContext:
     """What all sandboxes of a server share. `name_servers` None: the host's own, as its resolv.conf names them."""
 
-    ground: Callable[[], ForbiddenNetworks]
+    forbidden: Callable[[], ForbiddenNetworks]
     budget: Budget
     tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
@@ -58,9 +58,9 @@ class SandboxEgress:
         self.traffic = Traffic(policy.bytes_per_s, context.clock)
         self.ledger = Ledger()
         self.names = AnsweredNames(context.clock)
-        self.ground = context.ground
+        self.forbidden = context.forbidden
         self.tls = context.tls
-        self.lookups = Lookups(lambda: self.policy, context.ground, self.names, self.ledger, context.name_servers)
+        self.lookups = Lookups(lambda: self.policy, context.forbidden, self.names, self.ledger, context.name_servers)
         self._budget = context.budget
         self._sockets = sockets
         self._tasks = OwnedTasks()
@@ -116,13 +116,13 @@ class SandboxEgress:
             self._loop.add_reader(one.fileno(), act)
 
     def _pause(self, one: socket.socket) -> None:
-        """Whoever comes too fast waits in the kernel's queue, and costs the server nothing meanwhile."""
+        """A client that is too fast waits in the kernel's queue, and costs the server nothing meanwhile."""
         self._loop.remove_reader(one.fileno())
         self._loop.call_later(_PAUSE_S, self._watch, one)
 
     def _accept(self) -> None:
         listener = self._sockets.connections
-        listener.setblocking(False)  # whoever else holds it, inside or in the node, shares this
+        listener.setblocking(False)  # its other holders, inside or in the node, share this
         for _ in range(_AT_ONCE):
             if not self._paces[listener].go():
                 self._pause(listener)

@@ -24,13 +24,13 @@ class Lookups:
     def __init__(
         self,
         policy: Callable[[], EgressPolicy],
-        ground: Callable[[], ForbiddenNetworks],
+        forbidden: Callable[[], ForbiddenNetworks],
         names: AnsweredNames,
         ledger: Ledger,
         name_servers: tuple[str, ...] | None,
     ) -> None:
         self._policy = policy
-        self._ground = ground
+        self._forbidden = forbidden
         self._names = names
         self._ledger = ledger
         self._name_servers = name_servers
@@ -64,15 +64,15 @@ class Lookups:
     def _servers(self, policy: EgressPolicy) -> list[str]:
         """Those of a create call are judged like any other address; the host's own are the operator's choice."""
         if policy.dns_servers is not None:
-            ground = self._ground()
-            return [server for server in policy.dns_servers if not ground.forbids(parse_address(server))]
+            forbidden = self._forbidden()
+            return [server for server in policy.dns_servers if not forbidden.forbids(parse_address(server))]
         return list(self._name_servers or host_name_servers())
 
     def _checked(self, query: bytes, question: dns.Question, answer: bytes, record: EgressRecord) -> bytes:
         """Refuses an answer that points inward (rebinding)."""
         found = dns.parse_answer(answer, question)
-        ground = self._ground()
-        if any(ground.forbids(address) for address in found.addresses):
+        forbidden = self._forbidden()
+        if any(forbidden.forbids(address) for address in found.addresses):
             record.verdict = Verdict.DENIED_PRIVATE
             return dns.answer(query, question, dns.REFUSED)
         if found.addresses:
@@ -87,7 +87,7 @@ class Lookups:
         """
         if question.kind == dns.TYPE_A:
             return False
-        forbidden = self._ground()
+        forbidden = self._forbidden()
         network = dns.reverse_network(question.name)
         if network is not None:
             return forbidden.touches(network)

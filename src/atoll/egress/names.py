@@ -9,7 +9,7 @@ from atoll.model.addresses import Address
 
 _KEPT = 10_000
 _KEPT_PER_ADDRESS = 64
-"""Whoever serves more names from one address uses them within an hour; each connection looks at all of them."""
+"""A client of more names at one address uses them within an hour; each connection looks at all of them."""
 _GRACE_S = 3600.0
 """Programs use addresses longer than their TTL; an hour is what resolvers and keep-alive pools really do."""
 

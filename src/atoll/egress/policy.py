@@ -113,9 +113,9 @@ class EgressPolicy:
         return not self.closed or self.allows_name(canonical_name(name))
 
 
-def decide_address(policy: EgressPolicy, ground: ForbiddenNetworks, address: Address) -> Verdict | None:
-    """The verdict as far as the address alone tells; None: only the name can open it."""
-    if ground.forbids(address):
+def decide_address(policy: EgressPolicy, forbidden: ForbiddenNetworks, address: Address) -> Verdict | None:
+    """The verdict by the address alone; None: only the name can open it."""
+    if forbidden.forbids(address):
         return Verdict.DENIED_PRIVATE
     if any(address in network for network in policy.allow_networks):
         return Verdict.ALLOWED

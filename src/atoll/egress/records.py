@@ -19,7 +19,7 @@ KEPT = 2000
 class EgressRecord:
     """One connection (`protocol` "tcp") or question ("dns"). Bytes are as counted by the gateway, without headers.
 
-    `name` is what the connection said of itself (SNI, Host), or the name asked or answered; "" if none. `rewritten`: a
+    `name` is what the connection declared (SNI, Host), or the name asked or answered; "" if none. `rewritten`: a
     rule added headers, for which TLS was terminated in the gateway. Mutable while it is open.
     """
 

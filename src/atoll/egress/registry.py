@@ -1,4 +1,4 @@
-"""All exits of a server, by sandbox: attached when a sandbox begins or is adopted, detached when it ends."""
+"""The egress of all sandboxes of a server: attached when a sandbox begins or is adopted, detached when it ends."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class EgressRegistry:
 
     def __init__(self, context: EgressContext) -> None:
         self._context = context
-        self._exits: dict[str, SandboxEgress] = {}
+        self._attached: dict[str, SandboxEgress] = {}
 
     def attach(self, sandbox_id: str, sockets: EgressSockets | None, network: NetworkPolicy) -> None:
-        """Takes over the sockets; whoever is attached keeps its own. Raises InvalidRequest: never checked entries."""
+        """Takes over the sockets; one that is attached keeps its own. Raises InvalidRequest: never checked entries."""
         policy = EgressPolicy.of(network)
-        known = self._exits.get(sandbox_id)
+        known = self._attached.get(sandbox_id)
         if known is not None:
             if sockets is not None:
                 sockets.connections.close()
                 sockets.questions.close()
             known.replace_policy(policy)
         elif sockets is not None:
-            self._exits[sandbox_id] = SandboxEgress(sockets, policy, self._context)
+            self._attached[sandbox_id] = SandboxEgress(sockets, policy, self._context)
         else:
             _log.warning("egress.no_sockets", sandbox_id=sandbox_id)
 
     async def detach(self, sandbox_id: str) -> None:
         """Cuts what is open. Idempotent; never raises but CancelledError."""
-        exit_ = self._exits.pop(sandbox_id, None)
-        if exit_ is None:
+        egress = self._attached.pop(sandbox_id, None)
+        if egress is None:
             return
         try:
-            await exit_.aclose()
+            await egress.aclose()
         except (AtollError, OSError) as error:
             _log.error("egress.close_failed", sandbox_id=sandbox_id, error=str(error))
 
     async def keep_only(self, sandbox_ids: Collection[str]) -> None:
         """Detaches those that ended while no node was there to say so."""
-        for sandbox_id in self._exits.keys() - set(sandbox_ids):
+        for sandbox_id in self._attached.keys() - set(sandbox_ids):
             await self.detach(sandbox_id)
 
     async def aclose(self) -> None:
@@ -59,15 +59,15 @@ class EgressRegistry:
     def update(self, sandbox_id: str, network: NetworkPolicy) -> bool:
         """At once. False: it is not attached. Raises InvalidRequest."""
         policy = EgressPolicy.of(network)
-        exit_ = self._exits.get(sandbox_id)
-        if exit_ is not None:
-            exit_.replace_policy(policy)
-        return exit_ is not None
+        egress = self._attached.get(sandbox_id)
+        if egress is not None:
+            egress.replace_policy(policy)
+        return egress is not None
 
     def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without a way out."""
-        exit_ = self._exits.get(sandbox_id)
-        return [_shown(record) for record in exit_.records()] if exit_ is not None else []
+        egress = self._attached.get(sandbox_id)
+        return [_shown(record) for record in egress.records()] if egress is not None else []
 
     def trust(self, certificate: str, key: str) -> None:
         """Of the authority for HTTPS under a rule, as PEM. Raises ValueError."""

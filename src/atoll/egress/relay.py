@@ -13,7 +13,7 @@ Filter = Callable[[bytes], bytes | None]
 class Pipe(asyncio.Protocol):
     """One end of a joined pair. Bytes that arrive before the other end is there are held, and reading is paused.
 
-    `on_closed` is called once, when this end is gone. `spend` is told the size of what has come, and says for how many
+    `on_closed` is called once, when this end is gone. `spend` gets the size of what has come, and returns for how many
     seconds nothing more is to be read.
     """
 

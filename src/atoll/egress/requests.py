@@ -212,8 +212,8 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     return name, value.strip(b" \t")
 
 
-def _values(headers: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
-    return [value for name, value in headers if name.lower() == wanted]
+def _values(headers: list[tuple[bytes, bytes]], searched: bytes) -> list[bytes]:
+    return [value for name, value in headers if name.lower() == searched]
 
 
 def _host(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> str | None:

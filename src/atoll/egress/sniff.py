@@ -84,11 +84,11 @@ class Sniffer:
             message += data[self._offset + 5 : end]
             self._offset = end
             if len(message) >= 4:
-                wanted = 4 + int.from_bytes(message[1:4], "big")
-                if message[0] != 1 or wanted > MAX_HELLO:
+                length = 4 + int.from_bytes(message[1:4], "big")
+                if message[0] != 1 or length > MAX_HELLO:
                     raise ValueError("not a ClientHello, or too long")
-                if len(message) >= wanted:
-                    return bytes(message[4:wanted])
+                if len(message) >= length:
+                    return bytes(message[4:length])
         return None
 
 

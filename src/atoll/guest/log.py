@@ -1,8 +1,8 @@
-"""What the sandbox has to tell its owner: starts, output and ends of commands and cells, and the guest's own troubles.
+"""What the sandbox logs for its owner: starts, output and ends of commands and cells, and the guest's own troubles.
 
 A ring in memory, bounded twice: KEPT_BYTES of text altogether, and BUDGET bytes of output a second, so that a program
-that prints a gigabyte neither fills the memory nor spends the guest's time. What is left out is counted and said. The
-host takes entries over the control port (`GET /logs`), as they come or all at once; a number tells it where it stands.
+that prints a gigabyte neither fills the memory nor spends the guest's time. What is left out is counted and logged. The
+host takes entries over the control port (`GET /logs`), as they come or all at once; by a number it knows its position.
 
     {"n": number, "t": Unix milliseconds, "l": level, "m": message, "f": {field: text}}    one JSON object a line
 """
@@ -55,7 +55,7 @@ class GuestLog:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._spent = second, 0
-            self._tell_what_was_left_out()
+            self._log_omissions()
         if self._spent + size > BUDGET:
             self._left_out += size
             return False
@@ -64,7 +64,7 @@ class GuestLog:
 
     def after(self, number: int) -> list[Entry]:
         """The entries above `number`, oldest first."""
-        self._tell_what_was_left_out()
+        self._log_omissions()
         fresh = self._number - number
         if fresh <= 0:
             return []
@@ -95,7 +95,7 @@ class GuestLog:
         finally:
             self._listeners.discard(news)
 
-    def _tell_what_was_left_out(self) -> None:
+    def _log_omissions(self) -> None:
         if self._left_out:
             left_out, self._left_out = self._left_out, 0
             self.add("warn", f"{left_out} bytes of output were left out of the log: too much at once", _ABOUT_SELF)
@@ -183,7 +183,7 @@ class CommandLog:
         self._log = log
         self._lines = LineLog(log, {"logger": "process", "pid": str(pid)} | ({"tag": tag} if tag else {}))
         words = [config.cmd, *config.args]
-        # Commands come as `/bin/bash -l -c COMMAND`; the command is what its owner wants to read.
+        # Commands come as `/bin/bash -l -c COMMAND`; the command is what its owner looks for.
         shown = words[-1] if words[:3] == ["/bin/bash", "-l", "-c"] else " ".join(words)
         log.add("info", shown, {**self._lines.fields, "event_type": "start"})
 
@@ -210,7 +210,7 @@ class CellLog:
         self._log = log
         self._lines = LineLog(log, {"logger": "interpreter", "context_id": context_id, "language": language})
         self._failure = ""
-        # As for the output: whoever runs a megabyte of code over and over does not push all else out of the log.
+        # As for the output: a client that runs a megabyte of code over and over does not push all else out.
         if log.may_print(min(len(code), LINE_MAX)):
             log.add("info", code, {**self._lines.fields, "event_type": "start"})
 

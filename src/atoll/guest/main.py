@@ -173,9 +173,9 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     # The host's side of the socket is the authority here: no token.
-    told = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
+    control_routes = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
     router = Router(
-        guest.state, open_routes=(("GET", "/health"), *told, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES)
+        guest.state, open_routes=(("GET", "/health"), *control_routes, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES)
     )
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)

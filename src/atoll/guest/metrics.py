@@ -1,6 +1,6 @@
 """`GET /metrics`: what the sandbox uses, as E2B's envd says it. Numbers come from the sandbox's own view.
 
-Totals are the sandbox's limits, never the machine's: a sandbox does not tell the size of its host. Use is read from the
+Totals are the sandbox's limits, never the machine's: a sandbox does not see its host's size. Use is read from the
 sandbox's cgroup where it can see one, else summed over the processes that it can see.
 """
 

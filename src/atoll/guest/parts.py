@@ -17,7 +17,7 @@ class Guest:
 
     state: GuestState
     reaper: Reaper
-    """Tells when a child that `spawn` made has ended."""
+    """Reports when a child that `spawn` made has ended."""
     processes: ProcessTable
     """The users' commands; a service's own helpers (kernels) are spawned beside it and are not listed."""
     loop: asyncio.AbstractEventLoop

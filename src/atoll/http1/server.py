@@ -59,7 +59,7 @@ class HttpError(Exception):
 
 
 class BodyTooLarge(HttpError):
-    """The request body is longer than the handler wants to hold in memory."""
+    """The request body is longer than the handler's limit for memory."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"request body is larger than {limit} bytes")
@@ -83,9 +83,6 @@ class Headers:
             if key == name:
                 return value
         return None
-
-    def get_all(self, name: str) -> list[str]:
-        return [value for key, value in self._pairs if key == name]
 
     def __contains__(self, name: object) -> bool:
         return any(key == name for key, _ in self._pairs)
@@ -162,7 +159,7 @@ class Body:
             if self._ended:
                 raise StopAsyncIteration
             if self._connection is not None:
-                self._connection.body_wanted(self)
+                self._connection.body_needed(self)
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -171,7 +168,7 @@ class Body:
         chunk = self._chunks.popleft()
         self._size -= len(chunk)
         if self._connection is not None and not self._chunks:
-            self._connection.body_wanted(self)
+            self._connection.body_needed(self)
         return chunk
 
     async def read(self, limit: int) -> bytes:
@@ -415,8 +412,8 @@ class HttpConnection(asyncio.Protocol):
 
     # -- reading side -----------------------------------------------------------------------------------------------
 
-    def body_wanted(self, body: Body) -> None:
-        """The handler is out of body bytes: read on (and tell a client that waits for `100 Continue` to send)."""
+    def body_needed(self, body: Body) -> None:
+        """The handler is out of body bytes: read on (and answer `100 Continue` to a client that waits for it)."""
         exchange = self._serving
         if exchange is None or exchange.request.body is not body:
             return

@@ -38,21 +38,21 @@ def main(templates_dir: str, name: str) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     try:
-        TemplateStore(Path(templates_dir)).ensure_template(name, _say_progress)
+        TemplateStore(Path(templates_dir)).ensure_template(name, _print_progress)
     except AtollError as error:
-        _say({"error": error.message[-MAX_ERROR:], "hint": error.hint[-MAX_ERROR:]})
+        _print({"error": error.message[-MAX_ERROR:], "hint": error.hint[-MAX_ERROR:]})
         return 1
     except OSError as error:
-        _say({"error": str(error)[-MAX_ERROR:], "hint": ""})
+        _print({"error": str(error)[-MAX_ERROR:], "hint": ""})
         return 1
     return 0
 
 
-def _say_progress(step: Progress) -> None:
-    _say(asdict(step))
+def _print_progress(step: Progress) -> None:
+    _print(asdict(step))
 
 
-def _say(line: dict[str, object]) -> None:
+def _print(line: dict[str, object]) -> None:
     print(json.dumps(line), flush=True)
 
 

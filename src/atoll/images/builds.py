@@ -25,11 +25,11 @@ from atoll.model.errors import BEING_BUILT, BuildFailed, TemplateNotFound, Templ
 from atoll.model.tasks import OwnedTasks
 
 FAILURE_REMEMBERED_S = 600.0
-"""Whoever comes back within this, told before to wait, gets to know why it failed; later it is simply tried again."""
+"""A retry within this time gets the reason of the failure; a later one starts the build again."""
 
 PROGRAM = (sys.executable, "-m", "atoll.images.build_program")
 
-_TOLD_EVERY_S = 5.0
+_LOG_EVERY_S = 5.0
 _END_GRACE_S = 10.0
 
 _log = structlog.get_logger("atoll.node")
@@ -91,10 +91,10 @@ class TemplateBuilds:
         finally:
             build.waiting -= 1
             if build.done.done() and self._builds.get(name) is build:
-                del self._builds[name]  # its failure has been told: the next create tries again
+                del self._builds[name]  # its failure has been reported: the next create tries again
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Builds them in the background, one after the other. What fails is in the log, and told to who asks."""
+        """Builds them in the background, one after the other. Failures go into the log and to the waiting creates."""
         if names:
             _log.info(
                 "template.prepares", templates=list(names), why="missing; `atoll template list` shows what is there"
@@ -138,15 +138,15 @@ class TemplateBuilds:
             self._builds.pop(build.name, None)
 
     def _follow(self, build: _Build) -> OnProgress:
-        told = 0.0
+        logged = 0.0
 
         def on_progress(step: Progress) -> None:
-            nonlocal told
+            nonlocal logged
             build.progress = step
             if step.stage != "wait":
                 self._steps[step.template] = step
-            if self._now() - told > _TOLD_EVERY_S:
-                told = self._now()
+            if self._now() - logged > _LOG_EVERY_S:
+                logged = self._now()
                 step = self._step(build)
                 percent = round(step.fraction * 100)
                 _log.info("template.building", template=step.template, percent=percent, step=step.message)
@@ -161,7 +161,7 @@ class TemplateBuilds:
 
 
 def how_far(name: str, step: Progress, elapsed_s: float) -> str:
-    """What is said to somebody for whom it takes too long. Pure."""
+    """The message for a create that has waited too long. Pure."""
     first = f"first {step.template!r}, " if step.template != name else ""
     return (
         f"the template {name!r} is missing and {BEING_BUILT}: {first}{step.fraction:.0%} ({step.message}), "
@@ -180,11 +180,11 @@ def program(templates_dir: Path) -> Run:
         failure: dict[str, Any] = {}
         try:
             async for line in process.stdout:
-                said = json.loads(line)
-                if "error" in said:
-                    failure = said
+                report = json.loads(line)
+                if "error" in report:
+                    failure = report
                 else:
-                    on_progress(Progress(**said))
+                    on_progress(Progress(**report))
             status = await process.wait()
         finally:
             await _end(process)

@@ -1,4 +1,4 @@
-"""Which builds of templates a server's sandboxes may stand on, told to whoever would take builds away.
+"""Which builds of templates a server's sandboxes may stand on, for the processes that remove builds.
 
     TEMPLATES_DIR/.in-use/<digest of the data directory>.json    {"data_dir": …, "builds": ["base/builds/…", …]}
     TEMPLATES_DIR/.in-use/lock                                   held while a file changes, and while builds are taken
@@ -32,7 +32,7 @@ class Leases:
         digest = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:16]
         self._file = _directory(templates_dir) / f"{digest}.json"
         self._held: set[Path] = set()
-        self._said = False
+        self._written = False
 
     def hold(self, layers: Collection[Path]) -> bool:
         """From now on these are not taken away. False: one of them has been already."""
@@ -57,9 +57,9 @@ class Leases:
                 draft.rename(self._file)
         except OSError as error:
             # Somebody else's templates, only lent to us: who may not write there takes nothing away either.
-            if not self._said:
+            if not self._written:
                 _log.warning("templates.not_held", directory=str(self._templates), error=str(error))
-            self._said = True
+            self._written = True
 
     def _read(self) -> set[Path]:
         return {self._templates / build for build in _parse(self._file)[1]}

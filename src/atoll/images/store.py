@@ -4,7 +4,7 @@
       <template_id>/template.json        the build in use: facts and its layers, top first, relative to TEMPLATES_DIR
       <template_id>/builds/<build_id>/   one layer; never changed once it is here
       .building/<template_id>-…/         a build under way (or the rest of one that was cut off)
-      .locks/<template_id>               held while building: two processes that want the same template build it once
+      .locks/<template_id>               held while building: two processes that need the same template build it once
       .logs/<template_id>-<build_id>.log
       .in-use/                           which builds the servers of this machine hold, see `leases`
 

@@ -110,7 +110,7 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class EgressSockets:
-    """What leads out of a sandbox: both sockets lie in its network namespace. Whoever gets them closes them.
+    """What leads out of a sandbox: both sockets lie in its network namespace. The caller closes them.
 
     Every TCP connection to an address that is not the sandbox's own arrives at `connections` (a listener), with the
     original destination in SO_ORIGINAL_DST; every datagram to port 53 of anywhere arrives at `questions`. Nothing else
@@ -151,7 +151,7 @@ class SandboxHandle(ABC):
     sandbox_id: str
     tier: str
     stages: Mapping[str, float] = MappingProxyType({})
-    """When each step of its create was reached, in `time.monotonic()` seconds. A tier may tell none."""
+    """When each step of its create was reached, in `time.monotonic()` seconds. A tier may give none."""
 
     @abstractmethod
     async def dial(self, port: int) -> socket.socket:
@@ -172,7 +172,7 @@ class SandboxHandle(ABC):
         """One reading, from the host's side. Raises SandboxGone."""
 
     async def disk_use(self) -> DiskUse | None:
-        """None: it has no disk of its own, is gone, or the tier cannot tell."""
+        """None: it has no disk of its own, is gone, or the tier does not know."""
         return None
 
     async def allow_disk(self, more: int | None) -> None:
@@ -182,16 +182,16 @@ class SandboxHandle(ABC):
         """
         return
 
-    def on_oom(self, tell: Callable[[OomKill], None]) -> None:
-        """From now on `tell` hears (in the loop, never twice of one) of processes ended because memory ran out.
+    def on_oom(self, callback: Callable[[OomKill], None]) -> None:
+        """`callback` is called on the event loop, once for each process that is killed because memory ran out.
 
-        A tier that cannot tell one process from another never calls it.
+        A tier that cannot identify processes never calls it.
         """
         return
 
     @abstractmethod
     async def update(self, limits: Limits) -> None:
-        """New limits, at once; whoever asks for them writes `record` down.
+        """New limits, at once; the caller writes `record` down.
 
         Raises SandboxGone, BackendUnavailable where the tier cannot enforce one of them.
         """

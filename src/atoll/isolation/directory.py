@@ -6,10 +6,10 @@
         state.json     where it is in its life, and by what its tier finds its process and its cgroup
         …              its disk, its log, its socket, the memory of a paused one where its tier keeps that in files
 
-There is no other record: a server that starts reads these and nothing else. Whoever forks writes `state.json` before
+There is no other record: a server that starts reads these and nothing else. Who forks writes `state.json` before
 the sandbox can run (`begin`, CREATING); the node moves it on. ENDED is the absence of the directory.
 
-    missing, half-written     it was never finished: nobody was told of it, and it is cleared away
+    missing, half-written     it was never finished: no caller got its id, and it is removed
     PAUSING … RESUMING        `paused` says what is kept, or was to be; from PAUSED on its disk holds all it ever wrote
     of a newer version        refused and left alone, with its processes: an older Atoll does not know what it means
     version 2                 of an earlier Atoll, which could not pause: its layers are not known
@@ -152,7 +152,7 @@ def settle(directory: Path) -> None:
 
 
 def change_network(directory: Path, network: NetworkPolicy) -> None:
-    """What it may reach from now on, for whoever adopts it. Raises OSError."""
+    """What it may reach from now on, for the server that adopts it. Raises OSError."""
     found = read(directory)
     if not isinstance(found, Recorded):
         raise FileNotFoundError(f"{directory / STATE} is missing or damaged")

@@ -61,7 +61,7 @@ class ForbiddenNetworks:
         return not opened and any(address in network for network in NEVER_PUBLIC)
 
     def touches(self, network: Network) -> bool:
-        """True if it forbids an address of the network; of a wide one, as far as the ranges tell."""
+        """True if it forbids an address of the network; of a wide one, as far as the ranges show."""
         if network.num_addresses == 1:
             return self.forbids(network.network_address)
         inner = any(network.version == one.version and network.overlaps(one) for one in NEVER_PUBLIC)

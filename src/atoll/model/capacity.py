@@ -32,7 +32,7 @@ _HOST_MEMORY_SHARE = 10
 _MOST_RESERVE_MIB = 10 * 1024
 _RESERVE_SHARE = 20
 _LEAST = Limits(cpu_count=1, memory_mib=256, disk_mib=256, pids=256)
-"""A machine is never found to have less: whoever starts a server on it wants at least one sandbox."""
+"""A machine is never found to have less: a server must be able to run at least one sandbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """Some of a sandbox's limits, or sums of them. None: not said."""
+    """Some of a sandbox's limits, or sums of them. None: not configured."""
 
     cpu_count: int | None = None
     memory_mib: int | None = None
@@ -57,7 +57,7 @@ class Amounts:
     pids: int | None = None
 
     def or_else(self, derived: Limits) -> Limits:
-        """What was said, and the rest from `derived`."""
+        """What was configured, and the rest from `derived`."""
         named = {name: getattr(self, name) for name in Limits.__slots__}
         return Limits(**{name: getattr(derived, name) if value is None else value for name, value in named.items()})
 

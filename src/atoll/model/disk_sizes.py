@@ -2,7 +2,7 @@
 
     16, 20, 24, 32, 40, 48, 64, 80, 96, 128 … MiB: a power of two, and once more a quarter and a half of it
 
-A size that was asked for is rounded up to the next of them, by a third at most, and everybody is told that one: the
+A size that was asked for is rounded up to the next of them, by a third at most, and that one is shown everywhere: the
 sandbox's file system, its limits in every answer, and what counts against a maximum.
 """
 

@@ -125,11 +125,11 @@ class NodeUnreachable(PlatformError):
 
 
 BEING_BUILT = "is being built"
-"""Stands in every message of TemplateNotReady: over the SDKs a client has nothing else to tell it by."""
+"""Stands in every message of TemplateNotReady: through the SDKs a client has nothing else to recognise it by."""
 
 
 class TemplateNotReady(PlatformError):
-    """A template is still being built, whoever waits for it or not. The message says how far it is."""
+    """A template is still being built, and goes on being built. The message says how far it is."""
 
 
 class BackendUnavailable(PlatformError):

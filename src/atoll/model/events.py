@@ -1,4 +1,4 @@
-"""What happens to sandboxes, and who wants to be told: lifecycle events, webhooks, deliveries. Pure data."""
+"""What happens to sandboxes, and who is notified: lifecycle events, webhooks, deliveries. Pure data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Where a team wants events to be sent. The secret signs them; it is never shown again."""
+    """Where a team's events are to be sent. The secret signs them; it is never shown again."""
 
     webhook_id: str
     team_id: str

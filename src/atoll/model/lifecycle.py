@@ -26,7 +26,7 @@ TRANSITIONS: dict[S, frozenset[S]] = {
 }
 
 
-def check_transition(current: S, wanted: S) -> None:
-    """Raises Conflict when a sandbox in `current` may not become `wanted`."""
-    if wanted not in TRANSITIONS[current]:
-        raise Conflict(f"a {current.value} sandbox cannot become {wanted.value}")
+def check_transition(current: S, target: S) -> None:
+    """Raises Conflict when a sandbox in `current` may not become `target`."""
+    if target not in TRANSITIONS[current]:
+        raise Conflict(f"a {current.value} sandbox cannot become {target.value}")

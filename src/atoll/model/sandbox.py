@@ -155,7 +155,7 @@ class SandboxPaths:
 
 @dataclass(frozen=True, slots=True)
 class SandboxStats:
-    """One reading. Bytes and percent of one CPU (200.0 = two cores busy). `None` where the tier cannot tell."""
+    """One reading. Bytes and percent of one CPU (200.0 = two cores busy). `None` where the tier does not know."""
 
     cpu_used_pct: float | None
     memory_used: int | None
@@ -168,10 +168,10 @@ class SandboxStats:
 
 @dataclass(frozen=True, slots=True)
 class OomKill:
-    """A process of a sandbox that the kernel ended because the sandbox's memory was used up. None: nobody could tell.
+    """A process of a sandbox that the kernel ended because the sandbox's memory was used up. None: not known.
 
     `name` is chosen by the sandbox's user. `pid` as seen inside. `others`: how many more went the same way since the
-    last one that was told (a flood is summed up).
+    last one that was reported (a flood is summed up).
     """
 
     name: str | None = None

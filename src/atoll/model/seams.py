@@ -5,7 +5,7 @@ Implementations never import one another; `atoll.server` joins them.
 control ──NodeClient──► node ──IsolationBackend──► sandbox
    ▲                     │
    └────NodeEvents, NodePresence
-edge ──RouteTable──► (whoever composed the server)
+edge ──RouteTable──► (the front's table, fed by node events)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atoll.model.template import Template
 
 @dataclass(frozen=True, slots=True)
 class NodeSandbox:
-    """What a node tells of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
+    """What a node reports of a sandbox that it runs. `steps_ms`: how long each step of its create took, where known."""
 
     sandbox_id: str
     tier: str
@@ -32,7 +32,7 @@ class NodeSandbox:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What a node tells of itself when it registers, and with each heartbeat. `load`: load average per processor."""
+    """What a node reports of itself when it registers, and with each heartbeat. `load`: load average per processor."""
 
     sandboxes: int
     draining: bool = False
@@ -113,7 +113,7 @@ class NodeClient(Protocol):
 
 
 class NodeEvents(Protocol):
-    """What a node tells control without being asked."""
+    """What a node reports to control without being asked."""
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """A sandbox ended by itself (its guest died). Not called for a kill that control asked for."""
@@ -129,7 +129,7 @@ class NodeEvents(Protocol):
 
 
 class NodePresence(Protocol):
-    """Who is told that a node is there, how it is, and that it is not there any more. All calls are synchronous."""
+    """Gets that a node is there, how it is, and that it is not there any more. All calls are synchronous."""
 
     def registered(self, node: NodeClient, status: NodeStatus) -> None:
         """A connection to it was made, the first or another: what both sides know may differ now."""
@@ -165,7 +165,7 @@ class Route:
 
 
 class RouteSink(Protocol):
-    """Who is told of every sandbox that can be reached from now on, and of every one that no longer can."""
+    """Gets every sandbox that can be reached from now on, and every one that no longer can."""
 
     def add(self, route: Route) -> None:
         """Opens the way to a sandbox; replaces what was known of it."""

@@ -1,7 +1,7 @@
 """What a start does with each sandbox's directory that it finds: a pure decision, carried out by `takeover`.
 
 never finished                 discard
-CREATING, KILLING              end what is left of it, then discard: nobody was told of it, or it was to end
+CREATING, KILLING              end what is left of it, then discard: no caller got its id, or it was to end
 RUNNING                        adopt
 PAUSING, PAUSED, RESUMING      leave: no process to adopt, and nothing to lose by waiting
 ENDED                          discard

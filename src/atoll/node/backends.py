@@ -86,25 +86,25 @@ async def _undo(backend: IsolationBackend, starting: asyncio.Task[None] | None) 
         return
     await asyncio.wait([starting])
     if not starting.cancelled():
-        starting.exception()  # looked at: nothing is left to be said about it
+        starting.exception()  # retrieved, so that asyncio does not log it
     await backend.aclose()
 
 
 async def choose_backend(
-    wanted: str, run_dir: Path, load: Load = registry.load, common: BackendConfig | None = None
+    name: str, run_dir: Path, load: Load = registry.load, common: BackendConfig | None = None
 ) -> ChosenBackend:
-    """The tier named `wanted`, or for `auto` the best that works on this machine. The caller closes the backend.
+    """The tier named `name`, or for `auto` the best that works on this machine. The caller closes the backend.
 
     Raises BackendUnavailable: the named tier does not work, or none does.
     """
-    if wanted != AUTO:
-        return ChosenBackend(await start_backend(wanted, run_dir, load, common), "asked for by name")
+    if name != AUTO:
+        return ChosenBackend(await start_backend(name, run_dir, load, common), "asked for by name")
     refused: list[str] = []
-    for name in automatic_order(registry.names()):
+    for tier in automatic_order(registry.names()):
         try:
-            backend = await start_backend(name, run_dir, load, common)
+            backend = await start_backend(tier, run_dir, load, common)
         except AtollError as error:
-            refused.append(f"{name}: {error}")
+            refused.append(f"{tier}: {error}")
             continue
         reason = "the best that works here" + (f" ({'; '.join(refused)})" if refused else "")
         return ChosenBackend(backend, reason)

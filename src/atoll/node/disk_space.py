@@ -3,7 +3,7 @@
     free (less what disks have promised already)
       > 2 x reserve   everybody may take what its limit says
       > reserve       no new sandbox; one that has more than an equal share gets no more, the others a part of the rest
-      below           nobody gets more: programs inside are told "no space left on device" and lose nothing
+      below           nobody gets more: programs inside get ENOSPC and lose nothing
       < reserve / 2   and somebody goes on taking what was allocated before: it is frozen until there is room
 
 The reserve is what remains for the server's own state, the logs, and writes that were acknowledged. If others than

@@ -82,7 +82,7 @@ class SandboxDriver:
     async def create(self, backend: IsolationBackend, spec: SandboxSpec, paths: SandboxPaths) -> Ended | None:
         """The task of a new sandbox. Reports the outcome through `started`; None: it never lived, or was detached.
 
-        A failure is kept in `started` as CreateFailed (or what the backend said).
+        A failure is kept in `started` as CreateFailed (or what the backend raised).
         """
         try:
             handle = await self._create(backend, spec, paths)

@@ -22,7 +22,7 @@ from atoll.model.logs import LogEntry, LogLevel
 FIRST_LOOK_S = 1.0
 RETRY_S = 5.0
 DRAIN_S = 0.25
-"""How long the end of a sandbox may wait for its last words."""
+"""How long the end of a sandbox may wait for the end of its log."""
 
 _LINE_LIMIT = 256 * 1024
 _READ_SIZE = 64 * 1024
@@ -73,11 +73,11 @@ class LogTail:
                 *whole, partial = (partial + piece).split(b"\n")
                 if len(partial) > _LINE_LIMIT:
                     raise ValueError("a line of the guest's log has no end")
-                await self._tell(whole)
+                await self._deliver(whole)
         finally:
             writer.close()
 
-    async def _tell(self, lines: Sequence[bytes]) -> None:
+    async def _deliver(self, lines: Sequence[bytes]) -> None:
         async with self._turn:
             entries = [entry for line in lines if (entry := parse(line)) is not None and entry.number > self._number]
             if entries:

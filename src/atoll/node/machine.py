@@ -1,4 +1,4 @@
-"""What this machine has for sandboxes, as its kernel tells: read once when a server starts."""
+"""What this machine has for sandboxes, from its kernel: read once when a server starts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _memory(root: Path) -> int:
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) << 10
-    raise OSError("/proc/meminfo does not tell how much memory there is")
+    raise OSError("/proc/meminfo has no MemTotal line")
 
 
 def _numbers(*paths: Path) -> list[int]:

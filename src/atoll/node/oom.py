@@ -10,7 +10,7 @@ from atoll.model.sandbox import OomKill
 def oom_note(victim: OomKill) -> dict[str, Any]:
     """A body for the guest's `/notes`. The fields name the process for programs that read logs."""
     fields = {"logger": "kernel", "event_type": "oom_kill"}
-    who = "a process, which could not be told"
+    who = "an unknown process"
     if victim.name is not None:
         who = victim.name
         fields["process"] = victim.name

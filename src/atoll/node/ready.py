@@ -1,6 +1,6 @@
 """Directories made ahead of need: the file system takes ten times as long to make a file as to rename it.
 
-One thread; it starts a moment after a create, so as not to compete with the newborn guest for the processor. What an
+One thread; it starts a moment after a create, so as not to compete with the new guest for the processor. What an
 earlier server left is removed: there is nothing in it.
 """
 
@@ -46,7 +46,7 @@ class ReadyDirectories:
         directory.prepare(path)
 
     async def run(self) -> None:
-        """Keeps the stock full until cancelled. A disk that is full is told to whoever asks for a sandbox."""
+        """Keeps the stock full until cancelled. A full disk is reported to the next create."""
         while True:
             await self._taken.wait()
             await asyncio.sleep(_AFTER_S)

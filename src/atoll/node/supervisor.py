@@ -119,7 +119,7 @@ class Supervisor:
         self._draining = True
 
     def status(self) -> NodeStatus:
-        """What control is told with each heartbeat."""
+        """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
 
@@ -259,4 +259,4 @@ def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[s
         if reached >= began:
             steps[name] = round((reached - previous) * 1000, 3)
             previous = reached
-    return {**steps, "told": round((ended - previous) * 1000, 3)}
+    return {**steps, "attached": round((ended - previous) * 1000, 3)}

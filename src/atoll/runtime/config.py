@@ -1,7 +1,7 @@
 """The runtime's configuration: OpenHands' SandboxConfig and the few fields of its config that a runtime reads.
 
 Inputs that we own reject unknown fields; every field of OpenHands (0.62) is here with its default. What each one does
-in this runtime is said in docs/runtime.md.
+in this runtime is in docs/runtime.md.
 """
 
 from __future__ import annotations

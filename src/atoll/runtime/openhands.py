@@ -34,7 +34,7 @@ from atoll.runtime.status import RuntimeStatus
 
 @contextmanager
 def _their_errors() -> Iterator[None]:
-    """Our errors as OpenHands' of the same name: its event loop tells them apart by class."""
+    """Our errors as OpenHands' of the same name: its event loop distinguishes them by class."""
     try:
         yield
     except AgentRuntimeError as error:
@@ -89,7 +89,7 @@ class E2BRuntime(Runtime):  # type: ignore[misc]
             sid=sid,
             plugins=self.plugins,
             env_vars=self.initial_env_vars,
-            status_callback=self._tell,
+            status_callback=self._report_status,
             attach_to_existing=attach_to_existing,
             headless_mode=headless_mode,
             user_id=user_id,
@@ -101,7 +101,7 @@ class E2BRuntime(Runtime):  # type: ignore[misc]
         assert self._inner is not None
         return self._inner
 
-    def _tell(self, level: str, status: RuntimeStatus, message: str) -> None:
+    def _report_status(self, level: str, status: RuntimeStatus, message: str) -> None:
         self.set_runtime_status(_TheirStatus[status.name], message, level)
 
     # ------------------------------------------------------------------------------------------------ lifecycle

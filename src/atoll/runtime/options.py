@@ -3,7 +3,7 @@
     honoured elsewhere   timeout, keep_runtime_alive, pause_closed_runtimes, close_delay, rm_all_containers, …
     mapped here          template, key, request time limits, network, volumes, environment, GPU and size as templates
     refused here         what would need the host's Docker, and what would be ignored to the user's surprise
-    told here            settings of other kinds of runtime: a warning each, when they are not at their default
+   warned of here       settings of other kinds of runtime: a warning each, when they are not at their default
 
 The table in docs/runtime.md says it field by field; a test keeps both complete.
 """
@@ -35,7 +35,7 @@ WARNED = {
     "force_rebuild_runtime": "templates are built ahead of time: `atoll template build`",
     "trusted_dirs": "they are the terminal client's; a sandbox trusts its own workspace",
 }
-"""Field → why it has no meaning here; harmless, so only told."""
+"""Field → why it has no meaning here; harmless, so only warned of."""
 
 REFUSED = {
     "remote_runtime_class": "the isolation tier is the server's choice: `atoll serve --isolation …`",

@@ -1,4 +1,4 @@
-"""Replays a recorded run on a runtime: the agent's actions are carried out again, messages are shown, the rest is told.
+"""Replays a recorded run: the agent's actions are carried out again, messages are shown, others are counted.
 
     [event, …]  or  {"history": [event, …]}      OpenHands' JSON, of any version that event_json.py reads
 
@@ -129,11 +129,11 @@ def replay(
     AgentRuntimeDisconnectedError if the sandbox is lost, MalformedEvent.
     """
     events = load_run(run) if isinstance(run, (str, Path)) else list(run)
-    tell = on_event or (lambda step: None)
+    report = on_event or (lambda step: None)
     began = time.monotonic()
     steps: list[Step] = []
     for step in _steps(events, runtime, timeout_s):
-        tell(step)
+        report(step)
         if step.outcome is not Outcome.RUNNING:
             steps.append(step)
     counts = {outcome: sum(step.outcome is outcome for step in steps) for outcome in Outcome}

@@ -1,26 +1,39 @@
 """E2BRuntime: OpenHands' runtime contract on a sandbox, from one action to one observation.
 
-Owns the dispatch of actions and the texts around them. Its life is `lifecycle.py`; the shell, the kernel, the editor
-and the transfers are modules of their own. Only the public SDK is used.
+Owns the contract's public face, the dispatch of actions, the order of connect and close, and the rule that a lost
+sandbox is a status and an exception, never a result. What it is made of: `connected` (shell, kernel, files … in the
+sandbox), `sandbox.ownership` (whose sandbox it is), `status`, `repository`. Only the public SDK is used.
+
+    connect() ─► READY ─► actions, one at a time
+                   │ the sandbox is lost: ERROR_RUNTIME_DISCONNECTED and AgentRuntimeDisconnectedError
+                   ▼
+                close(): killed, or with keep_runtime_alive left to the next attach
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from e2b import SandboxException
 
-from atoll.runtime.browser.browser import NO_BROWSER, Browser
+from atoll.runtime.browser.browser import NO_BROWSER
+from atoll.runtime.config import RuntimeConfig, SandboxConfig
+from atoll.runtime.connected import ConnectedSandbox, Fresh, Setup
 from atoll.runtime.errors import (
     LOST,
     AgentRuntimeDisconnectedError,
     AgentRuntimeError,
+    AgentRuntimeNotReadyError,
     AgentRuntimeUnavailableError,
 )
 from atoll.runtime.events.actions import (
@@ -39,19 +52,19 @@ from atoll.runtime.events.actions import (
 from atoll.runtime.events.base import Action, ActionConfirmationStatus, Event, EventSource, Observation
 from atoll.runtime.events.observations import (
     AgentThinkObservation,
-    CmdOutputMetadata,
     CmdOutputObservation,
     ErrorObservation,
     FileEditObservation,
     FileReadObservation,
     FileWriteObservation,
-    IPythonRunCellObservation,
     NullObservation,
     UserRejectObservation,
 )
-from atoll.runtime.lifecycle import QUIET_PAGERS, Lifecycle
+from atoll.runtime.files.filestore import E2BFileStore
 from atoll.runtime.mcp.client import MCPServers
 from atoll.runtime.mcp.config import MCPConfig
+from atoll.runtime.options import sandbox_options
+from atoll.runtime.plugins import plugin_names
 from atoll.runtime.repository.microagents import Microagent
 from atoll.runtime.repository.repository import (
     PRE_COMMIT,
@@ -61,17 +74,271 @@ from atoll.runtime.repository.repository import (
     is_setup,
     owner_repository,
 )
-from atoll.runtime.sandbox.box import JUPYTER_TEMPLATE
-from atoll.runtime.shell.shell import TIMEOUT_MESSAGE
-from atoll.runtime.status import RuntimeStatus
-from atoll.runtime.variables import checked_variables
+from atoll.runtime.sandbox.box import JUPYTER_TEMPLATE, E2BBox
+from atoll.runtime.sandbox.ownership import SandboxOwnership, delete_sandboxes
+from atoll.runtime.sandbox.vscode import listening, url_of
+from atoll.runtime.shell.shell import DEFAULT_SOFT_TIMEOUT_S
+from atoll.runtime.shell.tasks import TaskList
+from atoll.runtime.status import RuntimeStatus, StatusCallback, StatusReport
+from atoll.runtime.variables import checked_variables, variables_of_environ
+
+_log = logging.getLogger("atoll.runtime")
 
 
-class E2BRuntime(Lifecycle):
-    """See the module; its arguments are those of Lifecycle."""
+class E2BRuntime:
+    """A runtime. `config` is a RuntimeConfig, a SandboxConfig or any object with OpenHands' names.
 
-    _browser: Browser | None = None
-    _mcp: MCPServers | None = None
+    `event_stream` and `llm_registry` may be None; with a stream, `on_event` answers actions on it. `template` and
+    `soft_timeout_s` (seconds without output until a command is reported as running) are this runtime's own.
+
+    Methods that need the sandbox raise AgentRuntimeNotReadyError before `connect` and after `close`, and
+    AgentRuntimeDisconnectedError, after status ERROR_RUNTIME_DISCONNECTED, when it is lost.
+    """
+
+    def __init__(
+        self,
+        config: Any = None,
+        event_stream: Any = None,
+        llm_registry: Any = None,
+        sid: str = "default",
+        plugins: Sequence[Any] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        status_callback: StatusCallback | None = None,
+        attach_to_existing: bool = False,
+        headless_mode: bool = True,
+        user_id: str | None = None,
+        git_provider_tokens: Mapping[Any, Any] | None = None,
+        sandbox: E2BBox | None = None,
+        *,
+        template: str | None = None,
+        soft_timeout_s: float | None = None,
+    ) -> None:
+        self.config = RuntimeConfig(sandbox=config) if isinstance(config, SandboxConfig) else config or RuntimeConfig()
+        self._settings = settings = SandboxConfig.of(self.config.sandbox)
+        self.event_stream = event_stream
+        self.llm_registry = llm_registry
+        self.sid = sid
+        self.plugins = list(plugins or ())
+        self.attach_to_existing = attach_to_existing
+        self.headless_mode = headless_mode
+        self.user_id = user_id
+        self.git_provider_tokens = git_provider_tokens
+        self.sandbox = sandbox
+        self.file_store: E2BFileStore | None = None
+        self.initial_env_vars = {**variables_of_environ(os.environ, settings), **(env_vars or {})}
+        self._plugin_names = plugin_names(plugins) if settings.initialize_plugins else frozenset()
+        needs_kernel = bool(self._plugin_names & {"jupyter", "agent_skills"})
+        chosen = template or settings.runtime_container_image or (JUPYTER_TEMPLATE if needs_kernel else None)
+        self._template: str = sandbox_options(settings, chosen).template
+        user = None if self.config.run_as_openhands else "root"
+        self._ownership = SandboxOwnership(sid, settings, chosen, user, attach=attach_to_existing)
+        self._soft_timeout_s = soft_timeout_s if soft_timeout_s is not None else _default_soft_timeout(settings)
+        self._status = StatusReport(status_callback)
+        self._repository = Repository(self, self._add_event, logging.getLogger("atoll.runtime"))
+        self._tasks = TaskList(f"sessions/{sid}/TASKS.md")
+        self._acting = threading.RLock()
+        self._connected: ConnectedSandbox | None = None
+        self._runtime_initialized = False
+        self._runtime_closed = False
+        if self.config.workspace_base is not None:
+            _log.warning("workspace_base is ignored: the workspace is the sandbox's own, use copy_to to fill it")
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    async def connect(self) -> None:
+        """Makes or attaches to the sandbox and gets it ready. Raises what went wrong, after status ERROR.
+
+        Attaching to a session without a sandbox raises AgentRuntimeDisconnectedError.
+        """
+        await asyncio.to_thread(self.connect_sync)
+
+    def connect_sync(self) -> None:
+        """`connect` for callers without an event loop."""
+        self.set_runtime_status(RuntimeStatus.STARTING_RUNTIME)
+        given = self.sandbox
+        try:
+            if self.sandbox is None:
+                self.sandbox = self._ownership.open()
+            self.file_store = E2BFileStore(self.sandbox.filesystem)
+            self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE)
+            self._connected = ConnectedSandbox(self.sandbox, self._setup())
+        except BaseException as error:
+            if self.sandbox is not None and self.sandbox is not given:
+                self._ownership.undo(self.sandbox)
+            self.sandbox = given
+            lost = isinstance(error, AgentRuntimeDisconnectedError)
+            status = RuntimeStatus.ERROR_RUNTIME_DISCONNECTED if lost else RuntimeStatus.ERROR
+            self.set_runtime_status(status, f"{type(error).__name__}: {error}", level="error")
+            raise
+        self._runtime_initialized = True
+        atexit.register(self.close)
+        self.set_runtime_status(RuntimeStatus.READY)
+
+    def _setup(self) -> Setup:
+        fresh = None
+        if not self.attach_to_existing:
+            fresh = Fresh(
+                variables=checked_variables({**self.initial_env_vars, **self._settings.runtime_startup_env_vars}),
+                git_name=str(self.config.git_user_name),
+                git_email=str(self.config.git_user_email),
+                vscode=self.vscode_enabled,
+                vscode_port=self._settings.vscode_port,
+            )
+        return Setup(
+            sid=self.sid,
+            workspace=self.workspace,
+            soft_timeout_s=self._soft_timeout_s,
+            skills="agent_skills" in self._plugin_names,
+            mcp=getattr(self.config, "mcp", None),
+            fresh=fresh,
+        )
+
+    def close(self) -> None:
+        """Ends the runtime, and its sandbox unless it was attached to or is to be kept alive. Idempotent."""
+        if self._runtime_closed:
+            return
+        self._runtime_closed = True
+        atexit.unregister(self.close)
+        if self._connected is not None:
+            self._connected.close(shell=self._ownership.is_kept)  # a sandbox that ends takes its shell with it
+        if self.sandbox is None:
+            return
+        self._ownership.end(self.sandbox)
+        self.set_runtime_status(RuntimeStatus.STOPPED)
+
+    @classmethod
+    async def delete(cls, conversation_id: str) -> None:
+        """Ends every sandbox of that session, whichever process made it. Nothing happens if there is none."""
+        await asyncio.to_thread(delete_sandboxes, conversation_id)
+
+    @classmethod
+    def setup(cls, config: Any, headless_mode: bool = False) -> None:
+        """Nothing to prepare before the first runtime."""
+
+    @classmethod
+    def teardown(cls, config: Any) -> None:
+        """Nothing is left after the last one."""
+
+    def __enter__(self) -> Self:
+        if not self._runtime_initialized:
+            self.connect_sync()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    @property
+    def runtime_initialized(self) -> bool:
+        return self._runtime_initialized
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's path in the sandbox."""
+        return str(self.config.workspace_mount_path_in_sandbox or "/workspace")
+
+    @property
+    def workspace_root(self) -> Path:
+        return Path(self.workspace)
+
+    @property
+    def action_execution_server_url(self) -> str:
+        """There is no action server in the sandbox; this only says that the runtime is connected.
+
+        Raises RuntimeError before `connect`.
+        """
+        if not self._runtime_initialized:
+            raise RuntimeError("E2B runtime not connected. Call connect() first.")
+        return "direct://e2b-sandbox"
+
+    @property
+    def sandbox_id(self) -> str:
+        """Raises AgentRuntimeNotReadyError before `connect`."""
+        return self._live.box.sandbox_id
+
+    @property
+    def web_hosts(self) -> dict[str, int]:
+        """URL → port of everything that listens in the sandbox now."""
+        with self._on_sandbox() as live:
+            return {url_of(live.box, port): port for port in listening(live.box)}
+
+    @property
+    def vscode_enabled(self) -> bool:
+        return "vscode" in self._plugin_names
+
+    @property
+    def vscode_url(self) -> str | None:
+        """The editor for people, where the plugin `vscode` is asked for and the template has one."""
+        vscode = self._connected.vscode if self._connected is not None else None
+        return vscode.url if vscode is not None else None
+
+    def get_vscode_token(self) -> str:
+        """What the editor asks of its users; "" where there is none."""
+        vscode = self._connected.vscode if self._connected is not None else None
+        return vscode.token if vscode is not None else ""
+
+    @property
+    def additional_agent_instructions(self) -> str:
+        """What an agent should know of this runtime beyond its tools: nothing."""
+        return ""
+
+    def get_host(self, port: int) -> str:
+        """The host name under which a port of the sandbox is reached from outside."""
+        return str(self._live.box.sandbox.get_host(port))
+
+    @property
+    def has_jupyter(self) -> bool:
+        """Whether cells can be run: by plugin, or by the template's name."""
+        return bool({"jupyter", "agent_skills"} & self._plugin_names) or self._template.startswith("code-interpreter")
+
+    @property
+    def status_callback(self) -> StatusCallback | None:
+        """Called with (level, status, message) at each change; may be set at any time."""
+        return self._status.callback
+
+    @status_callback.setter
+    def status_callback(self, callback: StatusCallback | None) -> None:
+        self._status.callback = callback
+
+    @property
+    def runtime_status(self) -> RuntimeStatus | None:
+        """The last one; None before `connect`."""
+        return self._status.last
+
+    def set_runtime_status(self, status: RuntimeStatus, msg: str = "", level: str = "info") -> None:
+        """Calls the status callback. A callback that fails does not stop the runtime."""
+        self._status.set(status, msg, level)
+
+    def log(self, level: str, message: str) -> None:
+        getattr(_log, level)("[runtime %s] %s", self.sid, message)
+
+    def check_if_alive(self) -> None:
+        """Raises AgentRuntimeDisconnectedError when the sandbox does not answer."""
+        with self._on_sandbox() as live:
+            if not live.box.sandbox.is_running():
+                raise AgentRuntimeDisconnectedError(f"the sandbox {self.sandbox_id} is gone")
+
+    @property
+    def _live(self) -> ConnectedSandbox:
+        if self._connected is None or self._runtime_closed:
+            raise AgentRuntimeNotReadyError("the runtime is not connected", hint="call connect() first")
+        return self._connected
+
+    @contextmanager
+    def _on_sandbox(self) -> Iterator[ConnectedSandbox]:
+        """One action at a time; a lost sandbox becomes a status and AgentRuntimeDisconnectedError."""
+        with self._acting:
+            try:
+                yield self._live
+            except (AgentRuntimeDisconnectedError, *LOST) as error:
+                text = f"{type(error).__name__}: {error}"
+                self.set_runtime_status(RuntimeStatus.ERROR_RUNTIME_DISCONNECTED, text, level="error")
+                if isinstance(error, AgentRuntimeDisconnectedError):
+                    raise
+                raise AgentRuntimeDisconnectedError(f"the sandbox is lost: {error}") from error
 
     # ------------------------------------------------------------------------------------------------ actions
 
@@ -119,36 +386,15 @@ class E2BRuntime(Lifecycle):
         """A command in the persistent shell, or (`is_static`) in a process of its own."""
         if action.timeout is None:
             action = action.with_hard_timeout(float(self._settings.timeout), blocking=False)
-        with self._on_sandbox():
+        with self._on_sandbox() as live:
             try:
-                return self._run_static(action) if action.is_static else self._need_shell().execute(action)
+                return live.run_static(action) if action.is_static else live.shell.execute(action)
             except AgentRuntimeUnavailableError:
                 raise
             except LOST:
                 raise
             except (AgentRuntimeError, SandboxException) as error:
                 return ErrorObservation(f"Failed to execute command: {error}")
-
-    def _run_static(self, action: CmdRunAction) -> CmdOutputObservation:
-        cwd = action.cwd or self.workspace
-        envs = {**QUIET_PAGERS, **self._env_vars}
-        done = self._box.execute(action.command, timeout=action.timeout or 0, cwd=cwd, envs=envs)
-        state = self._need_shell().state
-        if done.exit_code == -1:
-            suffix = f"\n[The command timed out after {float(action.timeout or 0)} seconds. {TIMEOUT_MESSAGE}]"
-        else:
-            suffix = f"\n[The command completed with exit code {done.exit_code}.]"
-        metadata = CmdOutputMetadata(
-            exit_code=done.exit_code,
-            username=state.username,
-            hostname=state.hostname,
-            working_dir=cwd,
-            py_interpreter_path=state.python or None,
-            suffix=suffix,
-        )
-        return CmdOutputObservation(
-            done.output.rstrip(), command=action.command, metadata=metadata, hidden=action.hidden
-        )
 
     def run_ipython(self, action: IPythonRunCellAction) -> Observation:
         """A cell on the sandbox's kernel. A failing cell is an IPythonRunCellObservation like any other."""
@@ -159,36 +405,28 @@ class E2BRuntime(Lifecycle):
                 f"{JUPYTER_TEMPLATE!r}."
             )
         timeout_s = action.timeout if action.timeout is not None else float(self._settings.timeout)
-        with self._on_sandbox():
-            jupyter, cwd = self._need_jupyter(), self._need_shell().cwd
+        with self._on_sandbox() as live:
             try:
-                text, images = jupyter.run(
-                    action.code, timeout_s=timeout_s, cwd=cwd, envs=self._env_vars, init_code=action.kernel_init_code
-                )
-                text = text.rstrip()
-                if action.include_extra:
-                    text += f"\n[Jupyter current working directory: {cwd}]"
-                    text += f"\n[Jupyter Python interpreter: {jupyter.interpreter}]"
+                return live.run_cell(action, timeout_s)
             except AgentRuntimeDisconnectedError:
                 raise
             except AgentRuntimeError as error:
                 return ErrorObservation(str(error))
-        return IPythonRunCellObservation(text, code=action.code, image_urls=images or None)
 
     def read(self, action: FileReadAction) -> FileReadObservation | ErrorObservation:
         """A file's lines, or the editor's view; images, PDF and video as data URLs."""
-        with self._on_sandbox():
-            return self._need_files().read(action, self._need_shell().cwd)
+        with self._on_sandbox() as live:
+            return live.files.read(action, live.shell.cwd)
 
     def write(self, action: FileWriteAction) -> FileWriteObservation | ErrorObservation:
         """Replaces a file, or lines of it. Mode and owner of a file that is there are kept."""
-        with self._on_sandbox():
-            return self._need_files().write(action, self._need_shell().cwd)
+        with self._on_sandbox() as live:
+            return live.files.write(action, live.shell.cwd)
 
     def edit(self, action: FileEditAction) -> FileEditObservation | ErrorObservation:
         """An editor command; without one, lines `start` to `end` become `content`."""
-        with self._on_sandbox():
-            return self._need_files().edit(action, self._need_shell().cwd)
+        with self._on_sandbox() as live:
+            return live.files.edit(action, live.shell.cwd)
 
     def browse(self, action: BrowseURLAction) -> Observation:
         """Visits a URL; the page's text. Needs a template with a browser, such as `browser`."""
@@ -201,18 +439,16 @@ class E2BRuntime(Lifecycle):
     def _browse(self, action: BrowseURLAction | BrowseInteractiveAction) -> Observation:
         if not getattr(self.config, "enable_browser", True):
             return ErrorObservation(NO_BROWSER)
-        with self._on_sandbox():
-            if self._browser is None:
-                self._browser = Browser(self._box, self.workspace)
-            return self._browser.browse(action)
+        with self._on_sandbox() as live:
+            return live.browser.browse(action)
 
     async def call_tool_mcp(self, action: MCPAction) -> Observation:
         """A tool of a server inside the sandbox or elsewhere. What goes wrong there is an observation."""
         return await asyncio.to_thread(self._call_tool, action)
 
     def _call_tool(self, action: MCPAction) -> Observation:
-        with self._on_sandbox():
-            return self._need_mcp().call(action)
+        with self._on_sandbox() as live:
+            return live.mcp.call(action)
 
     def get_mcp_config(self, extra_stdio_servers: Sequence[Any] | None = None) -> Any:
         """The configured servers and the given ones; an object with `sse_servers`, `stdio_servers`, `shttp_servers`."""
@@ -222,27 +458,14 @@ class E2BRuntime(Lifecycle):
             stdio_servers=[*configured.stdio_servers, *(extra_stdio_servers or ())],
             shttp_servers=list(configured.shttp_servers),
         )
-        if self.sandbox is not None:
-            self._need_mcp().use(config)
+        if self._connected is not None:
+            self._live.mcp.use(config)
         return config
 
     @property
     def mcp_servers(self) -> MCPServers:
         """The servers behind `call_tool_mcp`. Raises AgentRuntimeNotReadyError before `connect`."""
-        return self._need_mcp()
-
-    def _need_mcp(self) -> MCPServers:
-        if self._mcp is None:
-            self._mcp = MCPServers(self._box, self.workspace, self.sid, lambda: self._env_vars)
-            self._mcp.use(getattr(self.config, "mcp", None) or MCPConfig())
-        return self._mcp
-
-    def close(self) -> None:
-        """See Lifecycle.close; MCP sessions end before."""
-        if self._mcp is not None:
-            self._mcp.close()
-            self._mcp = None
-        super().close()
+        return self._live.mcp
 
     def _not_runnable(self, action: Action) -> Observation:
         if isinstance(action, AgentThinkAction):
@@ -256,25 +479,25 @@ class E2BRuntime(Lifecycle):
     def list_files(self, path: str | None = None) -> list[str]:
         """Names in a directory (default: the workspace): directories first, with a final `/`. [] if there is none."""
         where = str(PurePosixPath(self.workspace) / path) if path else self.workspace
-        with self._on_sandbox():
+        with self._on_sandbox() as live:
             try:
-                return self._need_files().listing(where)
+                return live.files.listing(where)
             except OSError:
                 return []
 
     def copy_to(self, host_src: str, sandbox_dest: str, recursive: bool = False) -> None:
         """See E2BBox.copy_to; a relative destination is below the workspace."""
-        with self._on_sandbox():
-            self._box.copy_to(host_src, str(PurePosixPath(self.workspace) / sandbox_dest), recursive)
+        with self._on_sandbox() as live:
+            live.box.copy_to(host_src, str(PurePosixPath(self.workspace) / sandbox_dest), recursive)
 
     def copy_from(self, path: str) -> Path:
         """See E2BBox.copy_from; a relative path is below the workspace."""
-        with self._on_sandbox():
-            return self._box.copy_from(str(PurePosixPath(self.workspace) / path))
+        with self._on_sandbox() as live:
+            return live.box.copy_from(str(PurePosixPath(self.workspace) / path))
 
     def get_working_directory(self) -> str:
         """Where the persistent shell is."""
-        return self._need_shell().cwd
+        return self._live.shell.cwd
 
     def subscribe_to_shell_stream(self, callback: Callable[[str], None] | None = None) -> bool:
         """Not offered: False."""
@@ -282,11 +505,7 @@ class E2BRuntime(Lifecycle):
 
     # ------------------------------------------------------------------------------------------------ repository
 
-    @property
-    def _repository(self) -> Repository:
-        return Repository(self, self._tell, logging.getLogger("atoll.runtime"))
-
-    def _tell(self, event: Event, source: EventSource) -> None:
+    def _add_event(self, event: Event, source: EventSource) -> None:
         if self.event_stream is not None:
             self.event_stream.add_event(event, source)
 
@@ -360,18 +579,19 @@ class E2BRuntime(Lifecycle):
     def add_env_vars(self, env_vars: Mapping[str, str]) -> None:
         """Sets variables, with upper-case names, in the shell, the kernel and every later process of this runtime.
 
-        Raises ValueError for a name that no shell takes, RuntimeError if the shell could not be told.
+        Raises ValueError for a name that no shell takes, RuntimeError if the shell failed to set them.
         """
         chosen = checked_variables(env_vars)
         if not chosen:
             return
-        with self._on_sandbox():
-            exports = "; ".join(f"export {name}={shlex.quote(value)}" for name, value in chosen.items())
-            told = self._need_shell().execute(CmdRunAction(exports, blocking=True, timeout=60, hidden=True))
-            if not isinstance(told, CmdOutputObservation) or told.exit_code != 0:
-                reason = told.metadata.suffix if isinstance(told, CmdOutputObservation) else told.content
-                raise RuntimeError(f"Failed to add env vars {sorted(chosen)} to environment: {reason.strip()}")
-            self._env_vars.update(chosen)
-            self._persist_variables(chosen)
-            if self.has_jupyter:
-                self._need_jupyter().set_variables(chosen)
+        with self._on_sandbox() as live:
+            live.add_variables(chosen, in_kernel=self.has_jupyter)
+
+
+def _default_soft_timeout(settings: SandboxConfig) -> float:
+    name = "NO_CHANGE_TIMEOUT_SECONDS"
+    text = settings.runtime_startup_env_vars.get(name) or os.environ.get(name) or ""
+    try:
+        return float(text) if text else DEFAULT_SOFT_TIMEOUT_S
+    except ValueError:
+        raise ValueError(f"{name} is a number of seconds, not {text!r}") from None

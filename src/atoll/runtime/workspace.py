@@ -38,7 +38,7 @@ _STATUS = {
     "U": GitChangeStatus.UPDATED,
 }
 
-# What changes are told against: the branch as it is at its origin, else where it left the origin's main branch, else
+# What changes are compared with: the branch as it is at its origin, else where it left the origin's main branch, else
 # nothing at all.
 _REFERENCE = f"""
 branch=$(git branch --show-current 2>/dev/null)

@@ -22,7 +22,7 @@ from atoll.wire.node.codec import error_from_json, error_to_json
 
 STOP_S = 30.0
 """A stop that takes longer ends the process as it is; the next start reclaims what is left."""
-_FIRST_WORDS_MAX = 65536
+_REPORT_MAX = 65536
 
 _log = structlog.get_logger("atoll.serve")
 
@@ -43,14 +43,14 @@ class Child:
         self._plan = plan
         self._pid: int | None = None
         self._status: int | None = None
-        self._words = b""
-        self.ear: int | None = None
+        self._report = b""
+        self.reports: int | None = None
         """Readable when the child says something: that it is ready, or why it could not start."""
         self.is_ready = False
         self.failure: AtollError | None = None
 
-    def start(self, ears: Iterable[int] = ()) -> None:
-        """`ears`: those of other children, which this one does not keep. Raises OSError (no room for a process)."""
+    def start(self, others: Iterable[int] = ()) -> None:
+        """`others`: report pipes that the child does not keep. Raises OSError (no room for a process)."""
         self._hang_up()
         reading, writing = os.pipe()
         parent = os.getpid()
@@ -58,33 +58,33 @@ class Child:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            for ear in (reading, *ears):
-                os.close(ear)
+            for descriptor in (reading, *others):
+                os.close(descriptor)
             _be(self.role, self._plan, parent, writing)
         os.close(writing)
         os.set_blocking(reading, False)
-        self.ear, self._words, self._status = reading, b"", None
+        self.reports, self._report, self._status = reading, b"", None
         self.is_ready, self.failure = False, None
 
     def listen(self) -> None:
-        """Takes what the child has said. Its words are trusted no further than that it is ready."""
-        if self.ear is None:
+        """Reads the child's report: ready, or why not. Nothing else in it is trusted."""
+        if self.reports is None:
             return
         with contextlib.suppress(BlockingIOError):
-            while piece := os.read(self.ear, 4096):
-                self._words += piece
-                if len(self._words) > _FIRST_WORDS_MAX:
+            while piece := os.read(self.reports, 4096):
+                self._report += piece
+                if len(self._report) > _REPORT_MAX:
                     break
             self._hang_up()
             with contextlib.suppress(ValueError):
-                said = json.loads(self._words)
-                self.is_ready = said == "ready"
-                self.failure = None if self.is_ready else error_from_json(said)
+                report = json.loads(self._report)
+                self.is_ready = report == "ready"
+                self.failure = None if self.is_ready else error_from_json(report)
 
     def _hang_up(self) -> None:
-        if self.ear is not None:
-            os.close(self.ear)
-            self.ear = None
+        if self.reports is not None:
+            os.close(self.reports)
+            self.reports = None
 
     def has_ended(self) -> bool:
         """Never waits."""

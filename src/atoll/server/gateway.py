@@ -100,8 +100,8 @@ def main() -> NoReturn:
 async def _serve(
     listener: socket.socket, node: int, orders: Orders, ready: Callable[[], None], stop: asyncio.Event
 ) -> None:
-    ground = HostNetworks(_networks(orders.allow_private))
-    context = EgressContext(ground, Budget.of_this_process(MEMORY_MIB), name_servers=orders.name_servers or None)
+    forbidden = HostNetworks(_networks(orders.allow_private))
+    context = EgressContext(forbidden, Budget.of_this_process(MEMORY_MIB), name_servers=orders.name_servers or None)
     registry = EgressRegistry(context)
     try:
         async with accepting(listener, GatewayServer(registry).serve, {node}), Watchdog(NAME):

@@ -1,6 +1,6 @@
 """`atoll serve`: starts the server's processes, starts those again that end, and stops all in order.
 
-    lock data dir ─► bind ─► egress, node ─► front ─► tell: server.json, --ready-fd
+    lock data dir ─► bind ─► egress, node ─► front ─► report: server.json, --ready-fd
                                          │ SIGTERM, SIGINT, end of --lifeline-fd
                                          ▼
                      stop: front, node, egress; forced after STOP_S
@@ -50,7 +50,7 @@ _log = structlog.get_logger("atoll.serve")
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """Descriptors that a parent process passed: one to tell that the server is ready, one whose end means "stop"."""
+    """Descriptors that a parent process passed: one for saying that the server is ready, one whose end means "stop"."""
 
     ready_fd: int | None = None
     lifeline_fd: int | None = None
@@ -63,7 +63,7 @@ class Wires:
 
 
 def serve(settings: Settings, wires: Wires) -> None:
-    """Runs a server until it is told to stop. Raises AtollError, OSError when it cannot start."""
+    """Runs a server until it is asked to stop. Raises AtollError, OSError when it cannot start."""
     logs.configure(settings.log_level, settings.log_format)
     _log.debug("starting", data_dir=str(settings.data_dir), isolation=settings.isolation)
     wires.seal()
@@ -140,7 +140,7 @@ class Launcher:
                         raise one.failure or PlatformError(f"the {one.role} process ended before it was ready")
 
     def _start(self, child: Child) -> None:
-        child.start([one.ear for one in self._children if one is not child and one.ear is not None])
+        child.start([one.reports for one in self._children if one is not child and one.reports is not None])
 
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
@@ -152,7 +152,7 @@ class Launcher:
         with running.announced(settings.data_dir, url, origin, domain, str(bundle) if bundle else None):
             more = {"domain": domain, "ca": str(bundle)} if domain else {}
             _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid(), **more)
-            _tell_ready(self._wires.ready_fd, url, plan.keys[0], more)
+            _report_ready(self._wires.ready_fd, url, plan.keys[0], more)
             yield
 
     def _watch(self, waking: int) -> None:
@@ -195,15 +195,15 @@ class Launcher:
             with contextlib.suppress(OSError):  # half written: next time
                 self._certificates.refresh()
             until = min(until or float("inf"), time.monotonic() + _REFRESH_S)
-        ears = [waking, *(child.ear for child in self._children if child.ear is not None)]
+        watched = [waking, *(child.reports for child in self._children if child.reports is not None)]
         if lifeline is not None and not self._stopping:
-            ears.append(lifeline)
+            watched.append(lifeline)
         timeout = None if until is None else max(0.0, until - time.monotonic())
-        heard, _, _ = select.select(ears, [], [], timeout)
-        if waking in heard:
+        readable, _, _ = select.select(watched, [], [], timeout)
+        if waking in readable:
             for number in os.read(waking, 256):
                 self._take_signal(signal.Signals(number))
-        if lifeline in heard and _has_ended(lifeline):
+        if lifeline in readable and _has_ended(lifeline):
             self._ask_to_stop("end of the lifeline")
 
     def _take_signal(self, number: signal.Signals) -> None:
@@ -257,7 +257,7 @@ def url_of(host: str, port: int) -> str:
     return f"http://{reachable}:{port}"
 
 
-def _tell_ready(fd: int | None, url: str, key: str, more: Mapping[str, str]) -> None:
+def _report_ready(fd: int | None, url: str, key: str, more: Mapping[str, str]) -> None:
     if fd is None:
         return
     with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "w") as out:

@@ -23,7 +23,7 @@ class Plan:
     """Made by the launcher before it starts anything; every process inherits it.
 
     `user` is the front's, `gateway_user` the egress gateway's: None where the server is not root. `egress` is where the
-    gateway hears the node; it stays open while the gateway is started again.
+    gateway listens for the node; it stays open while the gateway is started again.
     """
 
     settings: Settings
@@ -44,12 +44,12 @@ class Plan:
 
     @property
     def node_socket(self) -> Path:
-        """Where the node hears the front."""
+        """Where the node listens for the front."""
         return node_dir(self.settings.data_dir) / "control.sock"
 
     @property
     def gateway_socket(self) -> Path:
-        """Where the gateway hears the node."""
+        """Where the gateway listens for the node."""
         return egress_socket(self.settings.data_dir)
 
     def close_sockets(self) -> None:

@@ -39,7 +39,7 @@ _NEEDLESS = {
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What is left. `user`: the host id to become, None: whoever starts it. Paths are those of the host."""
+    """What is left. `user`: the host id to become, None: the user who starts it. Paths are those of the host."""
 
     user: int | None
     writable: tuple[Path, ...] = ()

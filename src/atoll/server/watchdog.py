@@ -1,4 +1,4 @@
-"""Says and counts when an event loop stood still: nobody was served meanwhile, whoever caused it.
+"""Logs and counts when an event loop stood still: no request was served meanwhile, whatever caused it.
 
 A tick comes late on a busy machine too. So what counts is processor time: a tick that is late, and a thread that has
 worked all the while, are a stall. A late tick of a thread that hardly worked is only noted: it waited for something

@@ -1,4 +1,4 @@
-"""What a sandbox gets of processors and memory, and what happens to those who want more."""
+"""What a sandbox gets of processors and memory, and what happens to those who ask for more."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def memory(sizes: Sizes) -> Outcome:
 
 
 def was_stopped(exit_code: int, output: str) -> bool:
-    """Whether a program that wanted too much memory did not get it: refused, killed, or its workers were."""
+    """Whether a program that asked for too much memory did not get it: refused, killed, or its workers were."""
     if exit_code == NO_RESOURCE:
         return ABORTED in output
     return exit_code in (137, 9, -9) or (exit_code == 0 and KILLED in output)
@@ -116,5 +116,5 @@ def was_stopped(exit_code: int, output: str) -> bool:
 def _last_lines(output: str) -> str:
     """What it came to, without stress-ng's tables and debugging, each thing once."""
     lines = [line for line in output.splitlines() if "metrc:" not in line and "no CPUs found" not in line]
-    told = [_PREFIX.sub("", line.strip()) for line in lines if "debug:" not in line or KILLED in line]
-    return "; ".join(list(dict.fromkeys(told))[-3:])[-400:] or "no output"
+    lines_kept = [_PREFIX.sub("", line.strip()) for line in lines if "debug:" not in line or KILLED in line]
+    return "; ".join(list(dict.fromkeys(lines_kept))[-3:])[-400:] or "no output"

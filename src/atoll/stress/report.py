@@ -85,7 +85,7 @@ def number(value: float) -> str:
 
 
 def html(report: Report, settings: Mapping[str, Any] | None = None) -> str:
-    """The page. `settings` are told as they are: what was asked for, on which machine."""
+    """The page. `settings` are printed as they are: what was asked for, on which machine."""
     missed = [check for one in report.scenarios for check in one.checks if not check.ok]
     broken = [one for one in report.scenarios if one.error]
     if report.ok:
@@ -94,12 +94,12 @@ def html(report: Report, settings: Mapping[str, Any] | None = None) -> str:
         words = [f"{escape(check.name)} {escape(str(check.threshold))}" for check in missed]
         words += [f"{escape(one.name)} could not be carried out" for one in broken]
         verdict = f'<p class="bad"><strong>Missed: {", ".join(words)}.</strong></p>'
-    told = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in (settings or {}).items())
+    shown = ", ".join(f"{escape(str(key))} {escape(str(value))}" for key, value in (settings or {}).items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Atoll under stress</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style><h1>Atoll under stress</h1>"
-        f'<p class="soft">{report.began:%Y-%m-%d %H:%M} UTC, {report.seconds:.0f} s{", " + told if told else ""}</p>'
+        f'<p class="soft">{report.began:%Y-%m-%d %H:%M} UTC, {report.seconds:.0f} s{", " + shown if shown else ""}</p>'
         f"{verdict}{''.join(_section(one) for one in report.scenarios)}</html>\n"
     )
 

@@ -64,7 +64,7 @@ def run(
     names: Sequence[str],
     sizes: Sizes,
     thresholds: Mapping[str, Threshold],
-    told: Callable[[ScenarioReport], None] | None = None,
+    on_report: Callable[[ScenarioReport], None] | None = None,
 ) -> Report:
     """Carries out the named scenarios in the order of SCENARIOS. Raises ValueError for a name that is none."""
     if unknown := set(names) - set(SCENARIOS):
@@ -74,8 +74,8 @@ def run(
     for name in SCENARIOS:
         if name in names:
             found.append(_one(name, sizes, thresholds))
-            if told is not None:
-                told(found[-1])
+            if on_report is not None:
+                on_report(found[-1])
     return Report(began, time.monotonic() - start, found)
 
 

@@ -137,7 +137,7 @@ class BackendContract(InsideContract, PausingContract):
                 with pytest.raises(SandboxGone):
                     await backend.adopt(SandboxSpec("x", "contract"), tmp_path, record)
 
-    async def test_an_adopted_sandbox_tells_its_end(self, tmp_path: Path) -> None:
+    async def test_an_adopted_sandbox_reports_its_end(self, tmp_path: Path) -> None:
         asked = self.asked(tmp_path)
         async with self.started(tmp_path / "run") as backend:
             record = dict((await backend.create(*asked)).record())
@@ -266,7 +266,7 @@ class BackendContract(InsideContract, PausingContract):
 
     # -- life and end --------------------------------------------------------------------------------------------------
 
-    async def test_kill_is_idempotent_and_wait_tells_of_it(self, tmp_path: Path) -> None:
+    async def test_kill_is_idempotent_and_wait_returns(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (_, handle):
             waiters = [asyncio.create_task(handle.wait()) for _ in range(3)]
             waiters[0].cancel()
@@ -305,7 +305,7 @@ class BackendContract(InsideContract, PausingContract):
 
     # -- abilities that a tier may lack --------------------------------------------------------------------------------
 
-    async def test_stats_tell_what_is_used(self, tmp_path: Path) -> None:
+    async def test_stats_show_what_is_used(self, tmp_path: Path) -> None:
         async with self.sandbox(tmp_path) as (backend, handle):
             stats = await handle.stats()
             assert stats.memory_total > 0

@@ -3,7 +3,7 @@
     factory: atoll.testing.fake:backend
 
 It keeps the whole contract of `isolation/base.py` but the wall: programs see this machine's files, network and
-processes, and run as whoever runs the tests. Users `user` and `root` are both mapped to that account, at home in
+processes, and run as the user who runs the tests. Users `user` and `root` are both mapped to that account, at home in
 `state_dir/home`; no other user exists. That home is its disk: a pause keeps it and ends everything that runs, and a
 snapshot is a copy of it. It needs no root, no template and no Linux feature, so everything above the
 backend can be tested anywhere.

@@ -45,12 +45,12 @@ def processes_of(mark: str) -> dict[int, int]:
     parents: dict[int, int] = {}
     namespaces: dict[int, int] = {}
     own: set[int] = set()
-    wanted = f"{MARKER}={mark}".encode()
+    entry = f"{MARKER}={mark}".encode()
     for pid in _all_pids():
         try:
             namespaces[pid] = os.stat(f"/proc/{pid}/ns/pid").st_ino
             parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 own.add(pid)
         except (OSError, ValueError, IndexError):
             continue

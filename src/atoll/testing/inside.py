@@ -1,6 +1,6 @@
 """Running a program in a sandbox of any tier by nothing but its handle: the guest's process service, spoken by hand.
 
-For the suites that test tiers below the server; whoever has a server uses the SDK.
+For the suites that test tiers below the server; with a server, use the SDK.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Authority:
 
     @property
     def key_pem(self) -> str:
-        """The CA's private key: whoever has it is believed by all who trust the certificate."""
+        """The CA's private key: its holder is believed by all who trust the certificate."""
         return _private_pem(self._key).decode()
 
     @property

@@ -149,7 +149,7 @@ class PacketChannel:
             _, _, sent = self._waiting.popleft()
             if not sent.done():
                 sent.set_exception(ChannelClosed("the channel is closed"))
-                sent.exception()  # whoever sent it may have been cancelled
+                sent.exception()  # the sender may have been cancelled
         self._sock.close()
 
 

@@ -68,7 +68,7 @@ async def accepting(
 
 
 async def connect(path: Path) -> Channel:
-    """A channel to whoever listens at `path`: at once, also while it is being started again. Raises OSError."""
+    """A channel to the listener at `path`: at once, also while it is being started again. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with _reachable(path) as short:

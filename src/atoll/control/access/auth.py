@@ -60,7 +60,7 @@ class Authenticator:
         if not key:
             raise Unauthorized("no API key", hint="send it in the X-API-Key header; `atoll env` prints it")
         digest = digest_of(key)
-        # Every configured digest is compared, in constant time each: the answer's timing tells nothing.
+        # Every configured digest is compared, in constant time each: the answer's timing reveals nothing.
         known = [hmac.compare_digest(digest, one) for one in self._configured]
         if any(known):
             return Caller(DEFAULT_TEAM_ID, key)

@@ -1,6 +1,6 @@
 """Which client versions were tested, and a line in the log, once, for each newer one that comes.
 
-Newer clients are served like any other: the line tells an operator where to look first when something is odd.
+Newer clients are served like any other: the line shows an operator where to look first when something is odd.
 Versions come from `User-Agent` (`e2b-python-sdk/2.63.0`) or from the fields that older SDKs send instead
 (`publisher: e2b`, `lang`, `package_version`).
 """
@@ -16,7 +16,7 @@ import structlog
 TESTED = {"e2b-python-sdk": (2, 63, 0), "e2b-js-sdk": (2, 51, 0), "e2b-cli": (2, 19, 0)}
 """The newest version of each client that the tests drive; a test compares it with the matrix."""
 
-MAX_TOLD = 100
+MAX_LOGGED = 100
 """Anybody may claim any version: what is remembered of that is bounded."""
 
 _AGENT = re.compile(r"(e2b-(?:python|js)-sdk|e2b-cli)/(\d{1,4})\.(\d{1,4})\.(\d{1,4})")
@@ -32,7 +32,7 @@ class ClientVersionLog:
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
-        self._told: set[tuple[str, Version]] = set()
+        self._logged: set[tuple[str, Version]] = set()
         self._log = structlog.get_logger("atoll.clients")
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -42,8 +42,8 @@ class ClientVersionLog:
 
     def _look(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         for name, version in clients_of(headers):
-            if version > TESTED[name] and (name, version) not in self._told and len(self._told) < MAX_TOLD:
-                self._told.add((name, version))
+            if version > TESTED[name] and (name, version) not in self._logged and len(self._logged) < MAX_LOGGED:
+                self._logged.add((name, version))
                 self._log.warning(
                     "this client is newer than the newest tested one; it is served all the same",
                     client=name,

@@ -1,7 +1,7 @@
 """What every request passes before it is routed: key, size of the body, the raw path; and the last net for errors.
 
 One pure ASGI layer in front of the application. Default-deny: only what PUBLIC lists needs no key, so a route that is
-added and forgotten is closed, not open; and an unknown path tells a stranger nothing.
+added and forgotten is closed, not open; and an unknown path reveals nothing to a stranger.
 """
 
 from __future__ import annotations

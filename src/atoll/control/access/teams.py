@@ -1,7 +1,7 @@
 """Teams, as far as a caller sees them: the name, and what its sandboxes came to over time.
 
 The past is cut into stretches: as short as they can be (STEPS_S) with no more than MAX_STRETCHES of them. Of each it is
-told how many sandboxes there were at most at once and how many began per second. The past goes as far back as ended
+counted how many sandboxes there were at most at once and how many began per second. The past goes as far back as ended
 sandboxes are remembered.
 """
 
@@ -43,7 +43,7 @@ class TeamService:
         return await self._store.keys.team_name(caller.team_id) or caller.team_id
 
     async def usage(self, caller: Caller, team_id: str, start_s: int | None, end_s: int | None) -> list[Usage]:
-        """Oldest first, without gaps; from `start_s` to `end_s` in Unix seconds, the last day if nothing is said.
+        """Oldest first, without gaps; from `start_s` to `end_s` in Unix seconds, the last day by default.
 
         Raises Forbidden: not the caller's team. InvalidRequest: the end is before the start.
         """
@@ -61,15 +61,15 @@ class TeamService:
         step = step_for(end - start)
         found = {one.at: one for one in await self._store.usage.stretches(team_id, start, end, step)}
         level = await self._store.usage.alive_at(team_id, start)
-        base, told = level, []
+        base, usage = level, []
         for at in range(start, end + 1, step):
             stretch = found.get(at)
             # What it began with counts too: a stretch in which all only ended had its most at its beginning.
             peak = level if stretch is None else max(level, base + stretch.peak)
             rate = 0.0 if stretch is None else stretch.started / step
-            told.append(Usage(datetime.fromtimestamp(at, UTC), max(0, peak), rate))
+            usage.append(Usage(datetime.fromtimestamp(at, UTC), max(0, peak), rate))
             level += stretch.change if stretch is not None else 0
-        return told
+        return usage
 
 
 def step_for(span_s: int) -> int:

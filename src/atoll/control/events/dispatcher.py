@@ -43,7 +43,7 @@ class Post(Protocol):
 
 
 class WebhookDispatcher:
-    """`run` is its task; `wake` tells it of new deliveries."""
+    """`run` is its task; `wake` makes it look for new deliveries."""
 
     def __init__(self, tables: EventTables, clock: Clock, out: Post) -> None:
         self._tables = tables

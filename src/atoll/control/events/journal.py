@@ -1,6 +1,6 @@
-"""Lifecycle events: taken note of as they happen, written down a moment later, queued for the webhooks that want them.
+"""Lifecycle events: noted as they happen, written a moment later, queued for the webhooks that ask for them.
 
-A note costs the one who makes it nothing but an append: no create or kill waits for the journal. What was noted is
+A note costs its maker nothing but an append: no create or kill waits for the journal. What was noted is
 gathered for GATHER_S and written together; a server that is killed in between loses it, a clean stop loses nothing.
 """
 

@@ -1,6 +1,6 @@
 """One POST from this machine to an address that a caller chose: the only place where control connects anywhere.
 
-A webhook's URL comes from whoever holds an API key, and this process stands inside the operator's network. So the
+A webhook's URL comes from anyone with an API key, and this process stands inside the operator's network. So the
 address is decided on, not the name: it is resolved once, every result is checked, and the connection goes to a checked
 address and nowhere else (a name that changes its mind gets nothing). Not allowed unless the operator lists it: anything
 that is not globally routable, that is loopback, private networks, link-local with its metadata services, multicast, the
@@ -73,7 +73,7 @@ def parse_target(url: str) -> Target:
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(ascii_host):
         raise InvalidRequest("url must begin with http:// or https:// and name a host")
     if parts.username is not None or parts.password is not None:
-        raise InvalidRequest("url must not hold a user or password", hint="the signature tells who sends")
+        raise InvalidRequest("url must not hold a user or password", hint="the signature proves who sends")
     if port == 0:
         raise InvalidRequest("url must not name port 0")
     secure = parts.scheme == "https"
@@ -125,7 +125,7 @@ class Outbound:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check(self, url: str) -> None:
-        """What can be said without asking anybody. Raises InvalidRequest, Forbidden."""
+        """The checks that need no look-up. Raises InvalidRequest, Forbidden."""
         target = parse_target(url)
         with suppress(ValueError):
             self._check_address(ipaddress.ip_address(target.host), target)
@@ -156,7 +156,7 @@ class Outbound:
     def _looked_up(self, key: tuple[str, int], done: asyncio.Future[list[str]]) -> None:
         self._lookups.pop(key, None)
         if not done.cancelled():
-            done.exception()  # whoever asked may have given up
+            done.exception()  # the caller may have given up
 
     def _check_address(self, address: Address, target: Target) -> None:
         if not is_allowed(address, self._forbidden()):

@@ -10,7 +10,7 @@ from atoll.model.errors import QuotaExceeded
 
 
 class NodeState(StrEnum):
-    """As the last words of a node, or the lack of them, tell."""
+    """By a node's last heartbeat, or the lack of one."""
 
     READY = "ready"
     DRAINING = "draining"

@@ -8,7 +8,7 @@
                     ▼
                   gone: forgotten                                      `gone` is called
 
-Whoever needs an answer of a node asks those that are not silent, so that none is waited for on behalf of others.
+Callers ask only nodes that are not silent, so that one silent node delays no answer of the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Known:
     client: NodeClient | None
     """None: expected, because the store has sandboxes of it, but it has not registered yet."""
     status: NodeStatus
-    heard_at: float
+    answered_at: float
     is_connected: bool
     was_silent: bool = False
 
@@ -70,7 +70,7 @@ class NodeRegistry:
             return
         if status.draining and not known.status.draining:
             _log.info("node.draining", node=node_id, sandboxes=status.sandboxes)
-        known.status, known.heard_at = status, self._clock()
+        known.status, known.answered_at = status, self._clock()
         if known.was_silent:
             known.was_silent = False
             _log.info("node.returned", node=node_id)
@@ -102,7 +102,7 @@ class NodeRegistry:
     def state(self, node_id: str) -> NodeState:
         """SILENT for one that is not known."""
         known = self._known.get(node_id)
-        if known is None or not self._is_heard(known):
+        if known is None or not self._answers(known):
             # Its last word counts on: who was draining will not take more when it is back, unless it says so.
             return NodeState.DRAINING if known is not None and known.status.draining else NodeState.SILENT
         return NodeState.DRAINING if known.status.draining else NodeState.READY
@@ -110,13 +110,13 @@ class NodeRegistry:
     def is_silent(self, node_id: str) -> bool:
         """Whether it would have to be waited for."""
         known = self._known.get(node_id)
-        return known is None or not self._is_heard(known)
+        return known is None or not self._answers(known)
 
     def worth_asking(self) -> dict[str, NodeClient]:
         """Those that are not silent; where all are, all that have registered: one may be back in a moment."""
         registered = {node_id: known.client for node_id, known in self._known.items() if known.client is not None}
-        heard = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
-        return heard or registered
+        answering = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
+        return answering or registered
 
     def loads(
         self, holders: Collection[str], held: Callable[[str], int], lacks: Callable[[str], str] = lambda _: ""
@@ -137,8 +137,8 @@ class NodeRegistry:
             if known.client is not None
         ]
 
-    def _is_heard(self, known: _Known) -> bool:
-        return known.is_connected and self._clock() - known.heard_at < SILENT_AFTER_S
+    def _answers(self, known: _Known) -> bool:
+        return known.is_connected and self._clock() - known.answered_at < SILENT_AFTER_S
 
     async def run(self) -> None:
         """Notices silence, until it is cancelled."""
@@ -149,9 +149,9 @@ class NodeRegistry:
     def look(self) -> None:
         """One look at all of them."""
         for node_id, known in list(self._known.items()):
-            if self._is_heard(known):
+            if self._answers(known):
                 continue
-            silent_s = self._clock() - known.heard_at
+            silent_s = self._clock() - known.answered_at
             if not known.was_silent:
                 known.was_silent = True
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)

@@ -23,7 +23,7 @@ async def list_keys(services: ServicesHere, caller: CallerHere) -> Response:
 
 @router.post("/api-keys", status_code=201, responses={201: {"model": rest.CreatedTeamKey}, **FAILURES})
 async def add_key(body: rest.NewKey, services: ServicesHere, caller: CallerHere) -> Response:
-    """A new key of the caller's team, told this once."""
+    """A new key of the caller's team, shown this once."""
     made = await services.keys.add(caller.team_id, body.name)
     return reply(rest.CreatedTeamKey(key=made.key, **_facts(made.facts)), 201, keep_nulls=True)
 

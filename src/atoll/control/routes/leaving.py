@@ -1,6 +1,6 @@
 """What a client that goes away in the middle of a request gives up. For requests that make something: only these.
 
-ASGI tells it twice: `receive` answers `http.disconnect` while the request is worked on, and `send` raises OSError when
+ASGI shows it twice: `receive` answers `http.disconnect` while the request is worked on, and `send` raises OSError when
 the answer cannot be delivered any more.
 """
 

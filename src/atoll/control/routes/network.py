@@ -21,7 +21,7 @@ async def update_network(
 ) -> Response:
     """Replaces all of it: what is left out is cleared. Connections that it forbids are cut."""
     given = body or rest.NetworkUpdate()
-    ordering.refuse_what_only_a_create_says(given)
+    ordering.refuse_create_only_fields(given)
     policy = ordering.network_from(given.allow_internet_access, given)
     await services.network.set_policy(caller, sandbox_id, policy)
     return no_content()
@@ -37,5 +37,5 @@ async def list_connections(
 ) -> Response:
     """The newest `limit` connections and DNS questions of this server's time, oldest first. Atoll's own."""
     found = await services.network.connections(caller, sandbox_id)
-    wanted = [one for one in found if allowed is None or one.allowed is allowed]
-    return reply_list([rest.connection(one) for one in wanted[-limit:]])
+    chosen = [one for one in found if allowed is None or one.allowed is allowed]
+    return reply_list([rest.connection(one) for one in chosen[-limit:]])

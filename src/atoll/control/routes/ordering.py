@@ -1,4 +1,4 @@
-"""From the words of the wire to the model's: what a create asks for, and what of it is not offered. Pure."""
+"""From wire bodies to the model's types: what a create asks for, and what of it is not offered. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED
 
 
 def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idempotency_key: str | None) -> CreateOrder:
-    """Raises NotOffered for what this Atoll cannot keep its word on."""
+    """Raises NotOffered for a field that this Atoll cannot honour."""
     network = body.network or NetworkConfig()
     refuse_pausing(auto_pause=body.auto_pause, auto_resume=body.auto_resume)
     _refuse_unoffered(body, network)
@@ -58,7 +58,7 @@ def _refuse_unoffered(body: NewSandboxV2, network: NetworkConfig) -> None:
             raise NotOffered(f"{name} is not supported by this server yet", hint="create the sandbox without it")
 
 
-def refuse_what_only_a_create_says(given: NetworkUpdate) -> None:
+def refuse_create_only_fields(given: NetworkUpdate) -> None:
     """Raises InvalidRequest for a part of the network that cannot be changed while the sandbox runs."""
     fixed = {
         "allowPublicTraffic": given.allow_public_traffic,

@@ -34,7 +34,7 @@ _ALL = 1_000_000
 async def create_v2(
     request: Request, body: rest.NewSandboxV2, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
 ) -> Response:
-    """A secure sandbox; lives 300 s if nothing else is said."""
+    """A secure sandbox; lives 300 s by default."""
     order = ordering.order_from(body, rest.V2_TIMEOUT_S, secure=True, idempotency_key=key)
     return await _create(request, services, caller, order)
 
@@ -43,7 +43,7 @@ async def create_v2(
 async def create_v1(
     request: Request, body: rest.NewSandbox, services: ServicesHere, caller: CallerHere, key: IdempotencyKey = None
 ) -> Response:
-    """Secure only when asked; lives 15 s if nothing else is said."""
+    """Secure only when asked; lives 15 s by default."""
     order = ordering.order_from(body, rest.V1_TIMEOUT_S, secure=bool(body.secure), idempotency_key=key)
     return await _create(request, services, caller, order)
 
@@ -159,5 +159,5 @@ async def _create(request: Request, services: Services, caller: Caller, order: C
     body = rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record))
     answer = reply(body, 201)
     if order.idempotency_key is not None:
-        return answer  # whoever asks again with the key gets it
+        return answer  # a retry with the key gets it
     return Owed(answer, lambda: services.ending.abandon(record.sandbox_id))

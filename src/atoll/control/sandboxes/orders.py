@@ -1,4 +1,4 @@
-"""What a create call asks for, in the model's words, and the checks that need nothing but the order itself. Pure."""
+"""What a create call asks for, in the model's types, and the checks that need nothing but the order itself. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_ENV_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator allows. Seconds; `domain` is told to clients for host names of sandboxes."""
+    """What the operator allows. Seconds; `domain` is what clients use for host names of sandboxes."""
 
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
@@ -48,7 +48,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class CreateOrder:
-    """A create call. `request_digest` tells two calls with one idempotency key apart."""
+    """A create call. Two calls with one idempotency key are alike if `request_digest` is."""
 
     template: str
     timeout_s: int
@@ -88,7 +88,7 @@ def check_order(order: CreateOrder, policy: Policy) -> None:
     unknown = sorted(key for key in order.metadata if key.startswith("atoll.") and key not in OWN_KEYS)
     if unknown:
         raise InvalidRequest(
-            f"metadata: {unknown[0][:100]!r} means nothing to Atoll", hint=f"it knows {', '.join(sorted(OWN_KEYS))}"
+            f"metadata: {unknown[0][:100]!r} is no key that Atoll knows", hint=f"it knows {', '.join(sorted(OWN_KEYS))}"
         )
     if order.metadata.get(NO_NEW_PRIVILEGES_KEY, "true") != "true":
         raise InvalidRequest(

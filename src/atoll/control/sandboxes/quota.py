@@ -89,12 +89,12 @@ def _amounts(limits: Limits) -> dict[str, int]:
 
 
 def _beyond(whose: str, setting: str, sums: Counter[str] | None, most: Limits | None, limits: Limits) -> str:
-    for name, wanted in limits.as_json().items():
+    for name, requested in limits.as_json().items():
         held = sums[name] if sums is not None else 0
-        if most is not None and held + wanted > getattr(most, name):
+        if most is not None and held + requested > getattr(most, name):
             key = next(key for key, meant in KEYS.items() if meant == name)
             return (
-                f"{whose} may have {getattr(most, name)} {_UNITS[name]} together; they have {held}, this one wants "
-                f"{wanted}: ask for less (metadata {key}), or raise ATOLL_{setting}_{_SETTINGS[name]}"
+                f"{whose} may have {getattr(most, name)} {_UNITS[name]} together; they have {held}, this one asks for "
+                f"{requested}: ask for less (metadata {key}), or raise ATOLL_{setting}_{_SETTINGS[name]}"
             )
     return ""

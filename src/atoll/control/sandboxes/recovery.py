@@ -28,10 +28,10 @@ def decide(state: SandboxState | None, alive: bool, written_reason: EndReason | 
     ended = SandboxState.ENDED
     match state:
         case None | SandboxState.ENDED:
-            # Nobody can reach it through us: it would run for ever.
+            # No caller can reach it: it would run for ever.
             return Verdict(ended, kill=alive, reason=written_reason or EndReason.LOST)
         case SandboxState.CREATING:
-            # Its id was never told to anybody: RUNNING is written before the answer.
+            # No caller ever got its id: RUNNING is written before the answer.
             return Verdict(ended, kill=alive, reason=EndReason.CREATE_FAILED)
         case SandboxState.RUNNING | SandboxState.PAUSING:
             # A pause that was cut off leaves the sandbox running, as if it had not been asked for.

@@ -118,7 +118,7 @@ class EventTables:
         return [_to_delivery(row) for row in await self._database.read(statement)]
 
     async def next_due(self) -> datetime | None:
-        """When the next attempt is wanted; None: nothing waits."""
+        """When the next attempt is due; None: nothing waits."""
         statement = (
             select(deliveries.c.next_at)
             .where(deliveries.c.state == DeliveryState.PENDING.value)

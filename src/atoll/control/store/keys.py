@@ -29,7 +29,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """Whoever shares sandboxes, keys and a quota."""
+    """The owner of sandboxes, keys and a quota."""
 
     team_id: str
     name: str

@@ -27,7 +27,7 @@ from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
-    wanted: tuple(state.value for state, allowed in TRANSITIONS.items() if wanted in allowed) for wanted in SandboxState
+    target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
 }
 
 
@@ -106,12 +106,12 @@ class Store:
         values = {"wanted_id": sandbox_id, "new_tier": tier}
         return bool(await self._database.write(_RUNNING, values))
 
-    async def transition(self, sandbox_id: str, wanted: SandboxState, **changes: Any) -> bool:
-        """Moves a sandbox to `wanted` and sets the columns in `changes`. False: unknown, or its state forbids it."""
+    async def transition(self, sandbox_id: str, target: SandboxState, **changes: Any) -> bool:
+        """Moves a sandbox to `target` and sets the columns in `changes`. False: unknown, or its state forbids it."""
         statement = (
             update(sandboxes)
-            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[wanted]))
-            .values(state=wanted.value, **changes)
+            .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[target]))
+            .values(state=target.value, **changes)
         )
         return bool(await self._database.write(statement))
 

@@ -16,7 +16,7 @@ MAX_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """`level` is the lowest that is wanted; `search` is a case-sensitive piece of the message."""
+    """`level` is the lowest that is shown; `search` is a case-sensitive piece of the message."""
 
     cursor_ms: int | None = None
     backward: bool = False
@@ -26,18 +26,18 @@ class LogQuery:
 
 
 def select(entries: Sequence[LogEntry], query: LogQuery) -> list[LogEntry]:
-    """The page of `query` out of a whole log (oldest first), in the order that the query wants."""
+    """The page of `query` out of a whole log (oldest first), in the query's order."""
     ordered = reversed(entries) if query.backward else iter(entries)
     found: list[LogEntry] = []
     for entry in ordered:
         if len(found) >= query.limit:
             break
-        if _is_wanted(entry, query):
+        if _matches(entry, query):
             found.append(entry)
     return found
 
 
-def _is_wanted(entry: LogEntry, query: LogQuery) -> bool:
+def _matches(entry: LogEntry, query: LogQuery) -> bool:
     if query.cursor_ms is not None:
         at = round(entry.at.timestamp() * 1000)
         if at > query.cursor_ms if query.backward else at < query.cursor_ms:

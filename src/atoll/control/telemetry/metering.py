@@ -81,7 +81,7 @@ class Meter:
         self._on_disk(lambda: write(sandbox_id, series))
 
     def _on_disk(self, work: Callable[[], T]) -> T | None:
-        """A disk that is full costs the next server its past, and nothing else; said once until it works again."""
+        """A disk that is full costs the next server its past, and nothing else; logged once until it works again."""
         try:
             result = work()
         except OSError as error:

@@ -1,6 +1,6 @@
 """A sandbox's readings over time: a Series in memory, and its file, from which the next server goes on.
 
-A Series is bounded: when it is full, every second reading of it goes, so that a long life is still told from its
+A Series is bounded: when it is full, every second reading of it goes, so that a long life is still covered from its
 beginning, the older the coarser. The file holds the same readings:
 
     <directory>/<sandbox id>.readings    b"ATOLL-R1", then 7 little-endian doubles for each: Unix seconds, CPU percent,

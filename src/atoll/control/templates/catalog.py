@@ -130,7 +130,7 @@ class TemplateService:
         return self._listing
 
     async def _ask_one(self, node_id: str, node: NodeClient) -> NodeUnreachable | None:
-        """What it said last counts where it does not answer now."""
+        """Its last answer counts where it does not answer now."""
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 self._of_node[node_id] = await node.templates()

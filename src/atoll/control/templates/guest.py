@@ -88,8 +88,8 @@ class GuestClient:
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
             raise PlatformError(f"the build's sandbox cannot be reached: {error or type(error).__name__}") from error
         if answer.status >= 300:
-            said = answer.content[:500].decode(errors="replace")
-            raise PlatformError(f"the build's sandbox did not take {path}: {said}")
+            reason = answer.content[:500].decode(errors="replace")
+            raise PlatformError(f"the build's sandbox did not take {path}: {reason}")
 
     def _headers(self, user: str, kind: str) -> list[tuple[str, str]]:
         token = base64.b64encode(f"{user}:".encode()).decode()

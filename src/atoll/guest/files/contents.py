@@ -87,7 +87,7 @@ class Files:
             raise HttpError(406, str(error)) from error
         fd, found = downloads.open_regular(path)
         try:
-            if coding == "gzip" and request.method == "GET" and not downloads.wants_part(headers):
+            if coding == "gzip" and request.method == "GET" and not downloads.is_partial(headers):
                 answer, keeps = downloads.gzipped(fd, found, path)
             else:
                 answer, keeps = downloads.plain(fd, found, path, headers)

@@ -57,7 +57,7 @@ def open_regular(path: str) -> tuple[int, os.stat_result]:
     return fd, found
 
 
-def wants_part(headers: Headers) -> bool:
+def is_partial(headers: Headers) -> bool:
     return any(name in _PART_HEADERS for name, _ in headers)
 
 
@@ -75,15 +75,15 @@ def plain(fd: int, found: os.stat_result, path: str, headers: Headers) -> tuple[
     size = found.st_size
     tag = negotiation.etag(found.st_mtime_ns, size)
     common = [*_common_headers(found, path), ("accept-ranges", "bytes"), ("etag", tag)]
-    if wants_part(headers):
+    if is_partial(headers):
         if negotiation.not_modified(
             headers.get("if-none-match"), headers.get("if-modified-since"), tag, found.st_mtime_ns
         ):
             return Response(304, common[2:]), False
-        wanted = headers.get("range")
-        if wanted is not None and negotiation.range_still_applies(headers.get("if-range"), tag, found.st_mtime_ns):
+        span_header = headers.get("range")
+        if span_header is not None and negotiation.range_still_applies(headers.get("if-range"), tag, found.st_mtime_ns):
             try:
-                span = negotiation.parse_range(wanted, size)
+                span = negotiation.parse_range(span_header, size)
             except negotiation.RangeNotSatisfiable as error:
                 raise HttpError(416, str(error), (("content-range", f"bytes */{size}"),)) from error
             if span is not None:

@@ -1,4 +1,4 @@
-"""What is told about a file: EntryInfo from a directory and a name.
+"""What is reported about a file: EntryInfo from a directory and a name.
 
 As E2B's envd does it: a symlink is reported with the *type and mode of what it leads to* and with `symlink_target`; the
 newest SDKs also read `is_symlink`. A dangling link is a SYMLINK in every SDK, so that a listing does not hide it.

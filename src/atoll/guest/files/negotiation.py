@@ -122,8 +122,8 @@ def choose_coding(accept_encoding: str | None) -> Literal["identity", "gzip"]:
     identity = weights.get("identity", 0.0 if rest == 0.0 else None)
     if identity is None:
         # Not named: acceptable, and preferred unless gzip is the one coding that was asked for.
-        wanted = [name for name, weight in weights.items() if weight > 0]
-        return "gzip" if wanted in (["gzip"], ["x-gzip"]) else "identity"
+        accepted = [name for name, weight in weights.items() if weight > 0]
+        return "gzip" if accepted in (["gzip"], ["x-gzip"]) else "identity"
     if gzip > identity:
         return "gzip"
     if identity > 0:

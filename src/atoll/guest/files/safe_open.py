@@ -55,7 +55,7 @@ _has_openat2 = True
 
 
 class Place(NamedTuple):
-    """A directory, open as O_PATH, and a name in it. Whoever gets it closes `directory`."""
+    """A directory, open as O_PATH, and a name in it. The caller closes `directory`."""
 
     directory: int
     name: str
@@ -146,7 +146,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def refuse_own_proc(fd: int, path: str) -> None:
-    """Raises OSError (EACCES) when `fd` is a file or directory of procfs that tells of this process."""
+    """Raises OSError (EACCES) when `fd` is a file or directory of procfs that describes this process."""
     if os.fstat(fd).st_dev != _proc_device():
         return
     real = os.readlink(f"/proc/self/fd/{fd}")

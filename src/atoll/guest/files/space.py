@@ -1,4 +1,4 @@
-"""What is said when a file system has no room: what was needed, what is free, and in which file system.
+"""The message when a file system has no room: what was needed, what is free, and in which file system.
 
 A sandbox has several file systems, and a full one is easily taken for another. Owns the look and the words.
 """

@@ -10,7 +10,7 @@ existing file keeps its permission bits and foreign attributes, links are follow
 Where a rename would do harm or is impossible the finished content is copied into the existing file: it has other hard
 links, or it is a mount point (/etc/hosts). Files that live where none can be made (/proc/sys) are written directly.
 
-The temporary name tells the watcher (`watch.py`) whether the target is new, so that the SDK's users see CREATE, CHMOD
+The temporary name shows the watcher (`watch.py`) whether the target is new: the SDK's users see CREATE, CHMOD
 and WRITE of the file they wrote and not the ways of this module.
 """
 

@@ -61,7 +61,7 @@ class Output:
         self._waiter: asyncio.Future[None] | None = None
         self.source: Kernel | None = None
         self.log: CellLog | None = None
-        """What the sandbox's log is told, whether the client is still there or not; from the cell's turn on."""
+        """What goes into the sandbox's log, whether the client is still there or not; from the cell's turn on."""
 
     @property
     def abandoned(self) -> bool:
@@ -132,7 +132,7 @@ class Context:
         self._turn = asyncio.Lock()
         self._kernel: Kernel | None = None
         self._lost: str | None = None
-        """How the kernel before this one died by itself, until a cell has been told."""
+        """How the kernel before this one died by itself, until a cell has reported it."""
         self._known_env: dict[str, str] = {}
         self._removed = False
         self._cells = OwnedTasks()
@@ -302,7 +302,7 @@ class Contexts:
         context.remove()
 
     def warm_up(self) -> None:
-        """Starts the default Python context in the background. A failure is told to who runs the first cell."""
+        """Starts the default Python context in the background. A failure is reported by the first cell."""
         self.background.start(self._warm_up())
 
     async def _warm_up(self) -> None:

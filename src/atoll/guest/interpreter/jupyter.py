@@ -6,7 +6,7 @@ Format: https://jupyter-client.readthedocs.io/en/stable/messaging.html; the line
     frames of a request    [<IDS|MSG>, signature, header, parent header, metadata, content]
     frames published       [topic, <IDS|MSG>, signature, header, parent header, metadata, content, buffers…]
 
-Signatures are made (kernels check them) but not checked: whoever could forge a kernel's message owns the kernel.
+Signatures are made (kernels check them) but not checked: who can forge a kernel's message controls it anyway.
 """
 
 from __future__ import annotations

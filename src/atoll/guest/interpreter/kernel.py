@@ -1,6 +1,6 @@
 """One Jupyter kernel: its process, its two sockets, the cells it runs. Owns nothing of contexts or HTTP.
 
-    start ──► process ──► sockets bound ──► iopub heard ──► start-up cell ──► ready
+    start ──► process ──► sockets bound ──► iopub received ──► start-up cell ──► ready
     run(code) ──► execute_request on `shell`;  `iopub` publishes output … status idle  ──► done
 
 The guest speaks to kernels directly (`zmtp.py`): a bridge process with jupyter_client in every sandbox would cost 30
@@ -68,7 +68,7 @@ class KernelDied(Exception):
 
 
 class KernelStartFailed(Exception):
-    """The kernel never became ready; the message says why, with the end of what it said."""
+    """The kernel never became ready; the message says why, with the end of its output."""
 
 
 @dataclass(slots=True)
@@ -137,7 +137,7 @@ class Kernel:
         self._cells: dict[str, _Cell] = {}
         self._shell: zmtp.ZmtpConnection | None = None
         self._iopub: zmtp.ZmtpConnection | None = None
-        self._heard = asyncio.Event()
+        self._received = asyncio.Event()
         self._stderr = bytearray()
         self._stderr_fd: int | None = None
         self._exited = False
@@ -152,7 +152,7 @@ class Kernel:
                 self._launch()
                 self._shell = await self._connect(_SHELL, zmtp.SocketType.DEALER, self._on_shell)
                 self._iopub = await self._connect(_IOPUB, zmtp.SocketType.SUB, self._on_iopub)
-                await self._listen_until_heard()
+                await self._listen_until_received()
                 if cell := _STARTUP_CELLS.get(self.spec.name):
                     await self.run_silently(cell)
         except (OSError, TimeoutError, KernelDied, ValueError) as error:
@@ -222,7 +222,7 @@ class Kernel:
         message = jupyter.parse(frames)
         if message is None:
             return
-        self._heard.set()
+        self._received.set()
         cell = self._cells.get(message.parent_id)
         if cell is None:
             return
@@ -333,17 +333,17 @@ class Kernel:
     def _session_identity(self, channel: int) -> bytes:
         return f"{channel}-{self._key[:8]}".encode() if channel == _SHELL else b""
 
-    async def _listen_until_heard(self) -> None:
-        """A subscription takes hold some time after it was sent, output is lost till then: ask until one is heard."""
+    async def _listen_until_received(self) -> None:
+        """A subscription takes hold some time after it was sent, output is lost till then: ask until one arrives."""
         assert self._shell is not None
-        while not self._heard.is_set():
+        while not self._received.is_set():
             if self.ended is not None:
                 raise KernelDied(self.ended)
             _, frames = self._session.request("kernel_info_request", {})
             self._shell.send(frames)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HELLO_S):
-                    await self._heard.wait()
+                    await self._received.wait()
 
     # -- end --------------------------------------------------------------------------------------------------------
 
@@ -395,12 +395,12 @@ class Kernel:
             self._stderr_fd = None
 
     def _why_not_started(self, error: BaseException) -> str:
-        said = self._stderr.decode("utf-8", "replace").strip()
+        output = self._stderr.decode("utf-8", "replace").strip()
         if isinstance(error, TimeoutError):
             reason = f"it was not ready after {START_TIMEOUT_S:.0f} s"
         else:
             reason = str(error) or type(error).__name__
-        return f"kernel {self.spec.name!r} did not start: {reason}" + (f"\n{said}" if said else "")
+        return f"kernel {self.spec.name!r} did not start: {reason}" + (f"\n{output}" if output else "")
 
 
 def _free_ports() -> dict[int, int]:

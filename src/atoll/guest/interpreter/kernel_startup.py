@@ -233,7 +233,7 @@ class _Variables:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Calls a function with a module right after its first import, whoever imports it."""
+    """Calls a function with a module right after its first import, wherever it is imported."""
 
     def __init__(self, calls: dict[str, Callable[[Any], None]]) -> None:
         self._calls = calls

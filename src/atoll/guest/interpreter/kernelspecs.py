@@ -32,7 +32,6 @@ class KernelSpec:
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    interrupt_by_message: bool = False
 
 
 def language_name(asked: str | None) -> str:
@@ -63,7 +62,7 @@ def find(name: str, where: tuple[str, ...]) -> KernelSpec | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if argv:
-            return KernelSpec(name, argv, env, spec.get("interrupt_mode") == "message")
+            return KernelSpec(name, argv, env)
     return None
 
 

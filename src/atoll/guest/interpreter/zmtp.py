@@ -75,7 +75,7 @@ class Decoder:
 
     def __init__(self, max_message: int = MAX_MESSAGE) -> None:
         self.ready = False
-        """The peer has said READY."""
+        """The peer has sent READY."""
         self._max_message = max_message
         self._buffer = bytearray()
         self._greeted = False
@@ -195,7 +195,7 @@ class ZmtpConnection(asyncio.BufferedProtocol):
         self._lost()
 
     def send(self, frames: Sequence[bytes]) -> None:
-        """Queues one message; silently nothing once the connection is gone (`lost` has told)."""
+        """Queues one message; silently nothing once the connection is gone (`lost` has been set)."""
         if self._waiting is not None:
             self._waiting.append(encode(frames))
         elif self._transport is not None and not self._transport.is_closing():

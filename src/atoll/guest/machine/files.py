@@ -1,4 +1,4 @@
-"""Files of /proc and /sys that tell of the machine, as the kernel writes them, with a sandbox's figures. Pure: no I/O.
+"""Files of /proc and /sys that describe the machine, as the kernel writes them, with a sandbox's figures. Pure: no I/O.
 
 Figures come by name, in bytes and microseconds, as `Meter` reads them; a name that is absent counts as 0. Numbers are
 padded, so that a file keeps its length: it is written over in place, under the eyes of its readers.

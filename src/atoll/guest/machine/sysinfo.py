@@ -1,4 +1,4 @@
-"""sysinfo(2) of the sandbox's programs, answered with the sandbox's figures: the kernel would tell the machine's.
+"""sysinfo(2) of the sandbox's programs, answered with the sandbox's figures, not the machine's.
 
     program: sysinfo(&place) ──► its filter holds it ──► the listener is readable ──► figures into place ──► it goes on
 

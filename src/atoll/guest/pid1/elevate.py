@@ -67,9 +67,14 @@ def allowed(user: User, groups: Iterable[str], rules: Iterable[str]) -> bool:
 def environment(asked: dict[str, str], keep: bool, caller: User, target: User, command: str) -> dict[str, str]:
     """What the command gets: sudo's own rules of `env_reset`, or all of it with `-E`. Pure."""
     base = dict(asked) if keep else {n: v for n, v in asked.items() if n in _KEPT or n.startswith("LC_")}
-    told = {"SUDO_USER": caller.name, "SUDO_UID": str(caller.uid), "SUDO_GID": str(caller.gid), "SUDO_COMMAND": command}
+    sudo = {
+        "SUDO_USER": caller.name,
+        "SUDO_UID": str(caller.uid),
+        "SUDO_GID": str(caller.gid),
+        "SUDO_COMMAND": command,
+    }
     own = {"HOME": target.home, "USER": target.name, "LOGNAME": target.name, "SHELL": target.shell, "PATH": _PATH}
-    return {**base, **own, **told}
+    return {**base, **own, **sudo}
 
 
 class Elevation:
@@ -102,7 +107,7 @@ class Elevation:
                     asked, uid, descriptors = await self._receive(client)
                 pid = self._run(asked, uid, descriptors, client)
             except (OSError, ValueError, KeyError, TypeError, ConnectError, CwdMissing) as error:
-                await self._say(client, {"error": getattr(error, "message", None) or str(error) or "malformed"})
+                await self._print_error(client, {"error": getattr(error, "message", None) or str(error) or "malformed"})
                 return
             finally:
                 for descriptor in descriptors:
@@ -116,7 +121,7 @@ class Elevation:
             if not ended.done():  # the client has gone
                 tree.send_signal(pid, signal.SIGKILL)
             how = await ended
-            await self._say(client, {"code": how.code, "signal": how.signal})
+            await self._print_error(client, {"code": how.code, "signal": how.signal})
 
     async def _receive(self, client: socket.socket) -> tuple[dict[str, Any], int, list[int]]:
         """The order, the sender's uid as the kernel says, and exactly three descriptors. Raises OSError, ValueError."""
@@ -194,7 +199,7 @@ class Elevation:
         finally:
             self._guest.loop.remove_reader(client.fileno())
 
-    async def _say(self, client: socket.socket, answer: dict[str, Any]) -> None:
+    async def _print_error(self, client: socket.socket, answer: dict[str, Any]) -> None:
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(_ASK_WITHIN_S):
                 await self._guest.loop.sock_sendall(client, json.dumps(answer).encode())

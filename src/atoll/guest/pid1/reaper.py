@@ -32,7 +32,7 @@ class Exit:
 
 
 class Reaper:
-    """Tells who asked when a child has ended. Exactly one per guest."""
+    """Notifies the waiter when a child has ended. Exactly one per guest."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -22,18 +22,18 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 async def handle(request: Request) -> Response:
     """A body `{"bytes"}`; 200 with `{"ended": [{"pid", "name", "memory_bytes"}]}`: who was ended to make that room."""
     try:
-        wanted = int(json.loads(await request.body.read(_BODY_MAX))["bytes"])
+        needed = int(json.loads(await request.body.read(_BODY_MAX))["bytes"])
     except (ValueError, KeyError, TypeError) as error:
         raise HttpError(400, f"malformed wish for memory: {error}") from error
-    return Response.json({"ended": end_largest(wanted, os.getpid())})
+    return Response.json({"ended": end_largest(needed, os.getpid())})
 
 
-def end_largest(wanted: int, spared: int) -> list[dict[str, Any]]:
-    """Ends processes, the largest first, until together they had `wanted` bytes. `spared`: a pid that is let live."""
+def end_largest(needed: int, spared: int) -> list[dict[str, Any]]:
+    """Ends processes, the largest first, until together they had `needed` bytes. `spared`: a pid that is let live."""
     sizes = {pid: size for pid in _pids() if pid != spared and (size := _resident(pid))}
     ended: list[dict[str, Any]] = []
     for pid in sorted(sizes, key=lambda pid: sizes[pid], reverse=True):
-        if wanted <= 0 or len(ended) >= _AT_ONCE:
+        if needed <= 0 or len(ended) >= _AT_ONCE:
             break
         name = _name(pid)
         try:
@@ -41,7 +41,7 @@ def end_largest(wanted: int, spared: int) -> list[dict[str, Any]]:
         except ProcessLookupError:
             continue
         ended.append({"pid": pid, "name": name, "memory_bytes": sizes[pid]})
-        wanted -= sizes[pid]
+        needed -= sizes[pid]
     return ended
 
 

@@ -7,7 +7,7 @@
 Rules (docs/decisions/0011-processes-in-the-guest.md gives the reasons):
 - While a listener is behind by more than HIGH_WATER bytes the pipes are not read: the program waits, memory stays flat.
 - While nobody listens the pipes are read and the newest BACKLOG bytes kept: no program waits for a client that left.
-- The end is told as soon as the program itself has ended and its pipes are empty and quiet for QUIET_S: a server left
+- The end is sent as soon as the program itself has ended and its pipes are empty and quiet for QUIET_S: a server left
   behind with `&` does not hold the command open. What it writes later is read and dropped, so that it does not die of
   SIGPIPE.
 """
@@ -116,7 +116,7 @@ def _size(data: DataEvent) -> int:
 class _Output:
     """One pipe (or the terminal) from the program. `paused`: not watched at the moment.
 
-    `owed` counts the bytes that were in it when the program ended: those are the program's and must be told; what comes
+    `owed` counts the bytes that were in it when the program ended: those are the program's and must be sent; what comes
     after them is a grandchild's.
     """
 
@@ -185,7 +185,7 @@ class Process:
     # -- listeners --------------------------------------------------------------------------------------------------
 
     def subscribe(self) -> Subscription:
-        """A listener: gets the start event, what nobody has heard yet, then everything as it comes."""
+        """A listener: gets the start event, what no listener has received yet, then everything as it comes."""
         subscription = Subscription(self, self._loop)
         subscription.put(ProcessEvent(start=StartEvent(pid=self.pid)), 0)
         while self._backlog:
@@ -235,7 +235,7 @@ class Process:
                 self._pause(output)
 
     def _keep(self, data: DataEvent) -> None:
-        """For whoever listens next."""
+        """For the next listener."""
         self._backlog.append(ProcessEvent(data=data))
         self._backlog_size += _size(data)
         while self._backlog_size > BACKLOG and len(self._backlog) > 1:

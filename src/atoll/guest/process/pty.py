@@ -21,14 +21,14 @@ _gvisor = False
 
 
 def kernel_is_gvisor() -> None:
-    """From now on what its releases of 2024 get wrong about terminals is put right here: they tell nobody that the size
-    has changed, and raise signals also where a program has turned them off."""
+    """From now on what its releases of 2024 get wrong about terminals is put right here: they do not report a new
+    size, and raise signals also where a program has turned them off."""
     global _gvisor
     _gvisor = True
 
 
 def must_announce_size() -> bool:
-    """Whether whoever changes a terminal's size has to send SIGWINCH as well."""
+    """Whether a change of a terminal's size needs a SIGWINCH as well."""
     return _gvisor
 
 
@@ -64,7 +64,7 @@ def resize(master: int, cols: int, rows: int) -> None:
 
 
 def type_in(master: int, data: bytes | memoryview) -> int:
-    """As `os.write`. A program that wants ^C, ^Z and ^\\ as characters (ssh, vim, tmux) gets them as nothing else."""
+    """As `os.write`. A program that takes ^C, ^Z and ^\\ as characters (ssh, vim, tmux) gets them as nothing else."""
     if not _gvisor or _CONTROL.isdisjoint(data):
         return os.write(master, data)
     try:

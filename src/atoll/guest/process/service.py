@@ -47,7 +47,7 @@ ENDED_KEPT_S = 30.0
 """How long the end of a command can still be asked for with Connect."""
 ENDED_KEPT = 512
 ENDED_BACKLOG = 8 * 1024 * 1024
-"""Output of ended commands that nobody has heard, kept for those 30 s: bytes in all."""
+"""Output of ended commands that no listener has received, kept for those 30 s: bytes in all."""
 _DEFAULT_SIZE = (80, 24)
 
 

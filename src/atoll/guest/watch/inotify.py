@@ -24,7 +24,7 @@ ISDIR = 0x40000000
 
 _ONLYDIR = 0x01000000
 _EXCL_UNLINK = 0x04000000
-_WANTED = MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | _ONLYDIR | _EXCL_UNLINK
+_EVENTS = MODIFY | ATTRIB | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | _ONLYDIR | _EXCL_UNLINK
 _BUFFER = 64 * 1024
 _HEAD = struct.Struct("iIII")
 
@@ -53,7 +53,7 @@ class Inotify:
         """Raises OSError (EMFILE: the user's instances are used up)."""
         self.fd = _checked(_init(os.O_CLOEXEC | os.O_NONBLOCK))
 
-    def add(self, file: int, events: int = _WANTED) -> int:
+    def add(self, file: int, events: int = _EVENTS) -> int:
         """Watches an open directory, or for `events` any open file; the same one gives the same number.
 
         Raises OSError (ENOSPC: no watch left).

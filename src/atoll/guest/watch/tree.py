@@ -1,4 +1,4 @@
-"""One watch of the file system: what the kernel says of its directories becomes the events that its client wants.
+"""One watch of the file system: the kernel's events of its directories become those that its client asked for.
 
 Recursion has no gap: a new directory is watched first and listed after that; what the listing finds is announced once.
 Fed by the hub (`watch_hub`), emptied by a stream or by polls (`watch`). What to make of events stands in `watch`.
@@ -203,7 +203,7 @@ class Tree:
         except OSError as error:
             if not relative:
                 raise failure(error, f"cannot watch '{shown(path)}'") from error
-            return []  # gone again, or not a directory any more: the kernel has told or will tell
+            return []  # gone again, or not a directory any more: the kernel has reported it or will
         try:
             known = self.watches.get(relative)
             watch = self.hub.watch(fd, self, relative)

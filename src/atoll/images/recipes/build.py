@@ -68,18 +68,18 @@ def build_layer(recipe: Recipe, parents: Sequence[Path], place: Workplace, on_pr
         _check_rootless()
     place.scratch.mkdir(parents=True, exist_ok=True)
 
-    def tell(stage: str, fraction: float, message: str) -> None:
+    def report(stage: str, fraction: float, message: str) -> None:
         on_progress(Progress(recipe.name, stage, fraction, message))
 
     with place.log.open("ab", buffering=0) as log:
         if recipe.parent is None:
-            _debian_tree(recipe, place, log, tell, rootless=rootless)
-            tell("configure", 0.95, "setting up user, shell and Python")
+            _debian_tree(recipe, place, log, report, rootless=rootless)
+            report("configure", 0.95, "setting up user, shell and Python")
         else:
             place.layer.mkdir()
-            tell("packages", 0.02, "resolving packages")
-        _run_script(recipe, parents, place, log, tell, rootless=rootless)
-        tell("clean", 0.97, "cleaning up")
+            report("packages", 0.02, "resolving packages")
+        _run_script(recipe, parents, place, log, report, rootless=rootless)
+        report("clean", 0.97, "cleaning up")
         if recipe.parent is None:
             _neutral_tree(place.layer, rootless=rootless)
         else:
@@ -100,10 +100,10 @@ def remove_tree(path: Path) -> None:
         subprocess.run([*_user_namespace(), "rm", "-rf", "--", str(path)], check=False)
 
 
-Tell = Callable[[str, float, str], None]
+Report = Callable[[str, float, str], None]
 
 
-def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *, rootless: bool) -> None:
+def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], report: Report, *, rootless: bool) -> None:
     program = debian.ensure_mmdebstrap()
     archive = debian.host_archive()
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
@@ -121,9 +121,9 @@ def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *
     def on_line(line: str) -> None:
         for mark, fraction, message in _MMDEBSTRAP_STAGES:
             if mark in line:
-                tell("debian", fraction, message)
+                report("debian", fraction, message)
 
-    tell("debian", 0.01, f"making a Debian {archive.suite} tree")
+    report("debian", 0.01, f"making a Debian {archive.suite} tree")
     if not rootless:
         # What it mounts in the tree goes with it, however it ends: a mount that stays would keep the tree for ever.
         command = ["unshare", "--mount", "--propagation", "private", "--", *command]
@@ -140,7 +140,7 @@ def _debian_tree(recipe: Recipe, place: Workplace, log: IO[bytes], tell: Tell, *
 
 
 def _run_script(
-    recipe: Recipe, parents: Sequence[Path], place: Workplace, log: IO[bytes], tell: Tell, *, rootless: bool
+    recipe: Recipe, parents: Sequence[Path], place: Workplace, log: IO[bytes], report: Report, *, rootless: bool
 ) -> None:
     inputs = place.scratch / "inputs"
     environ = _script_inputs(recipe, inputs)
@@ -165,7 +165,7 @@ def _run_script(
                 # How many packages there will be is not known while they are collected: approach `high` and never
                 # reach it.
                 seen += 1
-                tell("packages", low + (high - low) * (1 - 1 / (1 + seen / 12)), line.strip()[:60])
+                report("packages", low + (high - low) * (1 - 1 / (1 + seen / 12)), line.strip()[:60])
 
     what = f"building {recipe.name!r}: {recipe.script}"
     # `unshare` ignores TERM; killed, it takes the whole pid namespace with it, and with that every mount.

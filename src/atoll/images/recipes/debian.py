@@ -94,14 +94,14 @@ def parse_one_line(text: str) -> Iterator[Source]:
 
 def debian_only(sources: Iterable[Source], codename: str) -> list[Source]:
     """Those that belong to Debian's release `codename`: its own suites (not backports) with component `main`."""
-    wanted = {
+    known = {
         f"{name}{tail}"
         for name in (codename, "stable", "oldstable")
         for tail in ("", "-updates", "-security", "/updates", "-proposed-updates")
     }
     kept = []
     for source in sources:
-        suites = tuple(suite for suite in source.suites if suite.rstrip("/") in wanted)
+        suites = tuple(suite for suite in source.suites if suite.rstrip("/") in known)
         if suites and "main" in source.components and source.uris:
             # `cdrom:` and `file:` sources need what only this machine's apt can see at this moment.
             uris = tuple(uri for uri in source.uris if not uri.startswith("cdrom:"))

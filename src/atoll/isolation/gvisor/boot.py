@@ -4,7 +4,7 @@
     waiting ── the host's word on the first connection ──► finish: name, /etc, limits, capabilities ──► guest main()
 
 The host moves the socket file out of the shared directory before it says a word, and `finish` covers that directory
-with an empty one: nobody inside can reach the guest's socket, which trusts whoever connects.
+with an empty one: nobody inside can reach the guest's socket, which trusts every peer.
 
 Standard library only, and `atoll.guest`, `atoll.isolation.linux`: it runs from the bundle (see bundle.py).
 """
@@ -68,9 +68,9 @@ def _take_over(listener: socket.socket, show_machine: Callable[..., None] | None
     connection, _ = listener.accept()
     with connection:
         try:
-            told = _receive(connection)
-            spec = SandboxSpec.from_json(told["spec"])
-            _finish(spec, show_machine, elevation=bool(told["elevation"]) and not spec.no_new_privileges)
+            message = _receive(connection)
+            spec = SandboxSpec.from_json(message["spec"])
+            _finish(spec, show_machine, elevation=bool(message["elevation"]) and not spec.no_new_privileges)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -86,8 +86,8 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
         if not piece or len(data) > _CONFIG_MAX:
             raise EOFError("the host's word broke off")
         data += piece
-    told: dict[str, Any] = json.loads(data)
-    return told
+    message: dict[str, Any] = json.loads(data)
+    return message
 
 
 def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
@@ -166,7 +166,7 @@ def _mounts_below(*places: str) -> list[str]:
 
 
 def _last_cap() -> int:
-    """gVisor has no file that tells; the bounding set knows no number beyond the last."""
+    """gVisor has no file for it; the bounding set knows no number beyond the last."""
     libc = ctypes.CDLL(None)
     number = 0
     while number < 63 and libc.prctl(syscalls.PR_CAPBSET_READ, number + 1, 0, 0, 0) >= 0:

@@ -17,7 +17,7 @@ from atoll.model.errors import PlatformError
 
 _WITHIN_S = 20.0
 _CHECKPOINT_WITHIN_S = 300.0
-_SAID_MAX = 65536
+_OUTPUT_MAX = 65536
 _DELETED = re.compile(r'gofer\.dentry\("([^"]{0,4096})"\)\.beforeSave: deleted')
 
 
@@ -61,7 +61,7 @@ class Container:
             env={"PATH": os.defpath},
         )  # fmt: skip
         try:
-            _, said = await asyncio.wait_for(process.communicate(), within_s)
+            _, output = await asyncio.wait_for(process.communicate(), within_s)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -70,11 +70,11 @@ class Container:
                 raise Refused(f"runsc {command} did not end within {within_s:.0f} s") from error
             raise
         if process.returncode != 0:
-            raise Refused(f"runsc {command}: {reason(said[:_SAID_MAX].decode(errors='replace'))}")
+            raise Refused(f"runsc {command}: {reason(output[:_OUTPUT_MAX].decode(errors='replace'))}")
 
 
-def reason(said: str) -> str:
-    """The one line of what runsc said that is for people: it adds the state of its kernel. Pure."""
-    if found := _DELETED.search(said):
+def reason(output: str) -> str:
+    """The one line of what runsc output that is for people: it adds the state of its kernel. Pure."""
+    if found := _DELETED.search(output):
         return f"a program has a file open that was deleted (/{found[1]}), and such a file cannot be saved"
-    return next((line.strip()[:300] for line in said.splitlines() if line.strip()), "without a word")
+    return next((line.strip()[:300] for line in output.splitlines() if line.strip()), "without a word")

@@ -108,13 +108,13 @@ async def why_no_network() -> str:
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        _, said = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
+        _, output = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
     except BaseException:
         if process.returncode is None:
             process.kill()
             await process.wait()
         raise
-    return "" if process.returncode == 0 else said.decode(errors="replace").strip()[-300:] or "it does not work"
+    return "" if process.returncode == 0 else output.decode(errors="replace").strip()[-300:] or "it does not work"
 
 
 async def _trial(program: runsc.Runsc, platform: str) -> Finding:

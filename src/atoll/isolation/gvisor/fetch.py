@@ -155,9 +155,9 @@ def _download(scratch: Path, source: Source, suite: str) -> Path:
         )
         packages = sorted((scratch / "out").glob("runsc_*.deb"))
         if done.returncode != 0 or (command[0] == "download" and not packages):
-            said = (done.stderr or done.stdout).strip().splitlines()
+            output = (done.stderr or done.stdout).strip().splitlines()
             raise BackendUnavailable(
-                f"runsc cannot be fetched from {source.uri} {suite}: {said[-1] if said else 'apt-get failed'}",
+                f"runsc cannot be fetched from {source.uri} {suite}: {output[-1] if output else 'apt-get failed'}",
                 hint="check the machine's way to its Debian mirror, or put a runsc on the PATH",
             )
     return packages[-1]

@@ -116,7 +116,7 @@ class GvisorHandle(LinuxSandbox):
         if self._dead.is_set():
             full.close()
         else:
-            self._relief = Relief(full, self._state_dir, self._say_oom)
+            self._relief = Relief(full, self._state_dir, self._report_oom)
 
     def _inside(self) -> Iterator[int]:
         for pid in self._group.processes():
@@ -130,11 +130,11 @@ class GvisorHandle(LinuxSandbox):
         if self._frozen:
             return None
         try:
-            told = await control.request(self._state_dir / GUEST_SOCKET, "GET", "/quota")
+            answer = await control.request(self._state_dir / GUEST_SOCKET, "GET", "/quota")
         except (OSError, ValueError, TimeoutError):
             self._check_alive()
             return None
-        pids = told.get("pids")
+        pids = answer.get("pids")
         return pids if isinstance(pids, int) else None
 
     async def _apply(self, limits: Limits) -> None:

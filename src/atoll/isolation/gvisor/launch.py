@@ -76,7 +76,7 @@ class Order:
     disk: bool
     """Whether what the sandbox writes goes to the image in `place`; otherwise to a directory there."""
     memory_mib: int
-    """What gVisor is to tell as the size of the machine."""
+    """What gVisor shows as the size of the machine."""
     command: list[str]
     program: str
     """runsc; `command` calls it PROGRAM."""
@@ -150,7 +150,7 @@ def make_namespaces(id_base: int, ids: int) -> Namespaces:
 def _become_root_of(user_namespace: int) -> None:
     """From here on this process is nobody to the host.
 
-    runsc runs the sentry as user 65534 of whoever starts it. Started by the host's root, all sentries would be the
+    runsc runs the sentry as user 65534 of the user that starts it. Started by the host's root, all sentries would be the
     same user of the host; so each is started by a root of its own.
     """
     syscalls.call("setns", user_namespace, syscalls.CLONE_NEWUSER)
@@ -275,7 +275,7 @@ def _mount(order: Order, userns: int) -> None:
     upper, work = (os.open(name, flags, dir_fd=own) for name in (UPPER, WORK))
     opened: list[int] = []
     layers = [Layers().open(path, userns, opened) for path in order.lowers]
-    # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
+    # The overlay makes its own files as the user who mounted it, who must be one that the shifted mount knows.
     with syscalls.acting_as(order.id_base):
         root = mounts.overlay(layers, upper, work, volatile=True)
     placed = {name: mounts.clone(f"{order.place}/{name}", userns=userns) for name in (IO, STATE, BUNDLE)}
@@ -294,7 +294,7 @@ def _mount(order: Order, userns: int) -> None:
     mounts.attach_and_close(program, mounts.AT_FDCWD, f"{order.stage}/{PROGRAM}")
     for descriptor in (own, upper, work, *opened):
         os.close(descriptor)
-    # runsc looks here for the machine's memory, of which sysinfo(2) will tell inside; it takes no word for it.
+    # runsc looks here for the machine's memory, which sysinfo(2) will show inside; no flag sets it.
     with open(f"{order.stage}/meminfo", "x") as meminfo:
         meminfo.write(f"MemTotal: {order.memory_mib << 10} kB\n")
     mounts.attach_and_close(mounts.clone(f"{order.stage}/meminfo"), mounts.AT_FDCWD, "/proc/meminfo")

@@ -1,4 +1,4 @@
-"""What runsc is told, as an OCI bundle's config.json and as flags. Pure: no I/O."""
+"""What runsc gets, as an OCI bundle's config.json and as flags. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
 def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, network: str) -> dict[str, Any]:
-    """The container: its own root, the guest as first process, a user namespace with the ids of whoever starts runsc.
+    """The container: its own root, the guest as first process, a user namespace with the ids of the process that starts runsc.
 
     `network`: a file that stands for its network namespace; "": it gets an empty one.
     """
@@ -60,7 +60,7 @@ def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, 
 
 def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log: Path | None = None) -> list[str]:
     """runsc's global flags. `known` are the flags of this release: what it does not know is left out."""
-    wanted: Mapping[str, str] = {
+    values: Mapping[str, str] = {
         "root": state,
         "platform": platform,
         # gVisor's own network stack, on the one device of the namespace that the launcher has made.
@@ -79,5 +79,5 @@ def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log
         "cpu-num-from-quota": "true",
         "allow-suid": "true",
     }
-    chosen = [f"--{name}={value}" for name, value in wanted.items() if name in known]
+    chosen = [f"--{name}={value}" for name, value in values.items() if name in known]
     return [*chosen, f"--log={log}"] if log is not None else chosen

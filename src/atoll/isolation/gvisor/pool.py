@@ -1,7 +1,7 @@
 """Sandboxes started ahead of need, for the template that was asked for last.
 
 A cold start takes some tenths of a second, most of it gVisor's and the interpreter's; one that waits only needs to be
-told who it is. Restoring a checkpoint is slower than this, and not possible with a way out (docs/decisions/0021).
+given its identity. Restoring a checkpoint is slower than this, and not possible with a way out (docs/decisions/0021).
 
 Owns what waits. It is used by one backend, in one event loop.
 """
@@ -32,7 +32,7 @@ _AFTER_FAILURE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What cannot be changed once one waits: layers (by identity too), disk, what gVisor tells of CPUs and memory."""
+    """What cannot be changed once one waits: layers (by identity too), disk, what gVisor shows of CPUs and memory."""
 
     lowers: tuple[str, ...]
     identities: tuple[tuple[int, int], ...]
@@ -100,7 +100,7 @@ class Pool:
             self._task = asyncio.get_running_loop().create_task(self._refill())
 
     async def _refill(self) -> None:
-        """One at a time: whoever waits for a sandbox now needs the processors more."""
+        """One at a time: a create that waits now needs the processors more."""
         while self._wanted is not None and not self._closed:
             await asyncio.sleep(_REFILL_AFTER_S)
             kind, limits = self._wanted

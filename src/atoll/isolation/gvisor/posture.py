@@ -1,6 +1,6 @@
 """What code in a gVisor sandbox may not ask of gVisor's kernel: a filter that this kernel itself applies. Data only.
 
-The wall to the host is the sentry; this filter guards the guest. gVisor lets whoever has the guest's ids signal process
+The wall to the host is the sentry; this filter guards the guest. In gVisor the guest's ids suffice to signal process
 1 as any other (Linux does not), so every call that can name it as a target is denied. Namespaces of its own would give
 a user of the sandbox all capabilities in them, and with those gVisor's mounts and controllers.
 """
@@ -68,7 +68,7 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
         Rule(of["unshare"], argument=0, test=Test.ANY_BIT, values=(*_NEW_NAMESPACES, syscalls.CLONE_NEWTIME)),
         Rule(of["clone3"], errno.ENOSYS),  # its flags are in memory, where a filter cannot look
         Rule(of["setns"]),
-        # Whoever owns a descriptor gets the signal that its reader chooses, SIGKILL too.
+        # The owner of a descriptor gets the signal that its reader chooses, SIGKILL too.
         Rule(of["fcntl"], argument=2, values=(_GUEST, _GUESTS_GROUP), when=(1, _F_SETOWN)),
         Rule(of["fcntl"], errno.EINVAL, argument=1, values=(_F_SETOWN_EX,)),
         Rule(of["ioctl"], argument=1, values=(_FIOSETOWN, _SIOCSPGRP)),

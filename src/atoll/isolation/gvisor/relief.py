@@ -1,7 +1,7 @@
 """When a sandbox's memory is used up: the guest ends the largest processes, and the sandbox lives on.
 
-To the host's kernel a gVisor sandbox is one process; ended by it, everything inside would go. So the host is told
-before (`linux/full_memory.py`), and the guest, who can tell one process from another, chooses, while a reserve lasts.
+To the host's kernel a gVisor sandbox is one process; ended by it, everything inside would go. So the host is notified
+before (`linux/full_memory.py`), and the guest, which knows the processes, chooses one, while a reserve lasts.
 If the reserve is used up too and it does not answer, or there is nothing to end, the kernel decides after all.
 """
 
@@ -30,14 +30,14 @@ _LOOK_EVERY_S = 0.01
 _LOOKS_IN_VAIN = 100
 _HARDEST = 16
 _ANSWER_WITHIN_S = 15.0
-"""Among a hundred processes that want the processor too, the guest's turn comes late."""
+"""Among a hundred processes that compete for the processor, the guest's turn comes late."""
 
 _NAME_MAX = 64
 _VICTIMS_MAX = 64
 
 
 class Relief:
-    """One sandbox's. Owns `full`. `ended` is told of every process that was chosen, in the loop."""
+    """One sandbox's. Owns `full`. `ended` is called for every process that was chosen, in the loop."""
 
     def __init__(self, full: FullMemory, state_dir: Path, ended: Callable[[OomKill], None]) -> None:
         self._full = full
@@ -85,18 +85,18 @@ class Relief:
     async def _end_some(self, size: int) -> bool:
         """False: nobody answers, or there is nothing to end. That is endured as long as the reserve lasts."""
         try:
-            told = await control.request(self._socket, "POST", "/relief", {"bytes": size}, within_s=_ANSWER_WITHIN_S)
+            answer = await control.request(self._socket, "POST", "/relief", {"bytes": size}, within_s=_ANSWER_WITHIN_S)
         except (OSError, ValueError, TimeoutError):
             return False
-        found = victims(told)
+        found = victims(answer)
         for one in found:
             self._ended(one)
         return bool(found)
 
 
-def victims(told: dict[str, Any]) -> list[OomKill]:
+def victims(answer: dict[str, Any]) -> list[OomKill]:
     """What the guest says, which lives inside the sandbox: checked. Pure."""
-    rows = told.get("ended")
+    rows = answer.get("ended")
     return [_victim(row) for row in rows[:_VICTIMS_MAX] if isinstance(row, dict)] if isinstance(rows, list) else []
 
 

@@ -26,7 +26,7 @@ _RELEASE = re.compile(r"release-(\d{8})|0\.0~(\d{8})|(\d{8})")
 
 @dataclass(frozen=True, slots=True)
 class Runsc:
-    """One program. `flags` are the names of its global flags; `release` its date as YYYYMMDD, 0 if it tells none."""
+    """One program. `flags` are the names of its global flags; `release` its date as YYYYMMDD, 0 if it has none."""
 
     path: Path
     version: str
@@ -96,5 +96,5 @@ async def _output(path: Path, *arguments: str) -> str:
         raise
     text = out.decode(errors="replace")
     if not text.strip():
-        raise ValueError(f"`{path.name} {' '.join(arguments)}` said nothing (exit status {process.returncode})")
+        raise ValueError(f"`{path.name} {' '.join(arguments)}` printed nothing (exit status {process.returncode})")
     return text

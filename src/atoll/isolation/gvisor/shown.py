@@ -1,6 +1,6 @@
 """Inside a gVisor sandbox, before the guest: files that show its size lie over those of gVisor's own /proc and /sys.
 
-gVisor's kernel tells the memory and the processors that it was started with, and /proc/stat counts no processor time.
+gVisor's kernel shows the memory and the processors that it was started with, and /proc/stat counts no processor time.
 The files are those of `guest/machine/shown.py`; their directory is covered afterwards, with the one it lies on.
 """
 

@@ -1,4 +1,4 @@
-"""One sandbox brought to a stand, as it is told to its guest and to runsc, and let go on again.
+"""One sandbox brought to a stand, by orders to its guest and to runsc, and let go on again.
 
     shut ─► stop ─► (its memory written, its disk copied) ─► go_on          the mark lies in its directory all the while
       └───────┴──────── undo: whatever of it was done ────────┘
@@ -71,7 +71,7 @@ class Standstill:
         (self._place / launch.MARK).unlink(missing_ok=True)
 
     async def _open(self) -> None:
-        """A guest that is shut, or about to be, is told to open again."""
+        """A guest that is shut, or about to be, is ordered to open again."""
         async with asyncio.timeout(_SHUT_WITHIN_S):
             while not self._is_shut():
                 with contextlib.suppress(OSError):

@@ -155,7 +155,7 @@ async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbo
         await asyncio.shield(_undo(context, group, id_base, place))
         if isinstance(error, OSError | ValueError | TimeoutError):
             kind = NotLaunched if "started" not in stages else CreateFailed
-            raise kind(f"gVisor sandbox not started: {error or type(error).__name__}{_said(place)}") from error
+            raise kind(f"gVisor sandbox not started: {error or type(error).__name__}{_tail_of(place)}") from error
         raise
     stages["waiting"] = time.monotonic()
     return PooledSandbox(group, id_base, place, pidfd, line, record, stages)
@@ -199,8 +199,8 @@ async def take_over(
         os.close(waiting.pidfd)
         await asyncio.shield(_undo(context, waiting.group, waiting.id_base, waiting.place))
         if isinstance(error, OSError | ValueError | TimeoutError):
-            said = _said(waiting.place)
-            raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{said}") from error
+            output = _tail_of(waiting.place)
+            raise CreateFailed(f"gVisor sandbox not started: {error or type(error).__name__}{output}") from error
         raise
     finally:
         waiting.line.close()
@@ -210,7 +210,7 @@ async def take_over(
 
 
 async def discard(context: LaunchContext, waiting: PooledSandbox, *, keep_place: bool = False) -> None:
-    """Ends one that nobody wants. `keep_place`: its directory is another's to remove."""
+    """Ends one that is not needed. `keep_place`: its directory is another's to remove."""
     waiting.line.close()
     os.close(waiting.pidfd)
     await _undo(context, waiting.group, waiting.id_base, waiting.place)
@@ -331,8 +331,8 @@ async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
         if not piece or len(answer) > 65536:
             raise OSError("the guest ended before it was ready")
         answer += piece
-    told = json.loads(answer)
-    return told if isinstance(told, dict) else {"error": "nonsense"}
+    message = json.loads(answer)
+    return message if isinstance(message, dict) else {"error": "nonsense"}
 
 
 def _move(place: Path, state_dir: Path) -> None:
@@ -360,8 +360,8 @@ async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path)
         (place / GUEST_SOCKET).unlink()
 
 
-def _said(place: Path) -> str:
-    """The end of what the launcher, runsc or the guest said; from inside the sandbox as it may be: text for people."""
+def _tail_of(place: Path) -> str:
+    """The end of what the launcher, runsc or the guest printed; it may come from inside the sandbox."""
     with contextlib.suppress(OSError):
         with (place / directory.LOG).open("rb") as log:
             log.seek(max(0, os.path.getsize(place / directory.LOG) - 400))

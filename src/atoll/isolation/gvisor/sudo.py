@@ -144,8 +144,8 @@ def _ask(order: Order) -> dict[str, object]:
                 answer = _stand_between(inner, line)
         except OSError as error:
             return {"error": f"the sandbox's guest does not answer: {error}"}
-    told = json.loads(answer) if answer else {"error": "the sandbox's guest ended"}
-    return told if isinstance(told, dict) else {"error": "the sandbox's guest is confused"}
+    outcome = json.loads(answer) if answer else {"error": "the sandbox's guest ended"}
+    return outcome if isinstance(outcome, dict) else {"error": "the sandbox's guest is confused"}
 
 
 def _receive(line: socket.socket) -> tuple[bytes, int | None]:
@@ -202,7 +202,7 @@ def _show(inner: int) -> bool:
 
 
 def _copy_size(inner: int, line: socket.socket) -> None:
-    """The kernel would tell the programs inside, this one does not."""
+    """Linux would signal the programs inside, this kernel does not."""
     with suppress(OSError):
         fcntl.ioctl(inner, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(_SIZE)))
         line.send(bytes([signal.SIGWINCH]))
@@ -210,7 +210,7 @@ def _copy_size(inner: int, line: socket.socket) -> None:
 
 @contextmanager
 def _raw() -> Iterator[None]:
-    """What is typed arrives as it is, ^C among it: the inner terminal makes of it what its programs want."""
+    """What is typed arrives as it is, ^C among it: the inner terminal handles it as its programs have set it."""
     before = termios.tcgetattr(0)
     tty.setraw(0, termios.TCSADRAIN)
     try:
@@ -219,11 +219,11 @@ def _raw() -> Iterator[None]:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _exit_as(told: dict[str, object]) -> NoReturn:
-    if error := told.get("error"):
+def _exit_as(outcome: dict[str, object]) -> NoReturn:
+    if error := outcome.get("error"):
         print(f"sudo: {error}", file=sys.stderr)
         sys.exit(1)
-    number, code = told.get("signal"), told.get("code")
+    number, code = outcome.get("signal"), outcome.get("code")
     if isinstance(number, int):
         signal.signal(number, signal.SIG_DFL) if number not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), number)

@@ -2,8 +2,8 @@
 
     /dev/tty ──► PLACE/own ──► /dev/pts/N         PLACE is a file system of ours (FUSE) with this one name in it
 
-The kernel names the caller with each look-up, and whoever is found to have no terminal gets ENXIO, as on Linux. That
-kernel tells nobody's controlling terminal either: taken for it is the one that the leader of the caller's session has
+The kernel names the caller with each look-up, and a caller without a terminal gets ENXIO, as on Linux. That
+kernel does not show controlling terminals either: taken for it is the one that the leader of the caller's session has
 open. (Wrong for a leader that `setsid` made on somebody else's terminal: it would have none.) The open itself is the
 caller's own, with the caller's rights.
 
@@ -105,7 +105,7 @@ def answer(question: Question) -> bytes:
     """What is to be written for it."""
     try:
         body, code = _content(question), 0
-    except Exception as error:  # whoever asks waits for an answer, whatever it is
+    except Exception as error:  # the caller waits for an answer, whatever it is
         body, code = b"", -((error.errno if isinstance(error, OSError) else None) or errno.EIO)
     return _HEAD_OUT.pack(_HEAD_OUT.size + len(body), code, question.unique) + body
 

@@ -2,7 +2,7 @@
 
     LIVE ── kill() or that process ends ──► releasing (cgroup, socket file) ──► ended
 
-Owns what is alike in every tier on Linux: the end and who is told of it, freeze and thaw, readings, new limits. The
+Owns what is alike in every tier on Linux: the end and its callbacks, freeze and thaw, readings, new limits. The
 ways in and out of a sandbox, how its limits are applied and how its end is worded are the tier's own (`_apply`,
 `_processes`, `_inside`, `_how_it_ended`, `_empty_group`).
 """
@@ -36,7 +36,7 @@ _FREEZE_WITHIN_S = 5.0
 _DISK_READING_LASTS_S = 10.0
 _OOM_BURST = 10
 _OOM_EVERY_S = 10.0
-"""A sandbox may end its own processes a thousand times a second this way: so many are told at once, then one in ten
+"""A sandbox may end its own processes a thousand times a second this way: so many are reported at once, then one in ten
 seconds with the number of the others."""
 
 
@@ -82,9 +82,9 @@ class LinuxSandbox(SandboxHandle):
         self._disk: tuple[float, int | None] | None = None
         self._device: str | None = None
         """The loop device of its disk, once it was looked up."""
-        self._tell_oom: Callable[[OomKill], None] | None = None
+        self._on_oom: Callable[[OomKill], None] | None = None
         self._oom_kills = 0
-        """Of those that the kernel has counted, how many were told or summed up."""
+        """Of those that the kernel has counted, how many were reported or summed up."""
         self._oom_unexplained = 0
         self._oom_unsaid = 0
         self._oom_allowance = (0.0, float(_OOM_BURST))
@@ -96,9 +96,9 @@ class LinuxSandbox(SandboxHandle):
 
     # -- ended because memory ran out ----------------------------------------------------------------------------------
 
-    def on_oom(self, tell: Callable[[OomKill], None]) -> None:
+    def on_oom(self, callback: Callable[[OomKill], None]) -> None:
         """See SandboxHandle."""
-        self._tell_oom = tell
+        self._on_oom = callback
 
     def forget_oom_kills(self) -> None:
         """Those counted until now are known already."""
@@ -110,28 +110,28 @@ class LinuxSandbox(SandboxHandle):
         if counted is not None and counted <= self._oom_kills:
             return
         self._oom_kills += 1
-        self._say_oom(victim)
+        self._report_oom(victim)
 
     def _look_for_oom_kills(self, counted: int | None) -> None:
-        """At every reading. Who saw more may be about to tell; what nobody explained until the next reading is told."""
+        """At every reading. The kernel log may still explain it; what is unexplained at the next one is reported."""
         missing = (counted or 0) - self._oom_kills
         if missing > 0 and self._oom_unexplained:
             explained_late = min(missing, self._oom_unexplained)
             self._oom_kills += explained_late
             self._oom_unsaid += explained_late - 1
-            self._say_oom(OomKill())
+            self._report_oom(OomKill())
         self._oom_unexplained = max(0, (counted or 0) - self._oom_kills)
 
-    def _say_oom(self, victim: OomKill) -> None:
+    def _report_oom(self, victim: OomKill) -> None:
         then, allowed = self._oom_allowance
         now = time.monotonic()
         allowed = min(float(_OOM_BURST), allowed + (now - then) / _OOM_EVERY_S)
-        if allowed < 1 or self._tell_oom is None:
+        if allowed < 1 or self._on_oom is None:
             self._oom_unsaid += 1
             return
         self._oom_allowance = (now, allowed - 1)
         others, self._oom_unsaid = self._oom_unsaid, 0
-        self._tell_oom(replace(victim, others=others))
+        self._on_oom(replace(victim, others=others))
 
     # -- what is the tier's own ----------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class LinuxSandbox(SandboxHandle):
         return dict(self._record)
 
     def detach(self) -> None:
-        """The server stops: the sandbox goes on without this handle, whose `wait` will tell nothing any more."""
+        """The server stops: the sandbox goes on without this handle, whose `wait` will never return."""
         if not self._dead.is_set():
             self._dead.set()
             self._loop.remove_reader(self._pidfd)

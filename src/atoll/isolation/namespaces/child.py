@@ -1,4 +1,4 @@
-"""A sandbox's first process, from its birth in new namespaces until it is the guest. Runs once, never returns.
+"""A sandbox's first process, from its fork into new namespaces until it is the guest. Runs once, never returns.
 
     born ── mapped ──► prepare: ids, cgroup, staged /dev /proc /sys, loopback ──► parked   (nothing of a user known yet)
     parked ── boot ──► enter: root, seccomp, bounding set; the guest's `prepare` ──► booted   (nobody's)
@@ -95,12 +95,12 @@ class SandboxInit:
             # A server without root cannot take copies of them later.
             handed_over = self._egress if self._rootless else ()
             messages.send(self._control, {"op": "parked", "egress": self._egress}, handed_over)
-            body, descriptors = self._told()
+            body, descriptors = self._receive_request()
             if booted := body["op"] == "boot":
                 self._enter(descriptors.pop(), Limits(**body["limits"]), body)
                 self._prewarm()
                 messages.send(self._control, {"op": "booted"})
-                body, descriptors = self._told()
+                body, descriptors = self._receive_request()
             self._reach("go")
             self._step = "what was asked for"
             spec = SandboxSpec.from_json(messages.unseal(descriptors.pop()))
@@ -117,7 +117,7 @@ class SandboxInit:
             os._exit(1)
         self._become_guest(listener, spec)
 
-    def _told(self) -> tuple[dict[str, Any], list[int]]:
+    def _receive_request(self) -> tuple[dict[str, Any], list[int]]:
         body, descriptors = messages.receive(self._control)
         if body is None:
             os._exit(0)  # the zygote ended; nobody needs us
@@ -297,8 +297,8 @@ class SandboxInit:
         self._step = "what is seen of the machine"
         self._programs_start_there()
         if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
-            told = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
-            show(self._shown, limits, processors, **told, boot_s=boot_s, asked=self._asked)
+            machine = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
+            show(self._shown, limits, processors, **machine, boot_s=boot_s, asked=self._asked)
 
     def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""

@@ -1,4 +1,4 @@
-"""One forked process as the zygote sees it, from birth to its end; and what such a process may say.
+"""One forked process as the zygote sees it, from its fork to its end; and what such a process may report.
 
     PREPARING ──parked──► PARKED ──boot──► BOOTING ──booted──► PARKED (for one key)
                             └────────go────────► STARTING ──started──► LIVE
@@ -59,7 +59,7 @@ _REPORTED_IN = {
 
 
 class Report(NamedTuple):
-    """What a child said, checked."""
+    """A child's report, checked."""
 
     op: str
     """`parked`, `booted`, `started` or `failed`."""
@@ -70,7 +70,7 @@ class Report(NamedTuple):
 
 
 class MalformedReport(Exception):
-    """A child said what no child has to say in its state."""
+    """A report that no child sends in its state."""
 
 
 class Child:
@@ -102,7 +102,7 @@ class Child:
 
     @property
     def is_free(self) -> bool:
-        """Whether it waits, or will, for whoever comes."""
+        """Whether it waits, or will, for the next create."""
         return self.request is None and (self.state is ChildState.PARKED or self.state in COMING)
 
     def move(self, state: ChildState) -> None:
@@ -114,7 +114,7 @@ class Child:
         """Whether it has ended, or is about to: its end of the line closes before all of its namespace is dead."""
         poller = select.poll()
         poller.register(self.pidfd, select.POLLIN)
-        poller.register(self.control, 0)  # a hang-up is always told
+        poller.register(self.control, 0)  # a hang-up is always reported
         return bool(poller.poll(0))
 
     def receive(self) -> Report | None:
@@ -167,7 +167,7 @@ class Child:
 
 
 def read_report(body: dict[str, Any], state: ChildState) -> Report:
-    """What a child in that state said. Raises MalformedReport."""
+    """The report of a child in that state. Raises MalformedReport."""
     op, egress, stages, error = body.get("op"), body.get("egress", []), body.get("stages", {}), body.get("error", "")
     if op != "failed" and (not isinstance(op, str) or _REPORTED_IN.get(op) is not state):
         raise MalformedReport(f"{op!r} while it is {state.value}")

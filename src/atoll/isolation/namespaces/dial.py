@@ -1,6 +1,6 @@
-"""Connections into a sandbox: to the guest over its Unix socket, to any other port by a socket born in its network.
+"""Connections into a sandbox: to the guest over its Unix socket, to any other port by a socket made in its network.
 
-A socket belongs to the network namespace in which it was made, whoever uses it later. One thread therefore enters the
+A socket belongs to the network namespace in which it was made, wherever it is used. One thread therefore enters the
 sandbox's namespace, makes a socket and comes back (20 µs); the connect itself is ordinary work of the loop.
 """
 

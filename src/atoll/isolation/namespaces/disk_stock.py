@@ -1,4 +1,4 @@
-"""Makes the disks that the zygote wants, in threads of the server: mounting takes 3 to 20 ms, mkfs up to seconds.
+"""Makes the disks that the zygote asks for, in threads of the server: mounting takes 3 to 20 ms, mkfs up to seconds.
 
     make(size) ──thread──► empty file system of that size (mkfs, once) ──thread──► image + mount ──line──► the zygote
 
@@ -30,7 +30,7 @@ class DiskStock:
         self.remove_unused()
 
     def make(self, size_mib: int, zygote: ZygoteClient) -> None:
-        """Makes one in the background and gives it to the zygote, or tells it why not."""
+        """Makes one in the background and gives it to the zygote, or reports why not."""
         self._tasks.start(self._make_one(size_mib, zygote))
 
     async def _make_one(self, size_mib: int, zygote: ZygoteClient) -> None:

@@ -43,8 +43,8 @@ def _kernel() -> Finding:
     numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
     if tuple(numbers) >= _OLDEST_KERNEL:
         return Finding("kernel", Verdict.OK, release)
-    wanted = ".".join(map(str, _OLDEST_KERNEL))
-    return Finding("kernel", Verdict.FAIL, f"Linux {release} is too old", f"use Linux {wanted} or newer")
+    oldest = ".".join(map(str, _OLDEST_KERNEL))
+    return Finding("kernel", Verdict.FAIL, f"Linux {release} is too old", f"use Linux {oldest} or newer")
 
 
 def _user() -> list[Finding]:
@@ -132,11 +132,11 @@ def _reserve(cgroups: Cgroups) -> Finding:
 
 def _kernel_log() -> Finding:
     if (reason := kernel_log.why_unreadable()) is None:
-        return Finding("kernel log", Verdict.OK, "which process ended because memory ran out is told")
+        return Finding("kernel log", Verdict.OK, "which process ended because memory ran out is reported")
     return Finding(
         "kernel log",
         Verdict.WARN,
-        f"that processes ended because memory ran out is told, but not which: {reason}",
+        f"that processes ended because memory ran out is reported, but not which: {reason}",
         _fix("in a container: give it /dev/kmsg and CAP_SYSLOG"),
     )
 

@@ -39,7 +39,7 @@ class ChildFactory:
     def fork(self, unremoved: Callable[[Group], object]) -> Child:
         """A new child with its group and ids, on its way to being parked; `give_ids` must follow.
 
-        Raises OSError; nothing is left then but a group that could not be removed at once, which `unremoved` is told.
+        Raises OSError; nothing is left then but a group that could not be removed at once, which `unremoved` gets.
         """
         group = self._cgroups.group(f"{self._name}-{secrets.token_hex(6)}")
         undo: list[Callable[[], object]] = [lambda: unremoved(group)]

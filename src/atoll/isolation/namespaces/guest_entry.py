@@ -24,7 +24,7 @@ class Guest(NamedTuple):
 
 
 def load_guest(entry: str) -> Guest:
-    """The guest by its import path `module:function`, with everything it may want later, run in if its module has a
+    """The guest by its import path `module:function`, with everything it may need later, run in if its module has a
     `warm_up`; `prepare` is its module's, if it has one. Raises ImportError."""
     module, _, name = entry.partition(":")
     for preload in _PRELOAD:

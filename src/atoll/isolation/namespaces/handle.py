@@ -52,11 +52,11 @@ class NamespacesHandle(LinuxSandbox):
         super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
         self.status: int | None = None
-        """The first process's wait status, when the zygote could tell it."""
+        """The first process's wait status, if the zygote knew it."""
         self._network = network
         """None: the server may not enter the sandbox's network (rootless), its guest relays."""
         self.egress: EgressSockets | None = None
-        """The way out, where it was handed over at birth, until it is fetched."""
+        """The way out, where it was handed over at the create, until it is fetched."""
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 

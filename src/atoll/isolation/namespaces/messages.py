@@ -1,4 +1,4 @@
-"""Messages between server, zygote and newborn sandboxes: one JSON object per seqpacket, with descriptors.
+"""Messages between server, zygote and new sandboxes: one JSON object per seqpacket, with descriptors.
 
     server → zygote   create{id, lower_dirs, state_dir, limits} +[listener, sealed spec]      cancel{id}
                       disk{image, size_mib} +[mount]   no_disk{size_mib, error}

@@ -32,17 +32,17 @@ class Member(Protocol[KeyOut]):
 
 
 class Demand(Generic[Key]):
-    """What was asked for last: the next create will most likely want it again."""
+    """What was asked for last: the next create will most likely need it again."""
 
     def __init__(self, remembered: int = 8) -> None:
         self._asked: deque[Key] = deque(maxlen=remembered)
 
     def note(self, key: Key) -> None:
-        """A create wanted it."""
+        """A create asked for it."""
         self._asked.append(key)
 
     def forget(self, key: Key) -> None:
-        """It cannot be made ahead. Whoever asks for it next is told why."""
+        """It cannot be made ahead. The next create that asks for it gets the reason."""
         self._asked = deque((one for one in self._asked if one != key), self._asked.maxlen)
 
     def shares(self, size: int, booted: Mapping[Key | None, int]) -> dict[Key, int]:

@@ -23,8 +23,8 @@ NAMESPACES = (
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
 )
-"""At birth; the cgroup namespace follows once the child is in its group, and a time namespace, for programs alone, in
-which the time since boot is that since the first process was made."""
+"""At the fork; the cgroup namespace follows once the child is in its group, and a time namespace, for programs alone,
+in which the time since boot is that since the first process was made."""
 
 KEPT_CAPABILITIES: frozenset[Cap] = frozenset(
     {
@@ -81,7 +81,7 @@ _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 # clone, unshare, personality, ioctl, socket, socketpair, setrlimit
 _ARGUMENT_NUMBERS = {"x86_64": (56, 272, 135, 16, 41, 53, 160), "aarch64": (220, 97, 92, 29, 198, 199, 164)}
 
-# Whoever is root inside has the guest's ids, and with these calls the kernel asks for nothing more: it could take the
+# Root inside has the guest's ids, and with these calls the kernel asks for nothing more: it could take the
 # guest's descriptors, its processor time or its turn away. (call: (x86_64, aarch64, argument that names the process))
 _ABOUT_A_PROCESS = {
     "prlimit64": (302, 261, 0), "setpriority": (141, 140, 1), "ioprio_set": (251, 30, 1),
@@ -145,8 +145,8 @@ def _internet(make_socket: int) -> list[Rule]:
 
 def _core_limit(setrlimit: int, prlimit64: int) -> list[Rule]:
     """It stays what it is (`CORE_LIMIT`). Lowering it to 0, which needs no right, would have a program of the host fed
-    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are told that it is done; those that
-    ask for the old limit in the same call cannot be given one, and are refused."""
+    with a core of the sandbox's choice. Programs that do so to be safe (sudo, ssh) are answered as if it were done;
+    those that ask for the old limit in the same call cannot be given one, and are refused."""
     core = resource.RLIMIT_CORE
     return [
         Rule(setrlimit, 0, argument=0, values=(core,)),
@@ -164,7 +164,7 @@ def seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
 
 
 def programs_seccomp_program(machine: str = syscalls.MACHINE) -> bytes:
-    """The same for what the users start: sysinfo(2), which tells of the machine, is the guest's to answer."""
+    """The same for what the users start: sysinfo(2), which shows the machine, is the guest's to answer."""
     return _assemble(machine, _SYSINFO[machine])
 
 
@@ -201,12 +201,12 @@ MASKED_PROC_FILES = (
     "kallsyms",
     "interrupts",
     "softirqs",
-    # These tell of the host: its boot line (which may hold secrets), its disks, its drivers.
+    # These show the host: its boot line (which may hold secrets), its disks, its drivers.
     "cmdline",
     "partitions",
     "diskstats",
     "modules",
-    # And these of its memory, by the page: a way for neighbours to tell each other something.
+    # And these of its memory, by the page: a covert channel between neighbours.
     "buddyinfo",
     "schedstat",
     "zoneinfo",
@@ -246,7 +246,7 @@ LOOPBACK_ADDRESS = "10.0.2.15"
 
 EGRESS_TCP_PORT = 15001
 EGRESS_DNS_PORT = 15053
-"""On 127.0.0.1 in the sandbox: where the redirect leads. Held by the first process from birth on."""
+"""On 127.0.0.1 in the sandbox: where the redirect leads. Held by the first process from the start."""
 
 NAMESERVER = "10.0.2.3"
 """Where resolv.conf points. Any address would do: the redirect catches every question, whomever it is put to."""

@@ -5,7 +5,7 @@ range, so that a layer can become a template's, whatever range its sandbox had. 
 host root may enter: files in it that belong to root on disk are out of everybody's reach.)
 
 The overlay is volatile: nothing is synced, neither while it is used nor when it goes, which would otherwise wait for
-the whole disk. Its own layer is therefore only as good as the machine's uptime. Whoever keeps it (a snapshot) syncs it,
+the whole disk. Its own layer is therefore only as good as the machine's uptime. A snapshot of it syncs it,
 and leaves `work/` behind: the kernel refuses to mount that again.
 """
 
@@ -57,7 +57,7 @@ def build_root(pid: int, id_base: int, lowers: Sequence[str], state_dir: Path, d
         for path in lowers:
             layers.append(mounts.clone(path, userns=userns))
             descriptors.append(layers[-1])
-        # The overlay makes its own files as whoever mounted it: that has to be somebody whom the shifted mount knows.
+        # The overlay makes its own files as the user who mounted it, who must be one that the shifted mount knows.
         with syscalls.acting_as(id_base):
             return mounts.overlay(layers, upper, work, volatile=True, rootless=rootless)
     finally:
@@ -97,7 +97,7 @@ class PreparedRoot:
     each. The overlay does not mind: it holds directories, not paths.
     """
 
-    def __init__(self, pid: int, id_base: int, wanted: PoolKey, place: Path, disk: Disk | None = None) -> None:
+    def __init__(self, pid: int, id_base: int, key: PoolKey, place: Path, disk: Disk | None = None) -> None:
         """Raises OSError, ValueError; nothing is left then."""
         self._place = place
         self.size_mib = disk.size_mib if disk is not None else None
@@ -107,13 +107,13 @@ class PreparedRoot:
             place.mkdir(0o700, parents=True)
             if disk is not None:
                 disk.move(place)
-            self._mount = build_root(pid, id_base, wanted.lowers, place, disk)
+            self._mount = build_root(pid, id_base, key.lowers, place, disk)
         except BaseException:
             self.discard()
             raise
 
     def hand_over(self) -> int:
-        """The mount, once. Whoever gets it closes it."""
+        """The mount, once. The caller closes it."""
         mount, self._mount = self._mount, -1
         return mount
 

@@ -129,7 +129,7 @@ DENIED: _Table = {
     "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
     "setdomainname": (171, 162),
-    # Memory placement across processes and NUMA nodes (Docker wants SYS_NICE for these).
+    # Memory placement across processes and NUMA nodes (Docker asks for SYS_NICE for these).
     "move_pages": (279, 239), "migrate_pages": (256, 238), "mbind": (237, 235), "set_mempolicy": (238, 237),
     "get_mempolicy": (239, 236), "set_mempolicy_home_node": (450, 450),
 }  # fmt: skip

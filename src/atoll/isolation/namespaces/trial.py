@@ -106,9 +106,9 @@ def _egress(why_not: str) -> _Row:
     return ("egress", Verdict.OK, "by policy, through the gateway", "")
 
 
-def _expect(line: socket.socket, wanted: str) -> dict[str, Any]:
+def _expect(line: socket.socket, expected: str) -> dict[str, Any]:
     body = messages.receive(line).body or {"op": "failed", "error": "the first process ended"}
-    if body["op"] != wanted:
+    if body["op"] != expected:
         raise RuntimeError(str(body.get("error", body)))
     return body
 

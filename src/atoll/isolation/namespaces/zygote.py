@@ -49,7 +49,7 @@ _UNFINISHED_AT_ONCE = 2 + len(os.sched_getaffinity(0))
 each: they push each other's pages out of the caches."""
 _REFILL_AFTER_S = 0.012
 _REFILL_SOON_S = 0.003
-"""A fork right behind a create competes with the newborn guest for the processor and makes its first answer late, so
+"""A fork right behind a create competes with the new guest for the processor and makes its first answer late, so
 the pool waits a little; a nearly empty one does not, because a create that finds it empty waits longest of all."""
 _GIVE_UP_PARKING_AFTER = 3
 _ORDER_AGAIN_AFTER_S = 1.0
@@ -89,7 +89,7 @@ class Zygote:
         )
         self._selector = selectors.DefaultSelector()
         self._young: dict[Child, None] = {}
-        """Those that are no sandbox yet, in the order of their birth: few, however many sandboxes live."""
+        """Those that are no sandbox yet, in the order of their forks: few, however many sandboxes live."""
         self._waiting = RequestQueue()
         self._demand: pool.Demand[PoolKey] = pool.Demand()
         self._disks = DiskShelf()
@@ -112,7 +112,7 @@ class Zygote:
             caps.limit_to(posture.ZYGOTE_CAPABILITIES)
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._tell({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
+        self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
             while True:
                 step = self._next_step()
@@ -164,7 +164,7 @@ class Zygote:
                 return None
 
     def _lacking_disks(self) -> Counter[int]:
-        """Disks that the next creates will want, by size: a few of each that is asked for most."""
+        """Disks that the next creates will need, by size: a few of each that is asked for most."""
         if self._no_disk or time.monotonic() < self._order_again_at:
             return Counter()
         booted = Counter(child.wanted for child in self._young if child.is_free)
@@ -176,7 +176,7 @@ class Zygote:
     def _order_disks(self, lacking: Counter[int]) -> None:
         for size_mib in lacking.elements():
             self._ordered[size_mib] += 1
-            self._tell({"op": "disk_wanted", "size_mib": size_mib})
+            self._send({"op": "disk_wanted", "size_mib": size_mib})
 
     def _park_one(self) -> None:
         try:
@@ -219,7 +219,7 @@ class Zygote:
 
     # -- the server ----------------------------------------------------------------------------------------------------
 
-    def _tell(self, body: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    def _send(self, body: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         try:
             messages.send(self._server, body, descriptors)
         except OSError as error:
@@ -260,7 +260,7 @@ class Zygote:
 
     def _refuse(self, request: Request, error: str) -> None:
         self._let_go(request)
-        self._tell({"op": "failed", "id": request.number, "error": error})
+        self._send({"op": "failed", "id": request.number, "error": error})
 
     def _let_go(self, request: Request) -> None:
         """Of what a request held that has come to its end, or needs it no more."""
@@ -402,7 +402,7 @@ class Zygote:
         try:
             report = child.receive()
         except MalformedReport as error:
-            self._discard(child, f"the first process said what makes no sense: {error}")
+            self._discard(child, f"the first process sent a malformed report: {error}")
             return
         except OSError:
             report = None
@@ -439,7 +439,7 @@ class Zygote:
         }
         self._quiet_since = time.monotonic()
         try:
-            self._tell(message, (child.pidfd, *child.ways_out))
+            self._send(message, (child.pidfd, *child.ways_out))
         except _ServerGone:
             syscalls.pidfd_kill(child.pidfd)  # nobody knows of it
             raise
@@ -456,7 +456,7 @@ class Zygote:
         if child.state is ChildState.ENDING:
             return
         if child.request is not None and child.state in COMING and not child.request.tried_again:
-            # Whoever waits for it has not been touched by its end: another child, once.
+            # The create that waits for it has not been touched by its end: another child, once.
             child.request.tried_again = True
             self._waiting.add_first(child.request)
             child.request = None
@@ -484,7 +484,7 @@ class Zygote:
         if child.root is not None:
             child.root.discard()
         if child.state is ChildState.LIVE:
-            self._tell({"op": "exited", "pid": child.pid, "status": status})
+            self._send({"op": "exited", "pid": child.pid, "status": status})
             return
         if not child.group.try_remove():
             self._unremoved.append(child.group)

@@ -55,7 +55,7 @@ OnDiskWanted = Callable[["ZygoteClient", int], None]
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the server's own, which holds keys. A mark that tells an observer whose process this is goes along."""
+    """Nothing of the server's own, which holds keys. A mark that shows whose process this is goes along."""
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     environment.update({name: value for name, value in os.environ.items() if name == _MARK})
     return environment
@@ -124,7 +124,7 @@ class ZygoteClient:
         on_disk_wanted: OnDiskWanted,
     ) -> ZygoteClient:
         """A zygote that is ready to fork. `no_disk`: why sandboxes get no disks of their own, "" where they do.
-        `on_exit(pid, status)` tells of sandboxes that ended, `on_orphan` gets a sandbox whose creator has gone and
+        `on_exit(pid, status)` is called for sandboxes that ended, `on_orphan` gets a sandbox whose creator has gone and
         ends it.
 
         Raises BackendUnavailable with the zygote's own words.
@@ -193,7 +193,7 @@ class ZygoteClient:
             os.close(sealed)
 
     def stock(self, disk: Disk) -> None:
-        """Gives the zygote a disk that it wanted."""
+        """Gives the zygote a disk that it asked for."""
         if self.lost.is_set():
             disk.discard()
             return
@@ -201,7 +201,7 @@ class ZygoteClient:
         self._send({"op": "disk", "image": str(disk.image), "size_mib": disk.size_mib}, [disk.mount])
 
     def refuse_disk(self, size_mib: int, error: str) -> None:
-        """Tells the zygote that a disk which it wanted cannot be made."""
+        """Reports that a disk which the zygote asked for cannot be made."""
         if not self.lost.is_set():
             self._send({"op": "no_disk", "size_mib": size_mib, "error": error}, [])
 

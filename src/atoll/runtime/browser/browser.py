@@ -110,17 +110,17 @@ class Browser:
         }
         with lost_sandbox_raises():
             self._box.filesystem.write(f"{self._folder}/{name}.request", json.dumps(request), user=self._box.user)
-        code, told = self._run("act", name, timeout_s=timeout_s + SLACK_S)
+        code, output = self._run("act", name, timeout_s=timeout_s + SLACK_S)
         if code == NOBODY_SERVES:
             self._serve()
-            code, told = self._run("act-wait", name, timeout_s=timeout_s + SLACK_S)
+            code, output = self._run("act-wait", name, timeout_s=timeout_s + SLACK_S)
         if code == BROWSER_ENDED:
             return {"failed": "the browser ended; the next action starts it anew"}
         if code == -1:
             return {"failed": f"Browser environment took too long to respond ({timeout_s:g} seconds)."}
         if code != 0:
             raise NoBrowser(
-                f"{NO_BROWSER} {told.strip()}",
+                f"{NO_BROWSER} {output.strip()}",
                 hint=f"the template {BROWSER_TEMPLATE!r} has a browser",
             )
         path = f"{self._folder}/{name}.answer"
@@ -265,7 +265,7 @@ class _Seen:
 
 
 def _failure(action: BrowseURLAction | BrowseInteractiveAction, error: str) -> BrowserOutputObservation:
-    """What OpenHands tells when there is nothing to look at."""
+    """What OpenHands answers when there is nothing to look at."""
     url = address(action.url) if isinstance(action, BrowseURLAction) else ""
     seen = _Seen(url=url, error=error)
     content = seen.page(error) if isinstance(action, BrowseURLAction) else seen.interaction("", False)

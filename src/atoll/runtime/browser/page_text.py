@@ -120,10 +120,10 @@ class _Document:
     def _name(self, node: int) -> str:
         return self._string(self._nodes["nodeName"][node]).lower()
 
-    def _attribute(self, node: int, wanted: str) -> str | None:
+    def _attribute(self, node: int, attribute: str) -> str | None:
         found = self._nodes["attributes"][node]
         for at in range(0, len(found), 2):
-            if self._string(found[at]) == wanted:
+            if self._string(found[at]) == attribute:
                 return self._string(found[at + 1])
         return None
 

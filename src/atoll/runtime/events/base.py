@@ -79,7 +79,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Action(Event):
-    """Something that the agent or the user wants. `kind` is its name in JSON and the runtime method that does it."""
+    """Something that the agent or the user asks for. `kind` is its name in JSON and the runtime method that does it."""
 
     kind: ClassVar[str] = ""
     runnable: ClassVar[bool] = False

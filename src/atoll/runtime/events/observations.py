@@ -24,7 +24,7 @@ def truncate_middle(content: str, max_size: int = MAX_CMD_OUTPUT_SIZE) -> str:
 
 @dataclass(frozen=True)
 class CmdOutputMetadata:
-    """What the shell said of itself after a command. -1 and None where the command has not ended.
+    """What the shell reported of itself after a command. -1 and None where the command has not ended.
 
     `pid` is the shell's last background process; `prefix` and `suffix` are put around the output for the agent.
     """

@@ -325,8 +325,8 @@ def _unfit(path: str, reason: str) -> EditorError:
     return EditorError(f"File validation failed for {path}: {reason}")
 
 
-def _places(text: str, wanted: str) -> list[int]:
-    return [match.start() for match in re.finditer(re.escape(wanted), text)] if wanted else []
+def _places(text: str, piece: str) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(piece), text)] if piece else []
 
 
 def _lines(text: str) -> list[str]:

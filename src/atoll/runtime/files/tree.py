@@ -59,7 +59,7 @@ tar -c -f "$archive" --format=pax --hard-dereference -C "$dir" -- "$what" || sta
 def tar_stream(source: Path) -> Iterator[bytes]:
     """A tar archive of `source`, dot-files, links, empty directories and modes included, under its own name.
 
-    Owners are left out: files belong to whoever unpacks them. Sockets and devices are left out. Raises OSError.
+    Owners are left out: files belong to the user who unpacks them. Sockets and devices are left out. Raises OSError.
     """
     name = source.name
     yield from _member(source, name)
@@ -83,7 +83,7 @@ def tar_size(source: Path) -> int:
     )
 
 
-def told(chunks: Iterator[bytes], total: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
+def reported(chunks: Iterator[bytes], total: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
     """The chunks; `progress(done, total)` is called after every MiB, and at the end with both the same."""
     done = shown = 0
     for chunk in chunks:

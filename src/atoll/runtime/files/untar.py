@@ -2,7 +2,7 @@
 
 Python's tarfile fills holes of sparse members with zeros (two kilobytes can declare exabytes), reads extended headers
 whole, and is lenient with what it does not know. Read here: POSIX ustar with pax headers, as GNU tar writes it with
-`--format=pax`. Regular files, directories and symbolic links are told, everything else without data is passed over,
+`--format=pax`. Regular files, directories and symbolic links are reported, everything else without data is passed over,
 and everything else with data (sparse files, GNU's long names, continued volumes) is refused.
 """
 
@@ -29,7 +29,7 @@ class BadArchive(ValueError):
 
 
 class Kind(Enum):
-    """What is told of."""
+    """What is reported."""
 
     FILE = "0"
     LINK = "2"

@@ -121,8 +121,8 @@ class Jupyter:
         if cwd != self._cwd:
             self._quiet(f"import os as _o; _o.chdir({json.dumps(cwd)}); del _o")
             self._cwd = cwd
-        if fresh and self._first_code and (said := self._quiet(self._first_code)):
-            _log.warning("the kernel's start-up code said: %s", said)
+        if fresh and self._first_code and (output := self._quiet(self._first_code)):
+            _log.warning("the kernel's start-up code printed: %s", output)
         init_code = init_code or self._init_code
         if init_code and (fresh or init_code != self._init_code):
             self._quiet(init_code)

@@ -83,7 +83,7 @@ def parse_latex(file_path: str) -> None:
 
 
 def parse_audio(file_path: str, model: str = "whisper-1") -> None:
-    """Prints what is said in an audio file, in English."""
+    """Prints the transcript of an audio file, in English."""
     print(f"[Transcribing audio file from {file_path}]")
     try:
         with open(file_path, "rb") as file:

@@ -22,7 +22,7 @@ MAX_REQUEST = 16 * 2**20
 
 
 class MCPBridge:
-    """Serves the tools of `servers` that run inside the sandbox at `url`, to whoever brings `api_key`."""
+    """Serves the tools of `servers` that run inside the sandbox at `url`, to clients with `api_key`."""
 
     def __init__(self, servers: MCPServers) -> None:
         self.api_key = secrets.token_urlsafe(24)
@@ -56,7 +56,7 @@ class MCPBridge:
                 self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Silent: requests hold what tools are told."""
+                """Silent: requests hold arguments of tools."""
 
         self._servers = servers
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -57,12 +57,12 @@ class MCPServers:
 
     def use(self, config: Any) -> None:
         """Adds servers of a configuration that are not there yet; those that are stay, with their sessions."""
-        wanted = [self._stdio(one) for one in getattr(config, "stdio_servers", ())]
-        wanted += [self._http(one, "sse") for one in getattr(config, "sse_servers", ())]
-        wanted += [self._http(one, "http") for one in getattr(config, "shttp_servers", ())]
+        configured = [self._stdio(one) for one in getattr(config, "stdio_servers", ())]
+        configured += [self._http(one, "sse") for one in getattr(config, "sse_servers", ())]
+        configured += [self._http(one, "http") for one in getattr(config, "shttp_servers", ())]
         with self._changing:
             known = {server.key for server in self._servers}
-            self._servers += [server for server in wanted if server.key not in known]
+            self._servers += [server for server in configured if server.key not in known]
 
     def tools(self, *, inside_only: bool = False) -> dict[str, tuple[Server, dict[str, Any]]]:
         """Tool name → server and description. A name that two servers have is `<server>_<name>` for the second."""

@@ -60,11 +60,11 @@ class MCPSession:
     def _request(self, method: str, params: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         number = next(self._numbers)
         message: Message = {"jsonrpc": "2.0", "id": number, "method": method, "params": dict(params)}
-        for heard in self._transport.exchange(message, timeout_s):
-            if "method" in heard:
-                self._answer(heard)
-            elif heard.get("id") == number:
-                return _result(heard)
+        for received in self._transport.exchange(message, timeout_s):
+            if "method" in received:
+                self._answer(received)
+            elif received.get("id") == number:
+                return _result(received)
         raise MCPUnreachable("the server did not answer")
 
     def _answer(self, asked: Message) -> None:
@@ -80,9 +80,9 @@ class MCPSession:
             pass
 
 
-def _result(heard: Message) -> dict[str, Any]:
-    if "error" in heard:
-        error = heard["error"]
+def _result(received: Message) -> dict[str, Any]:
+    if "error" in received:
+        error = received["error"]
         raise MCPError(str(error.get("message", error)) if isinstance(error, dict) else str(error))
-    result = heard.get("result")
+    result = received.get("result")
     return result if isinstance(result, dict) else {}

@@ -1,6 +1,6 @@
 """How messages reach an MCP server: a program inside the sandbox, streamable HTTP, or HTTP with server-sent events.
 
-Owns the bytes of the three transports of the Model Context Protocol (2025-06-18 and before). What is said is
+Owns the bytes of the three transports of the Model Context Protocol (2025-06-18 and before). The meaning of messages is
 `mcp_session.py`. A transport is used by one thread at a time.
 """
 
@@ -29,10 +29,10 @@ MAX_MESSAGE = 64 * 2**20
 _STDERR_TAIL = 2000
 
 MAX_HELD = 2 * MAX_MESSAGE
-"""Bytes that wait for a reader; whoever sends more waits until some are taken."""
+"""Bytes that wait for a reader; a sender waits until some are taken."""
 
 Message = dict[str, Any]
-Heard = Message | str | None
+Received = Message | str | None
 
 
 class MCPUnreachable(Exception):
@@ -44,34 +44,34 @@ class MCPTimeout(Exception):
 
 
 class Inbox:
-    """What a thread has heard: messages, words on what went wrong, and None at the end (which stays)."""
+    """What a thread has received: messages, texts on what went wrong, and None at the end (which stays)."""
 
     def __init__(self, max_bytes: int = MAX_HELD) -> None:
         self._max_bytes = max_bytes
-        self._held: deque[tuple[Heard, int]] = deque()
+        self._held: deque[tuple[Received, int]] = deque()
         self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
 
-    def put(self, heard: Heard, size: int = 0) -> None:
+    def put(self, received: Received, size: int = 0) -> None:
         """Waits while there is no room for it, unless it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not size or self._bytes < self._max_bytes)
-            if self._closed and heard is not None:
+            if self._closed and received is not None:
                 return
-            self._held.append((heard, size))
+            self._held.append((received, size))
             self._bytes += size
             self._changed.notify_all()
 
-    def get(self, timeout: float) -> Heard:
+    def get(self, timeout: float) -> Received:
         """The oldest. Raises queue.Empty: nothing came within `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._held, timeout):
                 raise queue.Empty
-            heard, size = self._held.popleft()
+            received, size = self._held.popleft()
             self._bytes -= size
             self._changed.notify_all()
-            return heard
+            return received
 
     def close(self) -> None:
         """Nobody reads any more: what comes is dropped."""
@@ -118,7 +118,7 @@ class StdioTransport:
 
     def __init__(self, box: E2BBox, line: str, *, envs: Mapping[str, str], cwd: str) -> None:
         self._sandbox = box.sandbox
-        self._heard = Inbox()
+        self._received = Inbox()
         self._stderr = ""
         try:
             self._handle = self._sandbox.commands.run(
@@ -138,14 +138,14 @@ class StdioTransport:
                 self._stderr = (self._stderr + (err or "")[-_STDERR_TAIL:])[-_STDERR_TAIL:]
                 for text in lines.feed(out or ""):
                     for message in _messages(text):
-                        self._heard.put(message, len(text))
+                        self._received.put(message, len(text))
             self._handle.wait()
         except CommandExitException as ended:
             self._stderr = self._stderr or f"it ended with exit code {ended.exit_code}"
         except Exception as error:
             self._stderr = self._stderr or str(error)
         finally:
-            self._heard.put(None)
+            self._received.put(None)
 
     def _ended(self, otherwise: object) -> str:
         return f"the server has ended: {self._stderr.strip() or otherwise}"
@@ -158,14 +158,14 @@ class StdioTransport:
         except SandboxException as error:
             raise MCPUnreachable(self._ended(error)) from error
         yield from _until_answer(
-            self._heard,
+            self._received,
             message,
             timeout_s,
-            lambda: f"the server has ended: {self._stderr.strip() or 'it said nothing'}",
+            lambda: f"the server has ended: {self._stderr.strip() or 'it printed nothing'}",
         )
 
     def close(self) -> None:
-        self._heard.close()
+        self._received.close()
         with suppress(Exception):
             self._sandbox.commands.kill(self._pid)
 
@@ -186,13 +186,13 @@ class StreamableHTTPTransport:
                 _check(self._url, answer)
                 if found := answer.headers.get("mcp-session-id"):
                     self._session["Mcp-Session-Id"] = found
-                if not _wants_answer(message):
+                if not _is_request(message):
                     return
                 if answer.headers.get("content-type", "").startswith("text/event-stream"):
-                    heard: Iterable[Message] = (m for _, data in _events(answer) for m in _messages(data))
+                    received: Iterable[Message] = (m for _, data in _events(answer) for m in _messages(data))
                 else:
-                    heard = _messages(b"".join(_limited(answer)).decode("utf-8", "replace"))
-                for one in heard:
+                    received = _messages(b"".join(_limited(answer)).decode("utf-8", "replace"))
+                for one in received:
                     if one.get("id") == message["id"] and message["method"] == "initialize" and "result" in one:
                         self._session["MCP-Protocol-Version"] = str(one["result"].get("protocolVersion", ""))
                     yield one
@@ -217,11 +217,11 @@ class SSETransport:
     def __init__(self, url: str, headers: Mapping[str, str], connect_s: float = 30.0) -> None:
         self._url = url
         self._client = httpx.Client(headers=dict(headers), follow_redirects=False, timeout=30)
-        self._heard = Inbox()
+        self._received = Inbox()
         self._post = ""
         threading.Thread(target=self._follow, name="atoll-mcp", daemon=True).start()
         try:
-            first = self._heard.get(timeout=connect_s)
+            first = self._received.get(timeout=connect_s)
         except queue.Empty:
             first = None
         if not isinstance(first, str) or not first.startswith("/post "):
@@ -236,22 +236,22 @@ class SSETransport:
                 "GET", self._url, headers={"Accept": "text/event-stream"}, timeout=limits
             ) as answer:
                 if answer.status_code >= 300:
-                    self._heard.put(f"it answers {answer.status_code} {answer.reason_phrase}")
+                    self._received.put(f"it answers {answer.status_code} {answer.reason_phrase}")
                     return
                 for kind, data in _events(answer):
                     if kind == "endpoint":
                         target = urljoin(self._url, data)
                         if urlsplit(target)[:2] != urlsplit(self._url)[:2]:
-                            self._heard.put("it names another origin for messages")
+                            self._received.put("it names another origin for messages")
                             return
-                        self._heard.put(f"/post {target}")
+                        self._received.put(f"/post {target}")
                     else:
                         for message in _messages(data):
-                            self._heard.put(message, len(data))
+                            self._received.put(message, len(data))
         except Exception as error:
-            self._heard.put(f"it cannot be reached: {error}")
+            self._received.put(f"it cannot be reached: {error}")
         finally:
-            self._heard.put(None)
+            self._received.put(None)
 
     def exchange(self, message: Message, timeout_s: float) -> Iterator[Message]:
         try:
@@ -259,10 +259,10 @@ class SSETransport:
         except httpx.HTTPError as error:
             raise MCPUnreachable(f"{self._url} cannot be reached: {error}") from error
         _check(self._url, answer)
-        yield from _until_answer(self._heard, message, timeout_s, lambda: f"{self._url} ended the connection")
+        yield from _until_answer(self._received, message, timeout_s, lambda: f"{self._url} ended the connection")
 
     def close(self) -> None:
-        self._heard.close()
+        self._received.close()
         self._client.close()
 
 
@@ -278,30 +278,30 @@ def _check(url: str, answer: httpx.Response) -> None:
 
 def _until_answer(inbox: Inbox, message: Message, timeout_s: float, ended: Callable[[], str]) -> Iterator[Message]:
     """What comes up to the answer to `message`; nothing where none is due. `ended` says it of a server that is gone."""
-    if not _wants_answer(message):
+    if not _is_request(message):
         return
     end = time.monotonic() + timeout_s
     while True:
         try:
-            heard = inbox.get(timeout=max(0.0, end - time.monotonic()))
+            received = inbox.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
             raise MCPTimeout from None
-        if heard is None:
+        if received is None:
             inbox.put(None)
             raise MCPUnreachable(ended())
-        if isinstance(heard, str):
+        if isinstance(received, str):
             continue
-        yield heard
-        if _answers(heard, message):
+        yield received
+        if _answers(received, message):
             return
 
 
-def _wants_answer(message: Message) -> bool:
+def _is_request(message: Message) -> bool:
     return "id" in message and "method" in message
 
 
-def _answers(heard: Message, message: Message) -> bool:
-    return heard.get("id") == message["id"] and "method" not in heard
+def _answers(received: Message, message: Message) -> bool:
+    return received.get("id") == message["id"] and "method" not in received
 
 
 def _messages(text: str) -> Iterator[Message]:

@@ -27,7 +27,7 @@ SETUP_COMMAND = f"chmod +x {SETUP_SCRIPT} && source {SETUP_SCRIPT}"
 SETUP_TIMEOUT_S = 600.0
 PRE_COMMIT = ".openhands/pre-commit.sh"
 HOOK_MARK = "This hook was installed by OpenHands"
-"""How a hook of ours is told from the user's own; OpenHands' words, so that either side knows the other's hook."""
+"""How a hook of ours is known from the user's own; OpenHands' words, so that either side knows the other's hook."""
 
 HOOK = f"""#!/bin/bash
 # {HOOK_MARK}
@@ -110,16 +110,16 @@ class ActsOnSandbox(Protocol):
 
 
 class Repository:
-    """The repository work of one runtime. `tell` is called with what belongs into the event log."""
+    """The repository work of one runtime. `add_event` is called with what belongs into the event log."""
 
     def __init__(
         self,
         runtime: ActsOnSandbox,
-        tell: Callable[[Event, EventSource], None],
+        add_event: Callable[[Event, EventSource], None],
         log: logging.Logger,
     ) -> None:
         self._runtime = runtime
-        self._tell = tell
+        self._add_event = add_event
         self._log = log
 
     def initialise(self) -> None:
@@ -142,13 +142,10 @@ class Repository:
         if self._read(SETUP_SCRIPT) is None:
             return None
         action = CmdRunAction(SETUP_COMMAND, blocking=True, hidden=True, timeout=SETUP_TIMEOUT_S)
-        self._tell(action, EventSource.ENVIRONMENT)
+        self._add_event(action, EventSource.ENVIRONMENT)
         observation = self._runtime.run_action(action)
-        self._tell(observation, EventSource.ENVIRONMENT)
+        self._add_event(observation, EventSource.ENVIRONMENT)
         return observation
-
-    def has_hook_script(self) -> bool:
-        return self._read(PRE_COMMIT) is not None
 
     def install_hook(self) -> bool:
         """Makes git run the repository's pre-commit script; a hook of the user's own is kept and run after it."""
@@ -186,7 +183,7 @@ class Repository:
     def microagents(self, repository: str | None) -> list[Microagent]:
         """Those of the workspace, or of the repository in the workspace's directory of that name.
 
-        A file that cannot be read is told in the log and left out.
+        A file that cannot be read is logged and left out.
         """
         root = PurePosixPath(self._runtime.workspace)
         roots = [root] if repository is None else [root / repository.split("/")[-1], root]
@@ -212,8 +209,8 @@ class Repository:
         clone = f"timeout {OWNER_TIMEOUT_S} git clone -q --depth 1 -- {shlex.quote(url)} {where}"
         cloned = self._static(f"GIT_TERMINAL_PROMPT=0 {clone}", "/tmp")
         if cloned is None or cloned.exit_code != 0:
-            said = cloned.content.strip().replace(url, "…") if cloned is not None else "git could not be run"
-            self._log.debug("no micro-agents of the repository's owner: %s", said)
+            output = cloned.content.strip().replace(url, "…") if cloned is not None else "git could not be run"
+            self._log.debug("no micro-agents of the repository's owner: %s", output)
             return []
         try:
             return self._microagents_in(f"{where}/microagents")
@@ -248,8 +245,8 @@ class Repository:
     def _must(self, command: str, what: str, secret: str = "") -> None:
         found = self._runtime.run_action(CmdRunAction(command, hidden=True, blocking=True, timeout=SETUP_TIMEOUT_S))
         if not isinstance(found, CmdOutputObservation) or found.exit_code != 0:
-            said = found.content.strip()
-            raise AgentRuntimeError(f"{what} failed: {said.replace(secret, '…') if secret else said}")
+            output = found.content.strip()
+            raise AgentRuntimeError(f"{what} failed: {output.replace(secret, '…') if secret else output}")
 
 
 def is_setup(event: Any) -> bool:

@@ -33,7 +33,7 @@ from e2b_code_interpreter import Sandbox
 
 from atoll.runtime.config import SandboxConfig
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError, lost_sandbox_raises
-from atoll.runtime.files.tree import MAX_COPY_BYTES, PACK, UNPACK, TooMuch, tar_size, tar_stream, told, zip_of_tar
+from atoll.runtime.files.tree import MAX_COPY_BYTES, PACK, UNPACK, TooMuch, reported, tar_size, tar_stream, zip_of_tar
 from atoll.runtime.files.untar import BadArchive
 from atoll.runtime.options import (
     DEFAULT_TEMPLATE,
@@ -120,7 +120,7 @@ class E2BBox:
         tries = CREATE_TRIES if self.config.remote_runtime_enable_retries else 1
         for attempt in range(1, tries + 1):
             try:
-                made = once_built(create, lambda told: _log.warning("%s", told))
+                made = once_built(create, lambda note: _log.warning("%s", note))
                 made.connection_config.request_timeout = self._connection["request_timeout"]
                 made.connection_config.retries = DEFAULT_RETRIES
                 return made
@@ -240,7 +240,7 @@ class E2BBox:
         archive = f"/tmp/.atoll-{uuid4().hex}.tar"
         stream = tar_stream(source)
         if progress is not None:
-            stream = told(stream, tar_size(source), progress)
+            stream = reported(stream, tar_size(source), progress)
         with lost_sandbox_raises():
             self.sandbox.files.write(archive, stream, user="root", request_timeout=TRANSFER_TIMEOUT_S)
         done = self._script(UNPACK, sandbox_dest.rstrip("/") or "/", archive, self.user or "user", source.name)

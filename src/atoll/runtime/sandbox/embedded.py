@@ -33,14 +33,14 @@ from atoll.runtime.errors import AgentRuntimeUnavailableError
 
 SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_DOMAIN", "E2B_SANDBOX_URL", "E2B_DEBUG")
 START_S = 60.0
-TELL_S = 5
+NOTE_S = 5
 """How often an embedded platform says how far a template is that somebody waits for."""
 STOP_S = 40.0
 _LOG_TAIL = 4000
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """Where `atoll serve` keeps its state when it is not told otherwise."""
+    """Where `atoll serve` keeps its state by default."""
     if chosen := environ.get("ATOLL_DATA_DIR"):
         return Path(chosen).absolute()
     base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local" / "share")
@@ -131,13 +131,13 @@ class EmbeddedPlatform:
                 raise
 
     def _spawn(self, home: Path) -> None:
-        ready, told = os.pipe()
+        ready, ready_writer = os.pipe()
         watched, self._lifeline = os.pipe()
         command = [*self._wrap, sys.executable, "-m", "atoll", "serve", "--port", "0", "--data-dir", str(home)]
-        command += ["--end-sandboxes", "--ready-fd", str(told), "--lifeline-fd", str(watched)]
+        command += ["--end-sandboxes", "--ready-fd", str(ready_writer), "--lifeline-fd", str(watched)]
         environ = {name: value for name, value in self._environ.items() if name not in ("ATOLL_DATABASE_URL",)}
         environ.setdefault("ATOLL_TEMPLATES_DIR", str(self._root / "templates"))
-        environ |= {"ATOLL_PREPARE_TEMPLATES": "", "ATOLL_TEMPLATE_WAIT_S": str(TELL_S)}
+        environ |= {"ATOLL_PREPARE_TEMPLATES": "", "ATOLL_TEMPLATE_WAIT_S": str(NOTE_S)}
         try:
             with (home / "server.log").open("wb") as log:
                 self._process = subprocess.Popen(
@@ -145,12 +145,12 @@ class EmbeddedPlatform:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(told, watched),
+                    pass_fds=(ready_writer, watched),
                     env=environ,
                     start_new_session=True,  # an interrupt in our terminal is for us; the lifeline is for the server
                 )
         finally:
-            os.close(told)
+            os.close(ready_writer)
             os.close(watched)
         try:
             answer = json.loads(_line(ready, time.monotonic() + START_S))

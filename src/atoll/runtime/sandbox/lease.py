@@ -1,4 +1,4 @@
-"""Keeps a sandbox alive while its user lives: a short time-out, renewed from a thread. Whoever dies lets it end.
+"""Keeps a sandbox alive while its user lives: a short time-out, renewed from a thread. When its user ends, it ends.
 
 The SDK's default would end a sandbox five minutes after its creation, in the middle of the agent's work; a long
 time-out would leave it running (and, in a cloud, paid for) after a crash.

@@ -26,7 +26,7 @@ _log = logging.getLogger("atoll.runtime")
 
 @dataclass(frozen=True)
 class VSCode:
-    """A running editor. `token` is asked of whoever opens `url`."""
+    """A running editor. Opening `url` needs `token`."""
 
     port: int
     token: str

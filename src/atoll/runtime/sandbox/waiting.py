@@ -17,8 +17,8 @@ PATIENCE_S = 3600.0
 _PAUSE_S = 1.0
 
 
-def once_built(create: Callable[[], T], tell: Callable[[str], None]) -> T:
-    """What `create` returns, which is called until its template is there; `tell` hears how far the build is.
+def once_built(create: Callable[[], T], report: Callable[[str], None]) -> T:
+    """What `create` returns, which is called until its template is there; `report` gets how far the build is.
 
     Raises what `create` raises, also ServiceBusyException for a platform that is busy with anything else.
     """
@@ -29,5 +29,5 @@ def once_built(create: Callable[[], T], tell: Callable[[str], None]) -> T:
         except ServiceBusyException as error:
             if BEING_BUILT not in str(error) or time.monotonic() > until:
                 raise
-            tell(str(error).rpartition(" - ")[2].partition(" (the build goes on")[0])
+            report(str(error).rpartition(" - ")[2].partition(" (the build goes on")[0])
             time.sleep(_PAUSE_S)

@@ -2,7 +2,7 @@
 
 Commands go in as lines of plain ASCII, so that neither the terminal's line discipline nor bash's line editing can
 change them:                __atoll_c=$'…'   …   __atoll_go 7; eval "$__atoll_c"; __atoll_end
-(with their traces thrown away, for a user who has said `set -x`).
+(with their traces thrown away, for a user who has run `set -x`).
 Two marks come back in the terminal's output, in the form of an operating system command that terminals do not show:
 
     go   ESC ]7771;TOKEN;go;ID BEL                    the command's output begins here

@@ -50,7 +50,7 @@ class TerminalLink(Protocol):
         ...
 
     def foreground(self) -> int | None:
-        """The process group that the terminal's keys go to, None if it cannot be told."""
+        """The process group that the terminal's keys go to, None if it is not known."""
         ...
 
     def kill(self) -> None:

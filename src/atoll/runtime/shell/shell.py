@@ -1,6 +1,6 @@
 """The persistent shell of a runtime: one interactive bash on a terminal in the sandbox, from action to observation.
 
-Owns whether a command runs, the timeouts, input and keys, what is told of it, and a new shell when the old one ended.
+Owns whether a command runs, the timeouts, input and keys, the texts about it, and a new shell when the old one ended.
 The shell itself and its output are `shell_session.py`'s. Texts are OpenHands' own.
 
     idle ──command──► running ──end mark──► idle            output arrives in the link's thread and wakes the waiter:
@@ -67,11 +67,6 @@ class Shell:
         """Where the shell was when the last command ended."""
         return self.state.cwd
 
-    @property
-    def is_busy(self) -> bool:
-        """A command was reported with exit code -1 and nobody has been told of its end yet."""
-        return self._busy
-
     def close(self) -> None:
         """Ends the shell. Idempotent."""
         self._session.link.kill()
@@ -112,8 +107,8 @@ class Shell:
         if ended is None:
             return self._refuse(action, command)
         before = self._finish(action, "", ended)
-        told = f"{CONTINUED}{before.content}{before.metadata.suffix}\n"
-        return _with_prefix(self._run(action, command, since), told)
+        prefix = f"{CONTINUED}{before.content}{before.metadata.suffix}\n"
+        return _with_prefix(self._run(action, command, since), prefix)
 
     def _interrupt(self) -> None:
         """C-c, again where it met a job that was just ending: in a loop of short programs it would be lost.

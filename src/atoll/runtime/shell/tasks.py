@@ -9,7 +9,7 @@ _ICONS = {"todo": "⏳", "in_progress": "🔄", "done": "✅"}
 
 
 class TaskList:
-    """`path` is only told to the agent, as the name of the list."""
+    """`path` is only shown to the agent, as the name of the list."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -25,8 +25,8 @@ class TaskList:
             ]
             self._text = "# Task List\n\n" + "".join(rows)
             count = len(action.task_list)
-            told = f"Task list has been updated with {count} items. Stored in session directory: {self._path}"
-            return TaskTrackingObservation(told, command=action.command, task_list=action.task_list)
+            text = f"Task list has been updated with {count} items. Stored in session directory: {self._path}"
+            return TaskTrackingObservation(text, command=action.command, task_list=action.task_list)
         if action.command == "view":
             text = self._text or 'No task list found. Use the "plan" command to create one.'
             return TaskTrackingObservation(text, command=action.command)

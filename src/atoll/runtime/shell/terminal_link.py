@@ -16,7 +16,7 @@ from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, lost_sandb
 SIZE = PtySize(rows=50, cols=1000)
 """Wide, so that `ps` and `ls` cut nothing off."""
 RECONNECT_S, FIRST_PAUSE_S, REQUEST_S = 20.0, 0.1, 10.0
-"""A server that is restarted is away for seconds; a sandbox that ended is told at once."""
+"""A server that is restarted is away for seconds; a sandbox that ended is reported at once."""
 
 
 class SandboxTerminal:
@@ -44,7 +44,7 @@ class SandboxTerminal:
             except LOST:
                 raise
             except NotFoundException:
-                pass  # the shell has just ended; `follow` tells
+                pass  # the shell has just ended; `follow` reports it
 
     def follow(self, feed: Callable[[bytes], None], broke: Callable[[], None]) -> int | None:
         while True:

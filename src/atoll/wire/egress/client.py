@@ -47,7 +47,7 @@ class WayOut(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Exit:
+class _Attached:
     sandbox_id: str
     network: NetworkPolicy
     sockets: EgressSockets | None
@@ -82,7 +82,7 @@ class RemoteGateway:
         self._connect = connect
         self._make_authority = authority
         self._authority: Authority | None = None
-        self._exits: dict[str, _Exit] = {}
+        self._attached: dict[str, _Attached] = {}
         self._channel: Channel | None = None
         self._connected = asyncio.Event()
         self._trusted: Channel | None = None
@@ -128,14 +128,14 @@ class RemoteGateway:
             raise PlatformError(f"the gateway speaks version {version!r} of the protocol, this node {VERSION}")
         self._channel = channel
         self._connected.set()
-        for sandbox_id, exit_ in list(self._exits.items()):
+        for sandbox_id, attached in list(self._attached.items()):
             try:
-                if exit_.given_over is not channel:
-                    await self._give_over(exit_)
+                if attached.given_over is not channel:
+                    await self._give_over(attached)
             except PlatformError as error:
                 _log.error("egress.not_attached", sandbox_id=sandbox_id, error=str(error))
-        await self._send(channel, {"only": list(self._exits)})
-        _log.debug("gateway.connected", sandboxes=len(self._exits))
+        await self._send(channel, {"only": list(self._attached)})
+        _log.debug("gateway.connected", sandboxes=len(self._attached))
 
     def _lost(self) -> None:
         self._channel = None
@@ -143,7 +143,7 @@ class RemoteGateway:
         for answered in self._pending.values():
             if not answered.done():
                 answered.set_exception(ChannelClosed("the gateway is gone"))
-                answered.exception()  # whoever asked may have been cancelled
+                answered.exception()  # the caller may have been cancelled
 
     def _take(self, body: dict[str, Any]) -> None:
         answered = self._pending.get(body["id"])
@@ -162,18 +162,18 @@ class RemoteGateway:
         except TimeoutError as error:
             raise ChannelClosed("the gateway takes nothing") from error
 
-    async def _give_over(self, exit_: _Exit) -> None:
+    async def _give_over(self, attached: _Attached) -> None:
         """If there is a gateway; the next one gets it otherwise. Raises PlatformError: there is no authority."""
-        channel, sandbox_id = self._channel, exit_.sandbox_id
-        if channel is None or self._exits.get(sandbox_id) is not exit_:
+        channel, sandbox_id = self._channel, attached.sandbox_id
+        if channel is None or self._attached.get(sandbox_id) is not attached:
             return
-        exit_.given_over = channel
+        attached.given_over = channel
         with contextlib.suppress(ChannelClosed):
-            await self._bring_authority(channel, exit_.network)
-            if self._exits.get(sandbox_id) is not exit_:
+            await self._bring_authority(channel, attached.network)
+            if self._attached.get(sandbox_id) is not attached:
                 return  # detached meanwhile
-            message = {"attach": sandbox_id, "network": exit_.network.as_json()}
-            with _copies(exit_.sockets) as descriptors:
+            message = {"attach": sandbox_id, "network": attached.network.as_json()}
+            with _copies(attached.sockets) as descriptors:
                 await self._send(channel, message, descriptors)
 
     async def _bring_authority(self, channel: Channel, network: NetworkPolicy) -> None:
@@ -200,43 +200,43 @@ class RemoteGateway:
         try:
             sockets = await handle.egress_sockets()
         except PlatformError:
-            self._exits[handle.sandbox_id] = _Exit(handle.sandbox_id, network, None)
+            self._attached[handle.sandbox_id] = _Attached(handle.sandbox_id, network, None)
             raise
         if sockets is None:
             return False
-        exit_ = self._exits[handle.sandbox_id] = _Exit(handle.sandbox_id, network, sockets)
-        await self._give_over(exit_)
+        attached = self._attached[handle.sandbox_id] = _Attached(handle.sandbox_id, network, sockets)
+        await self._give_over(attached)
         return True
 
     async def detach(self, sandbox_id: str) -> None:
         """Cuts what is open. Idempotent; never raises but CancelledError."""
-        channel, exit_ = self._channel, self._exits.pop(sandbox_id, None)
-        if exit_ is None:
+        channel, attached = self._channel, self._attached.pop(sandbox_id, None)
+        if attached is None:
             return
-        if exit_.sockets is not None:
-            exit_.sockets.connections.close()
-            exit_.sockets.questions.close()
+        if attached.sockets is not None:
+            attached.sockets.connections.close()
+            attached.sockets.questions.close()
         if channel is not None:
             with contextlib.suppress(ChannelClosed):
                 await self._send(channel, {"detach": sandbox_id})
 
     def has(self, sandbox_id: str) -> bool:
         """Whether it has a way out."""
-        return sandbox_id in self._exits
+        return sandbox_id in self._attached
 
     async def update(self, sandbox_id: str, network: NetworkPolicy) -> None:
         """In force when this returns. Raises SandboxGone (it has no way out), PlatformError (no gateway answers)."""
-        exit_ = self._exits.get(sandbox_id)
-        if exit_ is None:
+        attached = self._attached.get(sandbox_id)
+        if attached is None:
             raise SandboxGone(sandbox_id)
-        exit_.network = network
+        attached.network = network
         is_attached = await self._ask({"update": sandbox_id, "network": network.as_json()}, network)
-        if not is_attached and exit_.sockets is None:
+        if not is_attached and attached.sockets is None:
             raise PlatformError(f"the way out of sandbox {sandbox_id!r} was lost with the server that opened it")
 
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without a way out. Raises PlatformError: no gateway answers."""
-        if sandbox_id not in self._exits:
+        if sandbox_id not in self._attached:
             return []
         try:
             return CONNECTIONS.validate_python(await self._ask({"connections": sandbox_id}))

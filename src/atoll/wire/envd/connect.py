@@ -107,7 +107,6 @@ class Codec:
 
 JSON = Codec("json", lambda value: value.to_json(), lambda cls, data: cls.from_json(data or b"{}"))
 PROTO = Codec("proto", lambda value: value.to_binary(), lambda cls, data: cls.from_binary(data))
-_CODECS = {codec.name: codec for codec in (JSON, PROTO)}
 _UNARY_TYPES = {f"application/{codec.name}": codec for codec in (JSON, PROTO)}
 _STREAM_TYPES = {f"application/connect+{codec.name}": codec for codec in (JSON, PROTO)}
 

@@ -42,7 +42,7 @@ class EntryInfo(Message):
     symlink_target: Annotated[str | None, F(10)] = None
     metadata: Annotated[dict[str, str], F(11)] = field(default_factory=dict)
     is_symlink: Annotated[bool, F(12)] = False
-    """The entry itself is a symlink; `type` then tells what it leads to (newest SDKs only)."""
+    """The entry itself is a symlink; `type` is then its target's (newest SDKs only)."""
 
 
 @message

@@ -54,12 +54,12 @@ class _Call:
 
 
 class RemoteNode:
-    """`async with RemoteNode(connect) as node:` returns once the node has said who it is.
+    """`async with RemoteNode(connect) as node:` returns once the node has sent its id.
 
     Args:
         connect: makes a connection; called again after each loss.
         dial: how ports of its sandboxes are reached; None: through the connection, which carries descriptors.
-        presence: is told of each connection, each heartbeat and each loss.
+        presence: gets each connection, each heartbeat and each loss.
         is_waited_for: whether entering waits for the node. One that is not is registered whenever it is there.
 
     Entering raises NodeUnreachable, PlatformError (a node of another version).
@@ -86,7 +86,7 @@ class RemoteNode:
         self._routes: dict[str, Route] = {}
         self._tiers: dict[str, tuple[str, ...]] = {}
         self._early: list[dict[str, Any]] = []
-        self._telling = OwnedTasks()
+        self._deliveries = OwnedTasks()
         self._node_id = ""
         self._running: asyncio.Task[None] | None = None
 
@@ -116,7 +116,7 @@ class RemoteNode:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
-        self._telling.cancel()
+        self._deliveries.cancel()
         self._lost(self._channel)
 
     # The connection
@@ -172,7 +172,7 @@ class RemoteNode:
         for call in self._pending.values():
             if call.channel is channel and not call.answered.done():
                 call.answered.set_exception(NodeUnreachable(f"the connection to node {self._node_id!r} was lost"))
-                call.answered.exception()  # whoever asked may have been cancelled
+                call.answered.exception()  # the caller may have been cancelled
 
     def _take(self, body: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         call = self._pending.get(body["id"]) if isinstance(body.get("id"), int) else None
@@ -198,7 +198,7 @@ class RemoteNode:
     # Facts
 
     def subscribe(self, events: NodeEvents) -> None:
-        """From now on `events` hears what happens on the node, first of what came before."""
+        """From now on `events` gets what happens on the node, first what came before."""
         self._events = events
         early, self._early = self._early, []
         for body in early:
@@ -214,9 +214,9 @@ class RemoteNode:
         if self._events is None:
             self._early.append(body)
             return
-        self._telling.start(self._tell(self._events, body))
+        self._deliveries.start(self._deliver(self._events, body))
 
-    async def _tell(self, events: NodeEvents, body: Mapping[str, Any]) -> None:
+    async def _deliver(self, events: NodeEvents, body: Mapping[str, Any]) -> None:
         operation = operations(NodeEvents).get(str(body["event"]))
         try:
             if operation is not None:  # a newer node may know more kinds of events

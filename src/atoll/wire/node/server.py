@@ -1,4 +1,4 @@
-"""The node's side: answers calls, tells facts until they are acknowledged, hands out connections to sandboxes.
+"""The node's side: answers calls, sends facts until they are acknowledged, hands out connections to sandboxes.
 
 One `NodeServer` serves one node to any number of control processes. Calls run as tasks of the connection: a caller that
 cancels, or whose connection ends, cancels them.
@@ -42,7 +42,7 @@ class ServedNode(NodeClient, RouteTable, Protocol):
 
 
 class NodeServer:
-    """Implements NodeEvents and RouteSink towards the node: what it is told goes to every connection."""
+    """Implements NodeEvents and RouteSink towards the node: what it gets goes to every connection."""
 
     def __init__(self, node: ServedNode) -> None:
         self._node = node
@@ -60,21 +60,21 @@ class NodeServer:
         finally:
             self._connections.discard(connection)
 
-    # What the node tells
+    # What the node reports
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """See NodeEvents. Returns when it was acknowledged, over however many connections."""
-        await self._tell("sandbox_ended", sandbox_id=sandbox_id, reason=reason, detail=detail)
+        await self._send_fact("sandbox_ended", sandbox_id=sandbox_id, reason=reason, detail=detail)
 
     async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:
         """See NodeEvents."""
-        await self._tell("sandbox_out_of_memory", sandbox_id=sandbox_id, victim=victim)
+        await self._send_fact("sandbox_out_of_memory", sandbox_id=sandbox_id, victim=victim)
 
     async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
         """See NodeEvents."""
-        await self._tell("sandbox_logged", sandbox_id=sandbox_id, entries=entries)
+        await self._send_fact("sandbox_logged", sandbox_id=sandbox_id, entries=entries)
 
-    async def _tell(self, name: str, **arguments: Any) -> None:
+    async def _send_fact(self, name: str, **arguments: Any) -> None:
         seq = next(self._seq)
         event = {"seq": seq, "event": name, "args": operations(NodeEvents)[name].encode_arguments(arguments)}
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -86,7 +86,7 @@ class NodeServer:
             self._unacknowledged.pop(seq, None)
 
     def acknowledge(self, seq: Any) -> None:
-        """Whoever told it may go on."""
+        """The reporter may go on."""
         waiting = self._unacknowledged.get(seq)
         if waiting is not None and not waiting[1].done():
             waiting[1].set_result(None)
@@ -123,7 +123,7 @@ class NodeServer:
         return STATUS.dump_python(self._node.status(), mode="json")
 
     def changed_tiers(self) -> dict[str, list[str]] | None:
-        """The tiers, if they have changed since they were told last."""
+        """The tiers, if they have changed since they were sent last."""
         before = self._tiers
         return now if (now := self._current_tiers()) != before else None
 
@@ -200,7 +200,7 @@ class _Connection:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            if self._out.empty():  # else what waits there tells nobody that we live, and one beat more would not
+            if self._out.empty():  # else what waits there is no sign of life yet, nor would one more heartbeat be
                 self.queue({"beat": self._server.status()})
 
     async def _send(self) -> None:

@@ -68,7 +68,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
 
 
 def error_reply(error: BaseException) -> ErrorReply:
-    """For anything that was raised. What is not ours is told as an internal error, without its text."""
+    """For anything that was raised. What is not ours becomes an internal error, without its text."""
     if not isinstance(error, e.AtollError):
         return plain_error(500, "internal error; the server's log has the details", "internal_server_error")
     entry = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)

@@ -1,11 +1,11 @@
-"""Told that a group's memory is used up, before the kernel ends a process; and a reserve in which to choose better.
+"""Notifies that a group's memory is used up, before the kernel ends a process; and a reserve in which to choose better.
 
 For tiers in which the kernel could only choose wrongly: to it, a gVisor sandbox is one process.
 
-    limit            somebody is told. v1: a threshold of memory.usage_in_bytes. v2: memory.high, which also slows down
-    limit + reserve  v1: who needs more waits (oom_kill_disable) and somebody is told. v2: the kernel ends what it likes
+    limit            notified. v1: a threshold of memory.usage_in_bytes. v2: memory.high, which also slows down
+    limit + reserve  v1: processes that need more wait (oom_kill_disable), notified. v2: the kernel ends what it likes
 
-Caches of files count for the kernel, but it takes them back by itself: being told means to look, and no more.
+Caches of files count for the kernel, but it takes them back by itself: a notification means to look, and no more.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FullMemory:
         self._limit = limit
 
     def give(self) -> None:
-        """A second reserve: those who wait may go on, also whoever is to choose. Raises OSError."""
+        """A second reserve: those who wait may go on, also the guest, which is to choose. Raises OSError."""
         self._group.limit_memory(self._limit + 2 * self._reserve)
 
     def take_back(self) -> None:

@@ -46,7 +46,7 @@ _APART = ("memory", "pids")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a group uses now; None where no controller tells. CPU in seconds since the group was made."""
+    """What a group uses now; None where no controller counts it. CPU in seconds since the group was made."""
 
     cpu_s: float | None
     memory_bytes: int | None
@@ -169,11 +169,11 @@ class Cgroups:
         if (cpu := self.v1.get("cpu")) is not None:
             _write(cpu / self._all / "cpu.shares", str(_ALL_SHARES))
         if self.v2 is not None:
-            wanted = " ".join(f"+{name}" for name in sorted(self.v2_controllers))
+            missing = " ".join(f"+{name}" for name in sorted(self.v2_controllers))
             (self.v2 / self.base).mkdir(parents=True, exist_ok=True)
-            if wanted:
+            if missing:
                 for place in (self.v2, *dict.fromkeys((self.v2 / self._all, self.v2 / self.base))):
-                    _write(place / "cgroup.subtree_control", wanted)
+                    _write(place / "cgroup.subtree_control", missing)
             if "cpu" in self.v2_controllers:
                 _write(self.v2 / self._all / "cpu.weight", str(_ALL_WEIGHT))
 
@@ -262,7 +262,7 @@ class Group:
                     self.users_v2.rmdir()
 
     def join_descriptors(self) -> list[int]:
-        """Open `cgroup.procs` files: whoever writes `0` into all of them is in the group.
+        """Open `cgroup.procs` files: a process that writes `0` into all of them is in the group.
 
         The kernel checks the rights of the opener, so that a child without any may join itself.
         """
@@ -276,7 +276,7 @@ class Group:
         return _open_all(paths)
 
     def limit(self, limits: Limits) -> None:
-        """Writes the limits of every controller in use. Raises OSError (EBUSY: more memory in use than wanted)."""
+        """Writes the limits of every controller in use. Raises OSError (EBUSY: more memory in use than that)."""
         users = share_of_users(limits)
         if (path := self.users.get("memory")) is not None:
             _write(path / "memory.limit_in_bytes", str(users.memory_mib << 20))
@@ -297,7 +297,7 @@ class Group:
             _write(self.v2 / "cpu.weight", str(min(_WEIGHT * limits.cpu_count, _MAX_WEIGHT)))
 
     def bound_memory(self, limits: Limits) -> None:
-        """The limit of memory alone. Raises OSError (EBUSY: more in use than wanted)."""
+        """The limit of memory alone. Raises OSError (EBUSY: more in use than that)."""
         self.limit_memory(limits.memory_mib << 20)
 
     def bound_pids(self, limits: Limits) -> None:
@@ -308,7 +308,7 @@ class Group:
             _write(self.v2 / "pids.max", str(limits.pids))
 
     def limit_memory(self, memory: int) -> None:
-        """The limit of memory alone, in bytes. Raises OSError (EBUSY: more in use than wanted)."""
+        """The limit of memory alone, in bytes. Raises OSError (EBUSY: more in use than that)."""
         if (path := self.v1.get("memory")) is not None:
             self._limit_memory_v1(path, memory)
         if self.v2 is not None and "memory" in self.v2_controllers:
@@ -339,7 +339,7 @@ class Group:
         return found
 
     def begin_freeze(self) -> None:
-        """Asks for the freeze; `is_frozen` tells when every process stands. Raises OSError."""
+        """Asks for the freeze; `is_frozen` is true once every process stands. Raises OSError."""
         if (path := self.v1.get("freezer")) is not None:
             _write(path / "freezer.state", "FROZEN")
         elif self.v2 is not None:

@@ -1,6 +1,6 @@
 """What a group uses in detail, read through descriptors: also by a process that may not open the group's files.
 
-Read-only, of one group. Numbers have one name for both versions of control groups; what a version does not tell is
+Read-only, of one group. Numbers have one name for both versions of control groups; what a version does not count is
 absent.
 """
 

@@ -11,7 +11,7 @@ _log = structlog.get_logger("atoll.isolation")
 
 
 def bound_all(cgroups: Cgroups, at_once: Limits | None, tier: str) -> None:
-    """Sets it where groups allow, and logs where not. None: no bound is wanted. Every tier sets the same."""
+    """Sets it where groups allow, and logs where not. None: no bound. Every tier sets the same."""
     if at_once is None:
         return
     if missing := cgroups.bound_all(at_once):

@@ -1,7 +1,7 @@
 """Empty file systems by size, for an event loop: mkfs runs in threads of its own, once per size that is asked for.
 
 The time that it takes grows with the size, so what is larger than usual has a thread of its own, and keeps nobody
-waiting who wants another size. More threads would only make the host's disk seek.
+waiting for another size. More threads would only make the host's disk seek.
 """
 
 from __future__ import annotations

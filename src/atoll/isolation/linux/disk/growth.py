@@ -23,10 +23,10 @@ _OWN_RESERVE_SHARE = 50
 
 def device_of(image: Path) -> str | None:
     """The loop device on that file; None: there is none. Raises no error."""
-    wanted = str(image)
+    searched = str(image)
     with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
         for entry in entries:
-            if entry.name.startswith("loop") and _backing(entry.name) == wanted:
+            if entry.name.startswith("loop") and _backing(entry.name) == searched:
                 return entry.name
     return None
 

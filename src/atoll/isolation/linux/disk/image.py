@@ -70,7 +70,7 @@ class Piece(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """An image that is mounted, empty. Whoever has it closes `mount`; `size_mib` is how large it was asked for."""
+    """An image that is mounted, empty. Its owner closes `mount`; `size_mib` is how large it was asked for."""
 
     image: Path
     mount: int

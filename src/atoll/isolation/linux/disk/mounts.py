@@ -136,7 +136,7 @@ def enter_root(directory: int) -> None:
 def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool, rootless: bool = False) -> int:
     """A detached overlay of descriptors, `lowers` top first.
 
-    Named by /proc/self/fd: the strings land in the sandbox's own mount table, where a path would tell of the host.
+    Named by /proc/self/fd: the strings land in the sandbox's own mount table, where a path would reveal the host's.
     `volatile` leaves out all syncing; the upper directory is then worthless after a crash of the machine. `rootless`:
     the caller is root of its own user namespace only, and the overlay's notes are attributes that it may set; renaming
     a directory of a lower layer says EXDEV then.

@@ -39,7 +39,7 @@ async def _request(path: Path, method: str, target: str, body: bytes) -> dict[st
     status = start.split(b" ", 2)[1:2]
     if not status or not status[0].startswith(b"2"):
         raise ValueError(f"the guest answered {start[:64]!r}")
-    told = json.loads(rest) if rest.strip() else {}
-    if not isinstance(told, dict):
+    body = json.loads(rest) if rest.strip() else {}
+    if not isinstance(body, dict):
         raise ValueError("the guest's answer is no object")
-    return told
+    return body

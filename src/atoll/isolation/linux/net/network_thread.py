@@ -1,6 +1,6 @@
-"""Sockets born in another process's network namespace, without ever moving the server itself there.
+"""Sockets made in another process's network namespace, without ever moving the server itself there.
 
-A socket belongs to the network namespace in which it was made, whoever uses it later. One thread therefore enters the
+A socket belongs to the network namespace in which it was made, wherever it is used. One thread therefore enters the
 namespace, makes a socket and comes back (20 µs).
 """
 

@@ -47,10 +47,10 @@ def parse(record: bytes) -> KilledForMemory | None:
 
 
 class KernelLog:
-    """Calls `tell` from the loop for every such line written from now on. Raises OSError where it cannot be read."""
+    """Calls `callback` on the loop for each such line from now on. Raises OSError where it cannot be read."""
 
-    def __init__(self, tell: Callable[[KilledForMemory], None]) -> None:
-        self._tell = tell
+    def __init__(self, callback: Callable[[KilledForMemory], None]) -> None:
+        self._callback = callback
         self._loop = asyncio.get_running_loop()
         self._descriptor = os.open(PATH, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -79,7 +79,7 @@ class KernelLog:
                 self.close()
                 return
             if (killed := parse(record)) is not None:
-                self._tell(killed)
+                self._callback(killed)
 
 
 def why_unreadable() -> str | None:

@@ -1,4 +1,4 @@
-"""What a sandbox is told of the machine that never changes, and which of its processors a sandbox runs on.
+"""What a sandbox sees of the machine that never changes, and which of its processors a sandbox runs on.
 
 Programs ask how many processors they may use and start as many threads: the answer has to be the sandbox's limit, and
 to most of them it is given by the affinity. It is no wall (a program may widen its own); that is the quota's part. The
@@ -23,7 +23,7 @@ class Machine:
         self._given: Counter[int] = Counter()
         self._described = _described(Path("/proc/cpuinfo").read_text() if cpuinfo is None else cpuinfo)
         self.controllers = _counted_as_one(_read("/proc/cgroups"))
-        """/proc/cgroups as somebody alone on the machine would see it: how many groups there are is told to nobody."""
+        """/proc/cgroups as on a machine of its own: how many groups there are is not shown."""
 
     def take(self, count: int) -> tuple[int, ...]:
         """So many, or all that there are; to be given back."""

@@ -1,8 +1,8 @@
-"""A seccomp filter as classic BPF, put together here: no libseccomp, nothing to compile in a newborn sandbox.
+"""A seccomp filter as classic BPF, put together here: no libseccomp, nothing to compile in a new sandbox.
 
     wrong architecture (32-bit calls on a 64-bit kernel)  → the process is killed
     number above the newest that was reviewed, or x32      → ENOSYS, as an older kernel would say
-    numbers to be answered for (if any)                    → whoever holds the listener
+    numbers to be answered for (if any)                    → the holder of the listener
     rules of this number, in order                         → their errno
     not among the allowed (where there is such a list)     → ENOSYS
     anything else                                          → allowed
@@ -64,7 +64,7 @@ class Rule:
     """Denies `number` with `error`, always or where argument `argument` passes `test` against `values`.
 
     With `when` = (argument, value) only calls are looked at in which that argument has that value. `mask`: the bits of
-    the argument that count. With `error` 0 the call is not made, and its caller is told that it was.
+    the argument that count. With `error` 0 the call is not made, and its caller is answered as if it was.
     """
 
     number: int

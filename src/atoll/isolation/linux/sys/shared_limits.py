@@ -7,7 +7,7 @@ from pathlib import Path
 from atoll.isolation.base import Finding, Verdict
 
 _BYTES_OF_A_FILE = 256
-"""An open file's, charged to the memory of whoever opened it."""
+"""An open file's, charged to the memory of the process that opened it."""
 _TERMINALS_LEFT = 8
 """Sandboxes that may use up their terminals at the same time before others feel it."""
 

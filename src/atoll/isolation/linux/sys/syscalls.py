@@ -111,7 +111,7 @@ def unshare(flags: int) -> None:
 
 
 def join_new_session_keyring() -> None:
-    """Leaves the keyring inherited from whoever started us. A kernel without keyrings is fine."""
+    """Leaves the keyring inherited from the parent process. A kernel without keyrings is fine."""
     try:
         call("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None)
     except OSError:

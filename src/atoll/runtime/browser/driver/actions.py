@@ -50,11 +50,11 @@ async def fill(tabs: Tabs, bid: str, value: str, enable_autocomplete_menu: bool 
     await page.ready(element, "Locator.fill", hit=False)
     if (await page.call(element, scripts.STATE))["readonly"]:
         raise timed_out("Locator.fill", "element is not editable")
-    told = await page.call(element, scripts.PREPARE_FILL, value)
-    if told == "done":
+    answer = await page.call(element, scripts.PREPARE_FILL, value)
+    if answer == "done":
         return
-    if told:
-        raise ActionError("Error", f"Locator.fill: {told}")
+    if answer:
+        raise ActionError("Error", f"Locator.fill: {answer}")
     last = value[-1:] if enable_autocomplete_menu else ""
     body = value[:-1] if last else value
     if body:
@@ -69,17 +69,17 @@ async def clear(tabs: Tabs, bid: str) -> None:
     await fill(tabs, bid, "")
 
 
-async def _set_checked(tabs: Tabs, bid: str, wanted: bool) -> None:
-    what = "Locator.check" if wanted else "Locator.uncheck"
+async def _set_checked(tabs: Tabs, bid: str, checked: bool) -> None:
+    what = "Locator.check" if checked else "Locator.uncheck"
     page = tabs.page
     element = await page.element(bid)
     state = await page.call(element, scripts.STATE)
     if state["type"] not in ("checkbox", "radio") and state["tag"] == "input":
         raise ActionError("Error", f"{what}: Error: Not a checkbox or radio button")
-    if state["checked"] == wanted:
+    if state["checked"] == checked:
         return
     await page.click(await page.ready(element, what))
-    if (await page.call(element, scripts.STATE))["checked"] != wanted:
+    if (await page.call(element, scripts.STATE))["checked"] != checked:
         raise ActionError("Error", f"{what}: Clicking the checkbox did not change its state")
 
 
@@ -95,11 +95,11 @@ async def select_option(tabs: Tabs, bid: str, options: str | Sequence[str]) -> N
     page = tabs.page
     element = await page.element(bid)
     await page.ready(element, "Locator.select_option", hit=False)
-    told = await page.call(element, scripts.SELECT, [options] if isinstance(options, str) else list(options))
-    if told.startswith("Error"):
-        raise ActionError("Error", f"Locator.select_option: {told}")
-    if told:
-        raise timed_out("Locator.select_option", told)
+    answer = await page.call(element, scripts.SELECT, [options] if isinstance(options, str) else list(options))
+    if answer.startswith("Error"):
+        raise ActionError("Error", f"Locator.select_option: {answer}")
+    if answer:
+        raise timed_out("Locator.select_option", answer)
 
 
 async def _click(tabs: Tabs, what: str, bid: str, button: str, modifiers: Sequence[str], times: int) -> None:

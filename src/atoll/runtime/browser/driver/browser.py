@@ -168,7 +168,7 @@ class Browser:
     # ------------------------------------------------------------------------------------------------ one step
 
     async def step(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Does the request's actions and tells what is to be seen then. Raises CDPError when the browser is lost."""
+        """Does the request's actions; returns what is to be seen then. Raises CDPError when the browser is lost."""
         self.timeout_s = float(request["timeout_s"])
         self.messages = []
         self._finished = []
@@ -210,7 +210,7 @@ class Browser:
         return ""
 
     async def _downloaded(self) -> None:
-        """Waits for downloads under way. What lasts longer goes on, and is told of by a later step."""
+        """Waits for downloads under way. What lasts longer goes on, and is reported by a later step."""
         end = time.monotonic() + min(DOWNLOAD_S, self.timeout_s)
         while self._files and time.monotonic() < end:  # noqa: ASYNC110 (events come from one reader)
             await asyncio.sleep(0.05)

@@ -16,7 +16,7 @@ START_S = 60.0
 
 OPTIONS = (
     "--headless=new",
-    # Chromium's own sandbox wants a user namespace inside the sandbox's, which is denied; it stands in one already.
+    # Chromium's own sandbox needs a user namespace inside the sandbox's, which is denied; it stands in one already.
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",

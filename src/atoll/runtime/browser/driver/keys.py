@@ -1,4 +1,4 @@
-"""Keys by the names that actions use (`Enter`, `a`, `KeyA`, `Control+Shift+t`), as the DevTools protocol wants them."""
+"""Keys by the names that actions use (`Enter`, `a`, `KeyA`, `Control+Shift+t`), as the DevTools protocol names them."""
 
 from __future__ import annotations
 

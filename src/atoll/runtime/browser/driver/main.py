@@ -48,7 +48,7 @@ async def _serve(folder: Path, workspace: Path) -> None:
                         file["kept"] = keep_download(file, workspace, kept)
                 except CDPError as error:
                     answer = {"failed": str(error)}
-                except Exception as error:  # what is wrong is told to who asked; the browser goes on
+                except Exception as error:  # the caller gets the error; the browser goes on
                     answer = {"failed": f"{type(error).__name__}: {error}"}
                 (folder / f"{name}.request").unlink(missing_ok=True)
                 partial = folder / f"{name}.partial"

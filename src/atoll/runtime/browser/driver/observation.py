@@ -58,7 +58,7 @@ class _Observer:
         }
 
     async def _picture(self) -> str:
-        """A screenshot (base64). A PDF is drawn some time after its document is there, and nothing tells when."""
+        """A screenshot (base64). A PDF is drawn some time after its document is there, and no event says when."""
         shot = str((await self._page.send("Page.captureScreenshot", format="png"))["data"])
         kind = await self._page.send("Runtime.evaluate", expression="document.contentType", returnByValue=True)
         if kind["result"].get("value") != "application/pdf":

@@ -22,14 +22,14 @@ async (parentBid) => {
   };
   walk(document);
   const waiting = new Set(all);
-  let told;
-  const seen = new Promise((resolve) => { told = resolve; });
+  let settled;
+  const seen = new Promise((resolve) => { settled = resolve; });
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       entry.target.setAttribute("browsergym_visibility_ratio", Math.round(entry.intersectionRatio * 100) / 100);
       waiting.delete(entry.target);
     }
-    if (waiting.size === 0) told();
+    if (waiting.size === 0) settled();
   });
   const atPoint = (x, y) => {
     let found = null;
@@ -57,7 +57,7 @@ async (parentBid) => {
       element.setAttribute("bid", bid);
     }
     used.add(bid);
-    // Elements without a role or name are left out of the accessibility tree unless something is said of them.
+    // Elements without a role or name are left out of the accessibility tree unless they are described.
     for (const name of ["aria-roledescription", "aria-description"]) {
       element.setAttribute(name, `browsergym_id_${bid} ${element.getAttribute(name) ?? ""}`);
     }
@@ -65,9 +65,9 @@ async (parentBid) => {
     const box = element.getBoundingClientRect();
     const hit = atPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
     const mine = hit && (hit === element || element.contains(hit));
-    const wanted = markable.has(element.tagName.toLowerCase()) || element.onclick != null ||
+    const marked = markable.has(element.tagName.toLowerCase()) || element.onclick != null ||
       (mine && getComputedStyle(element).cursor === "pointer");
-    if (!mine || !wanted || box.width * box.height < 20 || buttons.some((button) => button.contains(element))) continue;
+    if (!mine || !marked || box.width * box.height < 20 || buttons.some((button) => button.contains(element))) continue;
     let parent = element.parentElement;
     if (parent && parent.tagName === "SPAN" && parent.children.length === 1 && parent.getAttribute("role") &&
         parent.getAttribute("browsergym_set_of_marks") === "1") continue;
@@ -175,20 +175,20 @@ function (value) {
 """
 
 SELECT = r"""
-function (wanted) {
+function (names) {
   if (this.tagName.toLowerCase() !== "select") return "Error: Element is not a <select> element";
   const label = (option) => option.label.trim().replace(/\s+/g, " ");
-  const left = new Set(wanted);
+  const left = new Set(names);
   const chosen = [];
   for (const option of this.options) {
-    const match = wanted.find((name) => name === option.value || name === label(option));
+    const match = names.find((name) => name === option.value || name === label(option));
     if (match !== undefined && left.has(match)) {
       chosen.push(option);
       left.delete(match);
       if (!this.multiple) break;
     }
   }
-  if (this.multiple ? left.size > 0 : wanted.length > 0 && chosen.length === 0) return "did not find some options";
+  if (this.multiple ? left.size > 0 : names.length > 0 && chosen.length === 0) return "did not find some options";
   this.focus();
   for (const option of this.options) option.selected = chosen.includes(option);
   this.dispatchEvent(new Event("input", {bubbles: true, composed: true}));

@@ -34,11 +34,11 @@ def test_every_address_of_every_interface_is_the_hosts(tmp_path: Path) -> None:
 
 def test_a_new_address_of_the_host_is_noticed() -> None:
     now, found = [0.0], [ip("5.9.0.1")]
-    ground = HostNetworks(read=lambda: frozenset(found), clock=lambda: now[0])
+    forbidden = HostNetworks(read=lambda: frozenset(found), clock=lambda: now[0])
     found.append(ip("5.9.0.2"))
-    assert not ground().forbids(ip("5.9.0.2"))
+    assert not forbidden().forbids(ip("5.9.0.2"))
     now[0] = 6.0
-    assert ground().forbids(ip("5.9.0.2"))
+    assert forbidden().forbids(ip("5.9.0.2"))
 
 
 def test_an_opened_range_does_not_open_the_host_in_it_but_its_very_address_does() -> None:
