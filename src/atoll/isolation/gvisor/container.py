@@ -74,7 +74,7 @@ class Container:
 
 
 def reason(output: str) -> str:
-    """The one line of what runsc output that is for people: it adds the state of its kernel. Pure."""
+    """The one line of runsc's output that is for people: it adds the state of its kernel. Pure."""
     if found := _DELETED.search(output):
         return f"a program has a file open that was deleted (/{found[1]}), and such a file cannot be saved"
     return next((line.strip()[:300] for line in output.splitlines() if line.strip()), "without a word")

@@ -150,7 +150,7 @@ def make_namespaces(id_base: int, ids: int) -> Namespaces:
 def _become_root_of(user_namespace: int) -> None:
     """From here on this process is nobody to the host.
 
-    runsc runs the sentry as user 65534 of the user that starts it. Started by the host's root, all sentries would be the
+    runsc runs the sentry as user 65534 of the namespace that it is started in. In the host's, all sentries would be the
     same user of the host; so each is started by a root of its own.
     """
     syscalls.call("setns", user_namespace, syscalls.CLONE_NEWUSER)

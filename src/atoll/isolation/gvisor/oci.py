@@ -17,7 +17,7 @@ _NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
 def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, network: str) -> dict[str, Any]:
-    """The container: its own root, the guest as first process, a user namespace with the ids of the process that starts runsc.
+    """The container: its own root, the guest as first process, a user namespace with all ids of runsc's own.
 
     `network`: a file that stands for its network namespace; "": it gets an empty one.
     """
