@@ -37,7 +37,7 @@ METHODS, DIFFERENCES = "methods", "tiers"
 PAUSE = "pause and resume come later; the endpoint says so"
 SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
-SECRETS = "secrets are kept by no part of Atoll; the endpoints say so"
+IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
 MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
@@ -45,7 +45,7 @@ NOT_OFFERED = (
     (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Volume\..*", VOLUMES),
-    (r"Secret\..*", SECRETS),
+    (r"Secret\.iam_?[tT]oken", IDENTITY),
     (r"e2b sandbox (pause|resume)", PAUSE),
     (r"e2b sandbox snapshot.*", SNAPSHOTS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),

@@ -5,6 +5,7 @@ The outside is a small internet in network namespaces of the test's own (`suppor
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException
+from e2b import ALL_TRAFFIC, CommandExitException, InvalidArgumentException, Sandbox, SandboxException, Secret
 from sdk_support import eventually
 
+from atoll.runtime import E2BRuntime
 from atoll_attacks.outside import internet
 from support.egress_world import Make, World, making, no_world, world
 from support.host import requires, skip_without
@@ -223,6 +225,56 @@ def test_a_rules_secret_goes_out_encrypted_on_port_443_unless_the_rule_says_othe
     sandbox.update_network({"rules": {"http://api.test:8080": rule("X-Key", secret)}})
     assert fetch(sandbox, "http://api.test:8080/said")
     assert sent(outside, "/said")["headers"]["x-key"] == secret
+
+
+def test_a_rule_names_a_secret_and_follows_it_until_it_is_no_more(outside: World, make: Make) -> None:
+    name, one, two = (f"s3cret-{secrets.token_hex(8)}" for _ in range(3))
+    sandbox = make()  # sets what points the SDK at the server
+    told = Secret.create(name, one, {"for": "tests"})
+    assert (told.version, told.metadata, Secret.exists(name)) == (1, {"for": "tests"}, True)
+    sandbox = make(network={"rules": {"api.test": rule("Authorization", f"Bearer {Secret.fill(name)}")}})
+
+    def carried() -> str | None:
+        path = f"/{secrets.token_hex(4)}"
+        sandbox.commands.run(f"curl -ksS -m 10 https://api.test{path}")  # without a rule nobody inside trusts it
+        value: str | None = sent(outside, path)["headers"].get("authorization")
+        return value
+
+    assert carried() == f"Bearer {one}"
+    assert Secret.update(told.secret_id, two).version == 2
+    assert carried() == f"Bearer {two}"
+    assert [found.name for found in Secret.list().next_items()] == [name]
+    assert two not in str(sandbox.get_info().network) + str(Secret.get_info(name))
+    for kept in (*outside.server.data_dir.rglob("*.json"), *outside.server.data_dir.rglob("atoll.db*")):
+        data = kept.read_bytes()
+        assert one.encode() not in data, kept
+        assert two.encode() not in data, kept
+    assert Secret.destroy(name) is True
+    assert carried() is None
+    assert Secret.destroy(name) is False
+    with pytest.raises(SandboxException, match="no secret"):
+        make(network={"rules": {"api.test": rule("X-Key", Secret.fill(name))}})
+
+
+async def test_a_git_token_is_added_outside_and_is_nowhere_inside(outside: World, make: Make) -> None:
+    token = f"s3cret-{secrets.token_hex(8)}"
+    header = base64.b64encode(f"x-access-token:{token}".encode()).decode()
+    with E2BRuntime(template="base") as runtime:
+        await runtime.connect()
+        # What answers here is no git server: to git it is an empty repository.
+        url = f"https://x-access-token:{token}@api.test/o/r.git"
+        assert await runtime.clone_or_init_repo(None, url, None) == "r"
+        asked = outside.internet.wait(lambda line: str(line.get("path")).startswith("/o/r.git/info/refs"), 5)
+        assert asked is not None
+        assert asked["headers"]["authorization"] == f"Basic {header}"
+        patterns = f"-e '[s]{token[1:]}' -e '[{header[0]}]{header[1:]}'"  # that do not match themselves
+        scan = f"cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -ac {patterns}; "
+        scan += f"grep -rsl {patterns} /etc /home /root /run /srv /tmp /var /workspace | wc -l"
+        box = Sandbox.connect(runtime.sandbox_id)
+        assert box.commands.run(scan, user="root", timeout=100).stdout.split() == ["0", "0"]
+        assert "https://api.test/o/r.git" in box.commands.run("cat /workspace/r/.git/config", user="root").stdout
+        box.commands.run(f"echo '{token}' > /tmp/config")
+        assert box.commands.run(scan, user="root", timeout=100).stdout.split() == ["0", "1"], "the control"
 
 
 def test_trace_and_connect_carry_no_secret(outside: World, make: Make) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import httpx
-from e2b import AsyncSandbox, AsyncTemplate, PtySize, Sandbox, Template
+from e2b import AsyncSandbox, AsyncSecret, AsyncTemplate, PtySize, Sandbox, Template
 
 EVERYTHING = "0.0.0.0/0"
 
@@ -24,6 +24,18 @@ async def test_the_network_rules_of_a_running_sandbox_are_replaced_async(async_s
     await async_sandbox.update_network({"deny_out": [EVERYTHING]})
     network: Any = (await async_sandbox.get_info()).network
     assert network["deny_out"] == [EVERYTHING]
+
+
+async def test_secrets_are_kept_and_told_by_their_metadata_async(server: Any) -> None:
+    name = f"key-{time.time_ns()}"
+    made = await AsyncSecret.create(name, "v", {"a": "b"})
+    assert (made.name, made.version, made.metadata) == (name, 1, {"a": "b"})
+    assert (await AsyncSecret.update(name, "w")).version == 2
+    assert (await AsyncSecret.get_info(made.secret_id)).updated_at >= made.created_at
+    assert name in [one.name for one in await AsyncSecret.list().next_items()]
+    assert AsyncSecret.fill(name) == f"${{e2b.secrets.{name}}}"
+    assert await AsyncSecret.destroy(name)
+    assert not await AsyncSecret.exists(name)
 
 
 async def test_signed_urls_carry_files_both_ways_async(async_sandbox: AsyncSandbox) -> None:

@@ -1,4 +1,4 @@
-"""What code in a sandbox of the namespaces tier has and lacks, pinned: to change the posture, change this file."""
+"""What code in a sandbox of the namespaces tier has and lacks, by the lists of the attack suite's posture family."""
 
 from __future__ import annotations
 
@@ -14,35 +14,10 @@ from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.registry import load
 from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
 from atoll.testing import inside
+from atoll_attacks.posture import CAPABILITIES, DEVICES, MASKED_DIRECTORIES, MASKED_FILES, MOUNTS, SHOWN, mount_of
 from support.host import requires
 
 pytestmark = [requires("namespaces"), pytest.mark.parametrize("user", ["user", "root"])]
-
-# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot
-CAPABILITIES = 0x000405FB
-
-MOUNTS = {
-    "/": ("overlay", {"rw", "nodev"}),
-    "/dev": ("tmpfs", {"rw", "nosuid", "noexec"}),
-    "/dev/full": ("devtmpfs", {"rw"}),
-    "/dev/null": ("devtmpfs", {"rw"}),
-    "/dev/pts": ("devpts", {"rw", "nosuid", "noexec"}),
-    "/dev/random": ("devtmpfs", {"rw"}),
-    "/dev/shm": ("tmpfs", {"rw", "nosuid", "nodev"}),
-    "/dev/tty": ("devtmpfs", {"rw"}),
-    "/dev/urandom": ("devtmpfs", {"rw"}),
-    "/dev/zero": ("devtmpfs", {"rw"}),
-    "/proc": ("proc", {"rw", "nosuid", "nodev", "noexec"}),
-    "/proc/sys": ("proc", {"ro", "nosuid", "nodev", "noexec"}),
-    "/sys": ("tmpfs", {"ro", "nosuid", "nodev", "noexec"}),
-}
-MASKED_FILES = {
-    "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
-    "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
-    "buddyinfo", "schedstat", "zoneinfo",
-}  # fmt: skip
-MASKED_DIRECTORIES = {"acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi"}
-SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}
 
 # Run by python3 inside: tries a system call by number and prints its errno.
 _TRY = """
@@ -130,12 +105,7 @@ async def test_a_user_process_has_three_descriptors(sandbox: NamespacesHandle, u
 
 async def test_the_mounts_are_the_pinned_ones(sandbox: NamespacesHandle, user: str) -> None:
     table = await _out(sandbox, "cat /proc/self/mountinfo", user)
-    found = {}
-    for line in table.splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        options = set(fields[5].split(",")) - {"relatime", "noatime"}
-        found[fields[4]] = (right.split()[0], options)
+    found = dict(map(mount_of, table.splitlines()))
     shown = {path: found.pop(path) for path in {f"/proc/{name}" for name in SHOWN & set(os.listdir("/proc"))}}
     assert shown == dict.fromkeys(shown, ("tmpfs", {"ro", "nosuid", "nodev", "noexec"}))
     masks = {path for path in found if path.startswith("/proc/") and path != "/proc/sys"}
@@ -158,8 +128,7 @@ async def test_masked_proc_shows_nothing(sandbox: NamespacesHandle, user: str) -
 
 
 async def test_the_device_directory_holds_the_minimum(sandbox: NamespacesHandle, user: str) -> None:
-    expected = "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"
-    assert (await _out(sandbox, "ls /dev", user)).split() == expected.split()
+    assert set((await _out(sandbox, "ls /dev", user)).split()) == DEVICES
     assert (await inside.run(sandbox, "mknod /tmp/sda b 8 0", user=user)).code != 0
 
 

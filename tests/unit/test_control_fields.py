@@ -122,8 +122,6 @@ WHOLLY_REFUSED: dict[str, tuple[str, str, str]] = {
     "AssignTemplateTagsRequest": ("POST", "/templates/tags", "template tags: not supported"),
     "DeleteTemplateTagsRequest": ("DELETE", "/templates/tags", "template tags: not supported"),
     "NewVolume": ("POST", "/volumes", "volumes: not supported"),
-    "NewSecret": ("POST", "/secrets", "secrets: not supported"),
-    "SecretUpdate": ("POST", "/secrets/s", "secrets: not supported"),
 }
 
 
@@ -148,6 +146,8 @@ def fields_of(model: str) -> set[str]:
         ("ResumedSandbox", {"timeout", "auto_pause", "memory"}),  # what runs cannot be resumed: 409
         ("SandboxTimeoutRequest", {"timeout"}),
         ("SandboxRefreshRequest", {"duration"}),
+        ("NewSecret", {"name", "value", "metadata"}),
+        ("SecretUpdate", {"value", "metadata"}),
     ],
 )
 def test_no_field_of_the_sdk_is_undecided(model: str, decided: set[str]) -> None:
@@ -156,7 +156,7 @@ def test_no_field_of_the_sdk_is_undecided(model: str, decided: set[str]) -> None
 
 def test_every_request_that_the_sdk_has_a_model_of_is_decided() -> None:
     requests = {name for name in dir(models) if name.startswith(("New", "Connect")) or name.endswith(("Request", "V3"))}
-    decided = {"NewSandbox", "NewSandboxV2", "ConnectSandbox", "ConnectSandboxV2", "SandboxTimeoutRequest"}
+    decided = {"NewSandbox", "NewSandboxV2", "ConnectSandbox", "ConnectSandboxV2", "SandboxTimeoutRequest", "NewSecret"}
     assert requests - set(WHOLLY_REFUSED) - decided - {"SandboxRefreshRequest"} == {"TemplateRequestResponseV3"}
 
 

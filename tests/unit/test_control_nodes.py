@@ -22,6 +22,7 @@ from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes import reconciliation
 from atoll.control.store import Store, default_url
 from atoll.control.templates import catalog
+from atoll.edge.routes import LiveRoutes
 from atoll.model.errors import NodeUnreachable
 from atoll.model.sandbox import EndReason
 from atoll.model.seams import NodeStatus
@@ -185,7 +186,12 @@ class _World:
                 await stack.enter_async_context(client)
             store = await stack.enter_async_context(Store(default_url(self.place)))
             plane = ControlPlane(
-                store=store, nodes=nodes, logs_dir=self.place / "logs", metrics_dir=self.place / "metrics"
+                store=store,
+                nodes=nodes,
+                logs_dir=self.place / "logs",
+                metrics_dir=self.place / "metrics",
+                templates_dir=self.place / "templates",
+                routes=LiveRoutes(),
             )
             await stack.enter_async_context(plane)
             transport = httpx.ASGITransport(create_app(plane.services, Authenticator([API_KEY], store.keys)))

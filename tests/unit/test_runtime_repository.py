@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
+from atoll.runtime.repository.credentials import Authorization
 from atoll.runtime.repository.microagents import MicroagentError, MicroagentType, load, load_all, parse_head
-from atoll.runtime.repository.repository import clone_url, owner_repository, parse_changes
+from atoll.runtime.repository.repository import clone_source, owner_repository, parse_changes
 from atoll.runtime.sandbox.vscode import parse_listening
 
 
@@ -60,12 +63,31 @@ def test_changes_are_told_once_with_the_path_from_the_directory() -> None:
 
 
 def test_clone_urls() -> None:
-    assert clone_url("o/r") == ("https://github.com/o/r.git", "r")
-    assert clone_url("o/r", {"github": "t/k"})[0] == "https://x-access-token:t%2Fk@github.com/o/r.git"
-    assert clone_url("https://h/x/y.git/") == ("https://h/x/y.git/", "y")
+    assert clone_source("o/r") == ("https://github.com/o/r.git", "r", None)
+    assert clone_source("https://h/x/y.git/") == ("https://h/x/y.git/", "y", None)
+    assert clone_source("ssh://git@h/x/y.git").url == "ssh://git@h/x/y.git"
     for wrong in ("x", "o/-r", "--upload-pack=x", "a/b/c", "o/.."):
         with pytest.raises(ValueError, match=r"repository|neither"):
-            clone_url(wrong)
+            clone_source(wrong)
+
+
+def test_a_token_is_in_no_url_that_the_sandbox_gets() -> None:
+    def added(user: str, password: str) -> str:
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    for source, origin, header in (
+        (clone_source("o/r", {"github": "t/k"}), "github.com", added("x-access-token", "t/k")),
+        (clone_source("https://me:t%2Fk@git.test/o/r.git"), "git.test", added("me", "t/k")),
+        (clone_source("https://t@git.test:443/o/r"), "git.test", added("t", "")),
+        (clone_source("https://me:k@git.test:8443/o/r"), "https://git.test:8443", added("me", "k")),
+        (clone_source("http://me:k@git.test/o/r"), "http://git.test", added("me", "k")),
+    ):
+        assert source.authorization == Authorization(origin, header)
+        assert "@" not in source.url
+        assert header not in repr(source)
+    with pytest.raises(ValueError, match="name of a repository") as refused:
+        clone_source("https://me:k3y@git.test/-")
+    assert "k3y" not in str(refused.value)
 
 
 def test_where_an_owner_keeps_microagents() -> None:
@@ -77,7 +99,7 @@ def test_where_an_owner_keeps_microagents() -> None:
     assert owner_repository("/srv/git/r") == "/srv/git/.openhands"
     for without in ("r", "/r", "https://host/r", ""):
         assert owner_repository(without) is None
-    assert clone_url("o/.openhands") == ("https://github.com/o/.openhands.git", ".openhands")
+    assert clone_source("o/.openhands")[:2] == ("https://github.com/o/.openhands.git", ".openhands")
 
 
 def test_listening_ports_are_read_from_procs_table() -> None:

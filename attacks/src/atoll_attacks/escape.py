@@ -30,6 +30,12 @@ _MOUNTS = [
     _escape("mount-new-api", "make a mount by descriptor", judges.holds(r"fscontext")),
     _escape("mount-clone-tree", "clone a mount by descriptor and attach it", judges.mounted),
     _escape(
+        "mount-set-options",
+        "make a read-only mount writable by its descriptor (mount_setattr)",
+        judges.may_write("core_pattern"),
+        Control(needs="/proc/sys/kernel/core_pattern"),
+    ),
+    _escape(
         "unmask-proc",
         "take a mask off /proc",
         judges.may_write("core_pattern"),
@@ -245,6 +251,19 @@ _SOCKETS = [
         "socket-protocols",
         "make raw packets, or load old network code into the kernel",
         judges.holds_socket(socket.AF_INET, socket.AF_INET6),
+    ),
+    *(
+        _escape(
+            name,
+            goal,
+            judges.holds_option(level, option, value),
+            program="set_socket_option",
+            arguments=(str(level), str(option), str(value)),
+        )
+        for name, level, option, value, goal in (
+            ("socket-mark", socket.SOL_SOCKET, 36, 7, "mark packets for the host's own routes and rules (SO_MARK)"),
+            ("socket-transparent", socket.SOL_IP, 19, 1, "speak with addresses of others (IP_TRANSPARENT)"),
+        )
     ),
     _escape(
         "socket-netfilter",

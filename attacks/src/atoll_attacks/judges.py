@@ -107,6 +107,20 @@ def holds_socket(*families: int, protocol: int | None = None) -> Judge:
     return judge
 
 
+def holds_option(level: int, option: int, value: int) -> Judge:
+    """The attempt has a socket on which this option has this value."""
+
+    def judge(scene: Scene) -> str | None:
+        for pid, number, link, _, _ in scene.descriptors():
+            if link.startswith("socket:"):
+                with contextlib.suppress(OSError), _stolen(pid, number) as found:
+                    if found.getsockopt(level, option) == value:
+                        return f"set the socket's option {option} of {level} to {value}"
+        return None
+
+    return judge
+
+
 def _stolen(pid: int, number: int) -> socket.socket:
     """A duplicate of another process's socket."""
     import ctypes

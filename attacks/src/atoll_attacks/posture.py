@@ -20,26 +20,28 @@ CAPABILITIES = 0x000405FB
 """chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service sys_chroot"""
 
 MOUNTS = {
-    "/": "overlay",
-    "/dev": "tmpfs",
-    "/dev/full": "devtmpfs",
-    "/dev/null": "devtmpfs",
-    "/dev/pts": "devpts",
-    "/dev/random": "devtmpfs",
-    "/dev/shm": "tmpfs",
-    "/dev/tty": "devtmpfs",
-    "/dev/urandom": "devtmpfs",
-    "/dev/zero": "devtmpfs",
-    "/proc": "proc",
-    "/proc/sys": "proc",
-    "/sys": "tmpfs",
+    "/": ("overlay", {"rw", "nodev"}),
+    "/dev": ("tmpfs", {"rw", "nosuid", "noexec"}),
+    "/dev/full": ("devtmpfs", {"rw"}),
+    "/dev/null": ("devtmpfs", {"rw"}),
+    "/dev/pts": ("devpts", {"rw", "nosuid", "noexec"}),
+    "/dev/random": ("devtmpfs", {"rw"}),
+    "/dev/shm": ("tmpfs", {"rw", "nosuid", "nodev"}),
+    "/dev/tty": ("devtmpfs", {"rw"}),
+    "/dev/urandom": ("devtmpfs", {"rw"}),
+    "/dev/zero": ("devtmpfs", {"rw"}),
+    "/proc": ("proc", {"rw", "nosuid", "nodev", "noexec"}),
+    "/proc/sys": ("proc", {"ro", "nosuid", "nodev", "noexec"}),
+    "/sys": ("tmpfs", {"ro", "nosuid", "nodev", "noexec"}),
 }
-MASKED = {
+"""Place → file system and options."""
+
+MASKED_FILES = {
     "kcore", "keys", "key-users", "sysrq-trigger", "timer_list", "timer_stats", "latency_stats", "sched_debug", "kmsg",
     "kallsyms", "interrupts", "softirqs", "cmdline", "partitions", "diskstats", "modules",
     "buddyinfo", "schedstat", "zoneinfo",
-    "acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi",
 }  # fmt: skip
+MASKED_DIRECTORIES = {"acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi"}
 SHOWN = {"cgroups", "cpuinfo", "loadavg", "meminfo", "stat", "swaps", "vmstat"}
 """Files of /proc that the guest keeps: on a file system of the sandbox's own, that nobody inside can write to."""
 DEVICES = {"fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
@@ -115,16 +117,20 @@ def _descriptors(scene: Scene, pid: int) -> str | None:
     return None if fine else f"descriptors are {found}"
 
 
+def mount_of(line: str) -> tuple[str, tuple[str, set[str]]]:
+    """A line of mountinfo as an entry of MOUNTS."""
+    left, _, right = line.partition(" - ")
+    fields = left.split()
+    return fields[4], (right.split()[0], set(fields[5].split(",")) - {"relatime", "noatime"})
+
+
 def _mounts(scene: Scene, pid: int) -> str | None:
-    found = {}
-    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        found[left.split()[4]] = right.split()[0]
+    found = dict(map(mount_of, Path(f"/proc/{pid}/mountinfo").read_text().splitlines()))
     masks = {path for path in found if path.startswith("/proc/") and path != "/proc/sys"}
     rest = {path: kind for path, kind in found.items() if path not in masks}
     if rest != MOUNTS:
         return f"mounts are {rest}"
-    extra = masks - {f"/proc/{name}" for name in MASKED | SHOWN}
+    extra = masks - {f"/proc/{name}" for name in MASKED_FILES | MASKED_DIRECTORIES | SHOWN}
     if extra:
         return f"mounted over {sorted(extra)}"
     missing = {f"/proc/{name}" for name in SHOWN & set(os.listdir("/proc"))} - masks
@@ -147,7 +153,7 @@ def _shown(scene: Scene, pid: int) -> str | None:
 def _masks(scene: Scene, pid: int) -> str | None:
     """A masked file is the null device, a masked directory is empty, /proc/sys cannot be written."""
     proc = Path(f"/proc/{pid}/root/proc")
-    for name in sorted(MASKED):
+    for name in sorted(MASKED_FILES | MASKED_DIRECTORIES):
         path = proc / name
         if path.is_dir() and any(path.iterdir()):
             return f"/proc/{name} shows {next(path.iterdir()).name}"

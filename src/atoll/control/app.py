@@ -28,6 +28,7 @@ from atoll.control.routes import (
     network,
     not_offered,
     sandboxes,
+    secrets,
     teams,
     template_builds,
     templates,
@@ -53,7 +54,7 @@ def api(services: Services) -> FastAPI:
     """The routes behind the gate; a server uses `create_app`."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
-    resources = (health, metrics, logs, sandboxes, network, template_builds, templates, teams, keys, events)
+    resources = (health, metrics, logs, sandboxes, network, template_builds, templates, teams, keys, secrets, events)
     for module in (*resources, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)

@@ -31,6 +31,7 @@ from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.reconciliation import Reconciliation
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
@@ -107,6 +108,8 @@ class ControlPlane:
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
+        filling = SecretFilling(store.secrets)
+        network = SandboxNetwork(store, lookup, nodes, filling)
         telemetry = SandboxTelemetry(
             lookup=lookup,
             nodes=nodes,
@@ -153,13 +156,14 @@ class ControlPlane:
                 expiry=expiry,
                 journal=journal,
                 ending=ending,
+                filling=filling,
                 wait_until_ready=StartCommands(routes).wait_until_ready,
             ),
             ending=ending,
             timeouts=SandboxTimeouts(
                 store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
             ),
-            network=SandboxNetwork(store, lookup, nodes),
+            network=network,
             telemetry=telemetry,
             templates=templates,
             builds=self._builds,
@@ -167,6 +171,9 @@ class ControlPlane:
             uploads=uploads,
             teams=TeamService(store, clock),
             keys=KeyService(store.keys, clock),
+            secrets=SecretService(
+                store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
+            ),
             events=EventService(store.events, clock, outbound),
         )
 
@@ -176,8 +183,9 @@ class ControlPlane:
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
             await self.reconciliation.recover()
+            await self.services.network.follow_secrets()
             await self._builds.recover()
-            self._nodes.returned = self.reconciliation.node_returned
+            self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())
             services = self.services
@@ -203,6 +211,10 @@ class ControlPlane:
     async def aclose(self) -> None:
         """What leaving the context does. Idempotent."""
         await self._stack.aclose()
+
+    def _node_returned(self, node_id: str) -> None:
+        self.reconciliation.node_returned(node_id)
+        self._background.begin(self.services.network.follow_secrets(node_id=node_id))
 
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:

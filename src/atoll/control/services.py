@@ -19,6 +19,7 @@ from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.secrets.service import SecretService
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
@@ -42,4 +43,5 @@ class Services:
     uploads: Uploads
     teams: TeamService
     keys: KeyService
+    secrets: SecretService
     events: EventService

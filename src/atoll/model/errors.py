@@ -11,6 +11,7 @@
     │   ├── Conflict           the object is in a state that forbids it              409
     │   │   └── MemoryLost     the memory of a paused sandbox cannot be used, its disk can
     │   ├── QuotaExceeded      the team or the machine has no room                   429
+    │   │   └── RateExceeded   too many calls in a short time: later they pass       429
     │   └── NotOffered         E2B has it, this Atoll does not (yet)                 400 with the reason
     ├── SandboxGone            it existed and is no more (killed, timed out, died)
     ├── PortClosed             the sandbox runs, nothing listens on that port
@@ -84,6 +85,10 @@ class MemoryLost(Conflict):
 
 class QuotaExceeded(CallerError):
     """No room: too many sandboxes for the team or for the machine."""
+
+
+class RateExceeded(QuotaExceeded):
+    """Too many calls with one key in a short time. The same call passes later."""
 
 
 class NotOffered(CallerError):

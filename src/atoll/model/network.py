@@ -80,6 +80,11 @@ def is_address(text: str) -> bool:
     return True
 
 
+def is_header_value(text: str) -> bool:
+    """Whether a rule may set a header to it."""
+    return _VALUE.fullmatch(text) is not None
+
+
 def split_targets(entries: Iterable[str], field_name: str) -> tuple[tuple[Network, ...], tuple[str, ...]]:
     """Ranges and canonical names among entries of `allowOut` or `denyOut`. Raises InvalidRequest naming the entry."""
     networks: list[Network] = []

@@ -13,6 +13,7 @@ from atoll.isolation.guest_client import order
 from atoll.model.errors import AtollError, CallerError, CreateFailed, NotOffered, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SandboxSpec
+from atoll.model.sealing import Seal
 from atoll.node.directories import SandboxDirectories
 from atoll.node.gateway import EgressGateway
 
@@ -24,18 +25,23 @@ _log = structlog.get_logger("atoll.node")
 class NodeEgress:
     """One per node, over its gateway."""
 
-    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories) -> None:
+    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories, seal: Seal) -> None:
         self._gateway = gateway
         self._directories = directories
+        self._seal = seal
 
-    def with_certificate(self, spec: SandboxSpec) -> SandboxSpec:
-        """Where a rule may need it, programs inside trust the gateway. Raises PlatformError."""
-        return replace(spec, ca_certificate=self._gateway.certificate()) if spec.network.rules else spec
+    def prepared(self, spec: SandboxSpec) -> SandboxSpec:
+        """As it is kept and handed to its tier: what rules add is sealed, and programs inside trust the gateway where a
+        rule needs it. Raises PlatformError.
+        """
+        if not spec.network.rules:
+            return spec
+        return replace(spec, network=self._seal.close_rules(spec.network), ca_certificate=self._gateway.certificate())
 
     async def attach(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
         """For a new sandbox. Raises NotOffered: its tier has no egress and the policy opens something; CreateFailed."""
         try:
-            attached = await self._gateway.attach(handle, network)
+            attached = await self._gateway.attach(handle, self._seal.open_rules(network))
         except CallerError:
             raise
         except AtollError as error:
@@ -46,7 +52,7 @@ class NodeEgress:
     async def attach_adopted(self, handle: SandboxHandle, network: NetworkPolicy) -> None:
         """A failure is logged: the sandbox lives on, and nothing can leave it."""
         try:
-            await self._gateway.attach(handle, network)
+            await self._gateway.attach(handle, self._seal.open_rules(network))
         except AtollError as error:
             _log.error("egress.not_attached", sandbox_id=handle.sandbox_id, error=str(error))
 
@@ -63,7 +69,7 @@ class NodeEgress:
             certificate = self._gateway.certificate()
             await order(handle, "/init", {"caCertificate": certificate}, within_s=_TRUST_WITHIN_S)
         try:
-            directory.change_network(self._directories.of(sandbox_id), network)
+            directory.change_network(self._directories.of(sandbox_id), self._seal.close_rules(network))
         except OSError as error:
             raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
         await self._gateway.update(sandbox_id, network)

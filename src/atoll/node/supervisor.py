@@ -140,7 +140,7 @@ class Supervisor:
         self._disk.check_room()
         layers, tier = self._templates.layers_for(request)
         backend = await self._tiers.for_create(request.tier or tier)
-        spec = self._egress.with_certificate(request)
+        spec = self._egress.prepared(request)
         paths = SandboxPaths(layers, self.directories.of(sandbox_id))
         live = self.live.begin(sandbox_id, backend.name, lambda driver: driver.create(backend, spec, paths))
         live.layers = layers

@@ -70,7 +70,7 @@ from atoll.runtime.repository.repository import (
     PRE_COMMIT,
     SETUP_SCRIPT,
     Repository,
-    clone_url,
+    clone_source,
     is_setup,
     owner_repository,
 )
@@ -526,11 +526,13 @@ class E2BRuntime:
                 await asyncio.to_thread(self._repository.initialise)
             return ""
         self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE, "Setting up workspace...")
-        url, name = clone_url(
+        source = clone_source(
             chosen, git_provider_tokens if git_provider_tokens is not None else self.git_provider_tokens
         )
-        await asyncio.to_thread(self._repository.clone, url, name, selected_branch)
-        return name
+        if source.authorization is not None:
+            await asyncio.to_thread(self._live.box.authorize, source.authorization)
+        await asyncio.to_thread(self._repository.clone, source.url, source.name, selected_branch)
+        return source.name
 
     def maybe_run_setup_script(self) -> None:
         """Sources `.openhands/setup.sh` in the agent's shell, where the shell is, if there is one."""
@@ -557,10 +559,12 @@ class E2BRuntime:
         if (owners := owner_repository(selected_repository)) is None:
             return []
         try:
-            url, _ = clone_url(owners, self.git_provider_tokens)
+            source = clone_source(owners, self.git_provider_tokens)
         except ValueError:
             return []
-        return self._repository.microagents_of_owner(url)
+        if source.authorization is not None:
+            self._live.box.authorize(source.authorization)
+        return self._repository.microagents_of_owner(source.url)
 
     def get_git_changes(self, cwd: str) -> list[dict[str, str]] | None:
         """See Repository.changes."""

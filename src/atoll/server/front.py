@@ -16,6 +16,7 @@ from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
+from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
 from atoll.server.watchdog import Watchdog
 from atoll.wire.node.client import RemoteNode
@@ -32,7 +33,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     routes = LiveRoutes()
     nodes = NodeRegistry()
     async with (
-        Store(plan.database_url) as store,
+        Store(plan.database_url, Seal(plan.seal_key)) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes) as node,
         ControlPlane(
             store=store,

@@ -32,6 +32,7 @@ from atoll.edge import bind
 from atoll.isolation.linux.sys import oom
 from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
+from atoll.model.sealing import kept_key
 from atoll.node.machine import machine_here
 from atoll.server.child import STOP_S, Child, Role
 from atoll.server.plan import Plan, check_database, control_dir, egress_socket, prepare_directories
@@ -84,7 +85,9 @@ def serve(settings: Settings, wires: Wires) -> None:
             egress = sockets.enter_context(contextlib.closing(unix.bind(egress_socket(settings.data_dir))))
             gc.freeze()  # what is loaded now stays, and is shared with every child
             capacity = _capacity(settings)
-            Launcher(Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity), wires).run()
+            seal_key = kept_key(settings.data_dir / "secret-key")
+            plan = Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity, seal_key)
+            Launcher(plan, wires).run()
     _log.info("stopped")
 
 

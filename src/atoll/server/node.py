@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from atoll.config import Settings
 from atoll.images.builds import TemplateBuilds, program
 from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
-from atoll.model.capacity import Capacity
+from atoll.model.sealing import Seal
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
@@ -40,7 +39,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         functools.partial(connect, plan.gateway_socket),
         lambda: Authority.kept_in(plan.settings.data_dir / "tls", "egress"),
     )
-    async with _node(plan.settings, plan.capacity, gateway) as agent, gateway.connected():
+    async with _node(plan, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
         users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
         async with listening_unix(plan.node_socket, server, users):
@@ -62,6 +61,7 @@ def supervisor(
     node_id: str = "local",
     keep_sandboxes: bool = True,
     gateway: EgressGateway | None = None,
+    seal: Seal | None = None,
     disk_reserve: int = 0,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
@@ -75,6 +75,7 @@ def supervisor(
         isolation: the name of a tier, or `auto`.
         node_id, keep_sandboxes: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
+        seal: in which the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         load_backend, common: see Tiers.
     """
@@ -83,7 +84,7 @@ def supervisor(
         directories=directories,
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
-        egress=NodeEgress(gateway or NoGateway(), directories),
+        egress=NodeEgress(gateway or NoGateway(), directories, seal or Seal()),
         disk=DiskSpace(data_dir, disk_reserve),
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
@@ -91,7 +92,8 @@ def supervisor(
 
 
 @asynccontextmanager
-async def _node(settings: Settings, capacity: Capacity, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
+async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
+    settings, capacity = plan.settings, plan.capacity
     templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
@@ -102,6 +104,7 @@ async def _node(settings: Settings, capacity: Capacity, gateway: EgressGateway) 
             isolation=settings.isolation,
             keep_sandboxes=settings.keep_sandboxes,
             gateway=gateway,
+            seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
             common=BackendConfig(
                 settings.data_dir / "run",

@@ -34,6 +34,8 @@ class Plan:
     gateway_user: int | None
     egress: socket.socket
     capacity: Capacity
+    seal_key: bytes = field(repr=False)
+    """With which secrets lie on disk."""
 
     @property
     def domain(self) -> str:

@@ -1,7 +1,7 @@
 // What the other files leave: every git method, on real repositories in a sandbox, and a few single calls.
 import test from 'node:test'
 import assert from 'node:assert/strict'
-import { Sandbox, Template } from 'e2b'
+import { Sandbox, Secret, Template } from 'e2b'
 import { withSandbox } from './support.mjs'
 
 const REPO = '/home/user/repo'
@@ -85,6 +85,18 @@ test('the network rules of a running sandbox are replaced', () => withSandbox(as
   await sandbox.updateNetwork({ allowOut: ['1.1.1.1'], denyOut: ['0.0.0.0/0'] })
   assert.deepEqual((await sandbox.getInfo()).network.allowOut, ['1.1.1.1'])
 }))
+
+test('secrets are kept and told by their metadata', async () => {
+  const name = `key-${process.hrtime.bigint()}`
+  const made = await Secret.create(name, 'v', { metadata: { a: 'b' } })
+  assert.deepEqual([made.name, made.version, made.metadata], [name, 1, { a: 'b' }])
+  assert.equal((await Secret.update(name, 'w')).version, 2)
+  assert.equal((await Secret.getInfo(made.secretId)).name, name)
+  assert.ok((await Secret.list().nextItems()).some((one) => one.name === name))
+  assert.equal(Secret.fill(name), '${e2b.secrets.' + name + '}')
+  assert.equal(await Secret.destroy(name), true)
+  assert.equal(await Secret.exists(name), false)
+})
 
 test('the full information is the information', () => withSandbox(async (sandbox) => {
   assert.deepEqual(await Sandbox.getFullInfo(sandbox.sandboxId), await sandbox.getInfo())

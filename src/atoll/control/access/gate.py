@@ -1,4 +1,4 @@
-"""What every request passes before it is routed: key, size of the body, the raw path; and the last net for errors.
+"""What every request passes before it is routed: key, rate, size of the body, raw path; and the last net for errors.
 
 One pure ASGI layer in front of the application. Default-deny: only what PUBLIC lists needs no key, so a route that is
 added and forgotten is closed, not open; and an unknown path reveals nothing to a stranger.
@@ -6,12 +6,14 @@ added and forgotten is closed, not open; and an unknown path reveals nothing to 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atoll.control.access.auth import Authenticator
+from atoll.control.access.rates import CallRates, is_counted
 from atoll.model.errors import AtollError
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
@@ -32,6 +34,7 @@ class Gate:
     def __init__(self, app: ASGIApp, auth: Authenticator) -> None:
         self._app = app
         self._auth = auth
+        self._rates = CallRates(time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,7 +49,9 @@ class Gate:
         try:
             streamed = _is_streamed(scope["method"], path)
             if path not in PUBLIC and not streamed:
-                scope["state"]["caller"] = await self._auth.authenticate(_presented_key(scope["headers"]))
+                scope["state"]["caller"] = caller = await self._auth.authenticate(_presented_key(scope["headers"]))
+                if is_counted(scope["method"], path):
+                    self._rates.count(caller.key)
         except AtollError as error:
             await _answer(send, error_reply(error))
             return

@@ -37,8 +37,6 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (S, PAUSING, "POST", "/sandboxes/{sandbox_id}/pause"),
     (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
     (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
-    (N, "secrets", "GET POST", "/secrets"),
-    (N, "secrets", "GET POST DELETE", "/secrets/{secret_id}"),
     (N, "volumes", "GET POST", "/volumes"),
     (N, "volumes", "GET DELETE", "/volumes/{volume_id}"),
     (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),

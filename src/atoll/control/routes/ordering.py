@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from atoll.control.sandboxes.orders import CreateOrder
+from atoll.control.secrets.placeholders import ANY, is_all_known
 from atoll.model.errors import Conflict, InvalidRequest, NotOffered
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxRecord, SandboxState
 from atoll.wire.rest.network import NetworkConfig, NetworkEgress, NetworkRule, NetworkUpdate
 from atoll.wire.rest.sandboxes import AutoResume, NewSandboxV2
 
-_PLACEHOLDER = "${e2b."
 _LISTED_STATES = {"running": SandboxState.RUNNING, "paused": SandboxState.PAUSED}
 
 
@@ -101,12 +101,14 @@ def _refuse_unknown(network: NetworkEgress, rules: Mapping[str, Sequence[Network
 
 
 def _refuse_placeholders(rules: Mapping[str, Sequence[NetworkRule] | None]) -> None:
-    """`Secret.fill` writes a name for the server to resolve: unresolved, it would go out as if it were the value."""
+    """What is not a secret's stays unresolved: it would go out as if it were the value."""
     for given in rules.values():
         for rule in given or ():
             headers = (rule.transform.headers if rule.transform is not None else None) or {}
-            if any(_PLACEHOLDER in value for value in headers.values()):
-                raise NotOffered("secrets are not supported by this server", hint="put the value itself into the rule")
+            if not all(is_all_known(value) for value in headers.values()):
+                raise NotOffered(
+                    f"rules: of what {ANY}…}} stands for this server knows secrets alone", hint="name a secret"
+                )
 
 
 def states_from(parts: Sequence[str] | None) -> frozenset[SandboxState]:

@@ -34,10 +34,12 @@ from atoll.control.sandboxes.orders import (
 )
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
+from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.errors import Conflict, CreateFailed
 from atoll.model.events import EventType
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
@@ -61,6 +63,7 @@ class SandboxCreation:
         expiry: Expiry,
         journal: Journal,
         ending: SandboxEnding,
+        filling: SecretFilling,
         wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
         self._wait_until_ready = wait_until_ready
@@ -74,6 +77,7 @@ class SandboxCreation:
         self._expiry = expiry
         self._journal = journal
         self._ending = ending
+        self._filling = filling
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
 
     async def create(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
@@ -118,8 +122,9 @@ class SandboxCreation:
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
         node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)
+        network = await self._filling.of_order(record.team_id, record.network)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
-        making = self._background.begin(self._begin(record, order, template, node))
+        making = self._background.begin(self._begin(record, order, template, node, network))
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -127,7 +132,7 @@ class SandboxCreation:
             raise
 
     async def _begin(
-        self, record: SandboxRecord, order: CreateOrder, template: Template, node: NodeClient
+        self, record: SandboxRecord, order: CreateOrder, template: Template, node: NodeClient, network: NetworkPolicy
     ) -> SandboxRecord:
         key = order.idempotency_key
         began = time.perf_counter()
@@ -138,12 +143,15 @@ class SandboxCreation:
             raise
         added = time.perf_counter()
         try:
-            made = await node.create(_spec(record, order, template))
+            made = await node.create(_spec(record, order, template, network))
             if template.ready_cmd is not None:
                 await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
                 raise CreateFailed(f"sandbox {record.sandbox_id!r} ended while it was being made")
+            now = await self._filling.as_it_is_now(record.team_id, record.network)
+            if now != network:  # a secret was changed while it was being made
+                await node.update_network(record.sandbox_id, now)
         except BaseException as error:
             await self._undo(record, node, error)
             raise
@@ -211,7 +219,7 @@ def _check_same_request(key: str, digest: str, order: CreateOrder) -> None:
         raise Conflict(f"the idempotency key {key!r} was used for a different request", hint="take a new key")
 
 
-def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> SandboxSpec:
+def _spec(record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy) -> SandboxSpec:
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template_id=record.template_id,
@@ -226,6 +234,6 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template) -> Sand
         tier=order.metadata.get(TIER_KEY) or None,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
-        network=record.network,
+        network=network,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )

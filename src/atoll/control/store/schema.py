@@ -23,9 +23,10 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -72,6 +73,20 @@ api_keys = Table(
     Column("mask_suffix", String(16), nullable=False, server_default=""),
     Column("last_used_at", UtcDateTime, nullable=True),
     Index("api_keys_team", "team_id"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("secret_id", String(64), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("value", Text, nullable=False),  # sealed (`model.sealing`)
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("team_id", "name", name="secrets_name"),
 )
 
 events = Table(

@@ -7,7 +7,7 @@ an UPDATE that only matches a row whose state allows it, so two that race cannot
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -19,12 +19,14 @@ from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.schema import sandboxes
+from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
+from atoll.model.sealing import Seal
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
@@ -68,11 +70,14 @@ class Store:
     Entering raises InvalidRequest (a URL that cannot be used, a database newer than this Atoll).
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seal: Seal | None = None) -> None:
+        """`seal`: in which secrets and the values of egress rules are kept; None: as they are."""
         self._url = url
+        self._seal = seal or Seal()
         self._database: Database
         self.keys: KeyTables
         self.events: EventTables
+        self.secrets: SecretTables
         self.templates: TemplateTables
         self.usage: UsageTables
 
@@ -80,6 +85,7 @@ class Store:
         self._database = await open_database(self._url)
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database)
+        self.secrets = SecretTables(self._database, self._seal)
         self.templates = TemplateTables(self._database)
         self.usage = UsageTables(self._database)
         return self
@@ -93,7 +99,7 @@ class Store:
 
     async def add(self, record: SandboxRecord, idempotency: Idempotency | None = None) -> None:
         """Raises Conflict when the id or the idempotency key is taken."""
-        row = _to_row(record)
+        row = _to_row(replace(record, network=self._seal.close_rules(record.network)))
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
@@ -141,25 +147,25 @@ class Store:
         statement = (
             update(sandboxes)
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
-            .values(network=network.as_json(), allow_internet_access=network.allow_internet)
+            .values(network=self._seal.close_rules(network).as_json(), allow_internet_access=network.allow_internet)
         )
         return bool(await self._database.write(statement))
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
         rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
-        return _to_record(rows[0]) if rows else None
+        return self._to_record(rows[0]) if rows else None
 
     async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
         """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
         rows = await self._database.read(_FIND_ALL, {"wanted_ids": list(sandbox_ids)})
-        return {row["sandbox_id"]: _to_record(row) for row in rows}
+        return {row["sandbox_id"]: self._to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
         """The sandbox that this key made, and the digest of the request that did it."""
         statement = select(sandboxes).where(sandboxes.c.team_id == team_id, sandboxes.c.idempotency_key == key)
         rows = await self._database.read(statement)
-        return (_to_record(rows[0]), rows[0]["request_digest"]) if rows else None
+        return (self._to_record(rows[0]), rows[0]["request_digest"]) if rows else None
 
     async def in_states(self, states: Sequence[SandboxState], team_id: str | None = None) -> list[SandboxRecord]:
         """In no particular order."""
@@ -167,7 +173,11 @@ class Store:
         if team_id is not None:
             statement = statement.where(sandboxes.c.team_id == team_id)
         rows = await self._database.read(statement)
-        return [_to_record(row) for row in rows]
+        return [self._to_record(row) for row in rows]
+
+    def _to_record(self, row: RowMapping) -> SandboxRecord:
+        record = _to_record(row)
+        return replace(record, network=self._seal.open_rules(record.network)) if record.network.rules else record
 
     async def forget_ended(self, before: datetime) -> int:
         """Deletes the rows of sandboxes that ended before then; returns how many."""

@@ -1,7 +1,7 @@
 """What code inside a sandbox may do: the policy of this tier in one place, with the reasons. Data only, no mechanism.
 
 Reviewed against what Docker's default profile keeps; differences are marked. Changing a line here is a security
-decision: `tests/security/test_posture.py` pins the sets.
+decision: `attacks/src/atoll_attacks/posture.py` pins the sets.
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ import secrets
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Any, NamedTuple, Protocol
 
 from atoll.runtime.errors import AgentRuntimeError
 from atoll.runtime.events.actions import CmdRunAction, FileReadAction, FileWriteAction
 from atoll.runtime.events.base import Action, Event, EventSource, Observation
 from atoll.runtime.events.observations import CmdOutputObservation, FileReadObservation
+from atoll.runtime.repository.credentials import Authorization, basic, without_credentials
 from atoll.runtime.repository.microagents import LEGACY, MAX_FILE_BYTES, MAX_FILES, Microagent, load, load_all
 
 SETUP_SCRIPT = ".openhands/setup.sh"
@@ -130,11 +130,11 @@ class Repository:
     def clone(self, url: str, name: str, branch: str | None) -> None:
         """Clones `url` into the workspace's directory `name`, on `branch` or on a new one of its own.
 
-        Raises AgentRuntimeError; its message never holds the URL, which may carry a token.
+        Raises AgentRuntimeError.
         """
         where = shlex.quote(str(PurePosixPath(self._runtime.workspace) / name))
         chosen = shlex.quote(branch) if branch else f"-b openhands-workspace-{secrets.token_hex(4)}"
-        self._must(f"GIT_TERMINAL_PROMPT=0 git clone -- {shlex.quote(url)} {where}", "git clone", url)
+        self._must(f"GIT_TERMINAL_PROMPT=0 git clone -- {shlex.quote(url)} {where}", "git clone")
         self._must(f"cd {where} && git checkout {chosen}", "git checkout")
 
     def run_setup_script(self) -> Observation | None:
@@ -209,7 +209,7 @@ class Repository:
         clone = f"timeout {OWNER_TIMEOUT_S} git clone -q --depth 1 -- {shlex.quote(url)} {where}"
         cloned = self._static(f"GIT_TERMINAL_PROMPT=0 {clone}", "/tmp")
         if cloned is None or cloned.exit_code != 0:
-            output = cloned.content.strip().replace(url, "…") if cloned is not None else "git could not be run"
+            output = cloned.content.strip() if cloned is not None else "git could not be run"
             self._log.debug("no micro-agents of the repository's owner: %s", output)
             return []
         try:
@@ -242,11 +242,10 @@ class Repository:
             self._log.error("the git hook could not be set up: %s", found.content.strip())
         return good
 
-    def _must(self, command: str, what: str, secret: str = "") -> None:
+    def _must(self, command: str, what: str) -> None:
         found = self._runtime.run_action(CmdRunAction(command, hidden=True, blocking=True, timeout=SETUP_TIMEOUT_S))
         if not isinstance(found, CmdOutputObservation) or found.exit_code != 0:
-            output = found.content.strip()
-            raise AgentRuntimeError(f"{what} failed: {output.replace(secret, '…') if secret else output}")
+            raise AgentRuntimeError(f"{what} failed: {found.content.strip()}")
 
 
 def is_setup(event: Any) -> bool:
@@ -287,22 +286,29 @@ def owner_repository(repository: str) -> str | None:
     return "/".join([*parts[:-1], "openhands-config" if "gitlab" in repository.lower() else ".openhands"])
 
 
-def clone_url(repository: str, tokens: Mapping[Any, Any] | None = None) -> tuple[str, str]:
-    """(URL for git, name of the directory) of a URL, or of `owner/name` at GitHub with the token given for it.
+class CloneSource(NamedTuple):
+    """`url`: as git inside the sandbox gets it, without credentials. `name`: of the directory."""
 
-    Raises ValueError for what is neither.
-    """
-    name = PurePosixPath(repository.rstrip("/")).name.removesuffix(".git")
+    url: str
+    name: str
+    authorization: Authorization | None = None
+
+
+def clone_source(repository: str, tokens: Mapping[Any, Any] | None = None) -> CloneSource:
+    """Of a URL, or of `owner/name` at GitHub with the token given for it. Raises ValueError for what is neither."""
+    kept, authorization = without_credentials(repository)
+    name = PurePosixPath(kept.rstrip("/")).name.removesuffix(".git")
     if not re.fullmatch(r"\.?[\w][\w.-]*", name):
-        raise ValueError(f"{repository!r} does not end in the name of a repository")
+        raise ValueError(f"{kept!r} does not end in the name of a repository")
     if "://" in repository or repository.startswith("/"):
-        return repository, name
+        return CloneSource(kept, name, authorization)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"{repository!r} is neither a URL nor owner/name")
+    url = f"https://github.com/{repository}.git"
     for provider, token in (tokens or {}).items():
         if str(getattr(provider, "value", provider)).lower() == "github":
             secret = getattr(token, "token", token)
             text = secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
             if text:
-                return f"https://x-access-token:{quote(str(text), safe='')}@github.com/{repository}.git", name
-    return f"https://github.com/{repository}.git", name
+                return CloneSource(url, name, basic("github.com", "x-access-token", str(text)))
+    return CloneSource(url, name)

@@ -42,6 +42,8 @@ from atoll.runtime.options import (
     missing_template_hint,
     sandbox_options,
 )
+from atoll.runtime.repository.credentials import Authorization
+from atoll.runtime.sandbox.egress_rules import EgressRules
 from atoll.runtime.sandbox.embedded import connection
 from atoll.runtime.sandbox.lease import LEASE_S, Lease
 from atoll.runtime.sandbox.waiting import once_built
@@ -100,6 +102,7 @@ class E2BBox:
         else:
             self.sandbox = self._create(options, dict(metadata or {}), {**options.envs, **(envs or {})})
         self._lease = Lease(self.sandbox)
+        self._egress_rules = EgressRules(self.sandbox)
         if sandbox_id is None:
             try:
                 self._prepare(options)
@@ -184,6 +187,10 @@ class E2BBox:
         """The SDK's files of this sandbox."""
         files: Filesystem = self.sandbox.files
         return files
+
+    def authorize(self, added: Authorization) -> None:
+        """See EgressRules.authorize."""
+        self._egress_rules.authorize(added)
 
     def execute(
         self,

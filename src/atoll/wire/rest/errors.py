@@ -54,6 +54,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
     # E2B's word: the SDKs raise GuestUnresponsiveException, whose advice is `on_resume="reboot"`.
     e.MemoryLost: Entry(409, "sandbox_snapshot_guest_agent_unresponsive"),
     e.QuotaExceeded: Entry(429, "quota_exceeded", {"Should-Retry": "false"}),
+    e.RateExceeded: Entry(429, "rate_limited", {"Retry-After": "1"}),
     e.NotOffered: Entry(400, "not_offered"),
     e.SandboxGone: Entry(404, "sandbox_not_found"),
     e.PortClosed: Entry(502, "port_not_open"),
