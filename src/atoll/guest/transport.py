@@ -39,6 +39,13 @@ class Connections:
         for transport in list(self._open):
             transport.close()
 
+    async def cut(self) -> None:
+        """Ends all at once; returns when the kernel has forgotten them."""
+        while living := [one for one in self._open if _is_open(one)]:
+            for transport in living:
+                transport.abort()
+            await asyncio.sleep(0)
+
 
 class Transport:
     """Accepts connections and hands each to the server of its port."""
@@ -63,12 +70,22 @@ class Transport:
         if self._server is not None:
             self._server.close()
 
+    async def shut(self) -> None:
+        """`close`, and every connection is cut; returns when the kernel has forgotten them. `start` opens again."""
+        self.close()
+        self._server = None
+        await self.connections.cut()
+
     def handler_of(self, port: int) -> Handler | None:
         return self._servers.get(port)
 
     def relay(self, transport: asyncio.Transport, port: int, early: bytes) -> None:
         """Connects a client to a port inside; its bytes wait in the socket until then."""
         self._relays.start(_relay(self._loop, transport, port, early))
+
+
+def _is_open(transport: asyncio.Transport) -> bool:
+    return bool(transport.get_extra_info("socket").fileno() != -1)
 
 
 class _Front(asyncio.Protocol):
