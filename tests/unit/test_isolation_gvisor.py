@@ -41,17 +41,17 @@ USER = User("user", 1000, 1000, (1000,), "/home/user", "/bin/bash")
 ROOT = User("root", 0, 0, (0,), "/root", "/bin/bash")
 
 
-def test_a_container_has_its_own_of_everything_and_the_network_only_when_it_leads_out() -> None:
-    def kinds(*, network: bool) -> set[str]:
-        made = oci.config(
-            root="/r", shared="/s", runtime="/g", entry="m:f", id_base=700000, limits=Limits(), network=network
-        )
+def test_a_container_has_its_own_of_everything_and_the_network_that_was_made_for_it() -> None:
+    def networks(network: str) -> list[str | None]:
+        made = oci.config(root="/r", shared="/s", runtime="/g", entry="m:f", limits=Limits(), network=network)
         json.dumps(made)
-        assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 700000, "size": 65536}]
-        return {one["type"] for one in made["linux"]["namespaces"]}
+        assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 0, "size": 65536}]
+        namespaces = made["linux"]["namespaces"]
+        assert {one["type"] for one in namespaces} == {"pid", "ipc", "uts", "mount", "user", "network"}
+        return [one.get("path") for one in namespaces if one["type"] == "network"]
 
-    assert kinds(network=False) == {"pid", "ipc", "uts", "mount", "user", "network"}
-    assert kinds(network=True) == {"pid", "ipc", "uts", "mount", "user"}
+    assert networks("") == [None]
+    assert networks("/n") == ["/n"]
 
 
 def test_runsc_gets_only_flags_that_it_knows() -> None:

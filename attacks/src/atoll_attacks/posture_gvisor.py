@@ -21,10 +21,6 @@ from atoll_attacks.scene import Scene, _text
 _ELSEWHERE = (("namespaces", "there is no gVisor in it; its own posture is compared with a list of its own"),)
 _Differs = Callable[[Scene, int], str | None]
 
-SENTRY_CAPABILITIES = 0x812C05FB
-"""Those of its users, and sys_chroot, sys_ptrace, sys_admin, sys_resource: over its own ids only, with nothing mounted
-in its root that could be changed, and behind its filter."""
-
 GOFER_CAPABILITIES = 0x4001F
 """chown dac_override dac_read_search fowner fsetid sys_chroot: over its own ids, to serve files as their owners."""
 
@@ -47,6 +43,9 @@ INSIDE_DEVICES = {
 }  # fmt: skip
 """`fuse` is gVisor's own, and needs a mount to be of use. `.tty` is the guest's: it has one name,
 which leads its caller to the caller's own terminal (`isolation/gvisor/terminals.py`)."""
+
+INSIDE_NETWORK = "eth0 lo eth0:0E02000A:00000000 eth0:00000000:0E02000A"
+"""gVisor's own stack; the one neighbour, 10.0.2.14, is where the way out begins."""
 
 
 # -- the wall ----------------------------------------------------------------------------------------------------------
@@ -74,6 +73,19 @@ def _kernel(name: str, goal: str, kinds: tuple[str, ...], differs: _Differs) -> 
         return None
 
     return Attempt(name, Family.POSTURE, goal, Program("posture/hold"), judge, Control(), _ELSEWHERE)
+
+
+def _without_capabilities(scene: Scene, pid: int) -> str | None:
+    """What would bound them counts for nothing: it has no new privileges, and may start nothing."""
+    status = _status(pid)
+    found = {name: int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Amb")}
+    return f"capabilities are {found}" if any(found.values()) else None
+
+
+def _knows_itself_only(scene: Scene, pid: int) -> str | None:
+    rows = [tuple(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    fine = len(rows) == 1 and rows[0][2] == 1 and rows[0][1] >= 524288
+    return None if fine else f"uids are mapped as {rows}"
 
 
 def _capabilities(most: int) -> _Differs:
@@ -173,9 +185,9 @@ _NOTHING = "0" * 16
 ATTEMPTS: tuple[Attempt, ...] = (
     _kernel(
         "sentry-capabilities",
-        "have a kernel with more than the pinned capabilities",
+        "have a kernel with a capability",
         ("sentry",),
-        _capabilities(SENTRY_CAPABILITIES),
+        _without_capabilities,
     ),
     _kernel(
         "gofer-capabilities",
@@ -185,7 +197,8 @@ ATTEMPTS: tuple[Attempt, ...] = (
     ),
     _kernel("sentry-filter", "have a kernel that runs without a filter of the host's", ("sentry", "gofer"), _filtered),
     _kernel("sentry-owner", "have a kernel with an id of the host's", ("sentry", "gofer"), _owner),
-    _kernel("sentry-ids", "have a kernel that knows ids of the host", ("sentry", "gofer"), _identity_map("uid")),
+    _kernel("sentry-ids", "have a kernel that knows another id than its own", ("sentry",), _knows_itself_only),
+    _kernel("gofer-ids", "have a file server that knows ids of the host", ("gofer",), _identity_map("uid")),
     *(
         _kernel(
             f"sentry-{kind}",
@@ -238,7 +251,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         lambda told: None if told in ("0 /dev/null pipe pipe", "0 pipe pipe pipe") else f"descriptors are {told}",
         "user",
     ),
-    _inside("inside-network", "find a network device", _equal("lo")),
+    _inside("inside-network", "find a network device, or a route, that is not on the list", _equal(INSIDE_NETWORK)),
     _inside(
         "inside-kernel",
         "see the host's kernel",

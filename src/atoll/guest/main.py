@@ -31,7 +31,8 @@ from atoll.guest.log import Tee
 from atoll.guest.machine import shown as machine
 from atoll.guest.metrics import Metrics
 from atoll.guest.parts import Guest
-from atoll.guest.pid1 import elevate, notes, quota, relief, trust, warmup
+from atoll.guest.pid1 import checkpoint, elevate, notes, quota, relief, trust, warmup
+from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.init import Init, prepare_process, run_start_cmd
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process import spawn
@@ -102,13 +103,15 @@ async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None 
     if spec.ca_certificate is not None:
         trust.install(spec.ca_certificate, state.env_vars)
     reaper = Reaper(loop)
-    guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop)
+    guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop, Checkpoint(state))
     reaper.start()
     servers = build_servers(guest)
     if (shown := machine.shown()) is not None:
         shown.start(loop)
         servers |= {port: shown.watched(servers[port]) for port in (ENVD_PORT, INTERPRETER_PORT)}
-    await Transport(servers, loop).start(listener)
+    transport = Transport(servers, loop)
+    await transport.start(listener)
+    guest.checkpoint.serve(transport)
     if elevate.is_held():
         elevate.Elevation(guest).start()
     run_start_cmd(state, guest.processes)
@@ -171,12 +174,17 @@ def _control(guest: Guest) -> Router:
 
     # The host's side of the socket is the authority here: no token.
     control_routes = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), machine.LIMITS_ROUTE)
-    router = Router(guest.state, open_routes=(("GET", "/health"), *control_routes, *quota.ROUTES, relief.ROUTE))
+    router = Router(
+        guest.state, open_routes=(("GET", "/health"), *control_routes, *quota.ROUTES, relief.ROUTE, *checkpoint.ROUTES)
+    )
     router.add("GET", "/health", health)
     router.add("GET", "/logs", guest.state.log.handle)
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
     router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))
+    if checkpoint.is_held():
+        router.add(*checkpoint.CHECKPOINT_ROUTE, guest.checkpoint.prepare)
+        router.add(*checkpoint.IDENTITY_ROUTE, guest.checkpoint.identify)
     if quota.is_held():
         router.add("GET", "/quota", quota.read)
         router.add("POST", "/quota", quota.change)

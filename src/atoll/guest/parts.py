@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.service import ProcessTable
 from atoll.guest.state import GuestState
@@ -20,3 +21,4 @@ class Guest:
     processes: ProcessTable
     """The users' commands; a service's own helpers (kernels) are spawned beside it and are not listed."""
     loop: asyncio.AbstractEventLoop
+    checkpoint: Checkpoint

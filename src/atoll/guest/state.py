@@ -15,7 +15,7 @@ class GuestState:
     """One per guest, shared by all services in its single thread; each attribute has one meaning and few writers.
 
     Writers: `/init` (`guest/pid1/init.py`) alone changes `env_vars`, `access_token`, `default_user`, `default_workdir`;
-    `/limits` (`guest/machine/shown.py`) changes `limits`.
+    `/limits` (`guest/machine/shown.py`) changes `limits`; `/identity` (`guest/pid1/checkpoint.py`) all of them.
     """
 
     def __init__(self, spec: SandboxSpec, users: Users) -> None:
@@ -28,6 +28,15 @@ class GuestState:
         self.limits = spec.limits
         self.started_at = time.monotonic()
         self.log = GuestLog()
+
+    def become(self, spec: SandboxSpec) -> None:
+        """Another sandbox's state from now on: names, environment, token, defaults, limits (`/identity`)."""
+        self.spec = spec
+        self.env_vars = {**_identity(spec), **spec.env_vars}
+        self.access_token = spec.access_token
+        self.default_user = spec.default_user
+        self.default_workdir = spec.default_workdir
+        self.limits = spec.limits
 
     def user_of(self, headers: Headers) -> User:
         """The user a call is for: the Basic header's, else the default. Raises ConnectError unauthenticated."""

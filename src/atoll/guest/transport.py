@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -31,6 +32,7 @@ class Transport:
         self._loop = loop
         self._relays = OwnedTasks()
         self._server: asyncio.Server | None = None
+        self._open: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     async def start(self, listener: socket.socket) -> None:
         listener.setblocking(False)
@@ -43,12 +45,29 @@ class Transport:
         if self._server is not None:
             self._server.close()
 
+    async def shut(self) -> None:
+        """`close`, and every connection is cut; returns when the kernel has forgotten them. `start` opens again."""
+        self.close()
+        self._server = None
+        while living := [one for one in self._open if _is_open(one)]:
+            for transport in living:
+                transport.abort()
+            await asyncio.sleep(0)
+
+    def note(self, transport: asyncio.Transport) -> None:
+        """A connection, for `shut`."""
+        self._open.add(transport)
+
     def handler_of(self, port: int) -> Handler | None:
         return self._servers.get(port)
 
     def relay(self, transport: asyncio.Transport, port: int, early: bytes) -> None:
         """Connects a client to a port inside; its bytes wait in the socket until then."""
         self._relays.start(_relay(self._loop, transport, port, early))
+
+
+def _is_open(transport: asyncio.Transport) -> bool:
+    return bool(transport.get_extra_info("socket").fileno() != -1)
 
 
 class _Front(asyncio.Protocol):
@@ -64,6 +83,7 @@ class _Front(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._owner.note(transport)
         self._timer = self._loop.call_later(_PREAMBLE_TIMEOUT_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

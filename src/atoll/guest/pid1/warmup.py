@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from atoll.guest.machine import shown
 from atoll.guest.parts import Guest
+from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.service import ProcessTable
 from atoll.guest.process.users import Users
@@ -59,7 +60,7 @@ async def _serve_itself(build_servers: Servers, rounds: Sequence[Sequence[_Call]
     loop = asyncio.get_running_loop()
     state = GuestState(SandboxSpec("warmup", "warmup", access_token="warmup", default_user=user), Users())
     reaper = Reaper(loop)
-    servers = build_servers(Guest(state, reaper, ProcessTable(state, reaper, loop), loop))
+    servers = build_servers(Guest(state, reaper, ProcessTable(state, reaper, loop), loop, Checkpoint(state)))
     reaper.start()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     address = f"\0atoll-{secrets.token_hex(8)}"  # no name in any file system

@@ -1,7 +1,13 @@
 """The numbers of a sandbox's own network; the same as in the namespaces tier, so that programs see no difference."""
 
-LOOPBACK_ADDRESS = "10.0.2.15"
-"""Beside 127.0.0.1 on `lo`: the source address of what goes out."""
+ADDRESS = "10.0.2.15"
+"""The sandbox's own, at its end of the line."""
+
+GATEWAY = "10.0.2.14"
+"""The other end: the next hop of everything."""
+
+PREFIX = 31
+"""Nothing but these two is a neighbour: all other addresses, of the nameserver too, are behind the gateway."""
 
 NAMESERVER = "10.0.2.3"
 """Where resolv.conf points: any address that is not the sandbox's own; the redirect catches it."""

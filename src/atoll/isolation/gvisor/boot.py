@@ -22,11 +22,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atoll.guest.pid1 import elevate, quota
+from atoll.guest.pid1 import checkpoint, elevate, quota
 from atoll.guest.process import pty
 from atoll.isolation.gvisor import shown, terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
-from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, seccomp_program
+from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, RENAMING, seccomp_program
 from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.model.sandbox import SandboxSpec
@@ -57,6 +57,7 @@ def main() -> NoReturn:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
+    checkpoint.adopt(SHARED, SOCKET, LISTENS, become)
     os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     spec = _take_over(listener, getattr(loaded, "show_machine", None))
     guest(listener, spec)
@@ -91,9 +92,10 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
 
 def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
     os.environ.clear()
-    socket.sethostname(spec.sandbox_id)
-    _write_etc(spec.sandbox_id)
-    write_identity(spec.sandbox_id, spec.template_id)
+    _name(spec)
+    with contextlib.suppress(FileNotFoundError):  # there where gVisor has a network stack of its own
+        os.unlink("/dev/net/tun")
+        os.rmdir("/dev/net")
     if elevation:
         elevate.adopt()
         with contextlib.suppress(FileExistsError, FileNotFoundError):
@@ -116,7 +118,7 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
         if number not in KEPT_CAPABILITIES:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
     seccomp.install(seccomp_program())  # without no_new_privs, as long as SYS_ADMIN is held: `sudo` must work
-    caps.limit_own(GUEST_CAPABILITIES)
+    caps.limit_own(GUEST_CAPABILITIES, reserve=RENAMING)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     if spec.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -124,6 +126,21 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
     if tty is not None:
         pty.kernel_is_gvisor()
         terminals.serve(tty)  # last: the thread is to have no more rights than the guest
+
+
+def become(spec: SandboxSpec) -> None:
+    """In a guest that goes on from another's image: the names that this sandbox has. Raises OSError."""
+    caps.limit_own(GUEST_CAPABILITIES | RENAMING)
+    try:
+        _name(spec)
+    finally:
+        caps.limit_own(GUEST_CAPABILITIES, reserve=RENAMING)
+
+
+def _name(spec: SandboxSpec) -> None:
+    socket.sethostname(spec.sandbox_id)
+    _write_etc(spec.sandbox_id)
+    write_identity(spec.sandbox_id, spec.template_id)
 
 
 def _cover(place: str) -> None:

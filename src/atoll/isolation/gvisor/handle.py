@@ -9,23 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.base import GUEST_SOCKET, EgressSockets
-from atoll.isolation.gvisor import start
-from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT
+from atoll.isolation.base import GUEST_SOCKET, Captured, EgressSockets
+from atoll.isolation.gvisor import launch, saved, start
+from atoll.isolation.gvisor import standstill as standstill_left
+from atoll.isolation.gvisor.addresses import EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY
+from atoll.isolation.gvisor.container import Container
 from atoll.isolation.gvisor.launch import HELD
 from atoll.isolation.gvisor.relief import RESERVE, Relief
+from atoll.isolation.gvisor.standstill import Standstill
 from atoll.isolation.linux.cgroups.full_memory import FullMemory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Usage
+from atoll.isolation.linux.disk import kept
+from atoll.isolation.linux.disk.image import IMAGE
+from atoll.isolation.linux.disk.layers import SUFFIX
 from atoll.isolation.linux.net import control, guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LinuxSandbox
-from atoll.model.errors import PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.errors import NotOffered, PlatformError, PortClosed, SandboxGone
+from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
 
 _GOFER = b"runsc-gofer\0"
 
@@ -45,9 +52,15 @@ class GvisorHandle(LinuxSandbox):
         pidfd: int,
         cgroups: Cgroups,
         on_end: Callable[[GvisorHandle], None],
+        context: start.LaunchContext | None,
     ) -> None:
         super().__init__(spec, state_dir, record, pidfd, cgroups, on_end)
         self.id_base = int(record["id_base"])
+        self._context = context
+        """None: the backend is not started."""
+        self._reachable = asyncio.Event()
+        self._reachable.set()
+        self._saving = asyncio.Lock()
         self._relief: Relief | None = None
         self._watching = self._loop.create_task(self._watch_memory())
 
@@ -63,7 +76,7 @@ class GvisorHandle(LinuxSandbox):
             if (pidfd := open_recorded(held)) is None:
                 raise OSError("who held it has ended")
             try:
-                return held_sockets.fetch(pidfd, HELD, EGRESS_TCP_PORT, EGRESS_DNS_PORT)
+                return held_sockets.fetch(pidfd, HELD, EGRESS_TCP_PORT, EGRESS_DNS_PORT, GATEWAY)
             finally:
                 os.close(pidfd)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -72,6 +85,8 @@ class GvisorHandle(LinuxSandbox):
 
     async def dial(self, port: int) -> socket.socket:
         """See SandboxHandle. Ports of the sandbox's programs are relayed by the guest."""
+        self._check_alive()
+        await self._reachable.wait()
         self._check_alive()
         try:
             connection = await guest_socket.connect_guest(self._state_dir / GUEST_SOCKET, port)
@@ -130,6 +145,136 @@ class GvisorHandle(LinuxSandbox):
         await asyncio.shield(self._watching)
         if self._relief is not None:
             await asyncio.to_thread(self._relief.limit, on_host.memory_mib << 20)
+
+    # -- saved ---------------------------------------------------------------------------------------------------------
+
+    async def pause(self, mode: PauseMode) -> Mapping[str, Any]:
+        """See SandboxHandle. Nothing of it is left but its directory."""
+        async with self._saving:
+            standstill = self._standstill()
+            if self._frozen:
+                await self.thaw()
+            if mode is PauseMode.MEMORY:
+                place = self._state_dir / saved.MEMORY
+                await asyncio.to_thread(saved.remove, self._state_dir)
+                await self._save(standstill, place, self._flush_disk, memory_last=True)
+            else:
+                try:
+                    await standstill.flush(end=True)
+                except (OSError, ValueError, TimeoutError) as error:
+                    self._check_alive()
+                    raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
+            await self.kill()
+            self._reachable.set()
+            try:
+                await asyncio.to_thread(self._settle)
+            except OSError as error:
+                raise PlatformError(f"the disk of sandbox {self.sandbox_id!r} cannot be kept: {error}") from error
+        return {**self._record, "kept": mode.value}
+
+    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+        """See SandboxHandle."""
+        if not self._record.get("disk_mib"):
+            raise NotOffered(f"the tier {self.tier!r} makes no snapshots without disks of its own; see `atoll doctor`")
+        layer, memory = target / f"layer{SUFFIX}", target / saved.MEMORY
+        async with self._saving:
+            standstill = self._standstill()
+            was_frozen = self._frozen
+            if was_frozen:
+                await self.thaw()
+
+            def copy() -> None:
+                kept.copy(self._state_dir / IMAGE, layer)
+                kept.sync(layer)
+
+            with_memory = mode is PauseMode.MEMORY
+            await self._save(standstill, memory if with_memory else None, copy, memory_last=False)
+            if was_frozen:
+                await self.freeze()
+        return Captured(layer, memory if with_memory else None)
+
+    async def recover(self) -> None:
+        """After an adoption: what an earlier server began with it, and did not end, is undone. Raises SandboxGone."""
+        if standstill_left.was_left(self._state_dir):
+            await asyncio.to_thread(saved.remove, self._state_dir)
+            try:
+                await self._standstill().undo()
+            except (OSError, TimeoutError, PlatformError) as error:
+                raise SandboxGone(self.sandbox_id, f"it stood still and cannot go on: {error}") from error
+
+    async def _save(
+        self, standstill: Standstill, memory: Path | None, keep_disk: Callable[[], None], *, memory_last: bool
+    ) -> None:
+        """Memory and disk as of one moment. `memory_last`: it then stands still; otherwise it goes on.
+
+        Raises PlatformError, SandboxGone: it goes on, and of its memory nothing is left.
+        """
+        done = False
+        try:
+            if memory is not None:
+                self._reachable.clear()
+                await standstill.shut()
+            else:
+                await standstill.flush()
+            await standstill.stop()
+            if memory is not None:
+                await self._container().checkpoint(memory)
+            await asyncio.to_thread(keep_disk)
+            if memory is not None:
+                await asyncio.to_thread(saved.write, memory, self._engine())
+            done = True
+        except (OSError, ValueError, TimeoutError, PlatformError) as error:
+            self._check_alive()
+            reason = error.message if isinstance(error, PlatformError) else error or type(error).__name__
+            raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be saved: {reason}") from error
+        finally:
+            if not (done and memory_last):
+                await asyncio.shield(self._go_on(standstill, None if done else memory))
+
+    async def _go_on(self, standstill: Standstill, unfinished: Path | None) -> None:
+        if unfinished is not None:
+            await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
+        try:
+            await standstill.undo()
+        except (OSError, TimeoutError, PlatformError) as error:
+            self._check_alive()
+            raise PlatformError(f"sandbox {self.sandbox_id!r} does not go on: {error}") from error
+        finally:
+            self._reachable.set()
+
+    def _flush_disk(self) -> None:
+        if self._record.get("disk_mib"):
+            kept.flush(self._state_dir / IMAGE)
+        else:
+            kept.sync_tree(self._state_dir)
+
+    def _settle(self) -> None:
+        if self._record.get("disk_mib"):
+            kept.wait_until_released(self._state_dir / IMAGE)
+            kept.sync(self._state_dir / IMAGE)
+        else:
+            kept.sync_tree(self._state_dir)
+
+    def _engine(self) -> saved.Engine:
+        engine, context = saved.engine_of(self._record), self._context
+        if engine is None or context is None:
+            raise NotOffered(f"sandbox {self.sandbox_id!r} was made by an Atoll that could save none")
+        if engine.runsc != context.runsc.version:
+            raise NotOffered(
+                f"sandbox {self.sandbox_id!r} runs by runsc {engine.runsc}, which {context.runsc.version} cannot save"
+            )
+        return engine
+
+    def _container(self) -> Container:
+        self._engine()
+        assert self._context is not None
+        return Container(
+            self._context.runsc.path, self._context.flags(str(self._state_dir / launch.STATE)), self._group.name
+        )
+
+    def _standstill(self) -> Standstill:
+        self._check_alive()
+        return Standstill(self._container(), self._state_dir, self._pidfd)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -16,15 +16,13 @@ _PERIOD_US = 100_000
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
-def config(
-    *, root: str, shared: str, runtime: str, entry: str, id_base: int, limits: Limits, network: bool
-) -> dict[str, Any]:
-    """The container: its own root, the guest as first process, a user namespace at `id_base`.
+def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, network: str) -> dict[str, Any]:
+    """The container: its own root, the guest as first process, a user namespace with all ids of runsc's own.
 
-    `network`: it stays in the network namespace of the process that starts runsc; otherwise it gets an empty one.
+    `network`: a file that stands for its network namespace; "": it gets an empty one.
     """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
-    ids = [{"containerID": 0, "hostID": id_base, "size": HOST_IDS_PER_SANDBOX}]
+    ids = [{"containerID": 0, "hostID": 0, "size": HOST_IDS_PER_SANDBOX}]
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -46,7 +44,10 @@ def config(
             {"destination": bundle.AT, "type": "bind", "source": runtime, "options": ["ro"]},
         ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in (*_NAMESPACES, *(() if network else ("network",)))],
+            "namespaces": [
+                *({"type": kind} for kind in _NAMESPACES),
+                {"type": "network", "path": network} if network else {"type": "network"},
+            ],
             "uidMappings": ids,
             "gidMappings": ids,
             "resources": {
@@ -62,9 +63,10 @@ def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log
     values: Mapping[str, str] = {
         "root": state,
         "platform": platform,
-        # "host" is the network namespace that the launcher has made, not the host's own. gVisor's own network stack
-        # would need a device to talk to, and this release's cannot be started on newer kernels.
-        "network": "host" if network else "none",
+        # gVisor's own network stack, on the one device of the namespace that the launcher has made.
+        "network": "sandbox" if network else "none",
+        # A checkpoint cuts connections to the outside, instead of being refused because of them.
+        "net-disconnect-ok": "true",
         # Limits are ours to set: runsc knows neither mixed hierarchies nor a group that is there already.
         "ignore-cgroups": "true",
         # The root is an overlay of the host's already, so that what is written can be kept and counted.

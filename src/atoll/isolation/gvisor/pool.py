@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, discard, launch_waiting
+from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted, discard, launch_waiting
 from atoll.isolation.linux.process_identity import has_ended
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import Limits
@@ -112,7 +112,7 @@ class Pool:
                 await discard(self._context, entry[1])
             place = self._place / secrets.token_hex(6)
             try:
-                self._ready.append((kind, await launch_waiting(self._context, kind.lowers, limits, place)))
+                self._ready.append((kind, await launch_waiting(self._context, Wanted(kind.lowers, limits, place))))
             except asyncio.CancelledError:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 raise

@@ -24,6 +24,9 @@ KEPT_CAPABILITIES = frozenset(
 GUEST_CAPABILITIES = KEPT_CAPABILITIES | {Cap.SYS_RESOURCE}
 """The guest alone sets limits anew for a living sandbox; no program that it starts has this one."""
 
+RENAMING = frozenset({Cap.SYS_ADMIN})
+"""Permitted to the guest, and effective only while it takes another host name: in a copy of a sandbox that ran."""
+
 NEWEST_SYSCALL = 466
 """As in the namespaces tier; gVisor knows fewer."""
 

@@ -2,6 +2,7 @@
 
     launch ──► PooledSandbox (runsc runs, the guest is imported, nothing of a user known) ──► take_over ──► guest runs
                   └── discard
+    restore ──► the guest runs, and what else ran when its memory was saved
 
 The line on which the word is given is connected at once and held: when the server dies, waiting ones end with it.
 """
@@ -19,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from atoll.isolation.base import GUEST_SOCKET
 from atoll.isolation.gvisor import launch, oci
 from atoll.isolation.gvisor.boot import LISTENS
 from atoll.isolation.gvisor.runsc import Runsc
+from atoll.isolation.gvisor.saved import Engine, Image
 from atoll.isolation.linux import process_identity as recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.image import IMAGE, Piece, make_image
-from atoll.isolation.linux.net import guest_socket
+from atoll.isolation.linux.net import control, guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import Limits, SandboxSpec
@@ -48,6 +51,10 @@ _OVERHEAD_MIB = 96
 _HOST_TASKS = (1024, 4)
 """The sentry's threads and stubs: the group's limit is this many and so many per process of the sandbox. Only a second
 net: the sandbox's own limit is kept by the sentry."""
+
+
+class NotLaunched(CreateFailed):
+    """Nothing of the sandbox has run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,33 @@ class LaunchContext:
     """What disks are made from; None where this machine offers none: sandboxes write into a directory."""
     unfinished: set[str] = field(default_factory=set)
     """Groups being made or waiting now: not yet a sandbox, and not left over by an earlier server either."""
+
+    @property
+    def engine(self) -> Engine:
+        """By what it runs its sandboxes."""
+        return Engine(self.runsc.version, self.platform, self.runtime.name)
+
+    @property
+    def runtimes(self) -> Path:
+        """Where the guest's runtimes are, earlier ones too."""
+        return self.runtime.parent
+
+    def flags(self, state: str) -> list[str]:
+        """runsc's global flags for a sandbox about which it keeps its notes in `state`."""
+        return oci.flags(state, platform=self.platform, network=self.network, known=sorted(self.runsc.flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be launched."""
+
+    lowers: tuple[str, ...]
+    limits: Limits
+    place: Path
+    on_disk: bool = False
+    """Whether it stands on what `place` holds already, instead of a new disk."""
+    image: Image | None = None
+    """What it goes on from, instead of a guest that starts."""
 
 
 @dataclass(slots=True)
@@ -88,16 +122,19 @@ def host_limits(limits: Limits) -> Limits:
     return replace(limits, memory_mib=limits.memory_mib + _OVERHEAD_MIB, pids=base + each * limits.pids)
 
 
-async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits: Limits, place: Path) -> PooledSandbox:
-    """Starts one in `place`, which it makes if need be. Raises CreateFailed; nothing is left running then."""
+async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbox:
+    """Starts one in its place, which it makes if need be. Raises CreateFailed; nothing is left running then."""
+    place, limits = wanted.place, wanted.limits
     stages = {"launch": time.monotonic()}
     group = context.cgroups.group(f"g{secrets.token_hex(6)}")
     id_base = context.ids.take()
     context.unfinished.add(group.name)
     try:
-        pieces = await context.disks.pieces(limits.disk_mib) if context.disks is not None else None
-        await asyncio.to_thread(_make_place, place, group, limits, pieces)
-        pid = await _run_launcher(context, group, id_base, lowers, limits, place)
+        pieces = None
+        if context.disks is not None and not wanted.on_disk:
+            pieces = await context.disks.pieces(limits.disk_mib)
+        await asyncio.to_thread(_make_place, wanted, group, pieces)
+        pid = await _run_launcher(context, group, id_base, wanted)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
         try:
@@ -106,22 +143,43 @@ async def launch_waiting(context: LaunchContext, lowers: tuple[str, ...], limits
                 "id_base": id_base,
                 "egress": _holder(place) if context.network else None,
                 "disk_mib": limits.disk_mib if context.disks is not None else None,
+                "engine": asdict(wanted.image.engine if wanted.image is not None else context.engine),
                 **recorded.describe(pid),
             }
             directory.begin(place, "gvisor", record)
-            line = await _connect(place, pidfd)
+            line = await connect(place, pidfd)
         except BaseException:
             os.close(pidfd)
             raise
     except BaseException as error:
         await asyncio.shield(_undo(context, group, id_base, place))
         if isinstance(error, OSError | ValueError | TimeoutError):
-            raise CreateFailed(
-                f"gVisor sandbox not started: {error or type(error).__name__}{_tail_of(place)}"
-            ) from error
+            kind = NotLaunched if "started" not in stages else CreateFailed
+            raise kind(f"gVisor sandbox not started: {error or type(error).__name__}{_tail_of(place)}") from error
         raise
     stages["waiting"] = time.monotonic()
     return PooledSandbox(group, id_base, place, pidfd, line, record, stages)
+
+
+async def restore(context: LaunchContext, wanted: Wanted, spec: SandboxSpec, *, renamed: bool) -> PooledSandbox:
+    """One that goes on from `wanted.image`; its line is closed. `renamed`: it is to be the sandbox of `spec`, another.
+
+    Raises CreateFailed; nothing is left running then.
+    """
+    made = await launch_waiting(context, wanted)
+    made.line.close()
+    try:
+        if renamed:
+            body = {"spec": spec.for_guest().as_json()}
+            await control.request(wanted.place / GUEST_SOCKET, "POST", "/identity", body, within_s=_TAKE_OVER_WITHIN_S)
+    except BaseException as error:
+        os.close(made.pidfd)
+        await asyncio.shield(_undo(context, made.group, made.id_base, wanted.place))
+        if isinstance(error, OSError | ValueError | TimeoutError):
+            raise CreateFailed(f"it cannot take another name: {error or type(error).__name__}") from error
+        raise
+    context.unfinished.discard(made.group.name)
+    return made
 
 
 async def take_over(
@@ -175,41 +233,59 @@ async def end_group(group: Group) -> bool:
         await asyncio.sleep(_POLL_S)
 
 
+async def connect(place: Path, pidfd: int) -> socket.socket:
+    """Waits until the guest listens, takes its socket out of the sandbox's sight and connects. Raises OSError."""
+    deadline = time.monotonic() + LAUNCH_WITHIN_S
+    listens, outer = place / launch.IO / LISTENS, place / GUEST_SOCKET
+    while not listens.exists():
+        if recorded.has_ended(pidfd):
+            raise OSError("its first process ended")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the guest did not come up in time")
+        await asyncio.sleep(_POLL_S)
+    listens.unlink()
+    (place / launch.IO / GUEST_SOCKET).rename(outer)
+    os.chmod(outer, 0o600)
+    return await guest_socket.connect(outer, b"")
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_place(place: Path, group: Group, limits: Limits, disk: Sequence[Piece] | None) -> None:
+def _make_place(wanted: Wanted, group: Group, disk: Sequence[Piece] | None) -> None:
+    """`disk`: what a new one consists of; None: there is one, or none is used."""
+    place = wanted.place
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if disk is not None:
+    for name in (launch.BUNDLE, launch.STATE):  # of what ran here before
+        shutil.rmtree(place / name, ignore_errors=True)
+        (place / name).mkdir(mode=0o700)
+    (place / launch.MARK).unlink(missing_ok=True)
+    if wanted.on_disk:
+        kept.wait_until_released(place / IMAGE)
+    elif disk is not None:
         (place / IMAGE).unlink(missing_ok=True)  # of an attempt that failed
-        make_image(place / IMAGE, limits.disk_mib, disk)
+        make_image(place / IMAGE, wanted.limits.disk_mib, disk)
     group.create()
-    group.limit(host_limits(limits))
+    group.limit(host_limits(wanted.limits))
 
 
-async def _run_launcher(
-    context: LaunchContext, group: Group, id_base: int, lowers: tuple[str, ...], limits: Limits, place: Path
-) -> int:
-    bundle_dir, state = place / launch.BUNDLE, place / launch.STATE
-    for path in (bundle_dir, state):
-        path.mkdir(mode=0o700, exist_ok=True)
-    stage = launch.choose_stage([str(context.runsc.path), str(state), str(bundle_dir), *sys.path])
+async def _run_launcher(context: LaunchContext, group: Group, id_base: int, wanted: Wanted) -> int:
+    place, limits, image = wanted.place, wanted.limits, wanted.image
+    stage = launch.choose_stage(sys.path)
     config = oci.config(
-        root=f"{stage}/root",
-        shared=f"{stage}/io",
-        runtime=f"{stage}/guest",
+        root=f"{stage}/{launch.ROOT}",
+        shared=f"{stage}/{launch.IO}",
+        runtime=f"{stage}/{launch.RUNTIME}",
         entry=context.entry,
-        id_base=id_base,
         limits=limits,
-        network=context.network,
+        network=f"{stage}/{launch.NETWORK}" if context.network else "",
     )
-    (bundle_dir / "config.json").write_text(json.dumps(config))
-    pid_file = bundle_dir / "pid"
-    flags = oci.flags(str(state), platform=context.platform, network=context.network, known=sorted(context.runsc.flags))
+    (place / launch.BUNDLE / "config.json").write_text(json.dumps(config))
+    action = ["run"] if image is None else ["restore", f"--image-path={stage}/{launch.MEMORY}"]
     order = launch.Order(
         place=str(place),
-        lowers=list(lowers),
-        runtime=str(context.runtime),
+        lowers=list(wanted.lowers),
+        runtime=str(context.runtime if image is None else context.runtimes / image.engine.runtime),
         id_base=id_base,
         ids=oci.HOST_IDS_PER_SANDBOX,
         groups=[str(path / "cgroup.procs") for path in group.paths()],
@@ -218,9 +294,11 @@ async def _run_launcher(
         disk=context.disks is not None,
         memory_mib=limits.memory_mib,
         command=[
-            str(context.runsc.path), *flags, "run", "--detach", f"--bundle={bundle_dir}", f"--pid-file={pid_file}",
-            group.name,
+            f"{stage}/{launch.PROGRAM}", *context.flags(f"{stage}/{launch.STATE}"), *action, "--detach",
+            f"--bundle={stage}/{launch.BUNDLE}", f"--pid-file={stage}/{launch.BUNDLE}/pid", group.name,
         ],
+        program=str(context.runsc.path),
+        memory=str(image.place) if image is not None else "",
     )  # fmt: skip
     with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
@@ -236,27 +314,12 @@ async def _run_launcher(
         raise
     if process.returncode != 0:
         raise OSError(f"runsc ended with {process.returncode}")
-    return int(pid_file.read_text())
+    _note_place(place, f"{stage}/{launch.STATE}", str(place / launch.STATE))
+    return int((place / launch.BUNDLE / "pid").read_text())
 
 
 def _holder(place: Path) -> dict[str, Any]:
     return recorded.describe(int((place / launch.BUNDLE / launch.HOLDER).read_text()))
-
-
-async def _connect(place: Path, pidfd: int) -> socket.socket:
-    """Waits until the guest listens, takes its socket out of the sandbox's sight and connects."""
-    deadline = time.monotonic() + LAUNCH_WITHIN_S
-    listens, outer = place / launch.IO / LISTENS, place / GUEST_SOCKET
-    while not listens.exists():
-        if recorded.has_ended(pidfd):
-            raise OSError("its first process ended")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the guest did not come up in time")
-        await asyncio.sleep(_POLL_S)
-    listens.unlink()
-    (place / launch.IO / GUEST_SOCKET).rename(outer)
-    os.chmod(outer, 0o600)
-    return await guest_socket.connect(outer, b"")
 
 
 async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
@@ -273,10 +336,20 @@ async def _ask(line: socket.socket, word: bytes) -> dict[str, Any]:
 
 
 def _move(place: Path, state_dir: Path) -> None:
-    """Into the directory that the node has made; mounts and sockets do not mind. Same file system."""
+    """Into the directory that the node has made; mounts and sockets do not mind, runsc's notes do. Same file system."""
     for entry in os.listdir(place):
         os.rename(place / entry, state_dir / entry)
     place.rmdir()
+    _note_place(state_dir, str(place / launch.STATE), str(state_dir / launch.STATE))
+
+
+def _note_place(place: Path, before: str, after: str) -> None:
+    """Changes in runsc's notes where they are, and its socket: in them it has the name under which runsc made it."""
+    for note in (place / launch.STATE).glob("*.state"):
+        text = note.read_text()
+        for end in ('"', "/"):
+            text = text.replace(f"{json.dumps(before)[:-1]}{end}", f"{json.dumps(after)[:-1]}{end}")
+        note.write_text(text)
 
 
 async def _undo(context: LaunchContext, group: Group, id_base: int, place: Path) -> None:

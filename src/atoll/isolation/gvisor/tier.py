@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from atoll.isolation.base import (
     ReclaimReport,
     SandboxHandle,
 )
-from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, start
+from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, saved, start
 from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
+from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
@@ -29,9 +31,10 @@ from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.written import copy_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
+from atoll.isolation.linux.sys import syscalls
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
-from atoll.model.errors import BackendUnavailable, CreateFailed
-from atoll.model.sandbox import SandboxPaths, SandboxSpec
+from atoll.model.errors import BackendUnavailable, CreateFailed, MemoryLost
+from atoll.model.sandbox import Limits, PauseMode, SandboxPaths, SandboxSpec
 
 READY = 2
 """Sandboxes kept waiting. Each costs about 60 MB."""
@@ -56,7 +59,7 @@ class GvisorBackend(IsolationBackend):
         self._ready = ready if ready is not None else int(wished) if wished.isdecimal() else READY
         self._run_dir = RunDir(config.run_dir)
         self._cgroups = Cgroups.probe(self._run_dir.cgroup_base)
-        self._context: start.LaunchContext | None = None
+        self._context: LaunchContext | None = None
         self._pool: Pool | None = None
         self._cold = asyncio.Semaphore(_COLD_AT_ONCE)
         self._live = LiveSandboxes(GvisorHandle.init_process, self._handle)
@@ -69,8 +72,9 @@ class GvisorBackend(IsolationBackend):
         found.add(Capability.LIMITS_PIDS)  # the sentry's own pids controller
         if self._context is not None and self._context.network:
             found.add(Capability.EGRESS_POLICY)
+        found |= {Capability.PAUSE, Capability.PAUSE_MEMORY, Capability.MEMORY_ON_DISK}
         if self._context is not None and self._context.disks is not None:
-            found.add(Capability.LIMITS_DISK)
+            found |= {Capability.LIMITS_DISK, Capability.SNAPSHOT, Capability.SNAPSHOT_MEMORY}
         if self._cgroups.can_freeze:
             found.add(Capability.FREEZE)
         return frozenset(found)
@@ -106,7 +110,7 @@ class GvisorBackend(IsolationBackend):
             bound_all(self._cgroups, self._config.at_once, self.name)
         except OSError as error:
             raise BackendUnavailable(f"the gvisor tier cannot be set up: {error}") from error
-        self._context = start.LaunchContext(
+        self._context = LaunchContext(
             runsc=program,
             platform=self._config.environ.get(runsc.PLATFORM_SETTING) or runsc.DEFAULT_PLATFORM,
             runtime=await bundle.prepare(runtimes, self._config.guest_entry),
@@ -131,30 +135,54 @@ class GvisorBackend(IsolationBackend):
     async def create(self, spec: SandboxSpec, paths: SandboxPaths) -> SandboxHandle:
         """See IsolationBackend."""
         asked = time.monotonic()
-        if self._context is None or self._pool is None or self._closed:
-            raise CreateFailed("the gvisor tier is not started")
-        try:
-            kind = Kind.of(paths.lower_dirs, spec.limits)
-        except OSError as error:
-            raise CreateFailed(f"a layer of the template is missing: {error}") from error
-        if not kind.lowers:
-            raise CreateFailed("the template has no layers")
-        place = paths.state_dir.absolute()
-        waiting = None if spec.one_off else await self._pool.take(kind, spec.limits)
+        context, pool = self._started()
+        kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
+        if paths.memory is not None:
+            return await self._from_snapshot(spec, Wanted(kind.lowers, spec.limits, place), paths.memory)
+        waiting = None if spec.one_off else await pool.take(kind, spec.limits)
         if waiting is None:
-            if self._context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
+            if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
-                    await self._context.disks.pieces(spec.limits.disk_mib)
+                    await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
-                waiting = await start.launch_waiting(self._context, kind.lowers, spec.limits, place)
-        record = await start.take_over(self._context, waiting, spec, place)
+                waiting = await start.launch_waiting(context, Wanted(kind.lowers, spec.limits, place))
+        record = await start.take_over(context, waiting, spec, place)
         handle = self._live.add(spec, place, record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
         return handle
 
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
-        return self._live.adopt(spec, state_dir, record)
+        handle = self._live.adopt(spec, state_dir, record)
+        await handle.recover()
+        return handle
+
+    async def resume(
+        self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode
+    ) -> SandboxHandle:
+        """See IsolationBackend."""
+        context, _ = self._started()
+        limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
+        kind, place = _kind(limits, paths), paths.state_dir.absolute()
+        wanted = Wanted(kind.lowers, limits, place, on_disk=True)
+        if mode is PauseMode.MEMORY:
+            made = await self._from_pause(spec, wanted)
+            handle = self._live.add(spec, place, _with_limits(made.record, record), made.pidfd)
+        else:
+            async with self._cold:
+                waiting = await start.launch_waiting(context, wanted)
+            started = await start.take_over(context, waiting, replace(spec, limits=limits), place)
+            handle = self._live.add(spec, place, _with_limits(started, record), waiting.pidfd)
+        await asyncio.to_thread(saved.remove, place)
+        return handle
+
+    def kept(self, state_dir: Path, record: Mapping[str, Any]) -> PauseMode | None:
+        """See IsolationBackend. A whole memory image says that the disk was written out before it."""
+        if saved.is_there(state_dir / saved.MEMORY):
+            return PauseMode.MEMORY
+        if record.get("kept") or record.get("boot_id") == syscalls.boot_id():
+            return PauseMode.FILESYSTEM
+        return None
 
     async def copy_written(self, state_dir: Path, target: Path) -> None:
         """See IsolationBackend."""
@@ -175,10 +203,54 @@ class GvisorBackend(IsolationBackend):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _started(self) -> tuple[LaunchContext, Pool]:
+        if self._context is None or self._pool is None or self._closed:
+            raise CreateFailed("the gvisor tier is not started")
+        return self._context, self._pool
+
+    async def _from_pause(self, spec: SandboxSpec, wanted: Wanted) -> PooledSandbox:
+        """The image is used up from the moment at which programs may write to the disk."""
+        context, _ = self._started()
+        memory, used = wanted.place / saved.MEMORY, wanted.place / saved.USED
+        image = saved.find(memory, context.engine, context.runtimes)
+        try:
+            os.rename(memory, used)
+        except OSError as error:
+            raise CreateFailed(f"the memory of sandbox {spec.sandbox_id!r} cannot be taken: {error}") from error
+        try:
+            return await start.restore(context, replace(wanted, image=replace(image, place=used)), spec, renamed=False)
+        except start.NotLaunched:
+            os.rename(used, memory)
+            raise
+
+    async def _from_snapshot(self, spec: SandboxSpec, wanted: Wanted, memory: Path) -> SandboxHandle:
+        context, _ = self._started()
+        try:
+            image = saved.find(memory, context.engine, context.runtimes)
+        except MemoryLost as error:
+            raise CreateFailed(error.message, hint="make it with the snapshot's file system alone") from error
+        made = await start.restore(context, replace(wanted, image=image), spec, renamed=True)
+        return self._live.add(spec, wanted.place, made.record, made.pidfd)
+
     def _handle(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
-        return GvisorHandle(spec, state_dir, record, pidfd, self._cgroups, self._forget)
+        return GvisorHandle(spec, state_dir, record, pidfd, self._cgroups, self._forget, self._context)
 
     def _forget(self, handle: GvisorHandle) -> None:
         self._live.forget(handle)
         if self._context is not None:
             self._context.ids.give_back(handle.id_base)
+
+
+def _kind(limits: Limits, paths: SandboxPaths) -> Kind:
+    try:
+        kind = Kind.of(paths.lower_dirs, limits)
+    except OSError as error:
+        raise CreateFailed(f"a layer of the template is missing: {error}") from error
+    if not kind.lowers:
+        raise CreateFailed("the template has no layers")
+    return kind
+
+
+def _with_limits(record: Mapping[str, Any], earlier: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Limits that were changed while it ran stay changed."""
+    return {**record, "limits": earlier["limits"]} if "limits" in earlier else record

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 _RUN = "/run/e2b"
 
 
 def write_identity(sandbox_id: str, template_id: str) -> None:
-    """The files by which E2B's guest says where programs are; the variables of the same names are the guest's."""
+    """The files by which E2B's guest says where programs are; the variables of the same names are the guest's.
+
+    The machine's id is the same whenever the sandbox starts again, and no other's.
+    """
+    write_file("/etc/machine-id", hashlib.sha256(f"machine-id {sandbox_id}".encode()).hexdigest()[:32].encode() + b"\n")
     for name, text in (("SANDBOX", "true"), ("SANDBOX_ID", sandbox_id), ("TEMPLATE_ID", template_id)):
         write_file(f"{_RUN}/.E2B_{name}", text.encode())
 

@@ -30,6 +30,7 @@ from atoll.isolation.linux.disk import mounts
 IMAGE = "disk.img"
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
+_READ_ONLY = 1
 _AUTOCLEAR = 4
 _ATTEMPTS = 64
 _MKFS_WITHIN_S = 30.0
@@ -153,7 +154,7 @@ def make_image(path: Path, size_mib: int, pieces: Sequence[Piece]) -> None:
 
 def mount_image(path: Path) -> int:
     """A detached mount of the image. Its loop device goes when the mount goes. Raises OSError."""
-    device, descriptor = _attach(path)
+    device, descriptor = attach(path)
     try:
         return mounts.new("ext4", [("source", device), *_OPTIONS], attributes=mounts.NODEV)
     finally:
@@ -170,15 +171,17 @@ def make_disk(path: Path, size_mib: int, pieces: Sequence[Piece]) -> Disk:
         raise
 
 
-def _attach(path: Path) -> tuple[str, int]:
-    backing = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def attach(path: Path, *, read_only: bool = False) -> tuple[str, int]:
+    """A loop device for the image, and a descriptor that keeps it until it is mounted, or for good. Raises OSError."""
+    backing = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    flags = _AUTOCLEAR | (_READ_ONLY if read_only else 0)
     try:
         with open("/dev/loop-control", "rb", buffering=0) as control:
             for _ in range(_ATTEMPTS):
                 device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-                descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+                descriptor = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
                 try:
-                    config = _Config(fd=backing, info=_Info(flags=_AUTOCLEAR, name=b"atoll"))
+                    config = _Config(fd=backing, info=_Info(flags=flags, name=b"atoll"))
                     fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)
                 except OSError as error:
                     os.close(descriptor)

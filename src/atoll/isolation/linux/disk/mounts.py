@@ -24,6 +24,7 @@ _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _MNT_DETACH = 2
+_LONGEST_VALUE = 256
 _MS_PRIVATE = 1 << 18
 
 RDONLY = 0x01
@@ -140,9 +141,13 @@ def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool, roo
     the caller is root of its own user namespace only, and the overlay's notes are attributes that it may set; renaming
     a directory of a lower layer says EXDEV then.
     """
+    paths = [f"/proc/self/fd/{lower}" for lower in lowers]
+    joined = ":".join(paths)
+    # Longer values the kernel does not take; one by one it takes them since 6.7.
+    layers = [("lowerdir", joined)] if len(joined) < _LONGEST_VALUE else [("lowerdir+", path) for path in paths]
     options: list[tuple[str, str | None]] = [
         ("source", "overlay"),
-        ("lowerdir", ":".join(f"/proc/self/fd/{lower}" for lower in lowers)),
+        *layers,
         ("upperdir", f"/proc/self/fd/{upper}"),
         ("workdir", f"/proc/self/fd/{work}"),
         # Renaming a directory of the template must work: without redirects it fails with EXDEV, which dpkg, pip and

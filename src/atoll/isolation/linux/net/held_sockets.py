@@ -23,20 +23,22 @@ _SIOCGSKNS = 0x894C
 """ioctl: a descriptor of a socket's network namespace (linux/sockios.h)."""
 
 
-def fetch(pidfd: int, descriptors: Sequence[int], tcp_port: int, dns_port: int) -> EgressSockets:
+def fetch(
+    pidfd: int, descriptors: Sequence[int], tcp_port: int, dns_port: int, address: str = "127.0.0.1"
+) -> EgressSockets:
     """Copies of what the process holds under these numbers: the listener and the DNS socket, on those ports.
 
     Raises OSError (ESRCH: it has ended), ValueError for what is not the socket that was made for it.
     """
     connections = _copy(pidfd, descriptors[0])
     try:
-        _check(connections, pidfd, socket.SOCK_STREAM, tcp_port)
+        _check(connections, pidfd, socket.SOCK_STREAM, (address, tcp_port))
         questions = _copy(pidfd, descriptors[1])
     except BaseException:
         connections.close()
         raise
     try:
-        _check(questions, pidfd, socket.SOCK_DGRAM, dns_port)
+        _check(questions, pidfd, socket.SOCK_DGRAM, (address, dns_port))
     except BaseException:
         connections.close()
         questions.close()
@@ -53,12 +55,12 @@ def _copy(pidfd: int, number: int) -> socket.socket:
         raise
 
 
-def _check(held: socket.socket, pidfd: int, kind: int, port: int) -> None:
+def _check(held: socket.socket, pidfd: int, kind: int, place: tuple[str, int]) -> None:
     domain = held.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
     found = (domain, held.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
     if found != (socket.AF_INET, kind):
         raise ValueError(f"its holder has a socket of family {found[0]}, type {found[1]} in the place of the gateway's")
-    if (bound := held.getsockname()) != ("127.0.0.1", port):
+    if (bound := held.getsockname()) != place:
         raise ValueError(f"its holder has a socket bound to {bound} in the place of the gateway's")
     if kind == socket.SOCK_STREAM and not held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ValueError("its holder has a connection in the place of the gateway's listener")

@@ -7,10 +7,12 @@ import socket
 import struct
 
 _RTM_NEWLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 20, 24
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 1, 4, 0x400
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE, _NLM_F_EXCL = 1, 4, 0x400, 0x200
 _IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_OIF, _RTA_PREFSRC = 4, 7
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 4, 18, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 4, 5, 7
 _MAIN_TABLE, _PROTOCOL_STATIC, _SCOPE_LINK, _UNICAST = 254, 4, 253, 1
 _NLMSG_ERROR = 2
 _LOOPBACK_INDEX = 1
@@ -21,7 +23,7 @@ def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
 def loopback_up(address: str) -> None:
@@ -45,6 +47,48 @@ def default_over_loopback(source: str) -> None:
     route += _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK_INDEX))
     route += _attribute(_RTA_PREFSRC, socket.inet_aton(source))
     _ask(_message(_RTM_NEWROUTE, _NLM_F_CREATE, 1, route), 1, "default route over lo")
+
+
+def veth_pair(name: str, peer: str, peer_namespace: int, mtu: int) -> None:
+    """Two connected interfaces, both down: `name` in this network namespace, `peer` in that of the descriptor.
+
+    Raises OSError. What an end is called is the same in every sandbox: nobody but its own namespace sees it.
+    """
+    far = _link(0, 0) + _attribute(_IFLA_IFNAME, peer.encode() + b"\0")
+    far += _attribute(_IFLA_MTU, struct.pack("=I", mtu)) + _attribute(
+        _IFLA_NET_NS_FD, struct.pack("=I", peer_namespace)
+    )
+    data = _attribute(_IFLA_INFO_DATA, _attribute(_VETH_INFO_PEER, far))
+    near = _link(0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    near += _attribute(_IFLA_MTU, struct.pack("=I", mtu))
+    near += _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"veth\0") + data)
+    _ask(_message(_RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, 1, near), 1, name)
+
+
+def address(interface: str, own: str, prefix: int) -> None:
+    """Gives the interface an address and sets it up. Raises OSError."""
+    index, packed = socket.if_nametoindex(interface), socket.inet_aton(own)
+    add = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, index)
+    add += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+    _ask(_message(_RTM_NEWADDR, _NLM_F_CREATE, 1, add), 1, own)
+    up(interface)
+
+
+def up(interface: str) -> None:
+    """Sets the interface up; `lo` then has 127.0.0.1 by itself. Raises OSError."""
+    _ask(_message(_RTM_NEWLINK, 0, 1, _link(socket.if_nametoindex(interface), _IFF_UP)), 1, interface)
+
+
+def default_via(gateway: str, interface: str) -> None:
+    """Everything that no other route knows goes to `gateway`, which is reached over `interface`. Raises OSError."""
+    route = struct.pack("=8BI", socket.AF_INET, 0, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, 0, _UNICAST, 0)
+    route += _attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex(interface)))
+    route += _attribute(_RTA_GATEWAY, socket.inet_aton(gateway))
+    _ask(_message(_RTM_NEWROUTE, _NLM_F_CREATE, 1, route), 1, f"default route over {interface}")
+
+
+def _link(index: int, flags: int) -> bytes:
+    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
 
 
 def _ask(messages: bytes, answers: int, subject: str) -> None:

@@ -43,6 +43,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_NFTABLES = 10
@@ -52,7 +53,7 @@ _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _NLMSG_ERROR = 2
 _NESTED = 0x8000
 
-_HOOK_OUTPUT = 3
+_HOOK_PREROUTING, _HOOK_INPUT, _HOOK_FORWARD, _HOOK_OUTPUT = 0, 1, 2, 3
 _ACCEPT, _DROP, _RETURN = 1, 0, -5 & 0xFFFFFFFF
 _REG_VERDICT, _REG_1 = 0, 1
 _RTN_LOCAL = 2
@@ -156,6 +157,10 @@ def _redirect(port: int) -> bytes:
     return load + _expression("redir", _be32(1, _REG_1), _be32(2, _REG_1), _be32(3, 2))
 
 
+def _redirect_home() -> bytes:
+    return _expression("redir", _be32(3, 0))
+
+
 def _is_redirected() -> bytes:
     load = _expression("ct", _be32(1, _REG_1), _be32(2, 2))  # key: status
     mask = _expression(
@@ -194,8 +199,8 @@ class _Batch:
         return b"".join(self._messages)
 
 
-def _chain(name: str, kind: str, priority: int, policy: int) -> bytes:
-    hook = _nest(4, _be32(1, _HOOK_OUTPUT), _be32(2, priority & 0xFFFFFFFF))
+def _chain(name: str, kind: str, priority: int, policy: int, hook_number: int = _HOOK_OUTPUT) -> bytes:
+    hook = _nest(4, _be32(1, hook_number), _be32(2, priority & 0xFFFFFFFF))
     return _text(1, "atoll") + _text(3, name) + hook + _be32(5, policy) + _text(7, kind)
 
 
@@ -205,12 +210,11 @@ def _rule(chain: str, *expressions: bytes) -> bytes:
 
 def redirect_batch(tcp_port: int, dns_port: int) -> tuple[bytes, int]:
     """The whole rule set as (netlink bytes, number of acknowledgements to expect)."""
-    batch = _Batch(socket.AF_INET)
-    batch.add(_MSG_BATCH_BEGIN, b"", 0, family=socket.AF_UNSPEC, resource=_NFNL_SUBSYS_NFTABLES)
-    batch.table_message(_NEWTABLE, _text(1, "atoll") + _be32(2, 0), _CREATE)
-    batch.table_message(_NEWCHAIN, _chain("raw", "filter", -300, _ACCEPT), _CREATE)
-    batch.table_message(_NEWCHAIN, _chain("out", "nat", -100, _ACCEPT), _CREATE)
-    batch.table_message(_NEWCHAIN, _chain("filter", "filter", 0, _DROP), _CREATE)
+    chains = [
+        _chain("raw", "filter", -300, _ACCEPT),
+        _chain("out", "nat", -100, _ACCEPT),
+        _chain("filter", "filter", 0, _DROP),
+    ]
     tcp, udp = _l4proto(socket.IPPROTO_TCP), _l4proto(socket.IPPROTO_UDP)
     rules = [
         ("raw", tcp + _from_loopback(tcp_port) + _verdict(_ACCEPT)),
@@ -228,8 +232,54 @@ def redirect_batch(tcp_port: int, dns_port: int) -> tuple[bytes, int]:
         ("filter", _is_redirected() + _verdict(_ACCEPT)),
         ("filter", _reject()),
     ]
-    for chain, expressions in rules:
-        batch.table_message(_NEWRULE, _rule(chain, expressions), _CREATE | _APPEND)
+    return _encoded(chains, rules)
+
+
+def gateway_batch(tcp_port: int, dns_port: int) -> tuple[bytes, int]:
+    """The same for a namespace beside the sandbox's own, which is the next hop of all that the sandbox sends.
+
+    chain raw     { type filter hook prerouting priority -300; policy accept;
+      ...                                    # as above, of what the sandbox begins
+      notrack }
+    chain in      { type nat hook prerouting priority -100; policy accept;
+      meta l4proto tcp redirect to :TCP
+      udp dport 53 redirect to :DNS }
+    chain filter  { type filter hook input priority 0; policy drop;
+      tcp dport TCP accept
+      udp dport DNS accept
+      reject with icmp type admin-prohibited }
+    chain through { type filter hook forward priority 0; policy drop;
+      reject with icmp type admin-prohibited }
+    """
+    chains = [
+        _chain("raw", "filter", -300, _ACCEPT, _HOOK_PREROUTING),
+        _chain("in", "nat", -100, _ACCEPT, _HOOK_PREROUTING),
+        _chain("filter", "filter", 0, _DROP, _HOOK_INPUT),
+        _chain("through", "filter", 0, _DROP, _HOOK_FORWARD),
+    ]
+    tcp, udp = _l4proto(socket.IPPROTO_TCP), _l4proto(socket.IPPROTO_UDP)
+    rules = [
+        ("raw", tcp + _first_of_a_connection() + _over(_NEW_CONNECTIONS) + _verdict(_DROP)),
+        ("raw", tcp + _verdict(_ACCEPT)),
+        ("raw", _over(_QUESTIONS) + _verdict(_DROP)),
+        ("in", tcp + _redirect(tcp_port)),
+        ("in", udp + _dport(53) + _redirect(dns_port)),
+        ("in", _redirect_home()),
+        ("filter", tcp + _dport(tcp_port) + _verdict(_ACCEPT)),
+        ("filter", udp + _dport(dns_port) + _verdict(_ACCEPT)),
+        ("filter", _reject()),
+    ]
+    return _encoded(chains, rules)
+
+
+def _encoded(chains: Sequence[bytes], rules: Sequence[tuple[str, bytes]]) -> tuple[bytes, int]:
+    batch = _Batch(socket.AF_INET)
+    batch.add(_MSG_BATCH_BEGIN, b"", 0, family=socket.AF_UNSPEC, resource=_NFNL_SUBSYS_NFTABLES)
+    batch.table_message(_NEWTABLE, _text(1, "atoll") + _be32(2, 0), _CREATE)
+    for chain in chains:
+        batch.table_message(_NEWCHAIN, chain, _CREATE)
+    for name, expressions in rules:
+        batch.table_message(_NEWRULE, _rule(name, expressions), _CREATE | _APPEND)
     batch.add(_MSG_BATCH_END, b"", 0, family=socket.AF_UNSPEC, resource=_NFNL_SUBSYS_NFTABLES)
     return batch.encode(), batch.acks
 

@@ -79,10 +79,15 @@ def limit_bounding(keep: Set[Cap], last: int) -> None:
     syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
-def limit_own(keep: Set[Cap]) -> None:
-    """Effective and permitted become `keep`, inheritable becomes empty."""
-    bits = mask(keep)
-    low, high = bits & 0xFFFFFFFF, bits >> 32
+def limit_own(keep: Set[Cap], *, reserve: Set[Cap] = frozenset()) -> None:
+    """Effective and permitted become `keep`, inheritable becomes empty; `reserve` is permitted only."""
+    low, high = _words(keep)
+    most_low, most_high = _words(keep | reserve)
     header = _Header(_VERSION_3, 0)
-    data = (_Data * 2)(_Data(low, low, 0), _Data(high, high, 0))
+    data = (_Data * 2)(_Data(low, most_low, 0), _Data(high, most_high, 0))
     syscalls.call("capset", ctypes.byref(header), ctypes.byref(data), subject="capabilities")
+
+
+def _words(keep: Set[Cap]) -> tuple[int, int]:
+    bits = mask(keep)
+    return bits & 0xFFFFFFFF, bits >> 32

@@ -1,0 +1,150 @@
+"""A sandbox's disk while somebody keeps it: brought to the machine's own disk, copied as of one moment, mounted anew.
+
+    flush     all that was written is in the image, and the image is on the machine's disk
+    copy      as `flush`, and a second file with the same content: a reflink where the file system can, else its written
+              parts. The file system in the image stands still meanwhile (FIFREEZE), so that the copy is whole.
+    reopen    mounts an image that was let go, for a new overlay
+
+The overlay on such a disk is volatile and never syncs, so all this goes to the file system below it, by another mount
+of its device. Everything here blocks: call it in a thread. Everything raises OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk.image import mount_image
+from atoll.isolation.linux.sys import syscalls
+
+UPPER = "upper"
+WORK = "work"
+
+_FIFREEZE = 0xC0045877
+_FITHAW = 0xC0045878
+_FICLONE = 0x40049409
+_RELEASED_WITHIN_S = 5.0
+_CHUNK = 16 << 20
+
+
+def flush(image: Path, *, ahead: bool = False) -> None:
+    """Writes out what is pending; `ahead`: to the image only, so that the next flush has little to do."""
+    with _file_system(image) as mounted:
+        syscalls.call("syncfs", mounted, subject=str(image))
+    if not ahead:
+        sync(image)
+
+
+def copy(image: Path, target: Path) -> None:
+    """A copy of the image as it is now. `target` must not exist; what there is of it after a failure stays."""
+    with _file_system(image) as mounted:
+        fcntl.ioctl(mounted, _FIFREEZE, 0)
+        try:
+            _copy_file(image, target)
+        finally:
+            fcntl.ioctl(mounted, _FITHAW, 0)
+
+
+def sync(path: Path) -> None:
+    """A file, or a directory's entries, are on the machine's disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Everything on the file system of that directory is on the machine's disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.call("syncfs", descriptor, subject=str(directory))
+    finally:
+        os.close(descriptor)
+
+
+def reopen(image: Path) -> int:
+    """A detached mount of an image that holds a sandbox's layer, without the rest of its overlay's working files."""
+    wait_until_released(image)
+    mount = mount_image(image)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(WORK, dir_fd=mount)  # the kernel does not take it again
+        return mount
+    except BaseException:
+        os.close(mount)
+        raise
+
+
+def wait_until_released(image: Path) -> None:
+    """The kernel lets go of an image shortly after the last process that had it. Raises OSError when it does not."""
+    deadline = time.monotonic() + _RELEASED_WITHIN_S
+    while _device_of(image) is not None:
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "the disk is still in use", str(image))
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def _file_system(image: Path) -> Iterator[int]:
+    """A descriptor in the file system of an image that is mounted somewhere."""
+    device = _device_of(image)
+    if device is None:
+        raise OSError(errno.ENODEV, "the disk is not mounted", str(image))
+    mount = mounts.new("ext4", [("source", device)], attributes=mounts.NODEV)
+    try:
+        inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            yield inside
+        finally:
+            os.close(inside)
+    finally:
+        os.close(mount)
+
+
+def _device_of(image: Path) -> str | None:
+    """The loop device whose file this is; None: there is none."""
+    wanted = str(image.absolute())
+    for loop in os.scandir("/sys/block"):
+        if loop.name.startswith("loop"):
+            with contextlib.suppress(OSError):
+                if Path(loop.path, "loop", "backing_file").read_text().rstrip("\n") == wanted:
+                    return f"/dev/{loop.name}"
+    return None
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb", buffering=0) as given, target.open("xb", buffering=0) as made:
+        try:
+            fcntl.ioctl(made, _FICLONE, given.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
+                raise
+            _copy_written(given.fileno(), made.fileno())
+
+
+def _copy_written(source: int, target: int) -> None:
+    """What is not a hole."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        position = os.lseek(source, start, os.SEEK_HOLE)
+        while start < position:
+            done = os.copy_file_range(source, target, min(position - start, _CHUNK), start, start)
+            if done == 0:
+                raise OSError(errno.EIO, "the disk became shorter while it was copied")
+            start += done
