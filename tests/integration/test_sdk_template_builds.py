@@ -100,6 +100,7 @@ def test_every_kind_of_step_is_in_the_sandboxes_of_the_template(
     assert run("id -un; pwd; echo $GREETING; echo $LITERAL").stdout == (
         "dev\n/work/inner\nhello user\n$(id) `id` 'q'\n"
     )
+    assert run("echo $PATH").stdout.startswith("/opt/tool/bin:/usr/local/sbin:")
     assert run("cat /home/user/made", user="root").stdout == "hello user\n"
     assert run("cat /work/inner/where; stat -c %U /work /work/inner/own").stdout == "/work/inner\nuser\nuser\n"
     assert run("cd /srv/app && cat sub/deep && readlink link && stat -c %U main.py").stdout == "deepmain.py\nuser\n"

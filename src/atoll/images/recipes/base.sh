@@ -11,7 +11,8 @@ install -d -o user -g user -m 0755 /workspace
 # --- login shells: every command is `bash -l -c`, so a fork in a login file is paid by every command ----------------
 cat >/etc/profile <<'EOF'
 # System-wide profile for login shells. Starts no program: every command of a sandbox passes through here.
-PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# A PATH that a caller or a template has set stays.
+[ -n "${PATH-}" ] || PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 export PATH
 if [ -n "${BASH_VERSION-}" ] && [ -n "${PS1-}" ] && [ -f /etc/bash.bashrc ]; then
   . /etc/bash.bashrc
