@@ -15,8 +15,8 @@ POLICY = NetworkPolicy.checked(
     allow_out=["example.com"], deny_out=["0.0.0.0/0"], rules={"example.com": [{"Authorization": "rule-secret"}]}
 )
 FULL = SandboxSpec(
-    "i1", "base", Limits(1, 2, 3, 4), {"A": "é"}, "envd-secret", "root", "/srv", "serve", True, "PEM", "gvisor",
-    "traffic-secret", "x:${PORT}", POLICY,
+    "i1", "base", Limits(1, 2, 3, 4), {"A": "é"}, "envd-secret", "root", "/srv", "serve", True, "PEM", "a-layer", True,
+    "gvisor", "traffic-secret", "x:${PORT}", POLICY, True,
 )  # fmt: skip
 
 

@@ -66,6 +66,8 @@ def a_request(number: int, size_mib: int) -> Request:
         "lower_dirs": [],
         "state_dir": "/",
         "limits": Limits(disk_mib=size_mib).as_json(),
+        "one_off": False,
+        "resumes": False,
     }
     return Request(body, *(socket.socket().detach() for _ in range(2)))
 

@@ -11,7 +11,7 @@ from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, deco
 from atoll.control.routes.template_shapes import log_entry
 from atoll.control.store.templates import BuildStatus
 from atoll.control.templates.build_log import PAGE
-from atoll.control.templates.builds import Instructions
+from atoll.control.templates.builds import Instructions, Sizes
 from atoll.control.templates.names import check_tag
 from atoll.control.templates.steps import Step
 from atoll.control.templates.uploads import PREFIX
@@ -30,7 +30,8 @@ async def request_build(body: wire.NewBuild, services: ServicesHere, caller: Cal
     name = body.name or body.alias
     if name is None:
         raise InvalidRequest("say the template's name")
-    made = await services.builds.request(caller, name, body.tags or [], body.cpu_count or None, body.memory_mb or None)
+    sizes = Sizes(body.cpu_count or None, body.memory_mb or None, body.min_free_disk_mb or None)
+    made = await services.builds.request(caller, name, body.tags or [], sizes)
     answer = wire.NewBuildOut(
         template_id=made.template.template_id,
         build_id=made.build.build_id,
@@ -56,7 +57,7 @@ async def upload_link(
     return reply(wire.FileUpload(present=present, url=f"{request.url.scheme}://{host}{path}"), 201)
 
 
-@router.put(PREFIX + "{team_id}/{files_hash}/{due}/{signature}", status_code=204, responses=FAILURES)
+@router.put(PREFIX + "{link:path}", status_code=204, responses=FAILURES)
 async def upload(request: Request, services: ServicesHere) -> Response:
     """The archive itself; the path is the permission."""
     await services.uploads.receive(request.scope["path"], request.stream())

@@ -56,6 +56,18 @@ _log = structlog.get_logger("atoll.control")
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a build asks for its sandboxes; None: as every template has it.
+
+    The disk of a sandbox is empty at first, so `free_disk_mib` is the least size that it has.
+    """
+
+    cpu_count: int | None = None
+    memory_mib: int | None = None
+    free_disk_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Requested:
     """A build that waits to be started."""
 
@@ -107,9 +119,7 @@ class TemplateBuildService:
 
     # Builds
 
-    async def request(
-        self, caller: Caller, name: str, tags: Sequence[str], cpu_count: int | None, memory_mib: int | None
-    ) -> Requested:
+    async def request(self, caller: Caller, name: str, tags: Sequence[str], sizes: Sizes) -> Requested:
         """A build of the team's template of that name, which is made if there is none.
 
         Raises InvalidRequest, Forbidden (another team's name).
@@ -123,7 +133,7 @@ class TemplateBuildService:
             raise InvalidRequest(
                 f"the name {reference.name!r} is that of a built-in template", hint="choose another name"
             )
-        limits = self._limits(cpu_count, memory_mib)
+        limits = self._limits(sizes)
         template = await self._template_named(caller, reference.name)
         now = self._clock.now()
         build = BuildRow(
@@ -295,6 +305,8 @@ class TemplateBuildService:
     ) -> None:
         log.step = "base"
         name = instructions.from_template or base_template(instructions.from_image or "", log)
+        if instructions.registry:
+            log.write("this server reaches no registry: the credentials for one are not used", "warn")
         try:
             await self._catalog.prepare(name, BUILD_WITHIN_S)
             base = await self._catalog.find(name, team_id)
@@ -382,8 +394,9 @@ class TemplateBuildService:
             raise TemplateNotFound(f"{template_id[:100]}, build {build_id[:50]}")
         return row, build
 
-    def _limits(self, cpu_count: int | None, memory_mib: int | None) -> Limits:
-        asked = {"atoll.cpu": cpu_count, "atoll.memory": memory_mib}
+    def _limits(self, sizes: Sizes) -> Limits:
+        disk_mib = sizes.free_disk_mib if (sizes.free_disk_mib or 0) > Limits().disk_mib else None
+        asked = {"atoll.cpu": sizes.cpu_count, "atoll.memory": sizes.memory_mib, "atoll.disk": disk_mib}
         given = {key: str(value) for key, value in asked.items() if value is not None}
         return limits_for(Limits(), given, self._maximum)
 
