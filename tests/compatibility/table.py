@@ -34,17 +34,14 @@ DOCUMENT = TESTS.parent / "docs" / "compatibility.md"
 METHODS, DIFFERENCES = "methods", "tiers"
 """The parts of the document that are written here, each between two comments."""
 
-SNAPSHOTS = "snapshots and forks come later; the endpoints say so"
 VOLUMES = "volumes come later; the endpoints say so"
 IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
 MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
-    (r"Sandbox\.(fork|.*_?[sS]napshots?)", SNAPSHOTS),
     (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Volume\..*", VOLUMES),
     (r"Secret\.iam_?[tT]oken", IDENTITY),
-    (r"e2b sandbox snapshot.*", SNAPSHOTS),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )
 """Pattern of a method → why it is not offered. What a test calls works, whatever is written here."""

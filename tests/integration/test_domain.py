@@ -309,7 +309,7 @@ def test_the_operators_certificate_is_served_and_read_again_when_it_changes(
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def put(authority: Authority) -> None:
-        key.write_bytes(authority._private_pem(authority._leaf_key))
+        key.write_bytes(authority.leaf_key_pem)
         certificate.write_bytes(authority.issue(("own.localhost", "*.own.localhost")))
 
     put(first)

@@ -261,6 +261,18 @@ def test_cli_template_list_shows_the_built_ins(cli: Cli) -> None:
     assert "base" in {template["templateID"] for template in json.loads(shown)}
 
 
+def test_cli_sandbox_snapshot_creates_lists_and_deletes(cli: Cli, sandbox: Sandbox) -> None:
+    sandbox.files.write("word", "kept")
+    made = cli.ok("sandbox", "snapshot", "create", sandbox.sandbox_id)
+    (shown,) = [one.snapshot_id for one in sandbox.list_snapshots().next_items()]
+    assert shown in made
+    assert shown in cli.ok("sandbox", "snapshot", "list", sandbox.sandbox_id)
+    with Sandbox.create(shown) as child:
+        assert child.files.read("word") == "kept"
+    cli.ok("sandbox", "snapshot", "delete", shown)
+    assert not sandbox.list_snapshots().next_items()
+
+
 def test_cli_builds_publishes_and_deletes_a_template(cli: Cli, tmp_path: Path) -> None:
     name = f"cli{tmp_path.name[-12:].replace('_', '-')}{os.getpid()}".lower()
     (tmp_path / "Dockerfile").write_text("FROM debian:12\nCOPY word /srv/\nRUN cat /srv/word > /home/user/copied\n")

@@ -15,8 +15,6 @@ pytestmark = one_tier("refused by the control plane before a tier hears of it")
 
 
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
-    ("snapshots", lambda sandbox: sandbox.create_snapshot()),
-    ("forking sandboxes", lambda sandbox: sandbox.fork()),
     ("volumes", lambda _: Volume.create("mine")),
     ("volumes", lambda _: Volume.list()),
     ("volumes", lambda _: Volume.connect("mine")),

@@ -114,8 +114,6 @@ OLDER: list[tuple[str, str, Json, str]] = [
 """Further spellings, and values beyond what can be kept."""
 
 WHOLLY_REFUSED: dict[str, tuple[str, str, str]] = {
-    "SandboxForkRequest": ("POST", "/sandboxes/{id}/fork", "forking sandboxes: not supported"),
-    "SandboxSnapshotRequest": ("POST", "/sandboxes/{id}/snapshots", "snapshots: not supported"),
     "NewVolume": ("POST", "/volumes", "volumes: not supported"),
 }
 
@@ -144,6 +142,8 @@ def fields_of(model: str) -> set[str]:
         ("SandboxRefreshRequest", {"duration"}),
         ("NewSecret", {"name", "value", "metadata"}),
         ("SecretUpdate", {"value", "metadata"}),
+        ("SandboxForkRequest", {"timeout", "count"}),
+        ("SandboxSnapshotRequest", {"name", "memory"}),
         # `team_id`: a key has one team; `alias`: an older word for `name`.
         ("TemplateBuildRequestV3", {"name", "alias", "tags", "cpu_count", "memory_mb", "min_free_disk_mb", "team_id"}),
         (
@@ -163,7 +163,12 @@ def test_every_request_that_the_sdk_has_a_model_of_is_decided() -> None:
     requests = {name for name in dir(models) if name.startswith(("New", "Connect")) or name.endswith(("Request", "V3"))}
     decided = {"NewSandbox", "NewSandboxV2", "ConnectSandbox", "ConnectSandboxV2", "SandboxTimeoutRequest", "NewSecret"}
     decided |= {"SandboxPauseRequest", "TemplateBuildRequestV3", "TemplateUpdateRequest"}
-    decided |= {"AssignTemplateTagsRequest", "DeleteTemplateTagsRequest"}
+    decided |= {
+        "SandboxForkRequest",
+        "SandboxSnapshotRequest",
+        "AssignTemplateTagsRequest",
+        "DeleteTemplateTagsRequest",
+    }
     assert requests - set(WHOLLY_REFUSED) - decided - {"SandboxRefreshRequest"} == {"TemplateRequestResponseV3"}
 
 

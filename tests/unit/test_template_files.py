@@ -175,13 +175,14 @@ def test_images_that_nothing_needs_are_removed_and_others_are_not(
     make(images, 3)
     held = make(images, 4)
     make(others, 5)
-    assert Leases(templates, holder).hold(held)
+    lent = make(others, 6)
+    assert Leases(templates, holder).hold(lent)
     assert images.keep(["0" * 39 + "2"]) == 0  # all are new
     monkeypatch.setattr(layers, "KEPT_S", -1.0)
-    assert images.keep(["0" * 39 + "2"]) == 1
-    assert [images.has(f"{number:040x}") for number in range(1, 6)] == [True, True, False, True, True]
+    assert images.keep(["0" * 39 + "2"], held) == 1
+    assert [images.has(f"{number:040x}") for number in range(1, 7)] == [True, True, False, True, True, True]
     elsewhere.rmdir()
-    assert images.keep(["0" * 39 + "2"]) == 1
+    assert images.keep(["0" * 39 + "2"], held) == 1
 
 
 def test_what_belongs_to_one_sandbox_is_not_copied_out_of_it(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from atoll.control.routes import (
     pausing,
     sandboxes,
     secrets,
+    snapshots,
     teams,
     template_builds,
     templates,
@@ -55,8 +56,8 @@ def api(services: Services) -> FastAPI:
     """The routes behind the gate; a server uses `create_app`."""
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
-    resources = (health, metrics, logs, sandboxes, pausing, network, template_builds, templates, teams, keys, secrets)
-    for module in (*resources, events, not_offered):
+    of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
+    for module in (health, *of_sandboxes, template_builds, templates, teams, keys, secrets, events, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -31,6 +31,7 @@ from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.reconciliation import Reconciliation
 from atoll.control.sandboxes.sleeping import Routes, SleepingRoutes
+from atoll.control.sandboxes.snapshots import SandboxSnapshots
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretFilling, SecretService
@@ -165,22 +166,26 @@ class ControlPlane:
         )
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
+        creation = SandboxCreation(
+            store=store,
+            nodes=nodes,
+            templates=templates,
+            policy=policy,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            ending=ending,
+            filling=filling,
+            wait_until_ready=StartCommands(routes).wait_until_ready,
+        )
         self.services = Services(
             policy=policy,
             sandboxes=lookup,
-            creation=SandboxCreation(
-                store=store,
-                nodes=nodes,
-                templates=templates,
-                policy=policy,
-                clock=clock,
-                background=background,
-                quota=quota,
-                expiry=expiry,
-                journal=journal,
-                ending=ending,
-                filling=filling,
-                wait_until_ready=StartCommands(routes).wait_until_ready,
+            creation=creation,
+            snapshots=SandboxSnapshots(
+                tables=store.templates, catalog=templates, lookup=lookup, nodes=nodes, creation=creation, clock=clock
             ),
             ending=ending,
             pausing=pausing,

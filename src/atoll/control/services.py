@@ -18,6 +18,7 @@ from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.pausing import SandboxPausing
+from atoll.control.sandboxes.snapshots import SandboxSnapshots
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretService
@@ -40,6 +41,7 @@ class Services:
     network: SandboxNetwork
     telemetry: SandboxTelemetry
     templates: TemplateService
+    snapshots: SandboxSnapshots
     builds: TemplateBuildService
     build_logs: BuildLogs
     uploads: Uploads

@@ -2,6 +2,7 @@
 
     TEMPLATES_DIR/.images/<image_id>/image.json    its layers, top first, relative to TEMPLATES_DIR
     TEMPLATES_DIR/.images/<image_id>/layer/        what it adds; missing where it adds nothing
+    TEMPLATES_DIR/.images/<image_id>/parts/        or what a snapshot has kept: a layer, and perhaps memory
     TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
 
 Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
@@ -19,6 +20,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ MAX_LAYERS = 300
 _LEFTOVER_AFTER_S = 86400.0
 
 
+@dataclass(slots=True)
+class Capturing:
+    """A snapshot that is being taken."""
+
+    parts: Path
+    layer: Path | None = None
+    memory: Path | None = None
+
+
 class ImageLayers:
     """The images below one directory. Safe to use from several processes at once.
 
@@ -50,9 +61,16 @@ class ImageLayers:
     def find(self, image_id: str) -> tuple[Path, ...]:
         """Its layers, top first. Raises TemplateNotFound."""
         layers = self._read(image_id) if IMAGE_ID.fullmatch(image_id) else None
-        if layers is None or not all(layer.is_dir() for layer in layers):
+        if layers is None or not all(layer.exists() for layer in layers):
             raise TemplateNotFound(image_id)
         return layers
+
+    def memory(self, image_id: str) -> tuple[Path, str] | None:
+        """What it keeps of what ran, and the tier that can make it go on; None: it is of files alone."""
+        record = self._record(image_id) or {}
+        if not record.get("memory"):
+            return None
+        return self._templates / record["memory"], str(record["tier"])
 
     def has(self, image_id: str) -> bool:
         """Whether `find` would find it."""
@@ -68,16 +86,39 @@ class ImageLayers:
 
         Raises OSError, ValueError (not an id, too many layers).
         """
+        with self._work(image_id, below) as work:
+            layer = work / "layer"
+            layer.mkdir(mode=0o755)
+            yield layer
+            own = [layer] if any(layer.iterdir()) else []
+            if not own:
+                layer.rmdir()
+            self._complete(image_id, work, own, below)
+
+    @contextmanager
+    def capturing(self, image_id: str, below: Sequence[Path], tier: str) -> Iterator[Capturing]:
+        """The same for a snapshot: the caller fills its `parts`, and sets `layer` and `memory` to what lies there.
+
+        Raises as `making`.
+        """
+        with self._work(image_id, below) as work:
+            made = Capturing(work / "parts")
+            made.parts.mkdir(mode=0o700)
+            yield made
+            if made.layer is None:
+                raise ValueError("a snapshot without a layer")
+            self._complete(image_id, work, [made.layer], below, made.memory, tier)
+
+    @contextmanager
+    def _work(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:
         if not IMAGE_ID.fullmatch(image_id):
             raise ValueError(f"{image_id[:100]!r} is no image's id")
         if len(below) >= MAX_LAYERS:
             raise ValueError(f"an image has at most {MAX_LAYERS} layers")
         work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
-        layer = work / "layer"
-        layer.mkdir(parents=True, mode=0o755)
+        work.mkdir(parents=True)
         try:
-            yield layer
-            self._complete(image_id, below, work)
+            yield work
         finally:
             remove_tree(work)
 
@@ -88,22 +129,25 @@ class ImageLayers:
             found |= set(self._read(path.parent.name) or ())
         return found
 
-    def keep(self, image_ids: Collection[str]) -> int:
-        """Removes what neither `image_ids`, nor an image among them, nor a server's sandbox needs, and is not new.
+    def keep(self, image_ids: Collection[str], in_use: Collection[Path] = ()) -> int:
+        """Removes those of this server that are not new, and that neither `image_ids`, nor an image among them, nor a
+        sandbox that stands on `in_use` needs; of a server that is gone, those that no other one's sandboxes need.
 
         Returns how many were removed. Blocks. Raises OSError.
         """
         doomed = []
         with leases.exclusive(self._templates):
             held = leases.held(self._templates)
-            kept: set[Path] = set()
+            kept = set(in_use)
             for image_id in image_ids:
                 kept |= set(self._read(image_id) or ())
             for path in self._images.glob("*"):
-                layer = path / "layer"
-                if path.name in image_ids or layer in kept or layer in held or _age_s(path) < KEPT_S:
+                own = {layer for layer in self._read(path.name) or () if layer.is_relative_to(path)}
+                owner = self._owner(path.name)
+                needed = kept if owner == self._holder else kept | held
+                if path.name in image_ids or own & needed or _age_s(path) < KEPT_S:
                     continue
-                if not self._is_ours_to_remove(path.name):
+                if owner != self._holder and Path(owner).is_dir():
                     continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)
@@ -114,23 +158,29 @@ class ImageLayers:
             remove_tree(path)
         return len(doomed)
 
-    def _is_ours_to_remove(self, image_id: str) -> bool:
-        try:
-            owner = json.loads((self._images / image_id / "image.json").read_bytes())["data_dir"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return True
-        return owner == self._holder or not Path(owner).is_dir()
+    def _owner(self, image_id: str) -> str:
+        """The data directory of the server that has made it; of one that cannot be read, this one's."""
+        return str((self._record(image_id) or {}).get("data_dir", self._holder))
 
-    def _complete(self, image_id: str, below: Sequence[Path], work: Path) -> None:
-        layer = work / "layer"
-        own = [self._images / image_id / "layer"] if any(layer.iterdir()) else []
-        if not own:
-            layer.rmdir()
+    def _complete(
+        self,
+        image_id: str,
+        work: Path,
+        own: Sequence[Path],
+        below: Sequence[Path],
+        memory: Path | None = None,
+        tier: str = "",
+    ) -> None:
+        final = self._images / image_id
+        own = [final / layer.relative_to(work) for layer in own]
         record = {
             "format": FORMAT,
             "data_dir": self._holder,
             "layers": [str(path.relative_to(self._templates)) for path in (*own, *below)],
         }
+        if memory is not None:
+            kept = (final / memory.relative_to(work)).relative_to(self._templates)
+            record |= {"memory": str(kept), "tier": tier}
         target = work / "image.json"
         with target.open("w") as file:
             file.write(json.dumps(record) + "\n")
@@ -138,18 +188,23 @@ class ImageLayers:
             os.fsync(file.fileno())
         self._images.mkdir(exist_ok=True)
         try:
-            work.rename(self._images / image_id)
+            work.rename(final)
         except OSError:
             if self._read(image_id) is None:  # else somebody else has made the same meanwhile
                 raise
 
-    def _read(self, image_id: str) -> tuple[Path, ...] | None:
+    def _record(self, image_id: str) -> dict[str, Any] | None:
         try:
             record: Any = json.loads((self._images / image_id / "image.json").read_bytes())
-            if record["format"] != FORMAT:
-                return None
-            return tuple(self._templates / layer for layer in record["layers"])
+            return record if record["format"] == FORMAT else None
         except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _read(self, image_id: str) -> tuple[Path, ...] | None:
+        record = self._record(image_id)
+        try:
+            return tuple(self._templates / layer for layer in record["layers"]) if record is not None else None
+        except (KeyError, TypeError):
             return None
 
 

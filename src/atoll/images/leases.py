@@ -40,7 +40,7 @@ class Leases:
         if new:
             self._change(lambda known: known | new)
             self._held |= new
-        return not new or all(layer.is_dir() for layer in new)
+        return not new or all(layer.exists() for layer in new)
 
     def begin_anew(self) -> None:
         """There is no sandbox: nothing is held."""

@@ -31,6 +31,19 @@ class NodePause:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """What a snapshot keeps, of which tier, and what sandboxes of it start with."""
+
+    mode: PauseMode
+    tier: str
+    env_vars: Mapping[str, str] = field(default_factory=dict, repr=False)
+    default_user: str = "user"
+    default_workdir: str | None = None
+    start_cmd: str | None = None
+    interpreter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSandbox:
     """What a node reports of a sandbox that it has. `steps_ms`: how long each step of its create took, where known."""
 
@@ -124,6 +137,13 @@ class NodeClient(Protocol):
         """Ends the sandbox, and keeps what it has written as the image `image_id`, on top of what it stood on.
 
         Raises SandboxGone, NotOffered (its tier cannot), PlatformError; the sandbox is gone in any case.
+        """
+        ...
+
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+        """Keeps what it is now as the image `image_id`; it goes on. `mode` None: as much as its tier can.
+
+        Raises SandboxGone, Conflict (it is paused), NotOffered, PlatformError; it runs on in any case.
         """
         ...
 

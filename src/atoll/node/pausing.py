@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from atoll.images.layers import ImageLayers
 from atoll.isolation.base import Capability, SandboxHandle
 from atoll.isolation.guest_client import order
 from atoll.model.errors import (
@@ -26,7 +27,7 @@ from atoll.model.errors import (
     SandboxGone,
 )
 from atoll.model.sandbox import PauseMode
-from atoll.model.seams import NodePause
+from atoll.model.seams import NodePause, NodeSnapshot
 from atoll.node.directories import SandboxDirectories
 from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandbox, LiveSandboxes
@@ -56,6 +57,40 @@ class NodePausing:
     async def resume(self, sandbox_id: str, mode: PauseMode) -> SandboxHandle:
         """See NodeClient.resume."""
         return await self._to_its_end(self._resume(self._find(sandbox_id), mode), f"resume {sandbox_id}")
+
+    async def snapshot(
+        self, sandbox_id: str, mode: PauseMode | None, image_id: str, images: ImageLayers
+    ) -> NodeSnapshot:
+        """See NodeClient.snapshot."""
+        work = self._snapshot(self._find(sandbox_id), mode, image_id, images)
+        return await self._to_its_end(work, f"snapshot {sandbox_id}")
+
+    async def _snapshot(
+        self, live: LiveSandbox, mode: PauseMode | None, image_id: str, images: ImageLayers
+    ) -> NodeSnapshot:
+        async with live.turn:
+            handle, spec = live.handle, live.spec
+            if handle is None:
+                raise _not_running(live)
+            if mode is None:
+                can = live.making.backend.capabilities
+                mode = PauseMode.MEMORY if Capability.SNAPSHOT_MEMORY in can else PauseMode.FILESYSTEM
+            try:
+                with images.capturing(image_id, live.layers, live.tier) as made:
+                    captured = await handle.snapshot(mode, made.parts)
+                    made.layer, made.memory = captured.layer, captured.memory
+            except (OSError, ValueError) as error:
+                raise PlatformError(f"the snapshot of {spec.sandbox_id!r} cannot be kept: {error}") from error
+            _log.info("sandbox.snapshot", sandbox_id=spec.sandbox_id, image=image_id, mode=mode.value)
+            return NodeSnapshot(
+                mode,
+                live.tier,
+                dict(spec.env_vars),
+                spec.default_user,
+                spec.default_workdir,
+                spec.start_cmd if mode is PauseMode.FILESYSTEM else None,
+                spec.interpreter,
+            )
 
     def _find(self, sandbox_id: str) -> LiveSandbox:
         live = self._live.get(sandbox_id)

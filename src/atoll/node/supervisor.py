@@ -19,7 +19,7 @@ from typing import Self
 from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeStatus, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
@@ -141,10 +141,10 @@ class Supervisor:
         if not SANDBOX_ID.fullmatch(sandbox_id) or sandbox_id in self.live:
             raise CreateFailed(f"sandbox id {sandbox_id!r} cannot be used")
         self._disk.check_room()
-        layers, tier = self._templates.layers_for(request)
-        backend = await self._tiers.for_create(request.tier or tier)
+        base = self._templates.base_of(request)
+        backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
-        making = Making(backend, spec, SandboxPaths(layers, self.directories.of(sandbox_id)))
+        making = Making(backend, spec, SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory))
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
@@ -229,6 +229,11 @@ class Supervisor:
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
 
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+        """See NodeClient.snapshot."""
+        self._disk.check_room()
+        return await self._pausing.snapshot(sandbox_id, mode, image_id, self._templates.images)
+
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""
         return self._templates.images.has(image_id)
@@ -236,7 +241,8 @@ class Supervisor:
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """See NodeClient.keep_images."""
         try:
-            return await asyncio.to_thread(self._templates.images.keep, image_ids)
+            in_use = {layer for _, live in self.live for layer in live.layers}
+            return await asyncio.to_thread(self._templates.images.keep, image_ids, in_use)
         except OSError as error:
             raise PlatformError(f"unused images cannot be removed: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -18,6 +19,14 @@ from atoll.model.template import Template
 _FRESH_S = 2.0
 
 _log = structlog.get_logger("atoll.node")
+
+
+class Base(NamedTuple):
+    """Layers, top first; the tier that they need; what runs in a snapshot and goes on, for that tier."""
+
+    layers: tuple[Path, ...]
+    tier: str | None
+    memory: Path | None = None
 
 
 class NodeTemplates:
@@ -50,15 +59,16 @@ class NodeTemplates:
         """Those that sandboxes have made."""
         return self._store.images
 
-    def layers_for(self, spec: SandboxSpec) -> tuple[tuple[Path, ...], str | None]:
-        """The layers that it will stand on, held from now on, and the tier that they need. Raises TemplateNotFound."""
+    def base_of(self, spec: SandboxSpec) -> Base:
+        """What it will stand on, held from now on. Raises TemplateNotFound."""
         if spec.image_id is None:
             template = self.find_and_hold(spec.template_id)
-            return template.layers, template.tier
+            return Base(template.layers, template.tier)
         layers = self.images.find(spec.image_id)
         if not self._store.hold(layers):
             raise TemplateNotFound(spec.template_id)
-        return layers, None
+        memory = self.images.memory(spec.image_id)
+        return Base(layers, None) if memory is None else Base(layers, memory[1], memory[0])
 
     def list(self) -> Sequence[Template]:
         """All that a create may name."""

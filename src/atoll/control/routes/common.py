@@ -47,10 +47,12 @@ def reply(
     return Response(body, status, headers=headers, media_type="application/json")
 
 
-def reply_list(models: list[Any], headers: Mapping[str, str] | None = None, *, keep_nulls: bool = False) -> Response:
+def reply_list(
+    models: list[Any], headers: Mapping[str, str] | None = None, *, status: int = 200, keep_nulls: bool = False
+) -> Response:
     """A JSON array of models."""
     body = ",".join(model.model_dump_json(by_alias=True, exclude_none=not keep_nulls) for model in models)
-    return Response(f"[{body}]", headers=headers, media_type="application/json")
+    return Response(f"[{body}]", status, headers=headers, media_type="application/json")
 
 
 def no_content() -> Response:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 from fastapi import APIRouter, Request, Response
 
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, reply_list
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded
 from atoll.model.errors import NotOffered
 
 router = APIRouter(responses=FAILURES)
@@ -32,8 +32,6 @@ _INSTEAD = {
 N, S, T = Subject.NOTHING, Subject.SANDBOX, Subject.TEMPLATE
 
 PATHS: tuple[tuple[Subject, str, str, str], ...] = (
-    (S, "forking sandboxes", "POST", "/sandboxes/{sandbox_id}/fork"),
-    (S, "snapshots", "POST", "/sandboxes/{sandbox_id}/snapshots"),
     (N, "volumes", "GET POST", "/volumes"),
     (N, "volumes", "GET DELETE", "/volumes/{volume_id}"),
     (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),
@@ -70,9 +68,3 @@ _FEATURES = {
 
 for (_method, _path), (_subject, _feature) in _FEATURES.items():
     router.add_api_route(_path, _refuse, methods=[_method], summary=f"Not supported yet: {_feature}")
-
-
-@router.get("/snapshots", tags=["snapshots"])
-async def list_snapshots() -> Response:
-    """There are none."""
-    return reply_list([])

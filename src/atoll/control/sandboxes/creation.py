@@ -117,8 +117,14 @@ class SandboxCreation:
             raise Conflict(f"the idempotency key {key!r} made sandbox {record.sandbox_id!r}, which has ended")
         return record
 
-    async def _make(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
-        template = await self._templates.find(order.template, caller.team_id)
+    async def create_of(self, caller: Caller, order: CreateOrder, template: Template) -> SandboxRecord:
+        """As `create`, of a template that need have no name (a fork's); `order.template` is what it is called."""
+        check_order(order, self._policy)
+        return await self._make(caller, order, template)
+
+    async def _make(self, caller: Caller, order: CreateOrder, template: Template | None = None) -> SandboxRecord:
+        if template is None:
+            template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
         node = self._nodes.client(choose_node(self._loads(template, limits)))
         record = self._new_record(caller, order, template, node.node_id, limits)

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -145,6 +145,7 @@ templates = Table(
     Column("public", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("sandbox_id", String(64), nullable=True),  # of a snapshot: the sandbox that it was taken of
     Index("templates_name", "team_id", "name", unique=True),
 )
 

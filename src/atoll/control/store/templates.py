@@ -39,6 +39,8 @@ class TemplateRow:
     public: bool
     created_at: datetime
     updated_at: datetime
+    sandbox_id: str | None = None
+    """Of a snapshot: the sandbox that it was taken of last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,11 @@ class TemplateTables:
         """False: there is none."""
         statement = update(templates).where(templates.c.template_id == template_id)
         return bool(await self._database.write(statement.values(public=public, updated_at=at)))
+
+    async def taken_of(self, template_id: str, sandbox_id: str, at: datetime) -> bool:
+        """The snapshot is of that sandbox now. False: there is none."""
+        statement = update(templates).where(templates.c.template_id == template_id)
+        return bool(await self._database.write(statement.values(sandbox_id=sandbox_id, updated_at=at)))
 
     async def remove(self, template_id: str) -> bool:
         """With its builds and tags. False: there is none."""
@@ -226,6 +233,9 @@ def _build_values(build: BuildRow) -> dict[str, Any]:
         "created_at": build.created_at,
         "updated_at": build.updated_at,
         "images": list(build.images),
+        "finished_at": build.finished_at,
+        "node_id": build.node_id or None,
+        "settings": dict(build.settings) or None,
     }
 
 

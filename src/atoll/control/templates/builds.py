@@ -9,7 +9,6 @@ Owns the rows of templates, builds and tags, and one task per build. How a step 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -26,7 +25,7 @@ from atoll.control.templates.base_images import base_template
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
-from atoll.control.templates.names import RESERVED, parse_reference, tags_of_request
+from atoll.control.templates.names import RESERVED, new_template_id, parse_reference, tags_of_request
 from atoll.control.templates.steps import Step, check_steps
 from atoll.control.templates.uploads import Uploads, check_hash
 from atoll.model.errors import (
@@ -50,7 +49,6 @@ PER_TEAM = 20
 KEPT_BUILDS = 5
 """Builds of a template that are remembered besides those with a tag."""
 SWEEP_EVERY_S = 3600.0
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 _log = structlog.get_logger("atoll.control")
 
@@ -176,7 +174,7 @@ class TemplateBuildService:
 
     async def own(self, caller: Caller) -> list[tuple[TemplateRow, list[BuildRow]]]:
         """The team's templates with their builds, newest first."""
-        rows = await self._tables.of_team(caller.team_id)
+        rows = [row for row in await self._tables.of_team(caller.team_id) if row.sandbox_id is None]
         return [(row, await self._tables.builds(row.template_id)) for row in rows]
 
     async def own_with_builds(self, caller: Caller, name: str) -> tuple[TemplateRow, list[BuildRow]] | None:
@@ -362,10 +360,11 @@ class TemplateBuildService:
 
     async def _template_named(self, caller: Caller, name: str) -> TemplateRow:
         if (found := await self._tables.find_named(caller.team_id, name)) is not None:
+            if found.sandbox_id is not None:
+                raise Conflict(f"the name {name!r} is that of a snapshot", hint="choose another name")
             return found
         now = self._clock.now()
-        template_id = "".join(secrets.choice(_ALPHABET) for _ in range(20))
-        row = TemplateRow(template_id, caller.team_id, name, public=False, created_at=now, updated_at=now)
+        row = TemplateRow(new_template_id(), caller.team_id, name, public=False, created_at=now, updated_at=now)
         try:
             await self._tables.add(row)
         except Conflict:  # another request was quicker

@@ -8,6 +8,7 @@ tag         which build of the template; left out: "default"
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID
@@ -21,6 +22,7 @@ DEFAULT_TAG = "default"
 """The build that a name without a tag means."""
 
 MAX_LENGTH = 128
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _IDENTIFIER = re.compile(r"[a-z0-9_-]{1,128}")
 _TAG = re.compile(r"[a-z0-9_.-]{1,128}")
 
@@ -51,6 +53,11 @@ def parse_reference(text: str) -> Reference:
                 hint="letters, digits, '-' and '_' are allowed, in the form [team/]name[:tag]",
             )
     return Reference(name, namespace if slash else None, check_tag(tag) if colon else None)
+
+
+def new_template_id() -> str:
+    """An id in the form of E2B's: it is a name as well."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(20))
 
 
 def slug(team_name: str) -> str:

@@ -23,7 +23,16 @@ import structlog
 from atoll.model.errors import AtollError, NodeUnreachable, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import EndReason, PauseMode, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeClient, NodeEvents, NodePause, NodePresence, NodeSandbox, Route, RouteSink
+from atoll.model.seams import (
+    NodeClient,
+    NodeEvents,
+    NodePause,
+    NodePresence,
+    NodeSandbox,
+    NodeSnapshot,
+    Route,
+    RouteSink,
+)
 from atoll.model.tasks import OwnedTasks
 from atoll.model.template import Template
 from atoll.wire.channel import Channel, ChannelClosed
@@ -40,6 +49,8 @@ RECONNECT_WITHIN_S = 8.0
 """How long a call waits for a node that is being started again: longer than a start takes, and the pause before it."""
 ANSWER_WITHIN_S = 20.0
 LONG_ANSWER_WITHIN_S = 60.0
+COPY_WITHIN_S = 900.0
+"""For what copies as much as a sandbox has written."""
 """Of a create and a kill, which the node bounds by itself: past it the node is broken, not slow."""
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 
@@ -383,7 +394,14 @@ class RemoteNode:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient."""
-        await self._call("commit", sandbox_id=sandbox_id, image_id=image_id)
+        await self._call("commit", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id)
+
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+        """See NodeClient."""
+        made: NodeSnapshot = await self._call(
+            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode
+        )
+        return made
 
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient."""
@@ -392,7 +410,7 @@ class RemoteNode:
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """See NodeClient."""
-        removed: int = await self._call("keep_images", image_ids=image_ids)
+        removed: int = await self._call("keep_images", COPY_WITHIN_S, image_ids=image_ids)
         return removed
 
     async def templates(self) -> Sequence[Template]:
