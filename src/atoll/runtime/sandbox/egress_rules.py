@@ -28,7 +28,8 @@ class EgressRules:
             return
         try:
             network: dict[str, Any] = dict(self._sandbox.get_info().network or {})
-            if foreign := sorted(set(network.get("rules") or {}) - self._ours.keys()):
+            known = {_plain(origin) for origin in self._ours}
+            if foreign := sorted(origin for origin in network.get("rules") or {} if _plain(origin) not in known):
                 raise AgentRuntimeError(
                     f"the sandbox has network rules of its own ({foreign[0]}), which answers do not show in full",
                     hint="add the git host's Authorization to them, and clone without a token",
@@ -45,3 +46,9 @@ class EgressRules:
                 hint="the platform must offer network rules; without them only what needs no token can be cloned",
             ) from error
         self._ours = ours
+
+
+def _plain(origin: str) -> str:
+    """The same for every way in which a platform may write an origin: without the port that its scheme has anyway."""
+    scheme, _, host = origin.rpartition("://")
+    return f"http://{host.removesuffix(':80')}" if scheme == "http" else host.removesuffix(":443")
