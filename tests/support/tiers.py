@@ -93,14 +93,6 @@ DIFFERENCES = (
         "gVisor's gofer passes none on",
     ),
     Difference(
-        "file-capabilities",
-        "capabilities of files (`setcap`)",
-        "cp /bin/true t && sudo /sbin/setcap cap_chown+ep t >/dev/null 2>&1 && echo works || echo refused",
-        WORKS,
-        Seen("refused", "refused"),
-        "they are an extended attribute",
-    ),
-    Difference(
         "low-ports",
         "ports below 1024 for the user",
         _python("socket.socket().bind(('127.0.0.1', 81)); print('works')"),

@@ -17,7 +17,7 @@ from atoll.images import layers
 from atoll.images.layers import ImageLayers
 from atoll.images.leases import Leases
 from atoll.isolation.linux.disk.written import copy_written
-from atoll.model.errors import Forbidden, InvalidRequest, TemplateNotFound
+from atoll.model.errors import Forbidden, InvalidRequest, QuotaExceeded, TemplateNotFound
 
 HASH = "ab" * 32
 BUILD = "00000000-0000-4000-8000-000000000001"
@@ -54,6 +54,14 @@ async def test_an_upload_that_breaks_off_or_is_too_large_leaves_nothing(tmp_path
         await kept.receive(kept.link("team", HASH), broken())
     with pytest.raises(InvalidRequest, match="larger"):
         await kept.receive(kept.link("team", HASH), _pieces(b"x" * 6, b"x" * 6))
+    assert not _files(tmp_path)
+
+
+async def test_an_upload_never_takes_the_last_of_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LEAST_FREE", 1.0)
+    kept = Uploads(tmp_path)
+    with pytest.raises(QuotaExceeded, match="nearly full"):
+        await kept.receive(kept.link("team", HASH), _pieces(b"x"))
     assert not _files(tmp_path)
 
 

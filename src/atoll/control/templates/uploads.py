@@ -16,15 +16,19 @@ import hmac
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
-from atoll.model.errors import Forbidden, InvalidRequest
+from atoll.model.errors import Forbidden, InvalidRequest, QuotaExceeded
 
 LINK_S = 3600.0
 KEPT_S = 7 * 86400.0
 MAX_BYTES = 4 << 30
+LEAST_FREE = 0.05
+"""Of the file system: an upload never takes the last part of it, which is the server's own records' too."""
 PREFIX = "/templates/uploads/"
 """Paths below it need no key: the link itself is the permission."""
 
@@ -63,7 +67,9 @@ class Uploads:
         return f"{PREFIX}{team_id}/{files_hash}/{due}/{self._sign(team_id, files_hash, str(due))}"
 
     async def receive(self, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Stores what comes for a link. Raises Forbidden (not a link of ours, or an old one), InvalidRequest."""
+        """Stores what comes for a link. Raises Forbidden (not a link of ours, or an old one), InvalidRequest (too large),
+        QuotaExceeded (the disk is nearly full).
+        """
         parts = path.removeprefix(PREFIX).split("/")
         if len(parts) != 4 or not hmac.compare_digest(
             self._sign(*parts[:3]), parts[3].encode("ascii", "replace").decode()
@@ -85,16 +91,22 @@ class Uploads:
 
     async def _write(self, draft: Path, pieces: AsyncIterator[bytes]) -> None:
         total, waiting = 0, bytearray()
-        with draft.open("xb", buffering=0) as file:
+        with draft.open("xb") as file:
             async for piece in pieces:
                 total += len(piece)
                 if total > self._max_bytes:
                     raise InvalidRequest(f"the archive is larger than {self._max_bytes >> 20} MiB")
                 waiting += piece
                 if len(waiting) >= _PIECE:
-                    await asyncio.to_thread(file.write, bytes(waiting))
+                    await asyncio.to_thread(self._append, file, bytes(waiting))
                     waiting.clear()
-            await asyncio.to_thread(file.write, bytes(waiting))
+            await asyncio.to_thread(self._append, file, bytes(waiting))
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        usage = shutil.disk_usage(self._directory)
+        if usage.free - len(data) < usage.total * LEAST_FREE:
+            raise QuotaExceeded("the server's disk is nearly full: no room for an upload", hint="try again later")
+        file.write(data)
 
     def sweep(self) -> int:
         """Removes what was not used for long; returns how many. Blocks."""
