@@ -67,8 +67,9 @@ class Uploads:
         return f"{PREFIX}{team_id}/{files_hash}/{due}/{self._sign(team_id, files_hash, str(due))}"
 
     async def receive(self, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Stores what comes for a link. Raises Forbidden (not a link of ours, or an old one), InvalidRequest (too large),
-        QuotaExceeded (the disk is nearly full).
+        """Stores what comes for a link.
+
+        Raises Forbidden (not a link of ours, or an old one), InvalidRequest (too large), QuotaExceeded (no room).
         """
         parts = path.removeprefix(PREFIX).split("/")
         if len(parts) != 4 or not hmac.compare_digest(
