@@ -54,6 +54,13 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has just ended
+        return ""
+
+
 def alive(pid: int) -> bool:
     return pid in tree.members(pid)
 
@@ -269,7 +276,8 @@ def test_a_signal_reaches_parents_before_their_children(sandbox: Sandbox) -> Non
 
 def test_a_command_whose_child_dies_first_goes_on_which_is_what_the_order_prevents(sandbox: Sandbox) -> None:
     handle = sandbox.commands.run("sleep 1000; true", background=True)
-    wait_until(lambda: len(tree.members(handle.pid)) == 2)
+    # Not any child: a login shell starts some of its own before.
+    wait_until(lambda: [name_of(pid) for pid in tree.members(handle.pid)[1:]] == ["sleep"])
     for pid in reversed(tree.members(handle.pid)[1:]):
         os.kill(pid, signal.SIGKILL)
     assert handle.wait().exit_code == 0
@@ -484,6 +492,7 @@ def test_ctrl_c_reaches_the_program_in_the_foreground(sandbox: Sandbox) -> None:
     for _, _, data in handle:
         seen += data or b""
         if b"started" in seen:
+            wait_until(lambda: "sleep" in [name_of(pid) for pid in tree.members(handle.pid)])
             sandbox.pty.send_stdin(handle.pid, b"\x03")
             sandbox.pty.send_stdin(handle.pid, b"exit 0\n")
             seen = b""
