@@ -19,8 +19,6 @@ from sdk_support import eventually, eventually_async
 
 from support.tiers import one_tier
 
-pytestmark = one_tier("what each tier keeps is held to the contract's cases; what is above is the same")
-
 COUNT = "for i in $(seq 100000); do echo $i; sleep 0.02; done"
 
 
@@ -118,15 +116,15 @@ def test_a_paused_one_can_be_killed_and_is_gone(create: Callable[..., Sandbox], 
 
 
 async def test_at_its_timeout_it_is_paused_and_traffic_wakes_it(server: Any) -> None:
-    sandbox = await AsyncSandbox.create(timeout=2, lifecycle={"on_timeout": "pause", "auto_resume": True})
-    plain = await AsyncSandbox.create(timeout=2, lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})
     async_sandbox = await AsyncSandbox.create(timeout=60)
+    sandbox = await AsyncSandbox.create(timeout=5, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    await sandbox.files.write("kept", "kept")
+    plain = await AsyncSandbox.create(timeout=5, lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})
+    await plain.files.write("kept", "kept")
     try:
         assert await async_sandbox.beta_pause() is True
         assert await async_sandbox.pause() is False
         assert (await sandbox.get_info()).lifecycle == {"on_timeout": "pause", "auto_resume": True}
-        await sandbox.files.write("kept", "kept")
-        await plain.files.write("kept", "kept")
         for one, mode in ((sandbox, "full"), (plain, "filesystem")):
             await eventually_async(lambda one=one: _is_paused(server, one.sandbox_id), what="it is paused")
             assert _detail(server, one.sandbox_id)["pauseMode"] == mode
@@ -147,6 +145,7 @@ def _is_paused(server: Any, sandbox_id: str) -> bool:
     return _detail(server, sandbox_id)["state"] == "paused"
 
 
+@one_tier("gVisor saves a sandbox with the help of its guest: one that does not answer is not paused with its memory")
 def test_a_guest_that_does_not_answer_is_told_and_only_a_reboot_brings_it_back(sandbox: Sandbox, server: Any) -> None:
     sandbox.commands.run("echo kept > kept")
     pid = _first_process(server, sandbox.sandbox_id)
