@@ -65,6 +65,17 @@ class BodyTooLarge(HttpError):
         super().__init__(413, f"request body is larger than {limit} bytes")
 
 
+def json_object(data: bytes) -> dict[str, Any]:
+    """A body that is one JSON object; nothing is an empty one. Raises HttpError."""
+    try:
+        found = json.loads(data or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"malformed JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise HttpError(400, "the body must be an object")
+    return found
+
+
 class ClientDisconnected(Exception):
     """The client went away in the middle of its request body."""
 

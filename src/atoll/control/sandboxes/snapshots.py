@@ -19,11 +19,10 @@ from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.orders import CreateOrder
 from atoll.control.store.templates import BuildRow, BuildStatus, TemplateRow, TemplateTables
 from atoll.control.templates.catalog import TemplateService
-from atoll.control.templates.names import DEFAULT_TAG, RESERVED, new_template_id, parse_reference
+from atoll.control.templates.names import DEFAULT_TAG, new_template_id, parse_reference
 from atoll.model.errors import (
     AtollError,
     Conflict,
-    Forbidden,
     InvalidRequest,
     QuotaExceeded,
     SandboxGone,
@@ -188,11 +187,7 @@ class SandboxSnapshots:
         if name is None:
             row = TemplateRow(template_id, caller.team_id, template_id, False, now, now, record.sandbox_id)
             return row, DEFAULT_TAG
-        reference = parse_reference(name)
-        if reference.namespace and await self._catalog.team_of(reference.namespace, caller.team_id) != caller.team_id:
-            raise Forbidden(f"the namespace {reference.namespace!r} is not this team's")
-        if reference.name in RESERVED:
-            raise InvalidRequest(f"the name {reference.name!r} is that of a built-in template")
+        reference = await self._catalog.own_reference(name, caller.team_id)
         found = await self._tables.find_named(caller.team_id, reference.name)
         if found is not None and found.sandbox_id is None:
             raise Conflict(f"the name {reference.name!r} is that of a template", hint="choose another name")

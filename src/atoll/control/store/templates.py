@@ -216,10 +216,6 @@ class TemplateTables:
 
         await self._database.run(work)
 
-    async def keep_layers(self, image_ids: Sequence[str]) -> int:
-        """Forgets all others; returns how many."""
-        return await self._database.write(delete(template_layers).where(template_layers.c.image_id.not_in(image_ids)))
-
 
 def _build_values(build: BuildRow) -> dict[str, Any]:
     return {

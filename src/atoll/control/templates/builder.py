@@ -14,13 +14,13 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.guest import GuestClient
 from atoll.control.templates.ready import wait_until_ready
-from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key
+from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key, shell
 from atoll.control.templates.uploads import Uploads, read_pieces
 from atoll.model.errors import AtollError, BuildFailed, CreateFailed, PlatformError, SandboxGone
 from atoll.model.sandbox import EndReason, Limits, SandboxSpec
@@ -46,7 +46,6 @@ class BuildOrder:
     """What is to be built, and by which node. `base` is what it stands on."""
 
     node: NodeClient
-
     team_id: str
     template_id: str
     base: Template
@@ -156,23 +155,23 @@ class TemplateBuilder:
         return image
 
     async def _run(self, order: BuildOrder, guest: GuestClient, to_run: Command, step: Step, log: BuildLog) -> None:
-        argv = list(to_run.argv)
         if to_run.archive:
             path = self._uploads.find(order.team_id, to_run.archive)
             if path is None:
                 raise StepFailed(log.step, f"the files of '{step.args[0]}' have not been uploaded")
-            argv.append(f"/tmp/.upload-{secrets.token_hex(8)}")
-            await guest.store(argv[-1], read_pieces(path), path.stat().st_size)
+            inside = f"/tmp/.upload-{secrets.token_hex(8)}"
+            await guest.store(inside, read_pieces(path), path.stat().st_size)
+            to_run = replace(to_run, argv=(*to_run.argv, inside))
         lines = log.output()
         try:
-            outcome = await guest.run(argv, user=to_run.user, cwd=to_run.cwd, env=to_run.env, on_output=lines.take)
+            outcome = await guest.run(to_run, lines.take)
         except SandboxGone as error:
             raise StepFailed(log.step, f"'{describe(step)}' ended with its sandbox: out of memory? {error}") from error
         except PlatformError as error:
             raise StepFailed(log.step, str(error)) from error
         finally:
             lines.end()
-        if outcome.exit_code != 0 or outcome.error.startswith("signal"):
+        if not outcome.succeeded:
             why = outcome.error or f"exit status {outcome.exit_code}"
             shown = step.args[0][:300] if step.type == "RUN" else describe(step)
             log.write(f"{describe(step)}: {why}", "error")
@@ -184,15 +183,7 @@ class TemplateBuilder:
         log.write(f"start command: {order.start_cmd[:300]}")
         async with self._sandbox(order, image, log) as (_, guest):
             lines = log.output()
-            running = asyncio.ensure_future(
-                guest.run(
-                    ("/bin/bash", "-l", "-c", order.start_cmd),
-                    user=settings.user,
-                    cwd=settings.workdir,
-                    env=settings.env,
-                    on_output=lines.take,
-                )
-            )
+            running = asyncio.ensure_future(guest.run(shell(order.start_cmd, settings), lines.take))
             ready = asyncio.ensure_future(
                 wait_until_ready(guest, order.ready_cmd or DEFAULT_READY, settings, READY_EVERY_S)
             )

@@ -25,7 +25,7 @@ from atoll.control.templates.base_images import base_template
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
-from atoll.control.templates.names import RESERVED, new_template_id, parse_reference, tags_of_request
+from atoll.control.templates.names import new_template_id, parse_reference, tags_of_request
 from atoll.control.templates.steps import Step, check_steps
 from atoll.control.templates.uploads import Uploads, check_hash
 from atoll.model.errors import (
@@ -122,15 +122,7 @@ class TemplateBuildService:
 
         Raises InvalidRequest, Forbidden (another team's name).
         """
-        reference = parse_reference(name)
-        if reference.namespace and await self._catalog.team_of(reference.namespace, caller.team_id) != caller.team_id:
-            raise Forbidden(
-                f"the namespace {reference.namespace!r} is not this team's", hint=f"yours: {caller.team_id}"
-            )
-        if reference.name in RESERVED or any(reference.name in one.names for one in await self._catalog.built_in()):
-            raise InvalidRequest(
-                f"the name {reference.name!r} is that of a built-in template", hint="choose another name"
-            )
+        reference = await self._catalog.own_reference(name, caller.team_id)
         limits = self._limits(sizes)
         template = await self._template_named(caller, reference.name)
         now = self._clock.now()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.templates import BuildRow, TemplateRow, TemplateTables
-from atoll.control.templates.names import DEFAULT_TAG, parse_reference, slug
-from atoll.model.errors import InvalidRequest, NodeUnreachable, TemplateNotFound
+from atoll.control.templates.names import DEFAULT_TAG, RESERVED, Reference, parse_reference, slug
+from atoll.model.errors import Forbidden, InvalidRequest, NodeUnreachable, TemplateNotFound
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
@@ -71,6 +71,17 @@ class TemplateService:
         if row is None and reference.namespace is None:
             row = await self._tables.find(reference.name)
         return row if row is not None and (row.public or row.team_id == team_id) else None
+
+    async def own_reference(self, text: str, team_id: str) -> Reference:
+        """What a team may call something of its own. Raises InvalidRequest, Forbidden (another team's name)."""
+        reference = parse_reference(text)
+        if reference.namespace and await self.team_of(reference.namespace, team_id) != team_id:
+            raise Forbidden(f"the namespace {reference.namespace!r} is not this team's", hint=f"yours: {team_id}")
+        if reference.name in RESERVED or any(reference.name in one.names for one in await self.built_in()):
+            raise InvalidRequest(
+                f"the name {reference.name!r} is that of a built-in template", hint="choose another name"
+            )
+        return reference
 
     async def namespace(self, team_id: str) -> str:
         """What stands before a team's names: its slug."""

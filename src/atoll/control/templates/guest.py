@@ -10,13 +10,14 @@ import base64
 import json
 import ssl
 import struct
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import httpcore
 
+from atoll.control.templates.steps import Command
 from atoll.model.errors import PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import ENVD_PORT
 from atoll.model.seams import Route
@@ -35,6 +36,11 @@ class Outcome:
     exit_code: int
     error: str = ""
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended by itself, with 0."""
+        return self.exit_code == 0 and not self.error.startswith("signal")
+
 
 class GuestClient:
     """One sandbox's envd. Every method raises SandboxGone, PlatformError (it does not answer as it should)."""
@@ -49,19 +55,16 @@ class GuestClient:
 
     async def run(
         self,
-        argv: Sequence[str],
-        *,
-        user: str,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
+        command: Command,
         on_output: Callable[[bytes, bool], None] = lambda _data, _is_error: None,
     ) -> Outcome:
         """Runs a command to its end. `on_output` gets what it writes, in pieces, and whether to stderr."""
-        process: dict[str, Any] = {"cmd": argv[0], "args": list(argv[1:]), "envs": dict(env or {})}
-        if cwd is not None:
-            process["cwd"] = cwd
+        program, *arguments = command.argv
+        process: dict[str, Any] = {"cmd": program, "args": arguments, "envs": dict(command.env)}
+        if command.cwd is not None:
+            process["cwd"] = command.cwd
         message = json.dumps({"process": process, "stdin": False}).encode()
-        headers = self._headers(user, "application/connect+json")
+        headers = self._headers(command.user, "application/connect+json")
         content = _HEAD.pack(0, len(message)) + message
         outcome: Outcome | None = None
         try:

@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from atoll.control.templates.guest import GuestClient
-from atoll.control.templates.steps import Settings
+from atoll.control.templates.steps import Settings, shell
 from atoll.model.errors import AtollError
 from atoll.model.seams import RouteTable
 from atoll.model.template import Template
@@ -44,9 +44,6 @@ class StartCommands:
 async def wait_until_ready(guest: GuestClient, ready_cmd: str, settings: Settings, every_s: float) -> None:
     """Tries the command until it ends with 0. Cancel it when it has gone on long enough. Raises PlatformError."""
     while True:
-        outcome = await guest.run(
-            ("/bin/bash", "-l", "-c", ready_cmd), user=settings.user, cwd=settings.workdir, env=settings.env
-        )
-        if outcome.exit_code == 0 and not outcome.error.startswith("signal"):
+        if (await guest.run(shell(ready_cmd, settings))).succeeded:
             return
         await asyncio.sleep(every_s)

@@ -29,7 +29,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _OWNER = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]*)?")
 _MODE = re.compile(r"[0-7]{3,4}")
-_HASH = re.compile(r"[0-9a-f]{64}")
+FILES_HASH = re.compile(r"[0-9a-f]{64}")
+"""What names an uploaded archive: a SHA-256."""
 _TYPES = {"RUN": (1, 2), "COPY": (2, 4), "ENV": (2, 2 * 512), "WORKDIR": (1, 1), "USER": (1, 2)}
 
 COPY_SCRIPT = r"""
@@ -136,7 +137,7 @@ def _wrong(step: Step) -> str:
     first = step.args[0]
     match step.type:
         case "COPY":
-            if not _HASH.fullmatch(step.files_hash):
+            if not FILES_HASH.fullmatch(step.files_hash):
                 return "COPY needs filesHash, a SHA-256 in lower-case hex"
             if first.startswith("/") or ".." in first.split("/"):
                 return f"COPY: the source {first[:100]!r} leaves the build's context"
@@ -195,7 +196,7 @@ def command(step: Step, settings: Settings) -> Command | None:
     match step.type:
         case "RUN":
             user = step.args[1] if len(step.args) > 1 and step.args[1] else settings.user
-            return Command(("/bin/bash", "-l", "-c", step.args[0]), user, settings.workdir, settings.env)
+            return shell(step.args[0], replace(settings, user=user))
         case "COPY":
             source, target, owner, mode = (*step.args, "", "")[:4]
             base = settings.workdir or home_of(settings.user)
@@ -214,6 +215,11 @@ def command(step: Step, settings: Settings) -> Command | None:
             return Command(("/bin/bash", "-c", USER_SCRIPT, "user", *step.args), "root", "/")
         case _:
             return None
+
+
+def shell(text: str, settings: Settings) -> Command:
+    """A line for a login shell, as a sandbox of these settings runs it."""
+    return Command(("/bin/bash", "-l", "-c", text), settings.user, settings.workdir, settings.env)
 
 
 def base_key(team_id: str, base: str) -> str:

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+from atoll.control.templates.steps import FILES_HASH
 from atoll.model.errors import Forbidden, InvalidRequest, QuotaExceeded
 
 LINK_S = 3600.0
@@ -32,14 +33,13 @@ LEAST_FREE = 0.05
 PREFIX = "/templates/uploads/"
 """Paths below it need no key: the link itself is the permission."""
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _TEAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PIECE = 1 << 20
 
 
 def check_hash(text: str) -> str:
     """Raises InvalidRequest."""
-    if not _HASH.fullmatch(text):
+    if not FILES_HASH.fullmatch(text):
         raise InvalidRequest("the files' hash must be a SHA-256 in lower-case hex")
     return text
 
@@ -120,7 +120,7 @@ class Uploads:
         return removed
 
     def _path(self, team_id: str, files_hash: str) -> Path:
-        if not _TEAM.fullmatch(team_id) or not _HASH.fullmatch(files_hash):
+        if not _TEAM.fullmatch(team_id) or not FILES_HASH.fullmatch(files_hash):
             raise InvalidRequest("neither a team nor a hash")
         return self._directory / team_id / files_hash
 

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from atoll.guest.pid1 import trust
 from atoll.guest.state import GuestState
 from atoll.guest.transport import Transport
-from atoll.http1.server import HttpError, Request, Response
+from atoll.http1.server import HttpError, Request, Response, json_object
 from atoll.model.sandbox import SandboxSpec
 
 CHECKPOINT_ROUTE = ("POST", "/checkpoint")
@@ -82,7 +80,7 @@ class Checkpoint:
         What was written is then on the way to the host's disk. 204; 202 before it is shut: this connection is cut too,
         so that the answer may be lost, and SHUT counts.
         """
-        wish = await _object(request)
+        wish = json_object(await request.body.read(_BODY_MAX))
         if wish.get("end"):
             await _end_others()
         os.sync()
@@ -106,7 +104,7 @@ class Checkpoint:
     async def identify(self, request: Request) -> Response:
         """A body `{"spec"}`: this is another sandbox from now on. 204. Processes that run keep their environment."""
         try:
-            spec = SandboxSpec.from_json((await _object(request))["spec"])
+            spec = SandboxSpec.from_json((json_object(await request.body.read(_BODY_MAX)))["spec"])
         except (KeyError, TypeError, ValueError) as error:
             raise HttpError(400, f"malformed spec: {error}") from error
         try:
@@ -117,16 +115,6 @@ class Checkpoint:
         if spec.ca_certificate is not None:
             trust.install(spec.ca_certificate, self._state.env_vars)
         return Response(204)
-
-
-async def _object(request: Request) -> dict[str, Any]:
-    try:
-        found = json.loads(await request.body.read(_BODY_MAX) or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"malformed JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise HttpError(400, "the body must be an object")
-    return found
 
 
 async def _end_others() -> None:

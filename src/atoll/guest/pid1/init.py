@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 from atoll.guest.pid1 import trust
 from atoll.guest.process.service import ProcessTable
 from atoll.guest.state import GuestState
-from atoll.http1.server import HttpError, Request, Response
+from atoll.http1.server import HttpError, Request, Response, json_object
 from atoll.wire.envd.connect import ConnectError
 from atoll.wire.envd.process import ProcessConfig, StartRequest
 
@@ -62,12 +61,7 @@ class Init:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        given = json.loads(data or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"malformed JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise HttpError(400, "the body must be an object")
+    given = json_object(data)
     for name in ("accessToken", "defaultUser", "defaultWorkdir", "caCertificate"):
         if not isinstance(given.get(name, ""), str | None):
             raise HttpError(400, f"{name} must be a string")

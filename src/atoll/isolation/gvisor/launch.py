@@ -25,13 +25,12 @@ from typing import NamedTuple, NoReturn
 from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
+from atoll.isolation.linux.disk.kept import UPPER, WORK
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.net import netlink, nft
 from atoll.isolation.linux.sys import caps, oom, syscalls
 from atoll.isolation.linux.sys.fork import fork_into, map_ids
 
-UPPER = "upper"
-WORK = "work"
 IO = "io"
 DISK = "disk"
 """Where the image is mounted, in this process's mount namespace only; empty for everybody else."""

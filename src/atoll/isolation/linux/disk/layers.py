@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import attach
+from atoll.isolation.linux.disk.kept import UPPER
 
 SUFFIX = ".img"
-UPPER = "upper"
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
+from atoll.isolation.linux.disk.kept import UPPER, wait_until_released
 
-UPPER = "upper"
 OF_ONE_SANDBOX = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "run/e2b")
 """What every guest writes anew at its start: it is not copied, so that nobody meets another sandbox's identity."""
-_RELEASED_WITHIN_S = 10.0
-_POLL_S = 0.01
 
 
 def copy_written(state_dir: Path, target: Path) -> None:
@@ -31,7 +28,7 @@ def copy_written(state_dir: Path, target: Path) -> None:
         _copy(state_dir / UPPER, target)
         _strip(target)
         return
-    _wait_until_released(image)
+    wait_until_released(image)
     mount = mount_image(image)
     try:
         _copy(Path(f"/proc/self/fd/{mount}/{UPPER}"), target, mount)
@@ -61,22 +58,3 @@ def _copy(source: Path, target: Path, *descriptors: int) -> None:
     )  # fmt: skip
     if done.returncode != 0:
         raise OSError(f"what the sandbox has written cannot be copied: {done.stderr.decode(errors='replace')[-300:]}")
-
-
-def _wait_until_released(image: Path) -> None:
-    """The mount goes with the last process, a moment later: two mounts of one image at once would ruin it."""
-    deadline = time.monotonic() + _RELEASED_WITHIN_S
-    while _is_attached(image):
-        if time.monotonic() > deadline:
-            raise OSError(f"{image} is still in use")
-        time.sleep(_POLL_S)
-
-
-def _is_attached(image: Path) -> bool:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if backing.read_text().rstrip("\n") == str(image):
-                return True
-        except OSError:  # it has just gone
-            continue
-    return False
