@@ -193,8 +193,6 @@ class TemplateBuilder:
                     if running.done() and running.result().exit_code != 0:
                         status = running.result().exit_code
                         raise StepFailed("finalize", f"the start command failed: exit status {status}")
-                    if not ready.done() and not running.done():
-                        await ready
             except TimeoutError as error:
                 raise StepFailed("finalize", f"the ready command did not succeed in {READY_WITHIN_S:.0f} s") from error
             except PlatformError as error:
