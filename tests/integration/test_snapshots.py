@@ -16,7 +16,10 @@ from support.tiers import one_tier
 
 pytestmark = pytest.mark.timeout(180)
 
-COUNTING = "while sleep 0.05; do n=$((n+1)); echo $n > /home/user/count; done"
+# Renamed into place: a reader never sees the file between its truncation and its number.
+COUNTING = (
+    "while sleep 0.05; do n=$((n+1)); echo $n > /home/user/count.new; mv /home/user/count.new /home/user/count; done"
+)
 
 
 @pytest.fixture
