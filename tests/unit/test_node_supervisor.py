@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -421,6 +422,23 @@ async def test_a_paused_sandbox_is_resumed_by_another_server(tmp_path: Path) -> 
         await node.pause("i0001", PauseMode.FILESYSTEM, True)
         assert await node.kill("i0001", EndReason.KILLED)
         assert await node.sandboxes() == []
+
+
+async def test_one_that_is_being_resumed_is_always_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control takes what its node does not tell of for lost, and ends it."""
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        await node.pause("i0001", PauseMode.FILESYSTEM, True)
+        told: list[list[str]] = []
+        attach = node._egress.attach_adopted
+
+        async def look_and_attach(*arguments: Any) -> None:
+            told.append([one.sandbox_id for one in await node.sandboxes()])
+            await attach(*arguments)
+
+        monkeypatch.setattr(node._egress, "attach_adopted", look_and_attach)
+        await node.resume("i0001", PauseMode.FILESYSTEM)
+        assert told == [["i0001"]]
 
 
 @pytest.mark.parametrize("state", [SandboxState.PAUSING, SandboxState.RESUMING])

@@ -3,7 +3,7 @@
     TEMPLATES_DIR/.images/<image_id>/image.json    its layers, top first, relative to TEMPLATES_DIR
     TEMPLATES_DIR/.images/<image_id>/layer/        what it adds; missing where it adds nothing
     TEMPLATES_DIR/.images/<image_id>/parts/        or what a snapshot has kept: a layer, and perhaps memory
-    TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
+    TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, and locked; or the rest of one cut off
 
 Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
 its own server knows who needs it. Those of a data directory that is gone belong to nobody.
@@ -13,13 +13,14 @@ An image is complete once its directory has its name, and never changes. Who nee
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,6 @@ KEPT_S = 3600.0
 """How long one that nobody names is kept all the same: a build may be about to use it."""
 MAX_LAYERS = 300
 """Layers of one image; overlayfs itself takes 500, and each costs time at every look-up."""
-
-_LEFTOVER_AFTER_S = 86400.0
 
 
 @dataclass(slots=True)
@@ -116,11 +115,25 @@ class ImageLayers:
         if len(below) >= MAX_LAYERS:
             raise ValueError(f"an image has at most {MAX_LAYERS} layers")
         work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
-        work.mkdir(parents=True)
+        draft = work.with_name(f"new-{work.name}")
+        draft.mkdir(parents=True)
+        # Held while it is being made, so that everybody can tell the rest of one that was cut off.
+        held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            draft.rename(work)
             yield work
         finally:
+            os.close(held)
             remove_tree(work)
+
+    def remove_unfinished(self) -> int:
+        """Removes what is left of images whose making was cut off; returns how many. Blocks. Raises OSError."""
+        left = [path for path in (self._templates / ".building").glob("image-*") if _is_cut_off(path)]
+        for path in left:
+            with suppress(FileNotFoundError):  # somebody else removes it too
+                remove_tree(path)
+        return len(left)
 
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""
@@ -153,9 +166,9 @@ class ImageLayers:
                 aside.parent.mkdir(exist_ok=True)
                 path.rename(aside)
                 doomed.append(aside)
-        unfinished = (self._templates / ".building").glob("image-*")
-        for path in (*doomed, *(path for path in unfinished if _age_s(path) > _LEFTOVER_AFTER_S)):
+        for path in doomed:
             remove_tree(path)
+        self.remove_unfinished()
         return len(doomed)
 
     def _owner(self, image_id: str) -> str:
@@ -206,6 +219,21 @@ class ImageLayers:
             return tuple(self._templates / layer for layer in record["layers"]) if record is not None else None
         except (KeyError, TypeError):
             return None
+
+
+def _is_cut_off(work: Path) -> bool:
+    """Nobody makes it any more: it got its lock before its name."""
+    try:
+        descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _age_s(path: Path) -> float:

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ WORK = "work"
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
 _FICLONE = 0x40049409
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64 = 232
+"""The size of `struct loop_info64`; it begins with the two numbers that tell a file."""
 _RELEASED_WITHIN_S = 5.0
 _CHUNK = 16 << 20
 
@@ -110,14 +114,27 @@ def _file_system(image: Path) -> Iterator[int]:
 
 
 def _device_of(image: Path) -> str | None:
-    """The loop device whose file this is; None: there is none."""
-    wanted = str(image.absolute())
+    """The loop device whose file this is; None: there is none.
+
+    Found by the file itself: how the kernel writes its path depends on the mounts of whoever opened it.
+    """
+    file = image.stat()
     for loop in os.scandir("/sys/block"):
-        if loop.name.startswith("loop"):
+        if loop.name.startswith("loop") and os.path.exists(f"{loop.path}/loop/backing_file"):
             with contextlib.suppress(OSError):
-                if Path(loop.path, "loop", "backing_file").read_text().rstrip("\n") == wanted:
+                if _file_of(f"/dev/{loop.name}") == (file.st_dev, file.st_ino):
                     return f"/dev/{loop.name}"
     return None
+
+
+def _file_of(device: str) -> tuple[int, int]:
+    """The device and inode number of what a loop device shows. Raises OSError: it shows nothing."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        told = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
+    finally:
+        os.close(descriptor)
+    return struct.unpack_from("=QQ", told)
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -144,7 +161,18 @@ def _copy_written(source: int, target: int) -> None:
             raise
         position = os.lseek(source, start, os.SEEK_HOLE)
         while start < position:
-            done = os.copy_file_range(source, target, min(position - start, _CHUNK), start, start)
+            done = _copy_part(source, target, start, min(position - start, _CHUNK))
             if done == 0:
                 raise OSError(errno.EIO, "the disk became shorter while it was copied")
             start += done
+
+
+def _copy_part(source: int, target: int, start: int, count: int) -> int:
+    """Inside the kernel, also from one file system to another."""
+    try:
+        return os.copy_file_range(source, target, count, start, start)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    os.lseek(target, start, os.SEEK_SET)
+    return os.sendfile(target, source, start, count)
