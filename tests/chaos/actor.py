@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import httpx
 from e2b import CommandExitException, Sandbox, SandboxException, SandboxState, Template
 from e2b.exceptions import (
+    BuildException,
     FileNotFoundException,
     InvalidArgumentException,
     NotFoundException,
@@ -57,6 +58,8 @@ class Actor:
         self._announce = announce
         self._name = name
         self._left = 0
+        self.unbuilt: tuple[str, int] | None = None
+        """A template whose build was cut off every time."""
 
     def run(self) -> None:
         """Never raises: what an actor did not foresee is a violation too."""
@@ -269,26 +272,31 @@ class Actor:
             self.oracle.snapshot_ended(snapshot_id)
 
     def _build(self, sandbox: Sandbox, step: Step) -> None:
-        """Cut off by whatever is killed; then the name is free for another build."""
+        """Cut off by whatever is killed. The name is free for another try then: `build_at_last`."""
         name = f"chaos{self._name}{step.number}".lower()
-        line = f"echo {step.number} | sudo tee /built; sleep 1"
-        build = Template().from_template("base").run_cmd(line)
-        options = {name: self._once[name] for name in ("api_key", "api_url")}
-        for _ in range(20):
+        self.unbuilt = name, step.number
+        for _ in range(5):
             if self.stop.is_set():
                 return
             with contextlib.suppress(Unsettled):
-                self._ask("build", lambda: Template.build(build, name, **options))
-                break
+                self.build_at_last()
+                return
             time.sleep(0.5)
-        else:
-            self.oracle.violations.append(f"the template {name} could not be built in 20 tries")
+
+    def build_at_last(self) -> None:
+        """Builds what could not be built before, and looks into it. Raises Unsettled."""
+        if self.unbuilt is None:
             return
+        name, number = self.unbuilt
+        build = Template().from_template("base").run_cmd(f"echo {number} | sudo tee /built; sleep 1")
+        options = {name: self._once[name] for name in ("api_key", "api_url")}
+        self._ask("build", lambda: Template.build(build, name, **options))
+        self.unbuilt = None
         made = self._create(lambda: Sandbox.create(name, timeout=LONG_S, metadata=SIZE, **self._once))
         if made is not None:
             with contextlib.suppress(Unsettled):
                 content = self._ask("read", lambda: made.files.read("/built", request_timeout=20))
-                if content.strip() != str(step.number):
+                if content.strip() != str(number):
                     self.oracle.violations.append(f"the template {name} holds {content!r:.80}")
             self.kill(made.sandbox_id)
 
@@ -336,7 +344,14 @@ class Actor:
         except FileNotFoundException:
             self.answered[kind] += 1
             raise
-        except (SandboxException, InvalidArgumentException, CommandExitException, httpx.HTTPError, OSError) as error:
+        except (
+            SandboxException,
+            BuildException,
+            InvalidArgumentException,
+            CommandExitException,
+            httpx.HTTPError,
+            OSError,
+        ) as error:
             self.unanswered[kind] += 1
             self.errors[kind] = f"{type(error).__name__}: {error}"[:200]
             raise Unsettled(kind) from error

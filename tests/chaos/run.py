@@ -28,7 +28,7 @@ from sdk_support import convergence_s
 
 from atoll.testing.footprint import Footprint
 from chaos import plan
-from chaos.actor import Actor
+from chaos.actor import Actor, Unsettled
 from chaos.killer import Killer, Points
 from chaos.oracle import Oracle, There
 from chaos.world import World, grown, small_disk
@@ -113,6 +113,10 @@ def _examine(world: World, actors: list[Actor], report: Report) -> None:
     report.converged_s = round(time.monotonic() - began, 2)
     report.violations += whole.saw_snapshots(world.snapshots())
     for actor in actors:
+        try:
+            actor.build_at_last()
+        except Unsettled as error:
+            report.violations.append(f"a template cannot be built any more: {error.__cause__}")
         for sandbox_id, life in list(actor.oracle.lives.items()):
             if life.there is There.YES:
                 actor.verify(sandbox_id)

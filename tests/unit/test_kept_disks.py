@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from atoll.isolation.linux.disk import kept
+from atoll.isolation.linux.disk import kept, loops
+from support.host import requires
 
 
 def _image(path: Path) -> bytes:
@@ -31,3 +33,24 @@ def test_a_copy_is_whole_also_where_templates_lie_on_another_file_system(tmp_pat
         for copy in (tmp_path / "beside", Path(other) / "copy"):
             assert copy.read_bytes() == content
             assert copy.stat().st_blocks * 512 < 2 << 20, "holes stay holes"
+
+
+@requires("root")
+def test_the_device_of_a_disk_is_found_by_the_file_whatever_path_the_kernel_tells(tmp_path: Path) -> None:
+    """It tells another one for a data directory that is a mount of its own, attached in another mount namespace."""
+    image, other = tmp_path / "disk.img", tmp_path / "other.img"
+    for path in (image, other):
+        path.write_bytes(bytes(1 << 20))
+    attached = subprocess.run(["losetup", "--show", "-f", image], capture_output=True, text=True, check=False)
+    if attached.returncode != 0:
+        pytest.skip(f"needs loop devices: {attached.stderr.strip()}")
+    device = attached.stdout.strip()
+    try:
+        moved = image.rename(tmp_path / "moved.img")  # what was told is then not where it is
+        assert loops.device_of(moved) == device.removeprefix("/dev/")
+        assert loops.is_on(device.removeprefix("/dev/"), moved)
+        assert not loops.is_on(device.removeprefix("/dev/"), other)
+        assert loops.device_of(other) is None
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    assert loops.device_of(moved) is None

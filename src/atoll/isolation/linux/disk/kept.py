@@ -16,12 +16,11 @@ import errno
 import fcntl
 import os
 import shutil
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk import loops, mounts
 from atoll.isolation.linux.disk.image import mount_image
 from atoll.isolation.linux.sys import syscalls
 
@@ -31,9 +30,6 @@ WORK = "work"
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
 _FICLONE = 0x40049409
-_LOOP_GET_STATUS64 = 0x4C05
-_LOOP_INFO64 = 232
-"""The size of `struct loop_info64`; it begins with the two numbers that tell a file."""
 _RELEASED_WITHIN_S = 5.0
 _CHUNK = 16 << 20
 
@@ -90,7 +86,7 @@ def reopen(image: Path) -> int:
 def wait_until_released(image: Path) -> None:
     """The kernel lets go of an image shortly after the last process that had it. Raises OSError when it does not."""
     deadline = time.monotonic() + _RELEASED_WITHIN_S
-    while _device_of(image) is not None:
+    while loops.device_of(image) is not None:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "the disk is still in use", str(image))
         time.sleep(0.002)
@@ -99,10 +95,10 @@ def wait_until_released(image: Path) -> None:
 @contextlib.contextmanager
 def _file_system(image: Path) -> Iterator[int]:
     """A descriptor in the file system of an image that is mounted somewhere."""
-    device = _device_of(image)
+    device = loops.device_of(image)
     if device is None:
         raise OSError(errno.ENODEV, "the disk is not mounted", str(image))
-    mount = mounts.new("ext4", [("source", device)], attributes=mounts.NODEV)
+    mount = mounts.new("ext4", [("source", f"/dev/{device}")], attributes=mounts.NODEV)
     try:
         inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
         try:
@@ -111,30 +107,6 @@ def _file_system(image: Path) -> Iterator[int]:
             os.close(inside)
     finally:
         os.close(mount)
-
-
-def _device_of(image: Path) -> str | None:
-    """The loop device whose file this is; None: there is none.
-
-    Found by the file itself: how the kernel writes its path depends on the mounts of whoever opened it.
-    """
-    file = image.stat()
-    for loop in os.scandir("/sys/block"):
-        if loop.name.startswith("loop") and os.path.exists(f"{loop.path}/loop/backing_file"):
-            with contextlib.suppress(OSError):
-                if _file_of(f"/dev/{loop.name}") == (file.st_dev, file.st_ino):
-                    return f"/dev/{loop.name}"
-    return None
-
-
-def _file_of(device: str) -> tuple[int, int]:
-    """The device and inode number of what a loop device shows. Raises OSError: it shows nothing."""
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        told = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
-    finally:
-        os.close(descriptor)
-    return struct.unpack_from("=QQ", told)
 
 
 def _copy_file(source: Path, target: Path) -> None:
