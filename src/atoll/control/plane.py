@@ -36,6 +36,7 @@ from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
+from atoll.control.state_mark import StateMark
 from atoll.control.store import Store
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
@@ -52,6 +53,8 @@ from atoll.model.seams import NodeEvents
 class ControlPlane:
     """`async with ControlPlane(...) as control:` first settles what an earlier server left half-done.
 
+        Entering raises StateLost: see `reconciliation` and `state_mark`.
+
         async with (
             Store(url) as store,
             RemoteNode(connect, presence=nodes) as node,
@@ -65,6 +68,7 @@ class ControlPlane:
         nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
+        mark: see `state_mark`; None: a store that was put back is not noticed.
         routes: the edge's: the way to the sandboxes that build templates, and where traffic wakes paused ones.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
@@ -79,6 +83,7 @@ class ControlPlane:
         logs_dir: Path,
         metrics_dir: Path,
         templates_dir: Path,
+        mark: Path | None = None,
         routes: Routes,
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
@@ -164,6 +169,7 @@ class ControlPlane:
             pausing=pausing,
             sleeping=sleeping,
         )
+        self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
         creation = SandboxCreation(
@@ -209,6 +215,8 @@ class ControlPlane:
             stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
+            if self._mark is not None:
+                await self._mark.check()
             await self.reconciliation.recover()
             await self.services.network.follow_secrets()
             await self._builds.recover()
@@ -226,6 +234,8 @@ class ControlPlane:
                 self._nodes,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
+            if self._mark is not None:
+                housekeeping.append(self._background.keep_running(self._mark.run()))
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection, Iterator
 
 import structlog
 
@@ -20,8 +21,9 @@ from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
 from atoll.control.sandboxes.sleeping import SleepingRoutes
+from atoll.control.state_mark import HINT
 from atoll.control.store import Store
-from atoll.model.errors import NodeUnreachable, PlatformError
+from atoll.model.errors import NodeUnreachable, PlatformError, StateLost
 from atoll.model.events import EventType
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient, NodePause, NodeSandbox
@@ -64,9 +66,19 @@ class Reconciliation:
         """Node → what is settled when it is back."""
 
     async def recover(self) -> None:
-        """Settles what an earlier server left: see `recovery`. Before the first request."""
+        """Settles what an earlier server left: see `recovery`. Before the first request.
+
+        Raises StateLost, with nothing settled: a node has what the store never heard of, so it is not the store that
+        these were made with. It says first what it makes.
+        """
         found = await self._there()
         there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
+        if strangers := sorted(there.keys() - await self._known(there.keys())):
+            raise StateLost(
+                f"the database does not know {len(strangers)} of {len(there)} sandboxes that are here "
+                f"({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''}); nothing was touched",
+                hint=HINT,
+            )
         records = {record.sandbox_id: record for record in await self._store.in_states(_UNFINISHED)}
         for sandbox_id in records.keys() | there.keys():
             record = records.get(sandbox_id)
@@ -76,6 +88,10 @@ class Reconciliation:
                 await self._settle(sandbox_id, record, *there.get(sandbox_id, (None, None)))
         forgotten = await self._store.forget_ended(self._clock.now() - ENDED_ROWS_KEPT)
         _log.info("control.recovered", found=len(records), alive=len(there), forgotten=forgotten)
+
+    async def _known(self, sandbox_ids: Collection[str]) -> set[str]:
+        """Those that the store has ever heard of."""
+        return {one for some in batched(sandbox_ids) for one in await self._store.find_all(some)}
 
     def _put_off(self, record: SandboxRecord) -> None:
         """Only its node knows, and it does not answer: what it says when it is back settles it."""
@@ -94,7 +110,7 @@ class Reconciliation:
         self._background.begin(self._give_up(node_id))
 
     async def _reconcile(self, node_id: str) -> None:
-        """What it has no more has ended; what the store lacks is ended. What is being made or ended settles itself."""
+        """What it has no more has ended; what has ended is ended there. What is being made or ended settles itself."""
         known = {one.sandbox_id: one for one in await self._store.in_states(VISIBLE) if one.node_id == node_id}
         found = await self._there_on(node_id, self._nodes.client(node_id))
         if found is None:
@@ -109,7 +125,9 @@ class Reconciliation:
             await self._agree(known[sandbox_id], found.get(sandbox_id))
         for sandbox_id in found.keys() - known.keys() - put_off:
             record = await self._store.find(sandbox_id)
-            if record is None or record.state is SandboxState.ENDED:
+            if record is None:
+                _log.error("sandbox.unknown", sandbox_id=sandbox_id, node=node_id, hint=HINT)
+            elif record.state is SandboxState.ENDED:
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:
@@ -192,3 +210,10 @@ def _at_node(one: NodeSandbox | None) -> AtNode:
     if one is None:
         return AtNode.NOTHING
     return AtNode.PAUSED if one.paused is not None else AtNode.RUNNING
+
+
+def batched(names: Collection[str], size: int = 300) -> Iterator[list[str]]:
+    """In pieces that a statement takes."""
+    whole = sorted(names)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]

@@ -1,0 +1,68 @@
+"""Tells a database that is older than what was done with it: one that was deleted, or put back from a copy.
+
+    CONTROL_DIR/state-mark    the number of an event that the database has had, and which it never loses
+
+It lies beside the database but is no part of it. A server that finds its database behind the mark does not start: it
+would take sandboxes for ended, their timeouts for passed and snapshots for unused that are none of these. What is
+written is the number of a while ago: a power cut may take back the last that SQLite has written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import structlog
+
+from atoll.control.clock import Clock
+from atoll.control.store import Store
+from atoll.model.errors import StateLost
+
+EVERY_S = 60.0
+HINT = "put the right one back, or accept this one: `atoll recover` says what that means, and `--yes` does it"
+
+_log = structlog.get_logger("atoll.control")
+
+
+class StateMark:
+    """`check` before anything is settled; `run` keeps it."""
+
+    def __init__(self, path: Path, store: Store, clock: Clock) -> None:
+        self._path = path
+        self._store = store
+        self._clock = clock
+
+    async def check(self) -> None:
+        """Raises StateLost."""
+        wanted, found = read(self._path), await self._store.events.newest()
+        if found < wanted:
+            raise StateLost(
+                f"the database is older than what this server has done: it ends at event {found}, {wanted} was seen",
+                hint=HINT,
+            )
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        seen = 0
+        while True:
+            try:
+                if seen > read(self._path):
+                    write(self._path, seen)
+                seen = await self._store.events.newest()
+            except Exception:
+                _log.exception("control.mark_not_written")
+            await self._clock.sleep(EVERY_S)
+
+
+def read(path: Path) -> int:
+    """0: there is none yet."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return 0
+
+
+def write(path: Path, number: int) -> None:
+    """Raises OSError."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(f"{number}\n")
+    draft.replace(path)
