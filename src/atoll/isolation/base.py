@@ -231,7 +231,7 @@ class SandboxHandle(ABC):
         """Returns once the sandbox has ended, however it ended. May be awaited by many; cancel-safe."""
 
     async def stop(self) -> None:
-        """Ends all its processes; `kill` frees the rest. A tier that cannot tell them apart does both."""
+        """Ends all its processes; `kill` frees the rest. A tier for which they are one does both."""
         await self.kill()
 
     @abstractmethod

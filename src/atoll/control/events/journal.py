@@ -90,8 +90,8 @@ class Journal:
                 return
             unknown = {note.sandbox_id for note in notes if note.record is None}
             found = await self._store.find_all(unknown) if unknown else {}
-            told = [(note, note.record or found.get(note.sandbox_id)) for note in notes]
-            happened = [await self._event(note, record) for note, record in told if record is not None]
+            pairs = [(note, note.record or found.get(note.sandbox_id)) for note in notes]
+            happened = [await self._event(note, record) for note, record in pairs if record is not None]
             if not happened:
                 return
             bodies = [(event, wire.event_body(event)) for event in happened]
