@@ -637,11 +637,25 @@ async def test_an_empty_database_facing_sandboxes_ends_none(tmp_path: Path) -> N
     async with plane(tmp_path, keep=True) as world:
         stranger = await world.create()
     (tmp_path / "atoll.db").rename(tmp_path / "aside")
-    (tmp_path / "state-mark").unlink(missing_ok=True)
     assert re.search(f"does not know 1 of 1 sandboxes.*{stranger}.*atoll recover", await _refusal(tmp_path))
     (tmp_path / "aside").replace(tmp_path / "atoll.db")
     async with plane(tmp_path) as world:
-        assert [one.sandbox_id for one in await world.node.sandboxes()] == [stranger]
+        assert (await world.client.get(f"/sandboxes/{stranger}")).status_code == 200
+
+
+async def test_what_a_database_lacks_that_is_the_right_one_was_never_told_to_anybody(tmp_path: Path) -> None:
+    """The front was killed before the row of a create was written: nobody has its id, and it goes."""
+    async with plane(tmp_path, keep=True) as world:
+        lives, unheard = [await world.create() for _ in range(2)]
+    with sqlite3.connect(tmp_path / "atoll.db") as connection:
+        connection.execute("DELETE FROM sandboxes WHERE sandbox_id = ?", (unheard,))
+    async with plane(tmp_path, keep=True) as world:
+        assert (await world.client.get(f"/sandboxes/{lives}")).status_code == 200
+        assert [one.sandbox_id for one in await world.node.sandboxes()] == [lives]
+        (tmp_path / "state-mark").unlink()  # nothing says any more which database it was
+    with sqlite3.connect(tmp_path / "atoll.db") as connection:
+        connection.execute("DELETE FROM sandboxes WHERE sandbox_id = ?", (lives,))
+    assert "does not know 1 of 1" in await _refusal(tmp_path)
 
 
 async def test_a_database_that_was_put_back_from_an_old_copy_ends_none(tmp_path: Path) -> None:
@@ -652,6 +666,7 @@ async def test_a_database_that_was_put_back_from_an_old_copy_ends_none(tmp_path:
     async with plane(tmp_path, keep=True) as world:
         await world.client.post(f"/sandboxes/{sandbox_id}/timeout", json={"timeout": 7200})
     async with plane(tmp_path, keep=True) as world:
+        assert (await world.client.get(f"/sandboxes/{sandbox_id}")).status_code == 200
         state_mark.write(tmp_path / "state-mark", await world.store.events.newest())
     (tmp_path / "atoll.db").write_bytes(copy)
     for name in ("atoll.db-wal", "atoll.db-shm"):
@@ -659,7 +674,7 @@ async def test_a_database_that_was_put_back_from_an_old_copy_ends_none(tmp_path:
     assert "older than what this server has done" in await _refusal(tmp_path)
     (tmp_path / "state-mark").unlink()
     async with plane(tmp_path) as world:
-        assert [one.sandbox_id for one in await world.node.sandboxes()] == [sandbox_id]
+        assert (await world.client.get(f"/sandboxes/{sandbox_id}")).status_code == 200
 
 
 async def test_the_mark_follows_the_database_and_its_newest_event_is_never_forgotten(tmp_path: Path) -> None:
@@ -672,7 +687,7 @@ async def test_the_mark_follows_the_database_and_its_newest_event_is_never_forgo
         running.cancel()
         newest = await world.store.events.newest()
         assert state_mark.read(tmp_path / "own") == newest
-        await world.store.events.forget(datetime(2999, 1, 1, tzinfo=UTC), 0)
+        await world.store.events.forget(datetime(2999, 1, 1, tzinfo=UTC), 10)
         assert await world.store.events.newest() == newest
 
 

@@ -215,9 +215,10 @@ class ControlPlane:
             stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
+            trusted = self._mark is None or await self._mark.check()
+            await self.reconciliation.recover(trusted=trusted)
             if self._mark is not None:
-                await self._mark.check()
-            await self.reconciliation.recover()
+                self._mark.begin()
             await self.services.network.follow_secrets()
             await self._builds.recover()
             self._nodes.returned = self._node_returned

@@ -25,28 +25,37 @@ _log = structlog.get_logger("atoll.control")
 
 
 class StateMark:
-    """`check` before anything is settled; `run` keeps it."""
+    """`check` before anything is settled, `begin` after that; `run` keeps it."""
 
     def __init__(self, path: Path, store: Store, clock: Clock) -> None:
         self._path = path
         self._store = store
         self._clock = clock
 
-    async def check(self) -> None:
-        """Raises StateLost."""
+    async def check(self) -> bool:
+        """Whether the database is known to be the one that was used before: not without a mark, nor if it is new.
+
+        Raises StateLost: it is another one.
+        """
         wanted, found = read(self._path), await self._store.events.newest()
-        if found < wanted:
+        if found < (wanted or 0):
             raise StateLost(
                 f"the database is older than what this server has done: it ends at event {found}, {wanted} was seen",
                 hint=HINT,
             )
+        return wanted is not None and found > 0
+
+    def begin(self) -> None:
+        """From now on this database is the one. Raises OSError."""
+        if read(self._path) is None:
+            write(self._path, 0)
 
     async def run(self) -> None:
         """Until it is cancelled."""
         seen = 0
         while True:
             try:
-                if seen > read(self._path):
+                if seen > (read(self._path) or 0):
                     write(self._path, seen)
                 seen = await self._store.events.newest()
             except Exception:
@@ -54,11 +63,11 @@ class StateMark:
             await self._clock.sleep(EVERY_S)
 
 
-def read(path: Path) -> int:
-    """0: there is none yet."""
+def read(path: Path) -> int | None:
+    """None: there is none yet."""
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_text())
-    return 0
+    return None
 
 
 def write(path: Path, number: int) -> None:

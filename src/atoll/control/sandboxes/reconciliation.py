@@ -65,15 +65,16 @@ class Reconciliation:
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
 
-    async def recover(self) -> None:
+    async def recover(self, *, trusted: bool = True) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request.
 
-        Raises StateLost, with nothing settled: a node has what the store never heard of, so it is not the store that
-        these were made with. It says first what it makes.
+        `trusted`: the store is known to be the one that was used before. What it lacks then was never told to anybody.
+        Else that says something of the store, and StateLost is raised with nothing settled.
         """
         found = await self._there()
         there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
-        if strangers := sorted(there.keys() - await self._known(there.keys())):
+        strangers = [] if trusted else sorted(there.keys() - await self._known(there.keys()))
+        if strangers:
             raise StateLost(
                 f"the database does not know {len(strangers)} of {len(there)} sandboxes that are here "
                 f"({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''}); nothing was touched",
@@ -110,7 +111,7 @@ class Reconciliation:
         self._background.begin(self._give_up(node_id))
 
     async def _reconcile(self, node_id: str) -> None:
-        """What it has no more has ended; what has ended is ended there. What is being made or ended settles itself."""
+        """What it has no more has ended; what the store lacks is ended. What is being made or ended settles itself."""
         known = {one.sandbox_id: one for one in await self._store.in_states(VISIBLE) if one.node_id == node_id}
         found = await self._there_on(node_id, self._nodes.client(node_id))
         if found is None:
@@ -125,9 +126,8 @@ class Reconciliation:
             await self._agree(known[sandbox_id], found.get(sandbox_id))
         for sandbox_id in found.keys() - known.keys() - put_off:
             record = await self._store.find(sandbox_id)
-            if record is None:
-                _log.error("sandbox.unknown", sandbox_id=sandbox_id, node=node_id, hint=HINT)
-            elif record.state is SandboxState.ENDED:
+            is_being_made = record is None and self._quota.node_of(sandbox_id) is not None
+            if (record is None and not is_being_made) or (record is not None and record.state is SandboxState.ENDED):
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:

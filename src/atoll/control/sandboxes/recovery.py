@@ -30,7 +30,7 @@ class AtNode(Enum):
 
 
 def decide(state: SandboxState | None, at_node: AtNode, written_reason: EndReason | None = None) -> Verdict:
-    """`state` is the store's (None: it knows no such sandbox, which says something of the store: it is left alone).
+    """`state` is the store's (None: it knows no such sandbox).
 
     A verdict of PAUSING or RESUMING is to be carried on with. `written_reason` is the one that was written when a kill
     was begun.
@@ -38,9 +38,7 @@ def decide(state: SandboxState | None, at_node: AtNode, written_reason: EndReaso
     ended, is_there = SandboxState.ENDED, at_node is not AtNode.NOTHING
     is_running = at_node is AtNode.RUNNING
     match state:
-        case None:
-            return Verdict(ended, reason=EndReason.LOST)
-        case SandboxState.ENDED:
+        case None | SandboxState.ENDED:
             # No caller can reach it: it would run for ever.
             return Verdict(ended, kill=is_there, reason=written_reason or EndReason.LOST)
         case SandboxState.CREATING:
