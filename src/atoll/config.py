@@ -86,6 +86,7 @@ class Settings:
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
+    ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
@@ -114,6 +115,7 @@ class Settings:
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     template_wait_s: int = 50
+    nodes: tuple[str, ...] = ()
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -147,6 +149,7 @@ class Settings:
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
+            nodes=_list(environ, "ATOLL_NODES"),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
