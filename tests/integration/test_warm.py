@@ -94,7 +94,7 @@ def test_a_create_gets_a_sandbox_whose_server_answers_already(tier: str, start_s
         left = places()
         os.kill(server.pid_of(role), signal.SIGKILL)
         eventually(lambda count=count: ready() >= count, within_s=60, what=f"one waits again without {role}")
-        eventually(lambda: len(places()) == 2, within_s=30, what="and the earlier is gone")  # noqa: B023
+        eventually(lambda: len(places()) == 2, within_s=30, what="and the earlier is gone")
         assert places() != left
     fourth, before = create()
     assert float(told(fourth)[0]) < before
