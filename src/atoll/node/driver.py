@@ -11,10 +11,11 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -101,6 +102,8 @@ class SandboxDriver:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
+        self._stopped = asyncio.Event()
+        """Nothing of it runs any more and its directory is gone; the rest is being freed."""
         self.paused: Paused | None = None
         """What is kept of it while it is paused."""
         self.log_base = 0
@@ -145,12 +148,20 @@ class SandboxDriver:
         return await self._live(making, None)
 
     async def kill(self) -> bool:
-        """Ends it; returns once everything is freed. True if this found it alive. Bounded by KILL_TIMEOUT_S."""
+        """Ends it; returns once nothing of it runs. True if this found it alive. Bounded by KILL_TIMEOUT_S.
+
+        What the kernel does not free by itself (cgroups) is freed next; `finished` says when.
+        """
         alive = not self._closed
         if alive:
             self._commands.put_nowait(_Kill())
-        await self.finished.wait()
+        await self._stopped.wait()
         return alive
+
+    @property
+    def has_stopped(self) -> bool:
+        """Nothing of it runs any more."""
+        return self._stopped.is_set()
 
     async def end_saving(self, save: Callable[[Path], Awaitable[None]]) -> None:
         """Ends it, and has `save` keep what it needs of its directory before that goes.
@@ -346,7 +357,12 @@ class SandboxDriver:
         self._closed = True
         self._move_if_possible(SandboxState.KILLING)
         if handle is not None:
-            await self._free(handle)
+            if keep is not None:
+                await self._free(handle)
+            elif await self._end_part(handle.stop()):
+                self._discard(self._state_dir)
+                self._stopped.set()
+                await self._free(handle)
         elif self.paused is not None:
             await self._free_paused(making, self.paused)
         if keep is not None:
@@ -378,22 +394,23 @@ class SandboxDriver:
             _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
 
     async def _free(self, handle: SandboxHandle) -> None:
-        try:
-            async with asyncio.timeout(KILL_TIMEOUT_S):
-                await handle.kill()
-        except TimeoutError:
-            _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
-        except AtollError as error:
-            _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+        await self._end_part(handle.kill())
 
     async def _free_paused(self, making: Making, paused: Paused) -> None:
+        await self._end_part(making.backend.end_paused(making.spec, self._state_dir, paused.record))
+
+    async def _end_part(self, work: Coroutine[Any, Any, None]) -> bool:
+        """False: it failed, which is logged."""
         try:
             async with asyncio.timeout(KILL_TIMEOUT_S):
-                await making.backend.end_paused(making.spec, self._state_dir, paused.record)
+                await work
         except TimeoutError:
             _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
         except AtollError as error:
             _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+        else:
+            return True
+        return False
 
     def _fail(self, error: AtollError) -> None:
         if not self.started.done():
@@ -404,6 +421,7 @@ class SandboxDriver:
 
     def _close(self) -> None:
         self._closed = True
+        self._stopped.set()
         self.finished.set()
         while not self._commands.empty():
             command = self._commands.get_nowait()

@@ -1,4 +1,6 @@
-"""Making a sandbox: quota, template, node; the row is written before the node is asked, RUNNING before the answer.
+"""Making a sandbox: quota, template, node; the row is written while the node makes it, RUNNING before the answer.
+
+A server that is killed in between ends what its node has made and the store does not call RUNNING.
 
 A create that is cancelled makes no sandbox, unless an idempotency key can find it again.
 """
@@ -180,14 +182,15 @@ class SandboxCreation:
         record, order, template, network = asked.record, asked.order, asked.template, asked.network
         node, key = self._nodes.client(record.node_id), order.idempotency_key
         began = time.perf_counter()
+        adding = self._background.begin(
+            self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
+        )
         try:
-            await self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
-        except BaseException:
-            self._quota.release(record.sandbox_id)
-            raise
-        added = time.perf_counter()
-        try:
+            if not self._store.in_order:
+                await adding  # what its node reports must find the row
             made = await _assign(node, asked.spec) if is_warm else await node.create(asked.spec)
+            made_at = time.perf_counter()
+            await adding
             if template.ready_cmd is not None and not is_warm:
                 await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
@@ -197,13 +200,14 @@ class SandboxCreation:
             if now != network:  # a secret was changed while it was being made
                 await node.update_network(record.sandbox_id, now)
         except BaseException as error:
+            await asyncio.wait([adding])
             await self._undo(record, node, error)
             raise
         self._expiry.set(record.sandbox_id, record.end_at)
-        self._journal.note(EventType.CREATED, record.sandbox_id)
+        self._journal.note(EventType.CREATED, replace(record, state=SandboxState.RUNNING, tier=made.tier))
         steps = {
-            "add": (added - began) * 1000,
-            "node": (ready - added) * 1000,
+            "node": (made_at - began) * 1000,
+            "ready": (ready - made_at) * 1000,
             "running": (time.perf_counter() - ready) * 1000,
             **{f"node_{name}": value for name, value in made.steps_ms.items()},
         }

@@ -92,6 +92,11 @@ class SandboxQuota:
         held = self._held.get(sandbox_id)
         return held.node_id if held is not None else None
 
+    def team_of(self, sandbox_id: str) -> str | None:
+        """None: it is not held."""
+        held = self._held.get(sandbox_id)
+        return held.team_id if held is not None else None
+
     def on_node(self, node_id: str) -> int:
         """How many it runs or makes."""
         return self._per_node.get(node_id, Counter())["sandboxes"]

@@ -114,7 +114,8 @@ class Reconciliation:
             await self._agree(known[sandbox_id], found.get(sandbox_id))
         for sandbox_id in found.keys() - known.keys() - put_off:
             record = await self._store.find(sandbox_id)
-            if (record is None or record.state is SandboxState.ENDED) and not self._warm.owns(sandbox_id):
+            is_being_made = record is None and self._quota.node_of(sandbox_id) is not None
+            if (record is None and not is_being_made) or (record is not None and record.state is SandboxState.ENDED):
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:

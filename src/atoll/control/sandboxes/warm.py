@@ -124,7 +124,6 @@ class WarmPool:
         self._network = network
         self._forget_logs = forget_logs
         self._waiting: dict[str, WarmSandbox] = {}
-        self._being_made = ""
         self._kept: dict[Build, _Kept | None] = {}
         self._poked = asyncio.Event()
 
@@ -177,10 +176,6 @@ class WarmPool:
             self._quota.release(sandbox_id)
             self._forget_logs(sandbox_id)
             self._poked.set()
-
-    def owns(self, sandbox_id: str) -> bool:
-        """Whether it waits here, or is being made."""
-        return sandbox_id in self._waiting or sandbox_id == self._being_made
 
     def node_returned(self, node_id: str) -> None:
         """It was away, and whatever waited there is ended with what the store does not know."""
@@ -260,7 +255,6 @@ class WarmPool:
         node, sandbox_id = self._nodes.client(node_id), spec.sandbox_id
         self._quota.take(sandbox_id, NO_TEAM, node_id, limits)
         one = WarmSandbox(build, node_id, spec)
-        self._being_made = sandbox_id
         try:
             made = await node.create(real)
             await self._start_commands.see_ready(sandbox_id, template, READY_WITHIN_S)
@@ -271,8 +265,6 @@ class WarmPool:
                 self._kept.pop(build, None)
             await asyncio.shield(self._end(sandbox_id, one))
             raise
-        finally:
-            self._being_made = ""
         self._waiting[sandbox_id] = one
         _log.info("warm.ready", sandbox_id=sandbox_id, template=template.template_id, restored=kept is not None)
 

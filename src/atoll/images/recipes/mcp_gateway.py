@@ -86,7 +86,10 @@ def wanted(key: str, given: Any) -> Wanted:
         if found[1] == "npm":
             install, programs = f"npm install --no-fund --no-audit --prefix . {package}", "node_modules/.bin"
         else:
-            install, programs = f"python3 -m venv . && bin/pip install --quiet {package}", "bin"
+            install, programs = (
+                f"python3 -m venv --without-pip . && python3 -m pip --python bin/python install -q {package}",
+                "bin",
+            )
         if texts["installCmd"]:
             install += f" && {texts['installCmd']}"
         return Wanted(key, place, install, texts["runCmd"] or f"{programs}/{program}", envs)
