@@ -143,11 +143,11 @@ def _start(config: str) -> int:
         )
     os.close(writing)
     with os.fdopen(reading, "rb") as word:
-        told = word.read(1 << 20).decode(errors="replace")
-    if told == "ready":
+        reported = word.read(1 << 20).decode(errors="replace")
+    if reported == "ready":
         return 0
     process.wait()
-    print(told or f"the gateway ended: see {LOGS / 'gateway.log'}", file=sys.stderr)
+    print(reported or f"the gateway ended: see {LOGS / 'gateway.log'}", file=sys.stderr)
     return 1
 
 
