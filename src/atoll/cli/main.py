@@ -18,7 +18,7 @@ from atoll.cli.words import AsJson, DataDir
 from atoll.cli.words import errors_printed as _errors_printed
 from atoll.cli.words import print_json as _print_json
 from atoll.cli.words import settings_of as _settings
-from atoll.config import Settings
+from atoll.config import Settings, warm_wishes
 
 app = typer.Typer(
     name="atoll",
@@ -62,6 +62,10 @@ def serve(
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
+    warm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEMPLATE=N", help="Keep N started sandboxes of this template for the creates to come."),
+    ] = None,
     ready_fd: Annotated[
         int | None, typer.Option(min=0, help='Write {"url", "api_key"} to this descriptor when ready.')
     ] = None,
@@ -81,6 +85,7 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "warm": warm_wishes(warm) if warm else None,
         }
         if lifeline_fd is not None and keep_sandboxes is None:
             given["keep_sandboxes"] = False
