@@ -21,6 +21,7 @@ from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
 from atoll.control.sandboxes.sleeping import SleepingRoutes
+from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError
 from atoll.model.events import EventType
@@ -50,6 +51,7 @@ class Reconciliation:
         ending: SandboxEnding,
         pausing: SandboxPausing,
         sleeping: SleepingRoutes,
+        warm: WarmPool,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -61,6 +63,7 @@ class Reconciliation:
         self._ending = ending
         self._pausing = pausing
         self._sleeping = sleeping
+        self._warm = warm
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
         self._compared: Collection[str] = ()
@@ -95,10 +98,12 @@ class Reconciliation:
 
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._reconcile(node_id))
 
     def node_gone(self, node_id: str) -> None:
         """It was silent for so long that its sandboxes count as lost."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._give_up(node_id))
 
     async def _reconcile(self, node_id: str) -> None:
