@@ -256,7 +256,6 @@ WRONG_BODIES = [
     b'{"templateID": "base", "network": 5}',
     b'{"templateID": "base", "volumeMounts": [{}]}',
     b'{"templateID": "base", "volumeMounts": [{"name": "a", "path": "/a"}]}',
-    b'{"templateID": "base", "mcp": {"a": {}}}',
     b'{"templateID": "base", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"templateID": "base", "timeout": ' + b"9" * 10_000 + b"}",
 ]

@@ -636,6 +636,7 @@ async def _refusal(data_dir: Path) -> str:
 async def test_an_empty_database_facing_sandboxes_ends_none(tmp_path: Path) -> None:
     async with plane(tmp_path, keep=True) as world:
         stranger = await world.create()
+        await eventually_async(lambda: state_mark.read(tmp_path / "state-mark"), what="the first event is marked")
     (tmp_path / "atoll.db").rename(tmp_path / "aside")
     assert re.search(f"does not know 1 of 1 sandboxes.*{stranger}.*atoll recover", await _refusal(tmp_path))
     (tmp_path / "aside").replace(tmp_path / "atoll.db")

@@ -19,6 +19,7 @@ from atoll.control.store import Store
 from atoll.model.errors import StateLost
 
 EVERY_S = 60.0
+FIRST_S = 0.5
 HINT = "put the right one back, or accept this one: `atoll recover` says what that means, and `--yes` does it"
 
 _log = structlog.get_logger("atoll.control")
@@ -33,7 +34,7 @@ class StateMark:
         self._clock = clock
 
     async def check(self) -> bool:
-        """Whether the database is known to be the one that was used before: not without a mark, nor if it is new.
+        """Whether the database is known to be the one that was used before: not without a mark.
 
         Raises StateLost: it is another one.
         """
@@ -43,7 +44,7 @@ class StateMark:
                 f"the database is older than what this server has done: it ends at event {found}, {wanted} was seen",
                 hint=HINT,
             )
-        return wanted is not None and found > 0
+        return wanted is not None
 
     def begin(self) -> None:
         """From now on this database is the one. Raises OSError."""
@@ -51,16 +52,17 @@ class StateMark:
             write(self._path, 0)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled. The first event is marked at once: from then on there is something to lose."""
         seen = 0
         while True:
             try:
-                if seen > (read(self._path) or 0):
-                    write(self._path, seen)
-                seen = await self._store.events.newest()
+                newest, marked = await self._store.events.newest(), read(self._path) or 0
+                if max(seen, min(newest, 1)) > marked:
+                    write(self._path, max(seen, 1))
+                seen = newest
             except Exception:
                 _log.exception("control.mark_not_written")
-            await self._clock.sleep(EVERY_S)
+            await self._clock.sleep(EVERY_S if seen else FIRST_S)
 
 
 def read(path: Path) -> int | None:

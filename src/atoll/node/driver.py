@@ -70,6 +70,12 @@ class _Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class _Become:
+    spec: SandboxSpec
+    answer: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """How a sandbox's driver came to its end. `asked` is True for a kill, False when the guest died by itself."""
 
@@ -105,7 +111,7 @@ class SandboxDriver:
         self._state_dir = state_dir
         self._make = make
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume | _Become] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
         self._watcher: asyncio.Task[None] | None = None
@@ -187,7 +193,13 @@ class SandboxDriver:
         self._ask(_Resume(mode, answer))
         return await asyncio.shield(answer)
 
-    def _ask(self, command: _Pause | _Resume) -> None:
+    async def become(self, spec: SandboxSpec) -> None:
+        """What it was asked to be is `spec` from now on. Raises SandboxGone, PlatformError (it cannot be kept)."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ask(_Become(spec, answer))
+        await asyncio.shield(answer)
+
+    def _ask(self, command: _Pause | _Resume | _Become) -> None:
         if self._closed:
             raise SandboxGone(self.sandbox_id)
         self._commands.put_nowait(command)
@@ -233,9 +245,21 @@ class SandboxDriver:
                         handle = await self._pause(making, handle, mode, answer)
                     case _Resume() as command:
                         handle = await self._resume(making, handle, command)
+                    case _Become(spec, answer):
+                        making = self._become(making, spec, answer)
         finally:
             await self._watch_no_more()
             self._close()
+
+    def _become(self, making: Making, spec: SandboxSpec, answer: asyncio.Future[None]) -> Making:
+        try:
+            directory.rewrite_spec(self._state_dir, spec, making.paths.lower_dirs)
+        except OSError as error:
+            answer.set_exception(PlatformError(f"sandbox {self.sandbox_id!r} stays what it is: {error}"))
+            answer.exception()  # the caller may be gone
+            return making
+        answer.set_result(None)
+        return replace(making, spec=spec)
 
     # Pause and resume
 
@@ -401,6 +425,6 @@ class SandboxDriver:
         self.finished.set()
         while not self._commands.empty():
             command = self._commands.get_nowait()
-            if isinstance(command, _Pause | _Resume) and not command.answer.done():
+            if isinstance(command, _Pause | _Resume | _Become) and not command.answer.done():
                 command.answer.set_exception(SandboxGone(self.sandbox_id))
                 command.answer.exception()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atoll.isolation.guest_client import order
 from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
@@ -158,6 +159,22 @@ class Supervisor:
             raise
         self.live.publish(live, handle)
         return NodeSandbox(sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
+
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """See NodeClient.assign."""
+        began = time.monotonic()
+        live = self.live.get(spec.sandbox_id)
+        if live is None:
+            raise SandboxGone(spec.sandbox_id)
+        async with live.turn:
+            handle, before, prepared = self.live.handle(spec.sandbox_id), live.spec, self._egress.prepared(spec)
+            word = {"envVars": dict(spec.env_vars), "accessToken": spec.access_token or ""}
+            await order(handle, "/init", word)
+            await live.driver.become(prepared)
+            if prepared.network != before.network:
+                await self._egress.update(handle, spec.network)
+            self.live.become(live, prepared)
+        return NodeSandbox(spec.sandbox_id, live.tier, {"assigned": round((time.monotonic() - began) * 1000, 3)})
 
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient.kill."""

@@ -21,6 +21,7 @@ from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
 from atoll.control.sandboxes.sleeping import SleepingRoutes
+from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.state_mark import HINT
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError, StateLost
@@ -51,6 +52,7 @@ class Reconciliation:
         ending: SandboxEnding,
         pausing: SandboxPausing,
         sleeping: SleepingRoutes,
+        warm: WarmPool,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -62,8 +64,10 @@ class Reconciliation:
         self._ending = ending
         self._pausing = pausing
         self._sleeping = sleeping
+        self._warm = warm
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
+        self._compared: Collection[str] = ()
 
     async def recover(self, *, trusted: bool = True) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request.
@@ -72,6 +76,7 @@ class Reconciliation:
         Else that says something of the store, and StateLost is raised with nothing settled.
         """
         found = await self._there()
+        self._compared = found.keys()
         there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
         strangers = [] if trusted else sorted(there.keys() - await self._known(there.keys()))
         if strangers:
@@ -102,12 +107,19 @@ class Reconciliation:
         if record.state is SandboxState.RUNNING:
             self._expiry.set(record.sandbox_id, record.end_at)
 
+    def catch_up(self) -> None:
+        """After `recover`: nodes that have registered since it asked. Later ones come by `node_returned`."""
+        for node_id in self._nodes.worth_asking().keys() - self._compared:
+            self.node_returned(node_id)
+
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._reconcile(node_id))
 
     def node_gone(self, node_id: str) -> None:
         """It was silent for so long that its sandboxes count as lost."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._give_up(node_id))
 
     async def _reconcile(self, node_id: str) -> None:
