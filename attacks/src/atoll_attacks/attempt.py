@@ -104,8 +104,12 @@ class Attempt:
     judge: Judge
     control: Control | Impossible
     not_in: tuple[tuple[str, str], ...] = ()
-    alone: bool = False
-    """True: needs a sandbox of its own, with the small limits of `resources.LIMITS`."""
+    small: bool = False
+    """True: in the sandbox with the small limits of `resources.LIMITS`."""
+    spoils: bool = False
+    """True: that sandbox is of no use to the next one."""
+    disturbs: bool = False
+    """True: whatever else runs in its sandbox would notice."""
 
 
 @dataclass(frozen=True, slots=True)

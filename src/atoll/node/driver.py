@@ -11,7 +11,7 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,7 +90,12 @@ class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
     def __init__(
-        self, sandbox_id: str, state_dir: Path, make: Callable[[Path], None], discard: Callable[[Path], None]
+        self,
+        sandbox_id: str,
+        state_dir: Path,
+        make: Callable[[Path], None],
+        write_spec: Callable[[SandboxSpec, Sequence[Path]], None],
+        discard: Callable[[Path], None],
     ) -> None:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
@@ -101,6 +106,7 @@ class SandboxDriver:
         """See StateRecord."""
         self._state_dir = state_dir
         self._make = make
+        self._write_spec = write_spec
         self._discard = discard
         self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
         self._closed = False
@@ -186,7 +192,7 @@ class SandboxDriver:
         async with AsyncExitStack() as undo:
             self._make(self._state_dir)
             undo.callback(self._discard, self._state_dir)
-            directory.write_spec(self._state_dir, spec, paths.lower_dirs)
+            self._write_spec(spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
                     handle = await making.backend.create(spec, paths)

@@ -71,7 +71,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._pausing = NodePausing(self._tasks, self.live, egress)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -171,10 +171,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
