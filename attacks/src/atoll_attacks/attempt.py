@@ -28,6 +28,9 @@ class Family(StrEnum):
     FILES = "files"
     RESOURCES = "resources"
     EGRESS = "egress"
+    STRANGERS = "strangers"
+    KEYS = "keys"
+    AGENT = "agent"
 
 
 Judge = Callable[["Scene"], str | None]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from atoll_attacks import sentry
-from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
 from atoll_attacks.scene import Scene, _text
 
 LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "32", "atoll.pids": "64"}
@@ -79,7 +79,7 @@ def _neighbour_lost(scene: Scene) -> str | None:
     return None
 
 
-_END_ALL = "exec setpriv --reuid 1000 --clear-groups /bin/kill -9 -- -1 2>/dev/null"
+_END_ALL = "setpriv --reuid 1000 --clear-groups sh -c 'kill -9 -1' 2>/dev/null; true"
 """What root does about a user that has run wild: it needs one process."""
 
 
@@ -251,6 +251,41 @@ ATTEMPTS: tuple[Attempt, ...] = (
         _harmed(_processes),
         Impossible("it would leave this machine full of dead processes"),
     ),
+)
+
+
+_BOMB = (
+    "exec 2>/dev/null; (while :; do :; done) & (while :; do :; done) & for n in $(seq 40); do sleep 30 & done; "
+    "dd if=/dev/zero of=/tmp/full bs=1M; sleep 30"
+)
+
+
+def _two_at_once(scene: Scene) -> str:
+    """Two small sandboxes use up all they have; meanwhile a third must get its turn."""
+    from e2b import Sandbox
+
+    assert scene.other is not None
+    made: list[Sandbox] = []
+    try:
+        for _ in range(2):
+            made.append(Sandbox.create("base", timeout=120, metadata=dict(LIMITS)))
+            made[-1].commands.run(_BOMB, background=True)
+        for _ in range(5):
+            scene.facts["lost"] = scene.facts.get("lost") or _neighbour_lost(scene)
+            time.sleep(0.3)
+        return f"{scene.facts['lost'] or 'the third answers'}"
+    finally:
+        for sandbox in made:
+            sandbox.kill()
+
+
+TOGETHER = Attempt(
+    "two-at-once",
+    Family.RESOURCES,
+    "starve a third by two sandboxes at once",
+    Deed(_two_at_once),
+    lambda scene: scene.facts.get("lost"),
+    _DOWN,
 )
 
 

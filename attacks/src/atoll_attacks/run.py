@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -111,8 +111,12 @@ class Range:
         self._doubtful = self._doubtful or doubtful
         return outcome
 
-    def attack_all(self, attempts: Sequence[Attempt], controls: bool = False) -> dict[str, Ended]:
+    def attack_all(
+        self, attempts: Sequence[Attempt], controls: bool = False, tell: Callable[[str], None] = lambda name: None
+    ) -> dict[str, Ended]:
         """Those that may (`beside_others`) several at once, the rest one by one: (attack, control) by name.
+
+        `tell` hears the name of each that has ended.
 
         What looks like a breach among several is tried once more alone, so that it is said of the right one.
         """
@@ -123,11 +127,14 @@ class Range:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 for group, found in pool.map(lambda group: (group, self._attack(group)), _by_act(several)):
                     outcomes |= {one.name: outcome for one, outcome in zip(group, found, strict=True)}
+                    for one in group:
+                        tell(one.name)
         for one in attempts:
             seen = outcomes.get(one.name)
             if seen is None or seen.breach is not None:
                 alone = self.attack(one)
                 outcomes[one.name] = alone if seen is None or alone.breach is not None else seen
+                tell(one.name)
         if controls:
             self.run_controls(attempts)
         return {one.name: (outcomes[one.name], self.control(one) if controls else None) for one in attempts}
@@ -199,7 +206,7 @@ class Range:
         control, tag, before = attempts[0].control, new_tag(), self.world.snapshot()
         assert not isinstance(control, Impossible)
         sandbox = other = None
-        if isinstance(control.act, Deed):
+        if isinstance(control.act, Deed) and attempts[0].family is not Family.AGENT:
             # What is asked of the server stays so: the control differs in what is asked, not in who is there.
             sandbox, other = self._attacker(), self._neighbour()
         elif control.walled and isinstance(act, Program):
