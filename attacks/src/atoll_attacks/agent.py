@@ -13,7 +13,7 @@ from collections.abc import Callable
 from atoll_attacks.attempt import Attempt, Control, Deed, Family
 from atoll_attacks.scene import Scene
 
-_WORK_S, _MIB = 20, 1 << 20
+_WORK_S, _MIB = {"atoll": 12, "naive": 3}, 1 << 20
 _MEMORY_MIB = 1200
 """Of addresses, which a Python with the SDK has many of that it never touches."""
 _WITHIN_S = 120
@@ -22,7 +22,7 @@ _WITHIN_S = 120
 def _reads(how: str, what: str) -> Callable[[Scene], str]:
     def act(scene: Scene) -> str:
         def bound() -> None:
-            resource.setrlimit(resource.RLIMIT_CPU, (_WORK_S, _WORK_S + 1))
+            resource.setrlimit(resource.RLIMIT_CPU, (_WORK_S[how], _WORK_S[how] + 1))
             resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_MIB * _MIB, _MEMORY_MIB * _MIB))
 
         words = [sys.executable, "-m", "atoll_attacks.outside.runtime", how, what]

@@ -19,7 +19,7 @@ from atoll_attacks.scene import Scene
 
 _FROM = ("127.0.0.2", 0)
 _WITHIN_S = 30.0
-_HELD, _MANY = 1500, 6500
+_HELD, _MANY = 600, 6500
 """The second: more than one address may have."""
 
 
@@ -63,7 +63,7 @@ def _descriptors(many: int) -> Iterator[None]:
 def _ask(address: tuple[str, int]) -> int:
     """The status that somebody else gets; 0 for none."""
     with contextlib.suppress(OSError, ValueError, IndexError), socket.create_connection(address, timeout=2) as asking:
-        asking.settimeout(_WITHIN_S if address == server_address() else 2)
+        asking.settimeout(_WITHIN_S if address == server_address() else 1)
         asking.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         return int(asking.recv(4096).split()[1])
     return 0
@@ -102,8 +102,8 @@ def _flood(make: Callable[[int], bytes], count: int) -> Callable[[Scene], str]:
 
 def _slow(scene: Scene) -> str:
     """One request, a byte at a time, that would never end."""
-    said = _held(lambda n: b"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{", 400)(scene)
-    time.sleep(0.5)
+    said = _held(lambda n: b"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{", 200)(scene)
+    time.sleep(0.2)
     return said
 
 

@@ -96,7 +96,7 @@ def _microagent(runtime: object) -> None:
 def _naive_terminal() -> None:
     line: list[str] = []
     for count in re.findall(r"\x1b\[(\d{1,5})@", TERMINAL):
-        line[0:0] = [" "] * int(count)
+        line += [" "] * int(count)
     print(len(line))
 
 
