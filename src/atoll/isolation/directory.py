@@ -1,8 +1,8 @@
 """A sandbox's directory on the host: what it was asked to be and where it is in its life. All else in it is its tier's.
 
     <data_dir>/sandboxes/<id>/     0700
-        spec.json      what was asked for, secrets sealed (`model.sealing`), and the layers that it stands on; written
-                       once, and complete before the sandbox is RUNNING
+        spec.json      what was asked for, secrets sealed (`model.sealing`), and the layers that it stands on; complete
+                       before the sandbox is RUNNING, and replaced once where it was made ahead of need
         state.json     where it is in its life, and by what its tier finds its process and its cgroup
         …              its disk, its log, its socket, the memory of a paused one where its tier keeps that in files
 
@@ -124,6 +124,13 @@ def write_spec(
     _write(directory / SPEC, _encode_spec(spec, layers, closed))
 
 
+def rewrite_spec(
+    directory: Path, spec: SandboxSpec, layers: Sequence[Path], closed: Closed = SandboxSpec.as_json
+) -> None:
+    """Another in place of the earlier: all of it or none. Raises OSError."""
+    _replace(directory / SPEC, _encode_spec(spec, layers, closed))
+
+
 def begin(directory: Path, tier: str, handle: Mapping[str, Any]) -> None:
     """The first record of a process that will be the sandbox: CREATING, or still RESUMING. Raises OSError."""
     earlier = _earlier(directory)
@@ -216,7 +223,7 @@ def change_network(
 
 def upgrade(directory: Path, recorded: Recorded, closed: Closed = SandboxSpec.as_json) -> None:
     """Writes what an earlier version has written in this one's way. Raises OSError, with the earlier still readable."""
-    _replace(directory / SPEC, _encode_spec(recorded.spec, recorded.layers, closed))
+    rewrite_spec(directory, recorded.spec, recorded.layers, closed)
     rewrite(directory, recorded.state)
     (directory / _RECORD).unlink(missing_ok=True)
 

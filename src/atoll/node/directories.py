@@ -62,6 +62,10 @@ class SandboxDirectories:
         """Raises OSError."""
         directory.write_spec(self.of(spec.sandbox_id), spec, layers, self.seal.close_spec)
 
+    def rewrite_spec(self, spec: SandboxSpec, layers: Sequence[Path]) -> None:
+        """Another in place of the earlier. Raises OSError."""
+        directory.rewrite_spec(self.of(spec.sandbox_id), spec, layers, self.seal.close_spec)
+
     def discard(self, path: Path) -> None:
         """Gone from its place at once; removed in the background."""
         self.trash.put(path)
