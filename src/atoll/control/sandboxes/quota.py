@@ -23,6 +23,8 @@ class _Held:
     limits: Limits
     is_aside: bool = False
     """Paused, without memory."""
+    is_build: bool = False
+    """Of a template build: nobody's to list or to end."""
 
 
 class SandboxQuota:
@@ -47,6 +49,13 @@ class SandboxQuota:
             if lacks := self.node_lacks(node_id, limits):
                 raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
         self._replace(sandbox_id, _Held(team_id, node_id, limits))
+
+    def take_for_build(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits) -> None:
+        """A sandbox that builds a template counts as any other of the team. Raises QuotaExceeded."""
+        self._check_team(team_id, limits)
+        if lacks := self.node_lacks(node_id, limits):
+            raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
+        self._replace(sandbox_id, _Held(team_id, node_id, limits, is_build=True))
 
     def release(self, sandbox_id: str) -> None:
         """Idempotent."""
@@ -97,11 +106,11 @@ class SandboxQuota:
 
     def all(self) -> list[str]:
         """The ids of all that take processors and memory."""
-        return [sandbox_id for sandbox_id, held in self._held.items() if not held.is_aside]
+        return [sandbox_id for sandbox_id, held in self._held.items() if not held.is_aside and not held.is_build]
 
     def all_with_paused(self) -> list[str]:
         """The ids of all that are held."""
-        return list(self._held)
+        return [sandbox_id for sandbox_id, held in self._held.items() if not held.is_build]
 
     def _check_team(self, team_id: str, limits: Limits) -> None:
         sums = self._per_team.get(team_id, Counter())

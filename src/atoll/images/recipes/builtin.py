@@ -81,7 +81,18 @@ BROWSER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
-RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})
+IMAGE_IMPORT = Recipe(
+    name="image-import",
+    summary="base with skopeo: where images of registries are fetched and unpacked; builds use it, sandboxes need not",
+    script="image-import.sh",
+    parent="base",
+    # bash and busybox: what an image without a shell is given
+    apt_packages=("skopeo", "zstd", "bash-static", "busybox-static"),
+)
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, IMAGE_IMPORT)}
+)
 
 
 def recipe_named(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:

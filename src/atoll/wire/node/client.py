@@ -396,6 +396,20 @@ class RemoteNode:
         """See NodeClient."""
         await self._call("commit", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id)
 
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient."""
+        await self._call(
+            "commit_layers",
+            COPY_WITHIN_S,
+            sandbox_id=sandbox_id,
+            directory=directory,
+            first=first,
+            below=below,
+            image_ids=image_ids,
+        )
+
     async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
         """See NodeClient."""
         made: NodeSnapshot = await self._call(
