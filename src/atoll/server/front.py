@@ -76,4 +76,5 @@ def _policy(plan: Plan) -> Policy:
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
         insecure_registries=settings.insecure_registries,
+        warm=settings.warm,
     )

@@ -9,7 +9,7 @@ Owns the rows of templates, builds and tags, and one task per build. How a step 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -105,6 +105,7 @@ class TemplateBuildService:
         clock: Clock,
         background: Background,
         maximum: Limits | None,
+        also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
         self._layers = layers
@@ -117,6 +118,7 @@ class TemplateBuildService:
         self._clock = clock
         self._background = background
         self._maximum = maximum
+        self._also_kept = also_kept
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._running: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
 
@@ -255,7 +257,7 @@ class TemplateBuildService:
         by_template: dict[str, list[BuildRow]] = {}
         for build in sorted(await self._tables.all_builds(), key=lambda one: one.created_at, reverse=True):
             by_template.setdefault(build.template_id, []).append(build)
-        kept: set[str] = set()
+        kept: set[str] = set(self._also_kept())
         old: list[str] = []
         for template_id, builds in by_template.items():
             tagged = {tag.build_id for tag in await self._tables.tags(template_id)}
