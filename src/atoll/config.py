@@ -100,6 +100,7 @@ class Settings:
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
+    ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
@@ -132,6 +133,7 @@ class Settings:
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     template_wait_s: int = 50
+    nodes: tuple[str, ...] = ()
     warm: Mapping[str, int] = field(default_factory=dict)
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
@@ -168,6 +170,7 @@ class Settings:
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
             insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
+            nodes=_list(environ, "ATOLL_NODES"),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),

@@ -241,6 +241,7 @@ class ControlPlane:
             await self._builds.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (

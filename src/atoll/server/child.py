@@ -128,7 +128,8 @@ def _be(role: Role, plan: Plan, parent: int, writing: int) -> NoReturn:
             gateway.become(_orders(plan, parent, writing))
         plan.egress.close()
         if role is Role.NODE:
-            plan.close_sockets()
+            if plan.agent_id is None:
+                plan.close_sockets()
             live(role.value, parent, writing, _keep_all, lambda ready, stop: node.run(plan, ready, stop))
         live(role.value, parent, writing, lambda: _give_up(plan), lambda ready, stop: front.run(plan, ready, stop))
     except AtollError as error:
