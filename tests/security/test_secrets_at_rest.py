@@ -85,7 +85,7 @@ async def test_an_earlier_database_is_sealed_as_it_is_opened(tmp_path: Path) -> 
         await store.keys.add_team(Team("t", "t", hook.created_at))
         await store.events.add_webhook(hook)
     with closing(sqlite3.connect(tmp_path / "atoll.db", isolation_level=None)) as database:
-        database.execute("UPDATE alembic_version SET version_num = '0007'")
+        database.execute("UPDATE alembic_version SET version_num = '0008'")
     assert _holding(tmp_path, [hook.secret]), "the control"
     seal = Seal(kept_key(tmp_path / "key"))
     async with Store(default_url(tmp_path), seal) as store:
