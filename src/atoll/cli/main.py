@@ -63,6 +63,13 @@ def serve(
         bool | None,
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
+    registry_allow_private: Annotated[
+        list[str] | None,
+        typer.Option(help="A private network (10.1.0.0/16) whose registries template builds may reach."),
+    ] = None,
+    insecure_registry: Annotated[
+        list[str] | None, typer.Option(help="A registry (HOST[:PORT]) that is spoken to without TLS.")
+    ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
     node: Annotated[
         list[str] | None, typer.Option(help="ID=HOST:PORT of a node on another machine; may be given more than once.")
@@ -90,6 +97,8 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "registry_allow_private": tuple(registry_allow_private) if registry_allow_private else None,
+            "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
             "nodes": tuple(node) if node else None,
             "warm": warm_wishes(warm) if warm else None,
         }
@@ -130,6 +139,26 @@ def template_build(
         settings = _settings(data_dir)
         for name in names or ["base"]:
             _build(settings, name)
+
+
+@template_app.command("import")
+def template_import(
+    source: Annotated[
+        Path,
+        typer.Argument(exists=True, help="What `docker save` wrote, an OCI archive, or an OCI layout."),
+    ],
+    name: Annotated[str, typer.Option(help="The template's name, with a tag if you like (NAME:TAG).")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a template of an image on this disk, by the server of the data directory."""
+    with _errors_printed():
+        from rich.console import Console
+
+        from atoll.cli import template_import as importing
+
+        made = importing.import_image(_settings(data_dir), source, name, Console(stderr=True))
+        _print_facts(made, as_json)
 
 
 @template_app.command("list")

@@ -98,8 +98,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """Lets a paused one run again; as `create`, but a caller that goes away does not stop it.
+
+        `network`: what it may reach from its first moment on; what its rules add may have changed while it was paused.
 
         FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
         MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).
@@ -145,6 +147,16 @@ class NodeClient(Protocol):
         """Ends the sandbox, and keeps what it has written as the image `image_id`, on top of what it stood on.
 
         Raises SandboxGone, NotOffered (its tier cannot), PlatformError; the sandbox is gone in any case.
+        """
+        ...
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """Ends the sandbox, and keeps the directories `first`, `first` + 1, … of `directory` in it as images.
+
+        Each stands on the one before, the first on the image `below`; None: on nothing. What one deletes is marked
+        there as in an OCI layer's archive. Raises as `commit`, TemplateNotFound (`below`).
         """
         ...
 

@@ -26,9 +26,9 @@ from atoll.model.errors import (
     PlatformError,
     SandboxGone,
 )
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import PauseMode
 from atoll.model.seams import NodePause, NodeSnapshot
-from atoll.node.directories import SandboxDirectories
 from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandbox, LiveSandboxes
 
@@ -42,21 +42,18 @@ _log = structlog.get_logger("atoll.node")
 class NodePausing:
     """Part of the supervisor."""
 
-    def __init__(
-        self, tasks: asyncio.TaskGroup, live: LiveSandboxes, egress: NodeEgress, directories: SandboxDirectories
-    ) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, live: LiveSandboxes, egress: NodeEgress) -> None:
         self._tasks = tasks
         self._live = live
         self._egress = egress
-        self._directories = directories
 
     async def pause(self, sandbox_id: str, mode: PauseMode, *, need_answer: bool) -> NodePause:
         """See NodeClient.pause."""
         return await self._to_its_end(self._pause(self._find(sandbox_id), mode, need_answer), f"pause {sandbox_id}")
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> SandboxHandle:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         """See NodeClient.resume."""
-        return await self._to_its_end(self._resume(self._find(sandbox_id), mode), f"resume {sandbox_id}")
+        return await self._to_its_end(self._resume(self._find(sandbox_id), mode, network), f"resume {sandbox_id}")
 
     async def snapshot(
         self, sandbox_id: str, mode: PauseMode | None, image_id: str, images: ImageLayers
@@ -122,12 +119,12 @@ class NodePausing:
             _log.info("sandbox.paused", sandbox_id=handle.sandbox_id, mode=mode.value, answered=live.guest_answered)
             return describe(live)
 
-    async def _resume(self, live: LiveSandbox, mode: PauseMode) -> SandboxHandle:
+    async def _resume(self, live: LiveSandbox, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         async with live.turn:
             if live.handle is not None:
                 raise Conflict(f"sandbox {live.spec.sandbox_id!r} is not paused")
+            self._egress.set_aside(live.spec, network)
             handle = await live.driver.resume(mode)
-            network = self._directories.network_of(live.spec)
             await self._egress.attach_adopted(handle, network)
             self._live.publish(live, handle)
             _log.info("sandbox.resumed", sandbox_id=live.spec.sandbox_id, mode=mode.value)

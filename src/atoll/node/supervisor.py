@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
-from atoll.node.live import LiveSandboxes
+from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -72,7 +72,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._pausing = NodePausing(self._tasks, self.live, egress)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -188,10 +188,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -231,15 +231,38 @@ class Supervisor:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient.commit."""
-        live = self.live.get(sandbox_id)
-        if live is None:
-            raise SandboxGone(sandbox_id)
+        live = self._alive(sandbox_id)
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
             with self._templates.images.making(image_id, layers) as layer:
                 await backend.copy_written(state_dir, layer)
 
+        await self._end_saving(live, save)
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient.commit_layers."""
+        live = self._alive(sandbox_id)
+        backend, images = await self._tiers.get(live.tier), self._templates.images
+        layers = images.find(below) if below is not None else ()
+
+        async def save(state_dir: Path) -> None:
+            with images.unfinished() as place:
+                await backend.copy_written(state_dir, place)
+                await asyncio.to_thread(images.make_of, place, directory, first, image_ids, layers)
+
+        await self._end_saving(live, save)
+
+    def _alive(self, sandbox_id: str) -> LiveSandbox:
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _end_saving(self, live: LiveSandbox, save: Callable[[Path], Awaitable[None]]) -> None:
+        sandbox_id = live.driver.sandbox_id
         await self.live.close(live)
         try:
             await asyncio.shield(live.driver.end_saving(save))

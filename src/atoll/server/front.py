@@ -96,5 +96,6 @@ def _policy(plan: Plan) -> Policy:
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
+        insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )
