@@ -638,6 +638,8 @@ async def test_an_empty_database_facing_sandboxes_ends_none(tmp_path: Path) -> N
         stranger = await world.create()
         await eventually_async(lambda: state_mark.read(tmp_path / "state-mark"), what="the first event is marked")
     (tmp_path / "atoll.db").rename(tmp_path / "aside")
+    assert "ends at event 0, 1 was seen" in await _refusal(tmp_path)
+    (tmp_path / "state-mark").unlink()  # nor does anything say which database it was
     assert re.search(f"does not know 1 of 1 sandboxes.*{stranger}.*atoll recover", await _refusal(tmp_path))
     (tmp_path / "aside").replace(tmp_path / "atoll.db")
     async with plane(tmp_path) as world:

@@ -1,4 +1,4 @@
-"""Tells a database that is older than what was done with it: one that was deleted, or put back from a copy.
+"""Recognises a database that is older than what was done with it: one that was deleted, or put back from a copy.
 
     CONTROL_DIR/state-mark    the number of an event that the database has had, and which it never loses
 

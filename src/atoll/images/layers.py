@@ -147,7 +147,7 @@ class ImageLayers:
         work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
         draft = work.with_name(f"new-{work.name}")
         draft.mkdir(parents=True)
-        # Held while it is being made, so that everybody can tell the rest of one that was cut off.
+        # Held while it is being made, so that the rest of one that was cut off can be recognised.
         held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(held, fcntl.LOCK_EX)

@@ -72,7 +72,7 @@ class Reconciliation:
     async def recover(self, *, trusted: bool = True) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request.
 
-        `trusted`: the store is known to be the one that was used before. What it lacks then was never told to anybody.
+        `trusted`: the store is known to be the one that was used before. What it lacks then no answer has named.
         Else that says something of the store, and StateLost is raised with nothing settled.
         """
         found = await self._there()
@@ -96,7 +96,7 @@ class Reconciliation:
         _log.info("control.recovered", found=len(records), alive=len(there), forgotten=forgotten)
 
     async def _known(self, sandbox_ids: Collection[str]) -> set[str]:
-        """Those that the store has ever heard of."""
+        """Those that the store has a row of, ended ones too."""
         return {one for some in batched(sandbox_ids) for one in await self._store.find_all(some)}
 
     def _put_off(self, record: SandboxRecord) -> None:

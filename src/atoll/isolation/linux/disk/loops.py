@@ -1,7 +1,7 @@
 """Which loop device shows a file: found by the file itself, as device and inode number.
 
-The path that the kernel tells (`backing_file`) depends on the mounts of whoever attached the file: for a data directory
-that is a mount of its own it is another one than ours.
+The path that the kernel shows (`backing_file`) depends on the mounts of the process that attached the file: for a data
+directory that is a mount of its own it may be another one than ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 _BLOCKS = "/sys/block"
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64 = 232
-"""The size of `struct loop_info64`; it begins with the two numbers that tell a file."""
+"""The size of `struct loop_info64`; it begins with the two numbers that identify a file."""
 
 
 def device_of(image: Path) -> str | None:
@@ -42,8 +42,8 @@ def _file_of(device: str) -> tuple[int, int]:
     """Raises OSError: it shows nothing."""
     descriptor = os.open(f"/dev/{device}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        told = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
+        shown = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
     finally:
         os.close(descriptor)
-    lo_device, lo_inode = struct.unpack_from("=QQ", told)
+    lo_device, lo_inode = struct.unpack_from("=QQ", shown)
     return lo_device, lo_inode
