@@ -1,8 +1,8 @@
 """Images that sandboxes have made: layers on top of others, by an id that says what they hold. A node's disk.
 
     TEMPLATES_DIR/.images/<image_id>/image.json    its layers, top first, relative to TEMPLATES_DIR
-    TEMPLATES_DIR/.images/<image_id>/layer/        what it adds; missing where it adds nothing
-    TEMPLATES_DIR/.images/<image_id>/parts/        or what a snapshot has kept: a layer, and perhaps memory
+    TEMPLATES_DIR/.images/<image_id>/parts/        what it adds: a layer (none where it adds nothing), perhaps memory
+    TEMPLATES_DIR/.images/<image_id>/unsettled     while the machine's disk need not have all of it
     TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
 
 Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from atoll.images import leases
 from atoll.images.recipes.build import remove_tree
@@ -38,13 +38,31 @@ MAX_LAYERS = 300
 _LEFTOVER_AFTER_S = 86400.0
 
 
+_PARTS = "parts"
+_UNSETTLED = "unsettled"
+
+
+class Parts(Protocol):
+    """What an image adds, below the directory that its maker was given (`isolation.base.Captured`)."""
+
+    @property
+    def layer(self) -> Path | None: ...
+
+    @property
+    def memory(self) -> Path | None: ...
+
+
 @dataclass(slots=True)
 class Capturing:
-    """A snapshot that is being taken."""
+    """An image that is being made: `target` is an empty directory to be filled."""
 
-    parts: Path
+    target: Path
     layer: Path | None = None
     memory: Path | None = None
+
+    def put(self, parts: Parts) -> None:
+        """What lies in `target` now."""
+        self.layer, self.memory = parts.layer, parts.memory
 
 
 class ImageLayers:
@@ -81,36 +99,15 @@ class ImageLayers:
         return True
 
     @contextmanager
-    def making(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:
-        """An empty directory to be filled; leaving the block makes it an image on `below`, unless an error does.
+    def capturing(
+        self, image_id: str, below: Sequence[Path], tier: str, *, durable: bool = True
+    ) -> Iterator[Capturing]:
+        """The caller fills its `target`, and `put`s what lies there; leaving the block makes it an image on `below`,
+        unless an error does.
 
+        What is in `target` is on the machine's disk by then; without `durable` nothing need be before `settle`.
         Raises OSError, ValueError (not an id, too many layers).
         """
-        with self._work(image_id, below) as work:
-            layer = work / "layer"
-            layer.mkdir(mode=0o755)
-            yield layer
-            own = [layer] if any(layer.iterdir()) else []
-            if not own:
-                layer.rmdir()
-            self._complete(image_id, work, own, below)
-
-    @contextmanager
-    def capturing(self, image_id: str, below: Sequence[Path], tier: str) -> Iterator[Capturing]:
-        """The same for a snapshot: the caller fills its `parts`, and sets `layer` and `memory` to what lies there.
-
-        Raises as `making`.
-        """
-        with self._work(image_id, below) as work:
-            made = Capturing(work / "parts")
-            made.parts.mkdir(mode=0o700)
-            yield made
-            if made.layer is None:
-                raise ValueError("a snapshot without a layer")
-            self._complete(image_id, work, [made.layer], below, made.memory, tier)
-
-    @contextmanager
-    def _work(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:
         if not IMAGE_ID.fullmatch(image_id):
             raise ValueError(f"{image_id[:100]!r} is no image's id")
         if len(below) >= MAX_LAYERS:
@@ -118,9 +115,27 @@ class ImageLayers:
         work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
         work.mkdir(parents=True)
         try:
-            yield work
+            made = Capturing(work / _PARTS)
+            made.target.mkdir(mode=0o700)
+            yield made
+            self._complete(image_id, work, made, below, tier, durable=durable)
         finally:
             remove_tree(work)
+
+    def settle(self, layers: Collection[Path]) -> None:
+        """Those of them that images have made are on the machine's disk when this returns. Raises OSError."""
+        for image in {self._images / layer.relative_to(self._images).parts[0] for layer in self._made(layers)}:
+            marker = image / _UNSETTLED
+            if not marker.exists():
+                continue
+            for path in image.rglob("*"):
+                _sync(path)
+            _sync(image)
+            _sync(self._images)
+            marker.unlink(missing_ok=True)
+
+    def _made(self, layers: Collection[Path]) -> list[Path]:
+        return [layer for layer in layers if layer.is_relative_to(self._images)]
 
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""
@@ -166,32 +181,36 @@ class ImageLayers:
         self,
         image_id: str,
         work: Path,
-        own: Sequence[Path],
+        made: Capturing,
         below: Sequence[Path],
-        memory: Path | None = None,
-        tier: str = "",
+        tier: str,
+        *,
+        durable: bool,
     ) -> None:
         final = self._images / image_id
-        own = [final / layer.relative_to(work) for layer in own]
+        own = [final / made.layer.relative_to(work)] if made.layer is not None else []
         record = {
             "format": FORMAT,
             "data_dir": self._holder,
             "layers": [str(path.relative_to(self._templates)) for path in (*own, *below)],
         }
-        if memory is not None:
-            kept = (final / memory.relative_to(work)).relative_to(self._templates)
+        if made.memory is not None:
+            kept = (final / made.memory.relative_to(work)).relative_to(self._templates)
             record |= {"memory": str(kept), "tier": tier}
-        target = work / "image.json"
-        with target.open("w") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        (work / "image.json").write_text(json.dumps(record) + "\n")
+        if durable:
+            for path in (work / "image.json", made.target, work):
+                _sync(path)
+        else:
+            (work / _UNSETTLED).touch()
         self._images.mkdir(exist_ok=True)
         try:
             work.rename(final)
         except OSError:
             if self._read(image_id) is None:  # else somebody else has made the same meanwhile
                 raise
+        if durable:
+            _sync(self._images)
 
     def _record(self, image_id: str) -> dict[str, Any] | None:
         try:
@@ -206,6 +225,16 @@ class ImageLayers:
             return tuple(self._templates / layer for layer in record["layers"]) if record is not None else None
         except (KeyError, TypeError):
             return None
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _age_s(path: Path) -> float:

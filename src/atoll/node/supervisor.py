@@ -71,7 +71,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._pausing = NodePausing(self._tasks, self.live, egress, directories, templates.images)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -220,8 +220,8 @@ class Supervisor:
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
-            with self._templates.images.making(image_id, layers) as layer:
-                await backend.copy_written(state_dir, layer)
+            with self._templates.images.capturing(image_id, layers, live.tier) as capture:
+                capture.put(await backend.keep_written(state_dir, capture.target))
 
         await self.live.close(live)
         try:
@@ -229,10 +229,10 @@ class Supervisor:
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
         self._disk.check_room()
-        return await self._pausing.snapshot(sandbox_id, mode, image_id, self._templates.images)
+        return await self._pausing.snapshot(sandbox_id, mode, image_id, durable=durable)
 
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""

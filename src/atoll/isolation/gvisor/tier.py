@@ -15,6 +15,7 @@ from typing import Any
 from atoll.isolation.base import (
     BackendConfig,
     Capability,
+    Captured,
     Finding,
     IsolationBackend,
     ReclaimReport,
@@ -28,7 +29,7 @@ from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import keep_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -184,9 +185,9 @@ class GvisorBackend(IsolationBackend):
             return PauseMode.FILESYSTEM
         return None
 
-    async def copy_written(self, state_dir: Path, target: Path) -> None:
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""
-        await asyncio.to_thread(copy_written, state_dir, target)
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

@@ -16,6 +16,7 @@ from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
     Capability,
+    Captured,
     EgressSockets,
     Finding,
     IsolationBackend,
@@ -25,7 +26,7 @@ from atoll.isolation.base import (
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import keep_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
@@ -252,9 +253,9 @@ class NamespacesBackend(IsolationBackend):
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
 
-    async def copy_written(self, state_dir: Path, target: Path) -> None:
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""
-        await asyncio.to_thread(copy_written, state_dir, target)
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

@@ -47,7 +47,7 @@ def copy(image: Path, target: Path) -> None:
     with _file_system(image) as mounted:
         fcntl.ioctl(mounted, _FIFREEZE, 0)
         try:
-            _copy_file(image, target)
+            copy_file(image, target)
         finally:
             fcntl.ioctl(mounted, _FITHAW, 0)
 
@@ -120,7 +120,8 @@ def _device_of(image: Path) -> str | None:
     return None
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """A reflink where the file system can; else what is not a hole. `target` must not exist. Raises OSError."""
     with source.open("rb", buffering=0) as given, target.open("xb", buffering=0) as made:
         try:
             fcntl.ioctl(made, _FICLONE, given.fileno())
