@@ -205,6 +205,40 @@ def test_images_that_nothing_needs_are_removed_and_others_are_not(
     assert images.keep(["0" * 39 + "2"], held) == 1
 
 
+def test_a_long_chain_becomes_one_layer_and_a_failure_leaves_the_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, templates = tmp_path / "data", tmp_path / "templates"
+    base = templates / "base" / "builds" / "b"
+    base.mkdir(parents=True)
+    holder.mkdir()
+    images, stack = ImageLayers(templates, holder), (base,)
+    names = [f"{number:040x}" for number in range(layers.FOLD_ABOVE + 1)]
+    for name in names:
+        with images.capturing(name, stack, "fake") as capture:
+            capture.put(_layer_of_one_file(capture.target))
+        stack = images.find(name)
+    assert images.chain(names[-2]) is None
+    chain = images.chain(names[-1])
+    assert chain is not None
+    assert (len(chain[0]), list(chain[1])) == (layers.FOLD_ABOVE + 1, [base])
+    with pytest.raises(OSError, match="full"), images.folding(names[-1], chain[1]) as capture:
+        raise OSError("the disk is full")
+    assert images.find(names[-1]) == stack
+    with images.folding(names[-1], chain[1]) as capture:
+        capture.put(_layer_of_one_file(capture.target))
+    folded = images.find(names[-1])
+    assert (len(folded), folded[1]) == (2, base)
+    assert list((templates / ".building").iterdir()) == []
+    # What a sandbox still stands on stays; then it goes, with the images that nothing else needs.
+    monkeypatch.setattr(layers, "KEPT_S", -1.0)
+    assert images.keep([names[-1]], stack) == 0
+    assert all(layer.exists() for layer in stack)
+    images.keep([names[-1]])
+    assert [layer.exists() for layer in stack] == [False] * len(names) + [True]
+    assert images.find(names[-1]) == folded
+
+
 def test_what_belongs_to_one_sandbox_is_not_copied_out_of_it(tmp_path: Path) -> None:
     upper, target = tmp_path / "sandbox" / "upper", tmp_path / "layer"
     for name in ("etc/hosts", "etc/kept", "run/e2b/id", "srv/file"):

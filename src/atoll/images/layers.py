@@ -2,13 +2,15 @@
 
     TEMPLATES_DIR/.images/<image_id>/image.json    its layers, top first, relative to TEMPLATES_DIR
     TEMPLATES_DIR/.images/<image_id>/parts/        what it adds: a layer (none where it adds nothing), perhaps memory
+    TEMPLATES_DIR/.images/<image_id>/folded-…/     a layer that stands for all of its chain, once image.json names it
     TEMPLATES_DIR/.images/<image_id>/unsettled     while the machine's disk need not have all of it
     TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
 
 Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
 its own server knows who needs it. Those of a data directory that is gone belong to nobody.
 
-An image is complete once its directory has its name, and never changes. Who needs which is control's to say (`keep`).
+An image is complete once its directory has its name, and never changes, but that its layers may become one. Who needs
+which is control's to say (`keep`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ KEPT_S = 3600.0
 """How long one that nobody names is kept all the same: a build may be about to use it."""
 MAX_LAYERS = 300
 """Layers of one image; overlayfs itself takes 500, and each costs time at every look-up."""
+
+FOLD_ABOVE = 12
+"""Layers made by sandboxes: of more the newest image is folded. Kernels before 6.7 take about fifteen in all."""
 
 _LEFTOVER_AFTER_S = 86400.0
 
@@ -122,6 +127,50 @@ class ImageLayers:
         finally:
             remove_tree(work)
 
+    def chain(self, image_id: str) -> tuple[Sequence[Path], Sequence[Path]] | None:
+        """Its layers that sandboxes have made and those below, where they are so many that they are to be folded."""
+        layers = self._read(image_id) or ()
+        made = self._made(layers)
+        if len(made) <= FOLD_ABOVE or list(layers[: len(made)]) != made:
+            return None
+        return made, layers[len(made) :]
+
+    @contextmanager
+    def folding(self, image_id: str, below: Sequence[Path]) -> Iterator[Capturing]:
+        """The caller fills `target` with a layer that stands for the chain above `below`, on the machine's disk.
+
+        Leaving the block makes it the image's, unless an error does. Whoever stands on the chain already still does: it
+        goes with them. Raises OSError, ValueError (the image is gone).
+        """
+        work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
+        work.mkdir(parents=True)
+        try:
+            made = Capturing(work / _PARTS)
+            made.target.mkdir(mode=0o700)
+            yield made
+            if made.layer is not None:
+                with leases.exclusive(self._templates):
+                    self._name_folded(image_id, made.target, made.layer.relative_to(made.target), below)
+        finally:
+            remove_tree(work)
+
+    def _name_folded(self, image_id: str, parts: Path, layer: Path, below: Sequence[Path]) -> None:
+        image, record = self._images / image_id, self._record(image_id)
+        if record is None:
+            raise ValueError(f"the image {image_id} is gone")
+        before = [self._templates / one for one in record["layers"]]
+        folded = image / f"folded-{secrets.token_hex(4)}"
+        parts.rename(folded)
+        own = [str(one.relative_to(self._templates)) for one in before if one.is_relative_to(image)]
+        record["layers"] = [str(one.relative_to(self._templates)) for one in (folded / layer, *below)]
+        record["superseded"] = [*record.get("superseded", []), *own]
+        draft = image / "image.json.new"
+        draft.write_text(json.dumps(record) + "\n")
+        _sync(folded)
+        _sync(draft)
+        draft.rename(image / "image.json")
+        _sync(image)
+
     def settle(self, layers: Collection[Path]) -> None:
         """Those of them that images have made are on the machine's disk when this returns. Raises OSError."""
         for image in {self._images / layer.relative_to(self._images).parts[0] for layer in self._made(layers)}:
@@ -156,11 +205,14 @@ class ImageLayers:
             kept = set(in_use)
             for image_id in image_ids:
                 kept |= set(self._read(image_id) or ())
-            for path in self._images.glob("*"):
-                own = {layer for layer in self._read(path.name) or () if layer.is_relative_to(path)}
+            images = list(self._images.glob("*"))
+            for path in images:
                 owner = self._owner(path.name)
                 needed = kept if owner == self._holder else kept | held
-                if path.name in image_ids or own & needed or _age_s(path) < KEPT_S:
+                if _age_s(path) < KEPT_S:
+                    continue
+                if path.name in image_ids or any(layer.is_relative_to(path) for layer in needed):
+                    doomed += self._superseded(path.name, needed)
                     continue
                 if owner != self._holder and Path(owner).is_dir():
                     continue
@@ -172,6 +224,18 @@ class ImageLayers:
         for path in (*doomed, *(path for path in unfinished if _age_s(path) > _LEFTOVER_AFTER_S)):
             remove_tree(path)
         return len(doomed)
+
+    def _superseded(self, image_id: str, needed: Collection[Path]) -> list[Path]:
+        """Own layers for which a folded one stands now, and that nobody stands on any more, moved aside."""
+        aside = []
+        for name in (self._record(image_id) or {}).get("superseded", ()):
+            layer = self._templates / name
+            if layer.exists() and layer not in needed:
+                place = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
+                place.mkdir(parents=True)
+                layer.rename(place / layer.name)
+                aside.append(place)
+        return aside
 
     def _owner(self, image_id: str) -> str:
         """The data directory of the server that has made it; of one that cannot be read, this one's."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -327,6 +327,14 @@ class IsolationBackend(ABC):
         name, its addresses). Raises NotOffered, OSError.
         """
         raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """One layer in the empty directory `target` that means on `below` what `layers` do; both top first.
+
+        On the machine's disk when this returns; it may take long, and nobody waits meanwhile. Raises NotOffered,
+        OSError: what is left in `target` is the caller's to remove.
+        """
+        raise NotOffered(f"the tier {self.name!r} folds no layers")
 
     @abstractmethod
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:

@@ -28,8 +28,10 @@ from atoll.model.errors import (
 )
 from atoll.model.sandbox import PauseMode
 from atoll.model.seams import NodePause, NodeSnapshot
+from atoll.node.blocking import in_thread
 from atoll.node.directories import SandboxDirectories
 from atoll.node.egress import NodeEgress
+from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
 
 _SENT_AFTER_S = 0.02
@@ -49,12 +51,14 @@ class NodePausing:
         egress: NodeEgress,
         directories: SandboxDirectories,
         images: ImageLayers,
+        folding: Folding,
     ) -> None:
         self._tasks = tasks
         self._live = live
         self._egress = egress
         self._directories = directories
         self._images = images
+        self._folding = folding
 
     async def pause(self, sandbox_id: str, mode: PauseMode, *, need_answer: bool) -> NodePause:
         """See NodeClient.pause."""
@@ -80,10 +84,12 @@ class NodePausing:
             try:
                 if durable:
                     await asyncio.to_thread(self._images.settle, live.layers)
-                with self._images.capturing(image_id, live.layers, live.tier, durable=durable) as capture:
+                capturing = self._images.capturing(image_id, live.layers, live.tier, durable=durable)
+                async with in_thread(capturing) as capture:
                     capture.put(await handle.snapshot(mode, capture.target, durable=durable))
             except (OSError, ValueError) as error:
                 raise PlatformError(f"the snapshot of {spec.sandbox_id!r} cannot be kept: {error}") from error
+            self._folding.soon(image_id, live.making.backend)
             _log.info("sandbox.snapshot", sandbox_id=spec.sandbox_id, image=image_id, mode=mode.value)
             return NodeSnapshot(
                 mode,

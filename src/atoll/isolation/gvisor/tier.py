@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.written import keep_written
@@ -188,6 +189,10 @@ class GvisorBackend(IsolationBackend):
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""
         return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await fold.run(layers, below, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
