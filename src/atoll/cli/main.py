@@ -5,24 +5,25 @@ Exit codes: 0 done; 1 it did not work, with the reason on standard error; 2 wron
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from atoll.config import Settings
-from atoll.model.errors import AtollError
+from atoll.cli.everyday import register
+from atoll.cli.words import AsJson, DataDir
+from atoll.cli.words import errors_printed as _errors_printed
+from atoll.cli.words import print_json as _print_json
+from atoll.cli.words import settings_of as _settings
+from atoll.config import Settings, warm_wishes
 
 app = typer.Typer(
     name="atoll",
     help="Sandboxes for AI agents on your own Linux machine, speaking E2B's protocol.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 template_app = typer.Typer(help="Build and list templates.", no_args_is_help=True)
@@ -32,11 +33,7 @@ app.add_typer(team_app, name="team")
 branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of them.", no_args_is_help=True)
 app.add_typer(branch_app, name="branch")
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where state, sandboxes and templates live.", show_default=False)
-]
 CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def main() -> None:
@@ -69,6 +66,10 @@ def serve(
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
+    warm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEMPLATE=N", help="Keep N started sandboxes of this template for the creates to come."),
+    ] = None,
     ready_fd: Annotated[
         int | None, typer.Option(min=0, help='Write {"url", "api_key"} to this descriptor when ready.')
     ] = None,
@@ -88,6 +89,7 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "warm": warm_wishes(warm) if warm else None,
         }
         if lifeline_fd is not None and keep_sandboxes is None:
             given["keep_sandboxes"] = False
@@ -405,19 +407,15 @@ def connections(
         _print_json(rows) if as_json else records.print_table(rows)
 
 
+register(app)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
     from atoll import __version__
 
     typer.echo(__version__)
-
-
-def _settings(data_dir: Path | None) -> Settings:
-    environ: Mapping[str, str] = os.environ
-    if data_dir is not None:
-        environ = {**environ, "ATOLL_DATA_DIR": str(data_dir)}
-    return Settings.from_environ(environ)
 
 
 def _build(settings: Settings, name: str) -> None:
@@ -431,30 +429,6 @@ def _print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
         _print_json(dict(facts))
     for name, value in () if as_json else facts.items():
         typer.echo(f"{name}={value}")
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _errors_printed() -> Iterator[None]:
-    """Expected failures end with their message and exit code 1, not with a traceback."""
-    try:
-        yield
-    except AtollError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"atoll: {message}", err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":
