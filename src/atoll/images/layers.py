@@ -15,10 +15,12 @@ which is control's to say (`keep`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +29,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atoll.images import leases
+from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
 from atoll.model.errors import TemplateNotFound
 
 FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
+DIRECTORY = re.compile(r"[a-z]{1,40}")
+"""Of layers, in the root directory of the sandbox that has unpacked them."""
 KEPT_S = 3600.0
 """How long one that nobody names is kept all the same: a build may be about to use it."""
 MAX_LAYERS = 300
@@ -111,7 +116,8 @@ class ImageLayers:
         unless an error does.
 
         What is in `target` is on the machine's disk by then; without `durable` nothing need be before `settle`.
-        Raises OSError, ValueError (not an id, too many layers).
+        `tier`: whose sandbox has made it; "": none has, it came from elsewhere. Raises OSError, ValueError (not an id,
+        too many layers).
         """
         if not IMAGE_ID.fullmatch(image_id):
             raise ValueError(f"{image_id[:100]!r} is no image's id")
@@ -130,10 +136,14 @@ class ImageLayers:
     def chain(self, image_id: str) -> tuple[Sequence[Path], Sequence[Path]] | None:
         """Its layers that sandboxes have made and those below, where they are so many that they are to be folded."""
         layers = self._read(image_id) or ()
-        made = self._made(layers)
-        if len(made) <= FOLD_ABOVE or list(layers[: len(made)]) != made:
-            return None
-        return made, layers[len(made) :]
+        made = list(itertools.takewhile(self._is_foldable, layers))
+        return (made, layers[len(made) :]) if len(made) > FOLD_ABOVE and len(made) < len(layers) else None
+
+    def _is_foldable(self, layer: Path) -> bool:
+        """An image that came from elsewhere is what chains stand on, as a template is."""
+        if not layer.is_relative_to(self._images):
+            return False
+        return not (self._record(layer.relative_to(self._images).parts[0]) or {}).get("imported")
 
     @contextmanager
     def folding(self, image_id: str, below: Sequence[Path]) -> Iterator[Capturing]:
@@ -170,6 +180,34 @@ class ImageLayers:
         _sync(draft)
         draft.rename(image / "image.json")
         _sync(image)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """An empty directory beside the images; whatever is left in it goes when the block ends. Raises OSError."""
+        work = self._templates / ".building" / f"image-{secrets.token_hex(20)}-{secrets.token_hex(8)}"
+        work.mkdir(parents=True)
+        try:
+            yield work
+        finally:
+            remove_tree(work)
+
+    def make_of(self, place: Path, directory: str, first: int, image_ids: Sequence[str], below: Sequence[Path]) -> None:
+        """Makes images of the directories `first`, `first` + 1, … of `place`/`directory`, each on the one before.
+
+        What they hold is a stranger's: nothing in it is followed. Blocks. Raises OSError, ValueError.
+        """
+        if not DIRECTORY.fullmatch(directory):
+            raise ValueError(f"{directory[:100]!r} is no directory of layers")
+        os.sync()  # a copy of many files: one by one would take longer
+        for number, image_id in enumerate(image_ids, first):
+            source = place / directory / str(number)
+            if not all(stat.S_ISDIR(os.lstat(path).st_mode) for path in (source.parent, source)):
+                raise ValueError(f"layer {number} is no directory")
+            apply_marks(source)
+            with self.capturing(image_id, below, "") as made:
+                if any(source.iterdir()):
+                    made.layer = source.rename(made.target / "layer")
+            below = self.find(image_id)
 
     def settle(self, layers: Collection[Path]) -> None:
         """Those of them that images have made are on the machine's disk when this returns. Raises OSError."""
@@ -258,6 +296,8 @@ class ImageLayers:
             "data_dir": self._holder,
             "layers": [str(path.relative_to(self._templates)) for path in (*own, *below)],
         }
+        if not tier:
+            record["imported"] = True
         if made.memory is not None:
             kept = (final / made.memory.relative_to(work)).relative_to(self._templates)
             record |= {"memory": str(kept), "tier": tier}

@@ -332,6 +332,10 @@ class IsolationBackend(ABC):
         """
         raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
 
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """As `keep_written`, but copied, as the tree that it is on disk, into `target` itself. Raises as it."""
+        raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
+
     async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
         """One layer in the empty directory `target` that means on `below` what `layers` do; both top first.
 

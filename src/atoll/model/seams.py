@@ -148,6 +148,16 @@ class NodeClient(Protocol):
         """
         ...
 
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """Ends the sandbox, and keeps the directories `first`, `first` + 1, … of `directory` in it as images.
+
+        Each stands on the one before, the first on the image `below`; None: on nothing. What one deletes is marked
+        there as in an OCI layer's archive. Raises as `commit`, TemplateNotFound (`below`).
+        """
+        ...
+
     async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """Keeps what it is now as the image `image_id`; it goes on. `mode` None: as much as its tier can.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
-from atoll.node.live import LiveSandboxes
+from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -235,21 +235,44 @@ class Supervisor:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient.commit."""
-        live = self.live.get(sandbox_id)
-        if live is None:
-            raise SandboxGone(sandbox_id)
+        live = self._alive(sandbox_id)
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
             async with in_thread(self._templates.images.capturing(image_id, layers, live.tier)) as capture:
                 capture.put(await backend.keep_written(state_dir, capture.target))
 
+        await self._end_saving(live, save)
+        self._folding.soon(image_id, backend)
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient.commit_layers."""
+        live = self._alive(sandbox_id)
+        backend, images = await self._tiers.get(live.tier), self._templates.images
+        layers = images.find(below) if below is not None else ()
+
+        async def save(state_dir: Path) -> None:
+            with images.unfinished() as place:
+                await backend.copy_written(state_dir, place)
+                await asyncio.to_thread(images.make_of, place, directory, first, image_ids, layers)
+
+        await self._end_saving(live, save)
+
+    def _alive(self, sandbox_id: str) -> LiveSandbox:
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _end_saving(self, live: LiveSandbox, save: Callable[[Path], Awaitable[None]]) -> None:
+        sandbox_id = live.driver.sandbox_id
         await self.live.close(live)
         try:
             await asyncio.shield(live.driver.end_saving(save))
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
-        self._folding.soon(image_id, backend)
 
     async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""

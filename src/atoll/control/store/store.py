@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
@@ -82,6 +83,7 @@ class Store:
         self.events: EventTables
         self.secrets: SecretTables
         self.templates: TemplateTables
+        self.layers: LayerTables
         self.usage: UsageTables
 
     async def __aenter__(self) -> Self:
@@ -90,6 +92,7 @@ class Store:
         self.events = EventTables(self._database)
         self.secrets = SecretTables(self._database, self._seal)
         self.templates = TemplateTables(self._database)
+        self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
         return self
 

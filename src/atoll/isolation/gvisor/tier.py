@@ -30,7 +30,7 @@ from atoll.isolation.linux.cgroups.together import bound_all
 from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
-from atoll.isolation.linux.disk.written import keep_written
+from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -189,6 +189,10 @@ class GvisorBackend(IsolationBackend):
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""
         return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(copy_written, state_dir, target)
 
     async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
         """See IsolationBackend."""

@@ -50,6 +50,22 @@ def keep_written(state_dir: Path, target: Path) -> Path | None:
     return layer
 
 
+def copy_written(state_dir: Path, target: Path) -> None:
+    """Copies what the sandbox has written into `target`, an empty directory. Otherwise as `keep_written`."""
+    image = state_dir / IMAGE
+    if not image.exists():
+        _copy_tree(state_dir / UPPER, target)
+        _strip(target)
+        return
+    kept.wait_until_released(image)
+    mount = mount_image(image)
+    try:
+        _copy_tree(Path(f"/proc/self/fd/{mount}/{UPPER}"), target, mount)
+    finally:
+        os.close(mount)
+    _strip(target)
+
+
 def _keep_directory(written: Path, layer: Path) -> Path | None:
     _strip(written)
     if not any(written.iterdir()):
@@ -97,12 +113,12 @@ def _strip(layer: Path) -> None:
             path.unlink()
 
 
-def _copy_tree(source: Path, target: Path) -> None:
+def _copy_tree(source: Path, target: Path, *descriptors: int) -> None:
     if shutil.which("cp") is None:
         raise FileNotFoundError("cp is not installed")
     done = subprocess.run(
         ["cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--", str(source), str(target)],
-        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False, pass_fds=descriptors,
     )  # fmt: skip
     if done.returncode != 0:
         raise OSError(f"what the sandbox has written cannot be copied: {done.stderr.decode(errors='replace')[-300:]}")
