@@ -66,6 +66,21 @@ async def test_an_upload_never_takes_the_last_of_a_disk(tmp_path: Path, monkeypa
     assert not _files(tmp_path)
 
 
+async def test_a_teams_uploads_have_a_sum_and_another_team_does_not_notice(tmp_path: Path) -> None:
+    kept, other = Uploads(tmp_path, max_team_bytes=10), "cd" * 32
+    await kept.receive(kept.link("team", HASH), _pieces(b"x" * 6))
+    with pytest.raises(QuotaExceeded, match="the team's uploads"):
+        await kept.receive(kept.link("team", other), _pieces(b"x" * 3, b"x" * 3))
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * 3
+        with pytest.raises(QuotaExceeded):  # those that arrive at the same time count too
+            await kept.receive(kept.link("team", "ef" * 32), _pieces(b"x" * 2))
+
+    await kept.receive(kept.link("team", other), slow())
+    await kept.receive(kept.link("neighbour", HASH), _pieces(b"x" * 10))
+
+
 async def test_a_link_that_is_not_ours_or_old_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Uploads(tmp_path)
     link = kept.link("team", HASH)

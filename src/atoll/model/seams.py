@@ -98,8 +98,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """Lets a paused one run again; as `create`, but a caller that goes away does not stop it.
+
+        `network`: what it may reach from its first moment on; what its rules add may have changed while it was paused.
 
         FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
         MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).

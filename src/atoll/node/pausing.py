@@ -26,10 +26,10 @@ from atoll.model.errors import (
     PlatformError,
     SandboxGone,
 )
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import PauseMode
 from atoll.model.seams import NodePause, NodeSnapshot
 from atoll.node.blocking import in_thread
-from atoll.node.directories import SandboxDirectories
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
@@ -49,14 +49,12 @@ class NodePausing:
         tasks: asyncio.TaskGroup,
         live: LiveSandboxes,
         egress: NodeEgress,
-        directories: SandboxDirectories,
         images: ImageLayers,
         folding: Folding,
     ) -> None:
         self._tasks = tasks
         self._live = live
         self._egress = egress
-        self._directories = directories
         self._images = images
         self._folding = folding
 
@@ -64,9 +62,9 @@ class NodePausing:
         """See NodeClient.pause."""
         return await self._to_its_end(self._pause(self._find(sandbox_id), mode, need_answer), f"pause {sandbox_id}")
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> SandboxHandle:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         """See NodeClient.resume."""
-        return await self._to_its_end(self._resume(self._find(sandbox_id), mode), f"resume {sandbox_id}")
+        return await self._to_its_end(self._resume(self._find(sandbox_id), mode, network), f"resume {sandbox_id}")
 
     async def snapshot(self, sandbox_id: str, mode: PauseMode | None, image_id: str, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
@@ -139,12 +137,12 @@ class NodePausing:
         except OSError as error:
             raise PlatformError(f"the layers below {live.spec.sandbox_id!r} cannot be kept: {error}") from error
 
-    async def _resume(self, live: LiveSandbox, mode: PauseMode) -> SandboxHandle:
+    async def _resume(self, live: LiveSandbox, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         async with live.turn:
             if live.handle is not None:
                 raise Conflict(f"sandbox {live.spec.sandbox_id!r} is not paused")
+            self._egress.set_aside(live.spec, network)
             handle = await live.driver.resume(mode)
-            network = self._directories.network_of(live.spec)
             await self._egress.attach_adopted(handle, network)
             self._live.publish(live, handle)
             _log.info("sandbox.resumed", sandbox_id=live.spec.sandbox_id, mode=mode.value)

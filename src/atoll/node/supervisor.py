@@ -75,7 +75,7 @@ class Supervisor:
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._folding = Folding(self._tasks, templates.images)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories, templates.images, self._folding)
+        self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -192,10 +192,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:

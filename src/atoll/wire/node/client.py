@@ -370,9 +370,11 @@ class RemoteNode:
         )
         return paused
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient."""
-        resumed: NodeSandbox = await self._call("resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode)
+        resumed: NodeSandbox = await self._call(
+            "resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode, network=network
+        )
         return resumed
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
