@@ -9,6 +9,7 @@ import structlog
 from atoll.images.layers import ImageLayers
 from atoll.isolation.base import IsolationBackend
 from atoll.model.errors import NotOffered
+from atoll.model.tasks import OwnedTasks
 from atoll.node.blocking import in_thread
 
 _log = structlog.get_logger("atoll.node")
@@ -17,27 +18,21 @@ _log = structlog.get_logger("atoll.node")
 class Folding:
     """Part of the supervisor. What is under way when the node stops is begun anew when the chain grows again."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, images: ImageLayers) -> None:
-        self._tasks = tasks
+    def __init__(self, images: ImageLayers) -> None:
         self._images = images
         self._turn = asyncio.Lock()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
 
     def soon(self, image_id: str, backend: IsolationBackend) -> None:
         """Folds the image's chain if it is long."""
-        if self._images.chain(image_id) is None:
-            return
-        task = self._tasks.create_task(self._fold(image_id, backend), name=f"fold {image_id}")
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        if self._images.chain(image_id) is not None:
+            self._tasks.start(self._fold(image_id, backend), name=f"fold {image_id}")
 
-    def stop(self) -> None:
-        """What is under way leaves nothing."""
-        for task in self._under_way:
-            task.cancel()
+    async def aclose(self) -> None:
+        """What is under way leaves nothing. Idempotent."""
+        await self._tasks.aclose()
 
     async def _fold(self, image_id: str, backend: IsolationBackend) -> None:
-        """Never raises but CancelledError: the task group would end with it."""
         async with self._turn:
             if (chain := self._images.chain(image_id)) is None:
                 return

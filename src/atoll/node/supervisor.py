@@ -74,7 +74,7 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._folding = Folding(self._tasks, templates.images)
+        self._folding = Folding(templates.images)
         self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
@@ -110,7 +110,7 @@ class Supervisor:
     async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._tiers.start_no_more()
-        self._folding.stop()
+        await self._folding.aclose()
         drivers = [live.driver for _, live in self.live]
         if self._keep:
             for driver in drivers:
