@@ -123,7 +123,7 @@ class EgressSockets:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The parts of an image, where `SandboxHandle.snapshot` or `IsolationBackend.keep_written` was told to put them.
+    """The parts of an image, where `SandboxHandle.snapshot` or `IsolationBackend.keep_written` has put them.
 
     `layer` holds what differs from the layers that the sandbox stands on: a directory, or an image file (see
     `SandboxPaths.lower_dirs`); None: nothing does. `memory` is the tier's own, readable by `create` of the same tier;

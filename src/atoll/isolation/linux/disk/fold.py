@@ -55,7 +55,7 @@ async def run(layers: Sequence[Path], below: Sequence[Path], target: Path) -> Pa
 
 
 def main() -> None:
-    """Reads the order from standard input; what goes wrong is said on standard error."""
+    """Reads the order from standard input; errors go to standard error."""
     os.nice(10)
     order = json.load(sys.stdin)
     try:
