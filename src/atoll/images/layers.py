@@ -149,8 +149,8 @@ class ImageLayers:
     def folding(self, image_id: str, below: Sequence[Path]) -> Iterator[Capturing]:
         """The caller fills `target` with a layer that stands for the chain above `below`, on the machine's disk.
 
-        Leaving the block makes it the image's, unless an error does. A sandbox that stands on the chain already still does: it
-        goes with the last of them. Raises OSError, ValueError (the image is gone).
+        Leaving the block makes it the image's, unless an error does. Sandboxes that stand on the chain already
+        still do: it goes with the last of them. Raises OSError, ValueError (the image is gone).
         """
         work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
         work.mkdir(parents=True)
