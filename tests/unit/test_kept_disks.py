@@ -27,9 +27,9 @@ def test_a_copy_is_whole_also_where_templates_lie_on_another_file_system(tmp_pat
     if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system in /dev/shm")
     content = _image(tmp_path / "image")
-    kept._copy_file(tmp_path / "image", tmp_path / "beside")
+    kept.copy_file(tmp_path / "image", tmp_path / "beside")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        kept._copy_file(tmp_path / "image", Path(other) / "copy")
+        kept.copy_file(tmp_path / "image", Path(other) / "copy")
         for copy in (tmp_path / "beside", Path(other) / "copy"):
             assert copy.read_bytes() == content
             assert copy.stat().st_blocks * 512 < 2 << 20, "holes stay holes"

@@ -160,8 +160,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """Keeps what it is now as the image `image_id`; it goes on. `mode` None: as much as its tier can.
+
+        `durable`: it is on the machine's disk when this returns; else once something durable stands on it.
 
         Raises SandboxGone, Conflict (it is paused), NotOffered, PlatformError; it runs on in any case.
         """

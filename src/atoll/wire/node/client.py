@@ -426,10 +426,10 @@ class RemoteNode:
             image_ids=image_ids,
         )
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient."""
         made: NodeSnapshot = await self._call(
-            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode
+            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode, durable=durable
         )
         return made
 
