@@ -40,6 +40,7 @@ from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
+from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.build_log import BuildLogs
@@ -99,9 +100,10 @@ class ControlPlane:
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
-        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
+        figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
+        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
+        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
         filling = SecretFilling(store.secrets)
@@ -199,9 +201,11 @@ class ControlPlane:
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
+            created=figures.created,
         )
         self.services = Services(
             policy=policy,
+            figures=figures,
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
