@@ -43,11 +43,14 @@ from atoll.control.store import Store
 from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
+from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.network import NetworkPolicy
@@ -99,8 +102,10 @@ class ControlPlane:
         templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
-        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
+        sandboxes_of_builds = BuildSandboxes(routes, new_sandbox_id, quota)
+        importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
+        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
@@ -131,9 +136,11 @@ class ControlPlane:
         )
         self._builds = TemplateBuildService(
             tables=store.templates,
+            layers=store.layers,
             catalog=templates,
             nodes=nodes,
-            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
+            bases=BaseImages(templates, importer, uploads, clock),
+            builder=TemplateBuilder(sandboxes_of_builds, uploads, store.layers),
             uploads=uploads,
             logs=build_logs,
             clock=clock,
@@ -170,6 +177,8 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             sleeping=sleeping,
+            network=network,
+            filling=filling,
         )
         self.reconciliation = Reconciliation(
             store=store,
@@ -238,6 +247,7 @@ class ControlPlane:
             await self._builds.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (
