@@ -45,7 +45,7 @@ from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
-from atoll.control.templates.builds import TemplateBuildService
+from atoll.control.templates.builds import BuildLimits, TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
@@ -143,7 +143,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            maximum=policy.maximum,
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)

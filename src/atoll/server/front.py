@@ -95,6 +95,8 @@ def _policy(plan: Plan) -> Policy:
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
+        build_timeout_s=settings.build_timeout_s,
+        team_builds=settings.team_builds,
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )
