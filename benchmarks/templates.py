@@ -5,7 +5,8 @@
 The commands are those of a template of the code interpreter's size: its tree is copied a package at a time, so that no
 index on the network decides the figures (2.3 GB of small and large files in six steps). "by hand" runs them one after
 the other in one sandbox of `code-interpreter-v1`, "cold" is `Template.build` of them with the cache skipped, "cached"
-the same build again; in turns. `--steps`: only the first ones, for a busy machine. Raw rows go to `results/templates.csv`, a table to standard output.
+the same build again; in turns. `--steps`: only the first ones, for a busy machine. Raw rows go to
+`results/templates.csv`, a table to standard output.
 """
 
 from __future__ import annotations
