@@ -11,6 +11,7 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -22,11 +23,22 @@ import structlog
 from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
 from atoll.isolation.directory import Paused
-from atoll.model.errors import AtollError, Conflict, CreateFailed, MemoryLost, NotOffered, PlatformError, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    Conflict,
+    CreateFailed,
+    MemoryLost,
+    NotOffered,
+    PlatformError,
+    SandboxGone,
+    StorageFull,
+)
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
 
 CREATE_TIMEOUT_S = 30.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = "make room on the disk of its data directory and try again"
 KILL_TIMEOUT_S = 15.0
 """Longer than the ten seconds that the contract gives a backend: past it the backend is broken, not slow."""
 
@@ -130,6 +142,10 @@ class SandboxDriver:
             self._fail(error)
             return None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                _log.error("sandbox.create_failed", sandbox_id=self.sandbox_id, error=str(error))
+                self._fail(StorageFull(f"the node's disk has no room for a sandbox: {error}", hint=_MAKE_ROOM))
+                return None
             _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
             return None
