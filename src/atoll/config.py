@@ -93,6 +93,9 @@ class Settings:
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
+    ATOLL_REGISTRY_ALLOW_PRIVATE  the same for registries of images, which template builds alone then reach
+    ATOLL_INSECURE_REGISTRIES  comma list of registries (10.1.0.5:5000, or a host for all its ports) that are
+                         spoken to without TLS
     ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
@@ -125,6 +128,8 @@ class Settings:
     max_network_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
+    registry_allow_private: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     template_wait_s: int = 50
@@ -162,6 +167,8 @@ class Settings:
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
+            registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
+            insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
             nodes=_list(environ, "ATOLL_NODES"),
             prepare_templates=_list(

@@ -30,8 +30,12 @@ template_app = typer.Typer(help="Build and list templates.", no_args_is_help=Tru
 app.add_typer(template_app, name="template")
 team_app = typer.Typer(help="Make teams and API keys; one team never sees another's sandboxes.", no_args_is_help=True)
 app.add_typer(team_app, name="team")
+branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of them.", no_args_is_help=True)
+app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+
+CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
 
 
 def main() -> None:
@@ -63,6 +67,13 @@ def serve(
         bool | None,
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
+    registry_allow_private: Annotated[
+        list[str] | None,
+        typer.Option(help="A private network (10.1.0.0/16) whose registries template builds may reach."),
+    ] = None,
+    insecure_registry: Annotated[
+        list[str] | None, typer.Option(help="A registry (HOST[:PORT]) that is spoken to without TLS.")
+    ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
     node: Annotated[
         list[str] | None, typer.Option(help="ID=HOST:PORT of a node on another machine; may be given more than once.")
@@ -90,6 +101,8 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "registry_allow_private": tuple(registry_allow_private) if registry_allow_private else None,
+            "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
             "nodes": tuple(node) if node else None,
             "warm": warm_wishes(warm) if warm else None,
         }
@@ -130,6 +143,26 @@ def template_build(
         settings = _settings(data_dir)
         for name in names or ["base"]:
             _build(settings, name)
+
+
+@template_app.command("import")
+def template_import(
+    source: Annotated[
+        Path,
+        typer.Argument(exists=True, help="What `docker save` wrote, an OCI archive, or an OCI layout."),
+    ],
+    name: Annotated[str, typer.Option(help="The template's name, with a tag if you like (NAME:TAG).")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a template of an image on this disk, by the server of the data directory."""
+    with _errors_printed():
+        from rich.console import Console
+
+        from atoll.cli import template_import as importing
+
+        made = importing.import_image(_settings(data_dir), source, name, Console(stderr=True))
+        _print_facts(made, as_json)
 
 
 @template_app.command("list")
@@ -221,6 +254,48 @@ def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             typer.echo(f"{row['team_id']}  {row['name']}  ({row['keys']} keys)")
 
 
+@branch_app.command("list")
+def branch_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the tree of checkpoints."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show_all(_settings(data_dir), as_json=as_json)
+
+
+@branch_app.command("show")
+def branch_show(checkpoint: CheckpointId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show a checkpoint and all that led to it."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show(_settings(data_dir), checkpoint, as_json=as_json)
+
+
+@branch_app.command("run")
+def branch_run(
+    checkpoint: CheckpointId,
+    command: Annotated[str, typer.Argument(help="A shell command line.")],
+    note: Annotated[str, typer.Option(help="What to call what comes of it. [default: the command]")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on from a checkpoint with another action, and take the next one there; returns the command's exit code."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        raise typer.Exit(branch.go_on(_settings(data_dir), checkpoint, command, note, as_json=as_json))
+
+
+@branch_app.command("delete")
+def branch_delete(checkpoint: CheckpointId, data_dir: DataDir = None) -> None:
+    """Delete a checkpoint at which no other began, and its snapshot."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.delete(_settings(data_dir), checkpoint)
+
+
 @app.command()
 def doctor(
     data_dir: DataDir = None,
@@ -276,14 +351,22 @@ def replay(
         int | None, typer.Option(min=1, max=65535, help="Afterwards fetch this port from outside the sandbox.")
     ] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
+    branch_from: Annotated[
+        int | None, typer.Option("--from", min=0, help="With --branch: the number of the event to branch before.")
+    ] = None,
+    branch: Annotated[
+        bool, typer.Option("--branch", help="Take a checkpoint at --from, and go on in a sandbox of it.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded agent run in a sandbox, action by action."""
+    if branch != (branch_from is not None):
+        raise typer.BadParameter("--from N and --branch belong together")
     with _errors_printed():
         from atoll.cli.replay import Options, replay_file
 
-        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json)
+        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json, branch_from)
         raise typer.Exit(replay_file(_settings(data_dir), file, options))
 
 

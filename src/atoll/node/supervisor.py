@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +22,13 @@ from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
+from atoll.node.blocking import in_thread
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
-from atoll.node.live import LiveSandboxes
+from atoll.node.folding import Folding
+from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -72,7 +74,8 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._folding = Folding(templates.images)
+        self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -107,6 +110,7 @@ class Supervisor:
     async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._tiers.start_no_more()
+        await self._folding.aclose()
         drivers = [live.driver for _, live in self.live]
         if self._keep:
             for driver in drivers:
@@ -188,10 +192,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -231,25 +235,49 @@ class Supervisor:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient.commit."""
-        live = self.live.get(sandbox_id)
-        if live is None:
-            raise SandboxGone(sandbox_id)
+        live = self._alive(sandbox_id)
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
-            with self._templates.images.making(image_id, layers) as layer:
-                await backend.copy_written(state_dir, layer)
+            async with in_thread(self._templates.images.capturing(image_id, layers, live.tier)) as capture:
+                capture.put(await backend.keep_written(state_dir, capture.target))
 
+        await self._end_saving(live, save)
+        self._folding.soon(image_id, backend)
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient.commit_layers."""
+        live = self._alive(sandbox_id)
+        backend, images = await self._tiers.get(live.tier), self._templates.images
+        layers = images.find(below) if below is not None else ()
+
+        async def save(state_dir: Path) -> None:
+            with images.unfinished() as place:
+                await backend.copy_written(state_dir, place)
+                await asyncio.to_thread(images.make_of, place, directory, first, image_ids, layers)
+
+        await self._end_saving(live, save)
+
+    def _alive(self, sandbox_id: str) -> LiveSandbox:
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _end_saving(self, live: LiveSandbox, save: Callable[[Path], Awaitable[None]]) -> None:
+        sandbox_id = live.driver.sandbox_id
         await self.live.close(live)
         try:
             await asyncio.shield(live.driver.end_saving(save))
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
         self._disk.check_room()
-        return await self._pausing.snapshot(sandbox_id, mode, image_id, self._templates.images)
+        return await self._pausing.snapshot(sandbox_id, mode, image_id, durable=durable)
 
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""

@@ -151,6 +151,7 @@ def _orders(plan: Plan, parent: int, writing: int) -> gateway.Orders:
         plan.gateway_user,
         str(root_place(settings.data_dir, gateway.NAME)),
         settings.egress_allow_private,
+        settings.registry_allow_private,
         settings.name_servers,
         settings.log_level,
         settings.log_format,
