@@ -26,7 +26,7 @@ def machine() -> Finding:
 
 
 def limit(cgroups: Cgroups, controller: str, fix: str = "", more: str = "") -> Finding:
-    """Whether a controller keeps the limit. `more` is said of one that does."""
+    """Whether a controller keeps the limit. `more`: what there is to add of one that does."""
     name = f"limit {controller}"
     if controller in cgroups.v1:
         return Finding(name, Verdict.OK, f"cgroup version 1 at {cgroups.v1[controller]}{more}")
