@@ -45,6 +45,7 @@ from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.seams import NodeEvents
 
@@ -166,6 +167,7 @@ class ControlPlane:
         )
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
+        volumes = VolumeService(store.volumes, nodes, policy, clock, background)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -178,6 +180,7 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
+            volumes=volumes,
             wait_until_ready=StartCommands(routes).wait_until_ready,
         )
         self.services = Services(
@@ -201,6 +204,7 @@ class ControlPlane:
             secrets=SecretService(
                 store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
             ),
+            volumes=volumes,
             events=EventService(store.events, clock, outbound),
         )
 
@@ -212,6 +216,7 @@ class ControlPlane:
             await self.reconciliation.recover()
             await self.services.network.follow_secrets()
             await self._builds.recover()
+            await self.services.volumes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self._background.keep_running(self._journal.run())

@@ -37,6 +37,7 @@ from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.volumes.service import VolumeService
 from atoll.model.errors import Conflict, CreateFailed
 from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
@@ -64,6 +65,7 @@ class SandboxCreation:
         journal: Journal,
         ending: SandboxEnding,
         filling: SecretFilling,
+        volumes: VolumeService,
         wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
         self._wait_until_ready = wait_until_ready
@@ -78,6 +80,7 @@ class SandboxCreation:
         self._journal = journal
         self._ending = ending
         self._filling = filling
+        self._volumes = volumes
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
 
     async def create(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
@@ -126,8 +129,11 @@ class SandboxCreation:
         if template is None:
             template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
-        node = self._nodes.client(choose_node(self._loads(template, limits)))
+        mounts, place = await self._volumes.mounts(caller.team_id, order.volumes)
+        loads = [load for load in self._loads(template, limits) if place in (None, load.node_id)]
+        node = self._nodes.client(choose_node(loads))
         record = self._new_record(caller, order, template, node.node_id, limits)
+        record = replace(record, volumes=tuple(mounts))
         network = await self._filling.of_order(record.team_id, record.network)
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
         making = self._background.begin(self._begin(record, order, template, node, network))
@@ -245,5 +251,6 @@ def _spec(record: SandboxRecord, order: CreateOrder, template: Template, network
         traffic_access_token=record.traffic_access_token,
         mask_request_host=order.mask_request_host,
         network=network,
+        volumes=record.volumes,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
     )

@@ -22,11 +22,13 @@ from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
+from atoll.control.store.volumes import VolumeTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, PauseMode, SandboxRecord, SandboxState
 from atoll.model.sealing import Seal
+from atoll.model.volume import VolumeMount
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
@@ -82,6 +84,7 @@ class Store:
         self.secrets: SecretTables
         self.templates: TemplateTables
         self.usage: UsageTables
+        self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url)
@@ -90,6 +93,7 @@ class Store:
         self.secrets = SecretTables(self._database, self._seal)
         self.templates = TemplateTables(self._database)
         self.usage = UsageTables(self._database)
+        self.volumes = VolumeTables(self._database, self._seal)
         return self
 
     async def __aexit__(
@@ -237,6 +241,7 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "pause_mode": record.pause_mode.value if record.pause_mode is not None else None,
         "guest_answered": record.guest_answered,
         "mask_request_host": record.mask_request_host,
+        "volumes": [mount.as_json() for mount in record.volumes] or None,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
@@ -271,6 +276,7 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
         guest_answered=row["guest_answered"],
         mask_request_host=row["mask_request_host"],
+        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )
