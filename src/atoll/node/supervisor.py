@@ -94,7 +94,7 @@ class Supervisor:
             stack.callback(self.directories.close)
             await stack.enter_async_context(self._tasks)
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
-            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles), name="disk space"))
+            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles, self._volumes), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
             take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
             self.start_report = await take_over.run(left)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from atoll.isolation.base import DiskUse
 from atoll.model.errors import NotFound, NotOffered
 
 
@@ -29,7 +30,7 @@ class NodeVolumes(Protocol):
         ...
 
     async def remove(self, volume_id: str) -> None:
-        """Whoever has it mounted keeps it until then; its contents can be reached no more. Idempotent."""
+        """What has it mounted keeps it; its contents can be reached no more. Idempotent."""
         ...
 
     def attached(self, volume_ids: Sequence[str]) -> AbstractAsyncContextManager[list[str]]:
@@ -37,6 +38,14 @@ class NodeVolumes(Protocol):
 
         Raises NotFound, PlatformError.
         """
+        ...
+
+    async def uses(self) -> dict[str, DiskUse]:
+        """Of the host's disk, of those that can grow now."""
+        ...
+
+    async def allow(self, volume_id: str, more: int | None) -> None:
+        """Lets it take that many more bytes of the host's disk, or (None) what its size allows."""
         ...
 
     async def dial(self, volume_id: str) -> socket.socket:
@@ -71,6 +80,13 @@ class NoVolumes:
         if volume_ids:
             raise NotFound(f"volume {volume_ids[0]!r} not found")
         yield []
+
+    async def uses(self) -> dict[str, DiskUse]:
+        """See NodeVolumes."""
+        return {}
+
+    async def allow(self, volume_id: str, more: int | None) -> None:
+        """See NodeVolumes."""
 
     async def dial(self, volume_id: str) -> socket.socket:
         """See NodeVolumes."""

@@ -2,9 +2,9 @@
 
 What it is then: root of a user namespace of its own, whose ids are nobody's on the host; its root directory is the
 volume; no network, nothing of the host's files; of capabilities those over the volume's files; no new privileges; a
-filter of system calls under which nothing is ever started. Whoever got hold of it has the volume, which is the team's.
+filter of system calls under which nothing is ever started. What gets hold of it has the volume, which is the team's.
 
-It gets connections one by one over its only inherited descriptor, and ends with that, or when told so:
+It gets connections one by one over its only inherited descriptor, and ends with that:
 
     server → program   connection{} +[socket]
     program → server   ready{}   failed{error}   idle{connections}: none is open, after so many
@@ -53,7 +53,7 @@ _NEEDLESS = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the program is told. `id_base`: the first of the host ids that stand for the volume's."""
+    """What the program needs to know. `id_base`: the first of the host ids that stand for the volume's."""
 
     volume_id: str
     token_digest: str

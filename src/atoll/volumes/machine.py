@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from atoll.isolation.base import DiskUse
 from atoll.model.errors import NotOffered, PlatformError
 from atoll.volumes.servers import VolumeServers
 from atoll.volumes.store import VolumeRecord, VolumeStore
@@ -65,6 +66,14 @@ class MachineVolumes:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    async def uses(self) -> dict[str, DiskUse]:
+        """See NodeVolumes."""
+        return await asyncio.to_thread(self._store.uses)
+
+    async def allow(self, volume_id: str, more: int | None) -> None:
+        """See NodeVolumes."""
+        await asyncio.to_thread(self._store.allow, volume_id, more)
 
     async def dial(self, volume_id: str) -> socket.socket:
         """See NodeVolumes."""

@@ -14,10 +14,12 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll.isolation.base import DiskUse
 from atoll.isolation.linux.disk import growth, image, volume
 from atoll.isolation.linux.disk.kept import sync
 from atoll.isolation.linux.disk.volume import IMAGE, Device
@@ -110,18 +112,34 @@ class VolumeStore:
             self.find(volume_id)
             return volume.attach(self.place / volume_id / IMAGE)
 
+    def uses(self) -> dict[str, DiskUse]:
+        """Of the host's space, of those that are mounted: the others do not grow. Blocks. Raises no error."""
+        found: dict[str, DiskUse] = {}
+        for volume_id, device in self._devices().items():
+            with contextlib.suppress(OSError), _mounted(device) as inside:
+                found[volume_id] = growth.use_of(self.place / volume_id / IMAGE, os.fstatvfs(inside))
+        return found
+
     def allow(self, volume_id: str, more: int | None) -> None:
-        """See `growth.allow`; of one that is not mounted nothing is taken. Blocks. Raises OSError."""
-        image_path = self.place / volume_id / IMAGE
-        device = growth.device_of(image_path)
-        if device is None:
-            return
-        mounted = volume.mount(f"/dev/{device}")
-        try:
-            with contextlib.suppress(FileNotFoundError):  # it is being let go
-                growth.allow(device, os.fstatvfs(mounted), more)
-        finally:
-            os.close(mounted)
+        """See `growth.allow`; of one that is not mounted nothing is taken. Blocks. Raises no error."""
+        device = self._devices().get(volume_id)
+        if device is not None:
+            with contextlib.suppress(OSError), _mounted(device) as inside:
+                growth.allow(device, os.fstatvfs(inside), more)
+
+    def _devices(self) -> dict[str, str]:
+        """Volume → the loop device that is on it."""
+        by_image = {str(self.place / volume_id / IMAGE): volume_id for volume_id in self._records}
+        return {by_image[path]: device for path, device in growth.devices().items() if path in by_image}
+
+
+@contextlib.contextmanager
+def _mounted(device: str) -> Iterator[int]:
+    mounted = volume.mount(f"/dev/{device}")
+    try:
+        yield mounted
+    finally:
+        os.close(mounted)
 
 
 def _read(path: Path) -> VolumeRecord:

@@ -71,7 +71,7 @@ class Owner(NamedTuple):
             os.fchmod(descriptor, self.mode)
 
     def or_else(self, uid: int, gid: int, mode: int) -> Owner:
-        """With these where nothing was said."""
+        """With these where nothing is set."""
         return Owner(
             uid if self.uid is None else self.uid,
             gid if self.gid is None else self.gid,

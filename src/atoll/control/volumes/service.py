@@ -78,10 +78,7 @@ class VolumeService:
         await asyncio.shield(self._background.begin(self._unmake(volume)))
 
     async def mounts(self, team_id: str, wanted: Sequence[tuple[str, str]]) -> tuple[list[VolumeMount], str | None]:
-        """What a create names as (name, path), and the node where that is; None: anywhere.
-
-        Raises InvalidRequest, NotFound.
-        """
+        """What a create names as (name, path), and the node where that is; None: anywhere. Raises InvalidRequest."""
         if not wanted:
             return [], None
         paths = check_paths([path for _, path in wanted])
@@ -89,7 +86,9 @@ class VolumeService:
         mounts = []
         for (name, _), path in zip(wanted, paths, strict=True):
             if name not in found:
-                raise NotFound(f"volume {name[:100]!r} not found", hint="make it first: POST /volumes")
+                raise InvalidRequest(
+                    f"volumeMounts: volume {name[:100]!r} not found", hint="make it first: POST /volumes"
+                )
             mounts.append(VolumeMount(found[name].volume_id, name, path))
         nodes = {volume.node_id for volume in found.values()}
         if len(nodes) > 1:

@@ -4,8 +4,8 @@
     attach   THE loop device of the image: two devices on one image would each have a file system of their own on it
     mount    a detached mount of that device; all mounts of it share one file system in the kernel
 
-The device clears itself when the last mount and the last descriptor are gone, whoever is killed. Nothing in a volume is
-a device, a program for the host, or gives anybody rights. Everything here blocks, and raises OSError.
+The device clears itself when the last mount and the last descriptor are gone, whatever process is killed. Nothing in a
+volume is a device, or gives anybody rights. Everything here blocks, and raises OSError.
 """
 
 from __future__ import annotations
