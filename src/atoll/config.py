@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,17 @@ def _wishes(environ: Mapping[str, str]) -> Wishes:
     return Wishes(maximum, team, total, at_once, *disk)
 
 
+def warm_wishes(texts: Iterable[str]) -> Mapping[str, int]:
+    """`TEMPLATE=N` each. Raises InvalidRequest."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, count = text.rpartition("=")
+        if not name or not (count.isascii() and count.isdigit()) or len(count) > 4:
+            raise InvalidRequest(f"warm sandboxes are asked for as TEMPLATE=N, not {text[:100]!r}")
+        found[name] = int(count)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -88,10 +99,16 @@ class Settings:
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
+    ATOLL_REGISTRY_ALLOW_PRIVATE  the same for registries of images, which template builds alone then reach
+    ATOLL_INSECURE_REGISTRIES  comma list of registries (10.1.0.5:5000, or a host for all its ports) that are
+                         spoken to without TLS
     ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
+    ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
+    ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
+                         what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
@@ -117,9 +134,13 @@ class Settings:
     max_network_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
+    registry_allow_private: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     template_wait_s: int = 50
+    nodes: tuple[str, ...] = ()
+    warm: Mapping[str, int] = field(default_factory=dict)
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -152,9 +173,13 @@ class Settings:
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
+            registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
+            insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
+            nodes=_list(environ, "ATOLL_NODES"),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
+            warm=warm_wishes(_list(environ, "ATOLL_WARM")),
         )

@@ -35,10 +35,8 @@ METHODS, DIFFERENCES = "methods", "tiers"
 """The parts of the document that are written here, each between two comments."""
 
 IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
-MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
-    (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Secret\.iam_?[tT]oken", IDENTITY),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )

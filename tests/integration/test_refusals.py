@@ -15,7 +15,6 @@ pytestmark = one_tier("refused by the control plane before a tier hears of it")
 
 
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
-    ("mcp", lambda _: Sandbox.create(mcp={"exa": {"apiKey": "k"}})),
     ("network.egressProxy", lambda _: Sandbox.create(network={"egress_proxy": {"address": "proxy.test:1080"}})),
 ]
 

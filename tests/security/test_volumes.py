@@ -69,7 +69,8 @@ def test_what_a_sandbox_puts_into_a_volume_leads_nowhere(
     sandbox = create(volume_mounts={"/data": volume})
     depth = "/.." * 12
     sandbox.commands.run(
-        f"cd /data && ln -s {marker} direct && ln -s {depth[1:]}{marker} dots && ln -s / root && ln -s /proc proc && "
+        f"cd /data && ln -s {marker} direct && ln -s {depth[1:]}{marker} dots && "
+        "ln -s / root && ln -s /proc outside && "
         f"mkdir dir && ln -s ../../../../../../.. dir/up && mkfifo pipe && truncate -s 1T sparse && "
         "python3 -c \"import os; os.mkdir(b'\\xff')\" 2>/dev/null; sudo cp /usr/bin/id suid; sudo chown root suid; "
         "sudo chmod 4755 suid; true"
@@ -77,7 +78,7 @@ def test_what_a_sandbox_puts_into_a_volume_leads_nowhere(
     place = Path(f"/proc/{server_of(volume)}/root")
     assert os.readlink(place / "direct") == str(marker)
     assert Path(os.readlink(place / "direct")).read_text() == SECRET, "control: followed by the host it is the host's"
-    for path in ("/direct", "/dots", f"/root{marker}", "/proc/1/environ", "/proc/self/root", f"/dir/up{marker}"):
+    for path in ("/direct", "/dots", f"/root{marker}", "/outside/1/environ", "/outside/self/root", f"/dir/up{marker}"):
         with pytest.raises(VolumePathNotFoundException):
             volume.read_file(path)
     for path in ("/root/../etc/passwd", f"/dir/up{marker}"):

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from atoll.images import leases
+from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
 from atoll.model.errors import TemplateNotFound
 
 FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
+DIRECTORY = re.compile(r"[a-z]{1,40}")
+"""Of layers, in the root directory of the sandbox that has unpacked them."""
 KEPT_S = 3600.0
 """How long one that nobody names is kept all the same: a build may be about to use it."""
 MAX_LAYERS = 300
@@ -108,6 +112,32 @@ class ImageLayers:
             if made.layer is None:
                 raise ValueError("a snapshot without a layer")
             self._complete(image_id, work, [made.layer], below, made.memory, tier)
+
+    @contextmanager
+    def unfinished(self) -> Iterator[Path]:
+        """An empty directory beside the images; whatever is left in it goes when the block ends. Raises OSError."""
+        work = self._templates / ".building" / f"image-{secrets.token_hex(20)}-{secrets.token_hex(8)}"
+        work.mkdir(parents=True)
+        try:
+            yield work
+        finally:
+            remove_tree(work)
+
+    def make_of(self, place: Path, directory: str, first: int, image_ids: Sequence[str], below: Sequence[Path]) -> None:
+        """Makes images of the directories `first`, `first` + 1, … of `place`/`directory`, each on the one before.
+
+        What they hold is a stranger's: nothing in it is followed. Blocks. Raises OSError, ValueError.
+        """
+        if not DIRECTORY.fullmatch(directory):
+            raise ValueError(f"{directory[:100]!r} is no directory of layers")
+        for number, image_id in enumerate(image_ids, first):
+            source = place / directory / str(number)
+            if not all(stat.S_ISDIR(os.lstat(path).st_mode) for path in (source.parent, source)):
+                raise ValueError(f"layer {number} is no directory")
+            apply_marks(source)
+            with self.making(image_id, below) as layer:
+                source.rename(layer)
+            below = self.find(image_id)
 
     @contextmanager
     def _work(self, image_id: str, below: Sequence[Path]) -> Iterator[Path]:

@@ -77,6 +77,14 @@ class NodeClient(Protocol):
         """
         ...
 
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """A sandbox that runs becomes the one of `spec`, under its own id: environment, tokens, network.
+
+        What runs in it goes on, with the environment that it has. `spec` differs in nothing else from what it was made
+        of. Raises SandboxGone, PlatformError (its guest does not answer).
+        """
+        ...
+
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
         ...
@@ -137,6 +145,16 @@ class NodeClient(Protocol):
         """Ends the sandbox, and keeps what it has written as the image `image_id`, on top of what it stood on.
 
         Raises SandboxGone, NotOffered (its tier cannot), PlatformError; the sandbox is gone in any case.
+        """
+        ...
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """Ends the sandbox, and keeps the directories `first`, `first` + 1, … of `directory` in it as images.
+
+        Each stands on the one before, the first on the image `below`; None: on nothing. What one deletes is marked
+        there as in an OCI layer's archive. Raises as `commit`, TemplateNotFound (`below`).
         """
         ...
 

@@ -11,12 +11,13 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atoll.isolation.guest_client import order
 from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
@@ -27,7 +28,7 @@ from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
-from atoll.node.live import LiveSandboxes
+from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -168,6 +169,22 @@ class Supervisor:
         self.live.publish(live, handle)
         return NodeSandbox(sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """See NodeClient.assign."""
+        began = time.monotonic()
+        live = self.live.get(spec.sandbox_id)
+        if live is None:
+            raise SandboxGone(spec.sandbox_id)
+        async with live.turn:
+            handle, before, prepared = self.live.handle(spec.sandbox_id), live.spec, self._egress.prepared(spec)
+            word = {"envVars": dict(spec.env_vars), "accessToken": spec.access_token or ""}
+            await order(handle, "/init", word)
+            await live.driver.become(prepared)
+            if prepared.network != before.network:
+                await self._egress.update(handle, spec.network)
+            self.live.become(live, prepared)
+        return NodeSandbox(spec.sandbox_id, live.tier, {"assigned": round((time.monotonic() - began) * 1000, 3)})
+
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient.kill."""
         live = self.live.get(sandbox_id)
@@ -214,7 +231,7 @@ class Supervisor:
         return [
             NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
             for name, live in self.live
-            if live.handle is not None or live.driver.paused is not None
+            if (live.handle is not None or live.driver.paused is not None) and not live.driver.has_stopped
         ]
 
     async def make_template(self, name: str, wait_s: float) -> None:
@@ -223,15 +240,38 @@ class Supervisor:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient.commit."""
-        live = self.live.get(sandbox_id)
-        if live is None:
-            raise SandboxGone(sandbox_id)
+        live = self._alive(sandbox_id)
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
             with self._templates.images.making(image_id, layers) as layer:
                 await backend.copy_written(state_dir, layer)
 
+        await self._end_saving(live, save)
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient.commit_layers."""
+        live = self._alive(sandbox_id)
+        backend, images = await self._tiers.get(live.tier), self._templates.images
+        layers = images.find(below) if below is not None else ()
+
+        async def save(state_dir: Path) -> None:
+            with images.unfinished() as place:
+                await backend.copy_written(state_dir, place)
+                await asyncio.to_thread(images.make_of, place, directory, first, image_ids, layers)
+
+        await self._end_saving(live, save)
+
+    def _alive(self, sandbox_id: str) -> LiveSandbox:
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _end_saving(self, live: LiveSandbox, save: Callable[[Path], Awaitable[None]]) -> None:
+        sandbox_id = live.driver.sandbox_id
         await self.live.close(live)
         try:
             await asyncio.shield(live.driver.end_saving(save))

@@ -15,6 +15,7 @@ from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sealing import Seal
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
@@ -28,10 +29,11 @@ from atoll.node.volumes import NodeVolumes
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
+from atoll.tls.peers import peer_context
 from atoll.volumes.machine import MachineVolumes
 from atoll.wire.egress.client import RemoteGateway
 from atoll.wire.node.server import NodeServer
-from atoll.wire.node.transport import listening_unix
+from atoll.wire.node.transport import listening_tls, listening_unix
 from atoll.wire.unix import connect
 
 
@@ -43,9 +45,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     )
     async with _node(plan, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
-        users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
-        async with listening_unix(plan.node_socket, server, users):
-            plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
+        async with _listening(plan, server):
             agent.subscribe(server)
             agent.subscribe_routes(server)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.drain)
@@ -54,13 +54,25 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
 
 
+@asynccontextmanager
+async def _listening(plan: Plan, server: NodeServer) -> AsyncIterator[None]:
+    if plan.agent_id is not None:
+        async with listening_tls(plan.sock, server, peer_context(plan.identity, server=True)):
+            yield
+        return
+    users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
+    async with listening_unix(plan.node_socket, server, users):
+        plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
+        yield
+
+
 def supervisor(
     *,
     data_dir: Path,
     templates: Templates,
     builds: TemplateBuilds | None = None,
     isolation: str = "auto",
-    node_id: str = "local",
+    node_id: str = LOCAL,
     keep_sandboxes: bool = True,
     gateway: EgressGateway | None = None,
     seal: Seal | None = None,
@@ -107,6 +119,7 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             templates=templates,
             builds=builds,
             isolation=settings.isolation,
+            node_id=plan.agent_id or LOCAL,
             keep_sandboxes=settings.keep_sandboxes,
             gateway=gateway,
             seal=Seal(plan.seal_key),

@@ -67,7 +67,11 @@ class VolumeContent:
             return _error(error.status, error.message, error.headers)
         except OSError as error:
             status = _STATUS.get(error.errno or 0, 500)
-            reason = "no space left in the volume" if status == 507 else (error.strerror or "failed").lower()
+            reason = (
+                "no space left in the volume"
+                if status == 507
+                else (error.strerror or "failed").removeprefix("openat2: ").lower()
+            )
             return _error(status, f"path {_shown(request.query.get('path', ''))}: {reason}")
 
     async def _answer(self, request: Request) -> Response:

@@ -41,7 +41,6 @@ def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idem
 
 def _refuse_unoffered(body: NewSandboxV2, network: NetworkConfig) -> None:
     unoffered = {
-        "mcp": body.mcp,
         "iam": (body.iam or {}).get("tokens"),
         "network.httpsPorts": network.https_ports,
     }

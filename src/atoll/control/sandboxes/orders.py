@@ -46,8 +46,12 @@ class Policy:
     """What may pass between a sandbox and the world in a second; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
+    insecure_registries: tuple[str, ...] = ()
+    """Those of images that are spoken to without TLS."""
     template_wait_s: int = 50
     """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
+    warm: Mapping[str, int] = field(default_factory=dict)
+    """Of which templates how many started sandboxes wait for a create."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -198,6 +198,14 @@ template_layers = Table(
     metadata,
     Column("key", String(40), primary_key=True),  # `templates.steps.layer_key`
     Column("image_id", String(40), nullable=False),
+)
+
+template_images = Table(
+    "template_images",
+    metadata,
+    Column("key", String(40), primary_key=True),  # `templates.image.importer`
+    Column("image_id", String(40), nullable=False),
+    Column("settings", JSON, nullable=False),
 )
 
 sandboxes = Table(

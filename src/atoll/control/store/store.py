@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
@@ -49,7 +50,8 @@ _KILLING = (
     .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
     .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
 )
-_KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by"))
+_KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by")).returning(sandboxes)
+_KILLING_NOW = _KILLING.returning(sandboxes)
 _ENDED = (
     update(sandboxes)
     .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
@@ -83,6 +85,7 @@ class Store:
         self.events: EventTables
         self.secrets: SecretTables
         self.templates: TemplateTables
+        self.layers: LayerTables
         self.usage: UsageTables
         self.volumes: VolumeTables
 
@@ -92,6 +95,7 @@ class Store:
         self.events = EventTables(self._database)
         self.secrets = SecretTables(self._database, self._seal)
         self.templates = TemplateTables(self._database)
+        self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
         self.volumes = VolumeTables(self._database, self._seal)
         return self
@@ -112,6 +116,11 @@ class Store:
             await self._database.write(_INSERT, row)
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
+
+    @property
+    def in_order(self) -> bool:
+        """Whether what is begun earlier is done earlier."""
+        return self._database.in_order
 
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
@@ -148,12 +157,14 @@ class Store:
             statement = statement.where(sandboxes.c.end_at <= due_by)
         return bool(await self._database.write(statement))
 
-    async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
-        """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
-        values = {"wanted_id": sandbox_id, "new_reason": reason.value}
+    async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
+        """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
+        values: dict[str, Any] = {"wanted_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
-            return bool(await self._database.write(_KILLING, values))
-        return bool(await self._database.write(_KILLING_IF_DUE, values | {"due_by": due_by}))
+            rows = await self._database.read(_KILLING_NOW, values)
+        else:
+            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by})
+        return self._to_record(rows[0]) if rows else None
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""

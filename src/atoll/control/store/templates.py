@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from atoll.control.store.database import Database
-from atoll.control.store.schema import template_builds, template_layers, template_tags, templates
+from atoll.control.store.schema import template_builds, template_tags, templates
 from atoll.model.errors import Conflict
 from atoll.model.sandbox import Limits
 
@@ -193,28 +193,6 @@ class TemplateTables:
         """Returns how many there were."""
         mine = template_tags.c.template_id == template_id
         return await self._database.write(delete(template_tags).where(mine, template_tags.c.tag.in_(tags)))
-
-    # Layers
-
-    async def find_layer(self, key: str) -> str | None:
-        """The newest image that a step of this key has made, which may be gone meanwhile."""
-        rows = await self._database.read(select(template_layers.c.image_id).where(template_layers.c.key == key))
-        return rows[0]["image_id"] if rows else None
-
-    async def put_layer(self, key: str, image_id: str) -> None:
-        """In place of the one before."""
-
-        def work(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-            try:
-                connection.execute(delete(template_layers).where(template_layers.c.key == key))
-                connection.execute(insert(template_layers).values(key=key, image_id=image_id))
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
-            connection.exec_driver_sql("COMMIT")
-
-        await self._database.run(work)
 
 
 def _build_values(build: BuildRow) -> dict[str, Any]:

@@ -9,8 +9,8 @@ Owns the rows of templates, builds and tags, and one task per build. How a step 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import structlog
@@ -20,8 +20,9 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.sizing import limits_for
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.templates import BuildRow, BuildStatus, TagRow, TemplateRow, TemplateTables
-from atoll.control.templates.base_images import base_template
+from atoll.control.templates.base_images import BaseImages, BaseOrder
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
@@ -83,8 +84,8 @@ class Instructions:
     start_cmd: str | None = None
     ready_cmd: str | None = None
     force: bool = False
-    registry: bool = False
-    """Whether credentials for a registry came along."""
+    registry: Mapping[str, str] | None = field(default=None, repr=False)
+    """Credentials for the image's registry, as `wire.rest` has checked them."""
 
 
 class TemplateBuildService:
@@ -94,16 +95,21 @@ class TemplateBuildService:
         self,
         *,
         tables: TemplateTables,
+        layers: LayerTables,
         catalog: TemplateService,
         nodes: NodeRegistry,
+        bases: BaseImages,
         builder: TemplateBuilder,
         uploads: Uploads,
         logs: BuildLogs,
         clock: Clock,
         background: Background,
         maximum: Limits | None,
+        also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
+        self._layers = layers
+        self._bases = bases
         self._catalog = catalog
         self._nodes = nodes
         self._builder = builder
@@ -112,6 +118,7 @@ class TemplateBuildService:
         self._clock = clock
         self._background = background
         self._maximum = maximum
+        self._also_kept = also_kept
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._running: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
 
@@ -250,7 +257,7 @@ class TemplateBuildService:
         by_template: dict[str, list[BuildRow]] = {}
         for build in sorted(await self._tables.all_builds(), key=lambda one: one.created_at, reverse=True):
             by_template.setdefault(build.template_id, []).append(build)
-        kept: set[str] = set()
+        kept: set[str] = set(self._also_kept())
         old: list[str] = []
         for template_id, builds in by_template.items():
             tagged = {tag.build_id for tag in await self._tables.tags(template_id)}
@@ -265,7 +272,16 @@ class TemplateBuildService:
         for node_id, node in self._nodes.worth_asking().items():
             if removed := await node.keep_images(sorted(kept)):
                 _log.info("template.images_removed", node=node_id, images=removed)
+        await self._forget_layers()
         await asyncio.to_thread(self._uploads.sweep)
+
+    async def _forget_layers(self) -> None:
+        """What says which image a step has made goes with the image."""
+        nodes = list(self._nodes.worth_asking().values())
+        known = await self._layers.images() if nodes else set()
+        there = {one for one in known for node in nodes if await node.has_image(one)}
+        if known - there:
+            await self._layers.forget(known - there)
 
     # One build
 
@@ -294,15 +310,13 @@ class TemplateBuildService:
         self, team_id: str, template: TemplateRow, build: BuildRow, instructions: Instructions, log: BuildLog
     ) -> None:
         log.step = "base"
-        name = instructions.from_template or base_template(instructions.from_image or "", log)
-        if instructions.registry:
-            log.write("this server reaches no registry: the credentials for one are not used", "warn")
-        try:
-            await self._catalog.prepare(name, BUILD_WITHIN_S)
-            base = await self._catalog.find(name, team_id)
-        except (TemplateNotFound, BuildFailed) as error:
-            raise StepFailed("base", error.message) from error
-        log.write(f"FROM {instructions.from_template or instructions.from_image}")
+        if instructions.from_template is not None:
+            base = await self._template(instructions.from_template, team_id)
+            log.write(f"FROM {instructions.from_template}")
+        else:
+            image = instructions.from_image or ""
+            wanted = BaseOrder(team_id, image, build.limits, instructions.registry, instructions.force)
+            base = await self._bases.find(wanted, self._nodes.worth_asking(), log)
 
         async def on_image(images: tuple[str, ...]) -> None:
             await self._tables.change_build(build.build_id, images=list(images), updated_at=self._clock.now())
@@ -341,6 +355,13 @@ class TemplateBuildService:
         await self._tables.change_build(build.build_id, error=message, error_step=step, **changes)
 
     # Inside
+
+    async def _template(self, name: str, team_id: str) -> Template:
+        try:
+            await self._catalog.prepare(name, BUILD_WITHIN_S)
+            return await self._catalog.find(name, team_id)
+        except (TemplateNotFound, BuildFailed) as error:
+            raise StepFailed("base", error.message) from error
 
     def _node_for(self, base: Template) -> NodeClient:
         """One that has the base. Raises StepFailed."""

@@ -81,7 +81,28 @@ BROWSER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
-RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})
+IMAGE_IMPORT = Recipe(
+    name="image-import",
+    summary="base with skopeo: where images of registries are fetched and unpacked; builds use it, sandboxes need not",
+    script="image-import.sh",
+    parent="base",
+    # bash and busybox: what an image without a shell is given
+    apt_packages=("skopeo", "zstd", "bash-static", "busybox-static"),
+)
+
+MCP_GATEWAY = Recipe(
+    name="mcp-gateway",
+    summary="base with a gateway that runs MCP servers: what `Sandbox.create(mcp=…)` uses",
+    script="mcp-gateway.sh",
+    parent="base",
+    # by the makers of the protocol: both sides of the gateway
+    pip_packages=("mcp>=2.3,<3",),
+    programs=("mcp_gateway.py",),
+)
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, MCP_GATEWAY, IMAGE_IMPORT)}
+)
 
 
 def recipe_named(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:
