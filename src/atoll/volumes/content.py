@@ -67,11 +67,9 @@ class VolumeContent:
             return _error(error.status, error.message, error.headers)
         except OSError as error:
             status = _STATUS.get(error.errno or 0, 500)
-            reason = (
-                "no space left in the volume"
-                if status == 507
-                else (error.strerror or "failed").removeprefix("openat2: ").lower()
-            )
+            reason = (error.strerror or "failed").removeprefix("openat2: ").lower()
+            if status == 507:
+                reason = "no space left in the volume"
             return _error(status, f"path {_shown(request.query.get('path', ''))}: {reason}")
 
     async def _answer(self, request: Request) -> Response:
