@@ -64,7 +64,7 @@ RULES: dict[str, set[str]] = {
     "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},
     "atoll.stress": MODEL | {"atoll.runtime", "atoll.stress"},
     # A distribution of its own: it starts a platform as a process, and the product finds it by entry point.
-    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.tls", "atoll.runtime.sandbox.embedded"},
+    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.tls", "atoll.runtime"},
 }
 """Package → what of ours it may import. `atoll` itself (its version) is open to all."""
 

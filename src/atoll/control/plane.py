@@ -176,6 +176,8 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             sleeping=sleeping,
+            network=network,
+            filling=filling,
         )
         self.reconciliation = Reconciliation(
             store=store,

@@ -98,8 +98,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """Lets a paused one run again; as `create`, but a caller that goes away does not stop it.
+
+        `network`: what it may reach from its first moment on; what its rules add may have changed while it was paused.
 
         FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
         MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).
@@ -158,8 +160,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """Keeps what it is now as the image `image_id`; it goes on. `mode` None: as much as its tier can.
+
+        `durable`: it is on the machine's disk when this returns; else once something durable stands on it.
 
         Raises SandboxGone, Conflict (it is paused), NotOffered, PlatformError; it runs on in any case.
         """

@@ -35,6 +35,7 @@ from atoll.model.errors import (
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
 from atoll.model.volume import DeviceMount
+from atoll.node.directories import SandboxDirectories
 from atoll.node.volumes import NodeVolumes, NoVolumes
 
 CREATE_TIMEOUT_S = 30.0
@@ -119,9 +120,7 @@ class Making:
 class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
-    def __init__(
-        self, sandbox_id: str, state_dir: Path, make: Callable[[Path], None], discard: Callable[[Path], None]
-    ) -> None:
+    def __init__(self, sandbox_id: str, directories: SandboxDirectories) -> None:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
@@ -131,9 +130,8 @@ class SandboxDriver:
         """What is kept of it while it is paused."""
         self.log_base = 0
         """See StateRecord."""
-        self._state_dir = state_dir
-        self._make = make
-        self._discard = discard
+        self._directories = directories
+        self._state_dir = directories.of(sandbox_id)
         self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume | _Become] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
@@ -230,9 +228,9 @@ class SandboxDriver:
     async def _create(self, making: Making) -> SandboxHandle:
         spec, paths = making.spec, making.paths
         async with AsyncExitStack() as undo:
-            self._make(self._state_dir)
-            undo.callback(self._discard, self._state_dir)
-            directory.write_spec(self._state_dir, spec, paths.lower_dirs)
+            self._directories.make(self._state_dir)
+            undo.callback(self._directories.discard, self._state_dir)
+            self._directories.write_spec(spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
                     async with making.with_volumes() as paths:
@@ -277,7 +275,7 @@ class SandboxDriver:
 
     def _become(self, making: Making, spec: SandboxSpec, answer: asyncio.Future[None]) -> Making:
         try:
-            directory.rewrite_spec(self._state_dir, spec, making.paths.lower_dirs)
+            self._directories.rewrite_spec(spec, making.paths.lower_dirs)
         except OSError as error:
             answer.set_exception(PlatformError(f"sandbox {self.sandbox_id!r} stays what it is: {error}"))
             answer.exception()  # the caller may be gone
@@ -385,14 +383,14 @@ class SandboxDriver:
             if keep is not None:
                 await self._free(handle)
             elif await self._end_part(handle.stop()):
-                self._discard(self._state_dir)
+                self._directories.discard(self._state_dir)
                 self._stopped.set()
                 await self._free(handle)
         elif self.paused is not None:
             await self._free_paused(making, self.paused)
         if keep is not None:
             await self._save(keep)
-        self._discard(self._state_dir)
+        self._directories.discard(self._state_dir)
         return ended
 
     async def _save(self, keep: _Keep) -> None:

@@ -24,10 +24,12 @@ from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, 
 from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.model.volume import VOLUME_PORT, is_volume_id
+from atoll.node.blocking import in_thread
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
+from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
@@ -78,7 +80,8 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._folding = Folding(templates.images)
+        self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -115,6 +118,7 @@ class Supervisor:
     async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._tiers.start_no_more()
+        await self._folding.aclose()
         drivers = [live.driver for _, live in self.live]
         if self._keep:
             for driver in drivers:
@@ -197,10 +201,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -244,10 +248,11 @@ class Supervisor:
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
-            with self._templates.images.making(image_id, layers) as layer:
-                await backend.copy_written(state_dir, layer)
+            async with in_thread(self._templates.images.capturing(image_id, layers, live.tier)) as capture:
+                capture.put(await backend.keep_written(state_dir, capture.target))
 
         await self._end_saving(live, save)
+        self._folding.soon(image_id, backend)
 
     async def commit_layers(
         self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
@@ -278,10 +283,10 @@ class Supervisor:
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
         self._disk.check_room()
-        return await self._pausing.snapshot(sandbox_id, mode, image_id, self._templates.images)
+        return await self._pausing.snapshot(sandbox_id, mode, image_id, durable=durable)
 
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""

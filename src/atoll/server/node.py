@@ -90,17 +90,17 @@ def supervisor(
         isolation: the name of a tier, or `auto`.
         node_id, keep_sandboxes: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
-        seal: in which the values of egress rules are kept on disk; None: as they are.
+        seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         volumes: those of the machine; None: it has none.
         load_backend, common: see Tiers.
     """
-    directories = SandboxDirectories(data_dir)
+    directories = SandboxDirectories(data_dir, seal)
     return Supervisor(
         directories=directories,
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
-        egress=NodeEgress(gateway or NoGateway(), directories, seal or Seal()),
+        egress=NodeEgress(gateway or NoGateway(), directories),
         disk=DiskSpace(data_dir, disk_reserve),
         volumes=volumes,
         node_id=node_id,

@@ -81,7 +81,7 @@ class SandboxSnapshots:
             mode = PauseMode.FILESYSTEM
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
-        made = await self._take(record, image_id, mode)
+        made = await self._take(record, image_id, mode, durable=True)
         now = self._clock.now()
         build = BuildRow(
             build_id=str(uuid4()),
@@ -132,7 +132,7 @@ class SandboxSnapshots:
             raise InvalidRequest(f"count must be between 1 and {MAX_FORKS}, not {count}")
         record = await self._running(caller, sandbox_id)
         image_id = secrets.token_hex(20)
-        made = await self._take(record, image_id, None)
+        made = await self._take(record, image_id, None, durable=False)
         template = Template(
             template_id=record.template_id,
             names=(record.template_alias,) if record.template_alias else (),
@@ -183,9 +183,12 @@ class SandboxSnapshots:
             raise Conflict(f"sandbox {record.sandbox_id!r} is not running", hint="resume it first (connect)")
         return record
 
-    async def _take(self, record: SandboxRecord, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def _take(
+        self, record: SandboxRecord, image_id: str, mode: PauseMode | None, *, durable: bool
+    ) -> NodeSnapshot:
         try:
-            return await self._nodes.client(record.node_id).snapshot(record.sandbox_id, image_id, mode)
+            node = self._nodes.client(record.node_id)
+            return await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error
 

@@ -27,6 +27,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from atoll.control.store import migrate
 from atoll.model.errors import InvalidRequest
+from atoll.model.sealing import Seal
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Database(ABC):
         return await self.read(statement)
 
 
-async def open_database(url: str) -> Database:
+async def open_database(url: str, seal: Seal) -> Database:
     """Opens and migrates. Raises InvalidRequest: the URL cannot be used, or a newer Atoll wrote the database."""
     try:
         parsed = make_url(url)
@@ -70,7 +71,7 @@ async def open_database(url: str) -> Database:
     except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
         raise InvalidRequest(f"the database cannot be used: {error}", hint="see ATOLL_DATABASE_URL") from error
     try:
-        await database.run(migrate.bring_up_to_date)
+        await database.run(lambda connection: migrate.bring_up_to_date(connection, seal))
     except DBAPIError as error:
         await database.aclose()
         raise InvalidRequest(f"the database {parsed.render_as_string()} cannot be used: {error.orig}") from error

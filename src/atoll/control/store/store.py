@@ -7,7 +7,7 @@ an UPDATE that only matches a row whose state allows it, so two that race cannot
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -77,7 +77,7 @@ class Store:
     """
 
     def __init__(self, url: str, seal: Seal | None = None) -> None:
-        """`seal`: in which secrets and the values of egress rules are kept; None: as they are."""
+        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are."""
         self._url = url
         self._seal = seal or Seal()
         self._database: Database
@@ -90,11 +90,11 @@ class Store:
         self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
-        self._database = await open_database(self._url)
+        self._database = await open_database(self._url, self._seal)
         self.keys = KeyTables(self._database)
-        self.events = EventTables(self._database)
+        self.events = EventTables(self._database, self._seal)
         self.secrets = SecretTables(self._database, self._seal)
-        self.templates = TemplateTables(self._database)
+        self.templates = TemplateTables(self._database, self._seal)
         self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
         self.volumes = VolumeTables(self._database, self._seal)
@@ -109,7 +109,7 @@ class Store:
 
     async def add(self, record: SandboxRecord, idempotency: Idempotency | None = None) -> None:
         """Raises Conflict when the id or the idempotency key is taken."""
-        row = _to_row(replace(record, network=self._seal.close_rules(record.network)))
+        row = _to_row(record, self._seal)
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
@@ -214,8 +214,7 @@ class Store:
         return [self._to_record(row) for row in rows]
 
     def _to_record(self, row: RowMapping) -> SandboxRecord:
-        record = _to_record(row)
-        return replace(record, network=self._seal.open_rules(record.network)) if record.network.rules else record
+        return _to_record(row, self._seal)
 
     async def forget_ended(self, before: datetime) -> int:
         """Deletes the rows of sandboxes that ended before then; returns how many."""
@@ -225,7 +224,7 @@ class Store:
         return await self._database.write(statement)
 
 
-def _to_row(record: SandboxRecord) -> dict[str, Any]:
+def _to_row(record: SandboxRecord, seal: Seal) -> dict[str, Any]:
     return {
         "sandbox_id": record.sandbox_id,
         "team_id": record.team_id,
@@ -241,11 +240,11 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "disk_mib": record.limits.disk_mib,
         "pids": record.limits.pids,
         "metadata": dict(record.metadata),
-        "env_vars": dict(record.env_vars),
-        "envd_access_token": record.envd_access_token,
-        "traffic_access_token": record.traffic_access_token,
+        "env_vars": seal.close_map(record.env_vars),
+        "envd_access_token": seal.close_token(record.envd_access_token),
+        "traffic_access_token": seal.close_token(record.traffic_access_token),
         "allow_internet_access": record.network.allow_internet,
-        "network": record.network.as_json(),
+        "network": seal.close_rules(record.network).as_json(),
         "auto_pause": record.auto_pause,
         "auto_pause_memory": record.auto_pause_memory,
         "auto_resume": record.auto_resume,
@@ -258,13 +257,14 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
     }
 
 
-def _to_network(row: RowMapping) -> NetworkPolicy:
+def _to_network(row: RowMapping, seal: Seal) -> NetworkPolicy:
     if row["network"] is None:
         return NetworkPolicy(allow_internet=row["allow_internet_access"])
-    return NetworkPolicy.from_json(row["network"])
+    kept = NetworkPolicy.from_json(row["network"])
+    return seal.open_rules(kept) if kept.rules else kept
 
 
-def _to_record(row: RowMapping) -> SandboxRecord:
+def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
     return SandboxRecord(
         sandbox_id=row["sandbox_id"],
         team_id=row["team_id"],
@@ -277,10 +277,10 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         end_at=row["end_at"],
         limits=Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
         metadata=row["metadata"],
-        env_vars=row["env_vars"],
-        envd_access_token=row["envd_access_token"],
-        traffic_access_token=row["traffic_access_token"],
-        network=_to_network(row),
+        env_vars=seal.open_map(row["env_vars"]),
+        envd_access_token=seal.open_token(row["envd_access_token"]),
+        traffic_access_token=seal.open_token(row["traffic_access_token"]),
+        network=_to_network(row, seal),
         auto_pause=row["auto_pause"],
         auto_pause_memory=row["auto_pause_memory"],
         auto_resume=row["auto_resume"],

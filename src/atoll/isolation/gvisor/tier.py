@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from atoll.isolation.base import (
     BackendConfig,
     Capability,
+    Captured,
     Finding,
     IsolationBackend,
     ReclaimReport,
@@ -26,9 +27,10 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -186,9 +188,17 @@ class GvisorBackend(IsolationBackend):
             return PauseMode.FILESYSTEM
         return None
 
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
     async def copy_written(self, state_dir: Path, target: Path) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(copy_written, state_dir, target)
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await fold.run(layers, below, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

@@ -370,9 +370,11 @@ class RemoteNode:
         )
         return paused
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient."""
-        resumed: NodeSandbox = await self._call("resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode)
+        resumed: NodeSandbox = await self._call(
+            "resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode, network=network
+        )
         return resumed
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -424,10 +426,10 @@ class RemoteNode:
             image_ids=image_ids,
         )
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient."""
         made: NodeSnapshot = await self._call(
-            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode
+            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode, durable=durable
         )
         return made
 
