@@ -21,6 +21,7 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
 from atoll.control.routes import (
     events,
+    figures,
     health,
     keys,
     logs,
@@ -50,7 +51,7 @@ def create_app(services: Services, auth: Authenticator) -> ASGIApp:
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, which needs no key.
     """
-    return Gate(api(services), auth)
+    return Gate(api(services), auth, services.figures.request)
 
 
 def api(services: Services) -> FastAPI:
@@ -59,7 +60,7 @@ def api(services: Services) -> FastAPI:
     app.state.services = services
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
     of_teams = (teams, keys, secrets, volumes, events)
-    for module in (health, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
+    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -40,6 +40,7 @@ from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
+from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.base_images import BaseImages
@@ -106,7 +107,8 @@ class ControlPlane:
         sandboxes_of_builds = BuildSandboxes(routes, new_sandbox_id, quota)
         importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
+        figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
+        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
@@ -211,9 +213,11 @@ class ControlPlane:
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
+            created=figures.created,
         )
         self.services = Services(
             policy=policy,
+            figures=figures,
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(

@@ -22,6 +22,7 @@ from atoll.control.sandboxes.snapshots import SandboxSnapshots
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretService
+from atoll.control.telemetry.figures import Figures
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
@@ -34,6 +35,7 @@ class Services:
     """One field for each thing that a handler can ask for."""
 
     policy: Policy
+    figures: Figures
     sandboxes: SandboxLookup
     creation: SandboxCreation
     ending: SandboxEnding

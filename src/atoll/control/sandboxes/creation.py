@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -66,7 +66,9 @@ class SandboxCreation:
         placing: Placing,
         warm: WarmPool,
         wait_until_ready: Callable[[str, Template], Awaitable[None]],
+        created: Callable[[str, Mapping[str, float]], None],
     ) -> None:
+        self._created = created
         self._wait_until_ready = wait_until_ready
         self._store = store
         self._nodes = nodes
@@ -215,6 +217,7 @@ class SandboxCreation:
             "running": (time.perf_counter() - ready) * 1000,
             **{f"node_{name}": value for name, value in made.steps_ms.items()},
         }
+        self._created(made.tier, steps)
         _log.info(
             "sandbox.created",
             sandbox_id=record.sandbox_id,
