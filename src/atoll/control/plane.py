@@ -52,6 +52,7 @@ from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.network import NetworkPolicy
 from atoll.model.seams import NodeEvents
@@ -195,6 +196,7 @@ class ControlPlane:
         )
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
+        volumes = VolumeService(store.volumes, nodes, policy, clock, background)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -207,6 +209,7 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
+            volumes=volumes,
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
@@ -234,6 +237,7 @@ class ControlPlane:
             secrets=SecretService(
                 store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
             ),
+            volumes=volumes,
             events=EventService(store.events, clock, outbound),
         )
 
@@ -245,6 +249,7 @@ class ControlPlane:
             await self.reconciliation.recover()
             await self.services.network.follow_secrets()
             await self._builds.recover()
+            await self.services.volumes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self.reconciliation.catch_up()

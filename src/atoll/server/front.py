@@ -91,6 +91,8 @@ def _policy(plan: Plan) -> Policy:
         max_sandboxes=settings.max_sandboxes,
         domain=plan.domain,
         maximum=plan.capacity.maximum,
+        volume_mib=plan.capacity.volume_mib,
+        volumes_mib=plan.capacity.volumes_mib,
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,

@@ -140,14 +140,16 @@ class GvisorBackend(IsolationBackend):
         context, pool = self._started()
         kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
         if paths.memory is not None:
-            return await self._from_snapshot(spec, LaunchOrder(kind.lowers, spec.limits, place), paths.memory)
-        waiting = None if spec.one_off else await pool.take(kind, spec.limits)
+            plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+            return await self._from_snapshot(spec, plan, paths.memory)
+        waiting = None if spec.one_off or paths.volumes else await pool.take(kind, spec.limits)
         if waiting is None:
             if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
                     await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
-                waiting = await start.launch_waiting(context, LaunchOrder(kind.lowers, spec.limits, place))
+                plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+                waiting = await start.launch_waiting(context, plan)
         record = await start.take_over(context, waiting, spec, place)
         handle = self._live.add(spec, place, record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
@@ -166,7 +168,7 @@ class GvisorBackend(IsolationBackend):
         context, _ = self._started()
         limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
         kind, place = _kind(limits, paths), paths.state_dir.absolute()
-        plan = LaunchOrder(kind.lowers, limits, place, on_disk=True)
+        plan = LaunchOrder(kind.lowers, limits, place, on_disk=True, volumes=paths.volumes)
         if mode is PauseMode.MEMORY:
             made = await self._from_pause(spec, plan)
             handle = self._live.add(spec, place, _with_limits(made.record, record), made.pidfd)
