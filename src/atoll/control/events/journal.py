@@ -47,12 +47,18 @@ class Journal:
     """`note` from anywhere; `run` is its task; `flush` before the store closes."""
 
     def __init__(
-        self, store: Store, clock: Clock, dispatcher: WebhookDispatcher, build_of: Callable[[str], Awaitable[str]]
+        self,
+        store: Store,
+        clock: Clock,
+        dispatcher: WebhookDispatcher,
+        build_of: Callable[[str], Awaitable[str]],
+        happened: Callable[[EventType], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._dispatcher = dispatcher
         self._build_of = build_of
+        self._happened = happened
         self._notes: list[_Note] = []
         self._news = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -63,6 +69,7 @@ class Journal:
         record = sandbox if isinstance(sandbox, SandboxRecord) else None
         sandbox_id = sandbox if isinstance(sandbox, str) else sandbox.sandbox_id
         self._notes.append(_Note(kind, sandbox_id, self._clock.now(), more, record))
+        self._happened(kind)
         self._news.set()
 
     async def run(self) -> None:

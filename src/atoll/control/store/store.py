@@ -23,11 +23,13 @@ from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
+from atoll.control.store.volumes import VolumeTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, PauseMode, SandboxRecord, SandboxState
 from atoll.model.sealing import Seal
+from atoll.model.volume import VolumeMount
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
@@ -85,6 +87,7 @@ class Store:
         self.templates: TemplateTables
         self.layers: LayerTables
         self.usage: UsageTables
+        self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url, self._seal)
@@ -94,6 +97,7 @@ class Store:
         self.templates = TemplateTables(self._database, self._seal)
         self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
+        self.volumes = VolumeTables(self._database, self._seal)
         return self
 
     async def __aexit__(
@@ -247,6 +251,7 @@ def _to_row(record: SandboxRecord, seal: Seal) -> dict[str, Any]:
         "pause_mode": record.pause_mode.value if record.pause_mode is not None else None,
         "guest_answered": record.guest_answered,
         "mask_request_host": record.mask_request_host,
+        "volumes": [mount.as_json() for mount in record.volumes] or None,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
@@ -282,6 +287,7 @@ def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
         pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
         guest_answered=row["guest_answered"],
         mask_request_host=row["mask_request_host"],
+        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )

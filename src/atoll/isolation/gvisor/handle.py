@@ -172,7 +172,7 @@ class GvisorHandle(LinuxSandbox):
                 raise PlatformError(f"the disk of sandbox {self.sandbox_id!r} cannot be kept: {error}") from error
         return {**self._record, "kept": mode.value}
 
-    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+    async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:
         """See SandboxHandle."""
         if not self._record.get("disk_mib"):
             raise NotOffered(f"the tier {self.tier!r} makes no snapshots without disks of its own; see `atoll doctor`")
@@ -185,7 +185,8 @@ class GvisorHandle(LinuxSandbox):
 
             def copy() -> None:
                 kept.copy(self._state_dir / IMAGE, layer)
-                kept.sync(layer)
+                if durable:
+                    kept.sync(layer)
 
             with_memory = mode is PauseMode.MEMORY
             await self._save(standstill, memory if with_memory else None, copy, memory_last=False)

@@ -39,6 +39,7 @@ from atoll.isolation.linux.net import control, guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.volume import DeviceMount
 
 LAUNCH_WITHIN_S = 30.0
 _TAKE_OVER_WITHIN_S = 20.0
@@ -100,6 +101,7 @@ class Wanted:
     """Whether it stands on what `place` holds already, instead of a new disk."""
     image: Image | None = None
     """What it goes on from, instead of a guest that starts."""
+    volumes: tuple[DeviceMount, ...] = ()
 
 
 @dataclass(slots=True)
@@ -279,6 +281,7 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         entry=context.entry,
         limits=limits,
         network=f"{stage}/{launch.NETWORK}" if context.network else "",
+        volumes={one.path: f"{stage}/{launch.volume_name(number)}" for number, one in enumerate(wanted.volumes)},
     )
     (place / launch.BUNDLE / "config.json").write_text(json.dumps(config))
     action = ["run"] if image is None else ["restore", f"--image-path={stage}/{launch.MEMORY}"]
@@ -299,6 +302,7 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         ],
         program=str(context.runsc.path),
         memory=str(image.place) if image is not None else "",
+        volumes=[one.device for one in wanted.volumes],
     )  # fmt: skip
     with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from atoll.isolation.base import (
     BackendConfig,
     Capability,
+    Captured,
     Finding,
     IsolationBackend,
     ReclaimReport,
@@ -26,9 +27,10 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -138,14 +140,16 @@ class GvisorBackend(IsolationBackend):
         context, pool = self._started()
         kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
         if paths.memory is not None:
-            return await self._from_snapshot(spec, Wanted(kind.lowers, spec.limits, place), paths.memory)
-        waiting = None if spec.one_off else await pool.take(kind, spec.limits)
+            wanted = Wanted(kind.lowers, spec.limits, place, volumes=paths.volumes)
+            return await self._from_snapshot(spec, wanted, paths.memory)
+        waiting = None if spec.one_off or paths.volumes else await pool.take(kind, spec.limits)
         if waiting is None:
             if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
                     await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
-                waiting = await start.launch_waiting(context, Wanted(kind.lowers, spec.limits, place))
+                wanted = Wanted(kind.lowers, spec.limits, place, volumes=paths.volumes)
+                waiting = await start.launch_waiting(context, wanted)
         record = await start.take_over(context, waiting, spec, place)
         handle = self._live.add(spec, place, record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
@@ -164,7 +168,7 @@ class GvisorBackend(IsolationBackend):
         context, _ = self._started()
         limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
         kind, place = _kind(limits, paths), paths.state_dir.absolute()
-        wanted = Wanted(kind.lowers, limits, place, on_disk=True)
+        wanted = Wanted(kind.lowers, limits, place, on_disk=True, volumes=paths.volumes)
         if mode is PauseMode.MEMORY:
             made = await self._from_pause(spec, wanted)
             handle = self._live.add(spec, place, _with_limits(made.record, record), made.pidfd)
@@ -184,9 +188,17 @@ class GvisorBackend(IsolationBackend):
             return PauseMode.FILESYSTEM
         return None
 
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
     async def copy_written(self, state_dir: Path, target: Path) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(copy_written, state_dir, target)
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await fold.run(layers, below, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""

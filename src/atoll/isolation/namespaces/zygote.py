@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.disk import mounts, volume
 from atoll.isolation.linux.disk.image import Disk
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import caps, syscalls
@@ -249,7 +250,7 @@ class Zygote:
         self._serve_waiting()
 
     def _take(self, request: Request) -> None:
-        if not request.resumes:
+        if not request.resumes and not request.volumes:  # a root that has been entered takes no more mounts
             with contextlib.suppress(OSError):  # `_start` says what is wrong
                 request.wanted = self._wanted(request)
                 if not request.one_off:
@@ -349,9 +350,10 @@ class Zygote:
             else:
                 child.group.limit(request.limits)
                 descriptors.append(self._root(child, request, state_dir))
+                descriptors += _mounts(child, request)
             log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
-            body = {"op": "go", **self._size(child, request.limits)}
+            body = {"op": "go", "volumes": [path for _, path in request.volumes], **self._size(child, request.limits)}
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, body, [*descriptors, *request.handed_on])
@@ -518,6 +520,25 @@ class Zygote:
             root.discard()
         self._disks.close()
         self._layers.close()
+
+
+def _mounts(child: Child, request: Request) -> list[int]:
+    """Of its volumes, whose owners are shifted as those of its root are. Raises OSError."""
+    if not request.volumes:
+        return []
+    made: list[int] = []
+    userns = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for device, _ in request.volumes:
+            made.append(volume.mount(device))
+            mounts.shift_owners(made[-1], userns)
+    except BaseException:
+        for mount in made:
+            os.close(mount)
+        raise
+    finally:
+        os.close(userns)
+    return made
 
 
 class _ServerGone(Exception):

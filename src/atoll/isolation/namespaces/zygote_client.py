@@ -94,6 +94,7 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths, resumes
         "limits": spec.limits.as_json(),
         "resumes": resumes,
         "one_off": spec.one_off,
+        "volumes": [[mount.device, mount.path] for mount in paths.volumes],
     }
 
 
