@@ -13,6 +13,7 @@ from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.isolation.gvisor import runsc
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.sys import shared_limits, syscalls
 from atoll.model.errors import BackendUnavailable
 
@@ -81,7 +82,7 @@ def _cgroups(cgroups: Cgroups) -> list[Finding]:
 def _disk(run_dir: Path) -> Finding:
     near = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
     if not (reason := disk_image.why_not(near)):
-        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
+        return Finding("limit disk", Verdict.OK, f"each sandbox has a disk of its own size; {kept.how_copied(near)}")
     return Finding(
         "limit disk",
         Verdict.WARN,

@@ -10,6 +10,7 @@ import sys
 from atoll.isolation.base import Finding, Verdict
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.sys import caps, kernel_log, rootless, shared_limits, syscalls
 from atoll.isolation.namespaces import posture
 from atoll.isolation.namespaces.layout import RunLayout
@@ -145,7 +146,7 @@ def _disk(layout: RunLayout) -> Finding:
     near = next(path for path in (layout.path, *layout.path.parents) if path.is_dir())
     reason = disk_image.why_not(near)
     if not reason:
-        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
+        return Finding("limit disk", Verdict.OK, f"each sandbox has a disk of its own size; {kept.how_copied(near)}")
     return Finding(
         "limit disk",
         Verdict.WARN,
