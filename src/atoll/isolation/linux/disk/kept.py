@@ -111,11 +111,11 @@ def _file_system(image: Path) -> Iterator[int]:
 
 def _device_of(image: Path) -> str | None:
     """The loop device whose file this is; None: there is none."""
-    wanted = str(image.absolute())
+    path = str(image.absolute())
     for loop in os.scandir("/sys/block"):
         if loop.name.startswith("loop"):
             with contextlib.suppress(OSError):
-                if Path(loop.path, "loop", "backing_file").read_text().rstrip("\n") == wanted:
+                if Path(loop.path, "loop", "backing_file").read_text().rstrip("\n") == path:
                     return f"/dev/{loop.name}"
     return None
 
