@@ -11,6 +11,7 @@ from typing import NamedTuple
 from atoll.isolation.base import Finding, Verdict
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import image as disk_image
+from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.sys import syscalls
 
 CGROUPS_FIX = "in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)"
@@ -45,7 +46,10 @@ def freezer(cgroups: Cgroups) -> Finding:
 def disk(place: Path, fix: str = DISK_FIX) -> Finding:
     """Whether a sandbox gets a disk of its own below `place`. Blocking."""
     if not (reason := disk_image.why_not(nearest(place))):
-        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
+        copied = kept.how_copied(nearest(place))
+        return Finding(
+            "limit disk", Verdict.OK, f"each sandbox has a disk of its own size (loop device, ext4); {copied}"
+        )
     detail = f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}"
     return Finding("limit disk", Verdict.WARN, detail, fix)
 
