@@ -5,7 +5,7 @@
     ├── InvalidPath, RangeNotSatisfiable, NotAcceptable, MultipartError       files/
     └── UnknownContext, UnknownLanguage, TooManyContexts, KernelDied, KernelStartFailed, ZmtpError, …   interpreter/
 
-Beside it only OSError and those of the protocols themselves (`http1.server.HttpError`, `wire.envd.connect.ConnectError`).
+Beside it only OSError and those of the protocols (`http1.server.HttpError`, `wire.envd.connect.ConnectError`).
 """
 
 from __future__ import annotations
