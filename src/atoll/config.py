@@ -42,10 +42,14 @@ def _amounts(environ: Mapping[str, str], kind: str) -> Amounts:
     return Amounts(*(_most(environ, f"ATOLL_{kind}_{name}") for name in names))
 
 
+_DISK_SETTINGS = ("ATOLL_DISK_RESERVE_MIB", "ATOLL_VOLUME_MIB", "ATOLL_TOTAL_VOLUMES_MIB")
+
+
 def _wishes(environ: Mapping[str, str]) -> Wishes:
     at_once = Amounts(memory_mib=_most(environ, "ATOLL_USED_MEMORY_MIB"), pids=_most(environ, "ATOLL_USED_PIDS"))
     maximum, team, total = (_amounts(environ, kind) for kind in ("MAX", "TEAM", "TOTAL"))
-    return Wishes(maximum, team, total, at_once, _most(environ, "ATOLL_DISK_RESERVE_MIB"))
+    disk = (_most(environ, name) for name in _DISK_SETTINGS)
+    return Wishes(maximum, team, total, at_once, *disk)
 
 
 def warm_wishes(texts: Iterable[str]) -> Mapping[str, int]:
@@ -86,6 +90,8 @@ class Settings:
     ATOLL_TOTAL_CPU, ATOLL_TOTAL_MEMORY_MIB, ATOLL_TOTAL_DISK_MIB, ATOLL_TOTAL_PIDS   the same of the whole machine
     ATOLL_USED_MEMORY_MIB, ATOLL_USED_PIDS   what all sandboxes together may use at a time, whatever their limits say
     ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
+    ATOLL_VOLUME_MIB     how much each volume can hold (10240, or what the machine has)
+    ATOLL_TOTAL_VOLUMES_MIB  what the sizes of all volumes may add up to
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
     ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call

@@ -30,8 +30,12 @@ template_app = typer.Typer(help="Build and list templates.", no_args_is_help=Tru
 app.add_typer(template_app, name="template")
 team_app = typer.Typer(help="Make teams and API keys; one team never sees another's sandboxes.", no_args_is_help=True)
 app.add_typer(team_app, name="team")
+branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of them.", no_args_is_help=True)
+app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+
+CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
 
 
 def main() -> None:
@@ -250,6 +254,48 @@ def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             typer.echo(f"{row['team_id']}  {row['name']}  ({row['keys']} keys)")
 
 
+@branch_app.command("list")
+def branch_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the tree of checkpoints."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show_all(_settings(data_dir), as_json=as_json)
+
+
+@branch_app.command("show")
+def branch_show(checkpoint: CheckpointId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show a checkpoint and all that led to it."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show(_settings(data_dir), checkpoint, as_json=as_json)
+
+
+@branch_app.command("run")
+def branch_run(
+    checkpoint: CheckpointId,
+    command: Annotated[str, typer.Argument(help="A shell command line.")],
+    note: Annotated[str, typer.Option(help="What to call what comes of it. [default: the command]")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on from a checkpoint with another action, and take the next one there; returns the command's exit code."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        raise typer.Exit(branch.go_on(_settings(data_dir), checkpoint, command, note, as_json=as_json))
+
+
+@branch_app.command("delete")
+def branch_delete(checkpoint: CheckpointId, data_dir: DataDir = None) -> None:
+    """Delete a checkpoint at which no other began, and its snapshot."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.delete(_settings(data_dir), checkpoint)
+
+
 @app.command()
 def doctor(
     data_dir: DataDir = None,
@@ -305,14 +351,22 @@ def replay(
         int | None, typer.Option(min=1, max=65535, help="Afterwards fetch this port from outside the sandbox.")
     ] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
+    branch_from: Annotated[
+        int | None, typer.Option("--from", min=0, help="With --branch: the number of the event to branch before.")
+    ] = None,
+    branch: Annotated[
+        bool, typer.Option("--branch", help="Take a checkpoint at --from, and go on in a sandbox of it.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded agent run in a sandbox, action by action."""
+    if branch != (branch_from is not None):
+        raise typer.BadParameter("--from N and --branch belong together")
     with _errors_printed():
         from atoll.cli.replay import Options, replay_file
 
-        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json)
+        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json, branch_from)
         raise typer.Exit(replay_file(_settings(data_dir), file, options))
 
 

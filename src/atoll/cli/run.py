@@ -40,6 +40,14 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
             raise PlatformError(str(error)) from error
 
 
+def check_lasting(settings: Settings, *, embedded: bool = False) -> None:
+    """Raises PlatformError where `platform_environ` gives a platform that ends with this command."""
+    if embedded or not (os.environ.get("E2B_API_KEY") or running.find(settings.data_dir) is not None):
+        raise PlatformError(
+            "checkpoints need a platform that outlives this command", hint="run `atoll serve`, or set E2B_API_KEY"
+        )
+
+
 @contextmanager
 def platform_environ(settings: Settings, *, embedded: bool = False) -> Iterator[None]:
     """Within the block the SDK's variables in `os.environ` name a platform."""

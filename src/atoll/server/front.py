@@ -56,7 +56,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             one.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        watchdog = Watchdog("front")
+        watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
         try:
             await edge.listen(plan.sock)
@@ -91,6 +91,8 @@ def _policy(plan: Plan) -> Policy:
         max_sandboxes=settings.max_sandboxes,
         domain=plan.domain,
         maximum=plan.capacity.maximum,
+        volume_mib=plan.capacity.volume_mib,
+        volumes_mib=plan.capacity.volumes_mib,
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,

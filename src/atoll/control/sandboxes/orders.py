@@ -34,6 +34,10 @@ class Policy:
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     domain: str | None = None
+    volume_mib: int = 10240
+    """How much each volume can hold."""
+    volumes_mib: int | None = None
+    """What the sizes of all volumes of a node may add up to; None: anything."""
     maximum: Limits | None = None
     """How large a sandbox may be; None: as large as asked for."""
     team: Limits | None = None
@@ -69,6 +73,8 @@ class CreateOrder:
     auto_pause: bool = False
     auto_pause_memory: bool = True
     auto_resume: bool = False
+    volumes: tuple[tuple[str, str], ...] = ()
+    """(name, path inside)."""
     idempotency_key: str | None = None
     request_digest: str = ""
 

@@ -122,6 +122,11 @@ class SandboxQuota:
         """The ids of all that are a team's sandboxes."""
         return [name for name, held in self._held.items() if _is_listed(held)]
 
+    def counts(self) -> dict[str, int]:
+        """How many there are, by what they are: running (being made too), paused, or warm and nobody's yet."""
+        running, teams = len(self.all()), len(self.all_with_paused())
+        return {"running": running, "paused": teams - running, "warm": len(self._held) - teams}
+
     def _check_team(self, team_id: str, limits: Limits) -> None:
         sums = self._per_team.get(team_id, Counter())
         if sums["sandboxes"] >= self._count:

@@ -232,21 +232,21 @@ class TemplateBuildService:
         """
         reference = parse_reference(target)
         row = await self._own(caller, target)
-        wanted = tags_of_request(parse_reference(reference.name), tags)
+        tag_names = tags_of_request(parse_reference(reference.name), tags)
         found = [
             tag.build_id for tag in await self._tables.tags(row.template_id) if tag.tag == reference.tag_or_default
         ]
         if not found:
             raise TemplateNotFound(target[:200])
-        await self._tables.assign_tags(row.template_id, found[0], wanted, self._clock.now())
-        return found[0], wanted
+        await self._tables.assign_tags(row.template_id, found[0], tag_names, self._clock.now())
+        return found[0], tag_names
 
     async def remove_tags(self, caller: Caller, name: str, tags: Sequence[str]) -> None:
         """Raises TemplateNotFound (of the template, or none of the tags), Forbidden."""
         row = await self._own(caller, name)
-        wanted = [tag.strip().lower() for tag in tags]
-        if not await self._tables.remove_tags(row.template_id, wanted):
-            raise TemplateNotFound(f"{name[:100]}:{', '.join(wanted)[:100]}")
+        tag_names = [tag.strip().lower() for tag in tags]
+        if not await self._tables.remove_tags(row.template_id, tag_names):
+            raise TemplateNotFound(f"{name[:100]}:{', '.join(tag_names)[:100]}")
 
     # Lifetime
 

@@ -370,9 +370,11 @@ class RemoteNode:
         )
         return paused
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient."""
-        resumed: NodeSandbox = await self._call("resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode)
+        resumed: NodeSandbox = await self._call(
+            "resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode, network=network
+        )
         return resumed
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -424,10 +426,10 @@ class RemoteNode:
             image_ids=image_ids,
         )
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient."""
         made: NodeSnapshot = await self._call(
-            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode
+            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode, durable=durable
         )
         return made
 
@@ -440,6 +442,16 @@ class RemoteNode:
         """See NodeClient."""
         removed: int = await self._call("keep_images", COPY_WITHIN_S, image_ids=image_ids)
         return removed
+
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """See NodeClient."""
+        await self._call(
+            "create_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id, size_mib=size_mib, token_digest=token_digest
+        )
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See NodeClient."""
+        await self._call("remove_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""
