@@ -47,12 +47,13 @@ from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
-from atoll.control.templates.builds import TemplateBuildService
+from atoll.control.templates.builds import BuildLimits, TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.network import NetworkPolicy
 from atoll.model.seams import NodeEvents
@@ -150,7 +151,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            maximum=policy.maximum,
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -201,6 +202,7 @@ class ControlPlane:
         self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
+        volumes = VolumeService(store.volumes, nodes, policy, clock, background)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -213,6 +215,7 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
+            volumes=volumes,
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
@@ -240,6 +243,7 @@ class ControlPlane:
             secrets=SecretService(
                 store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
             ),
+            volumes=volumes,
             events=EventService(store.events, clock, outbound),
         )
 
@@ -254,6 +258,7 @@ class ControlPlane:
                 self._mark.begin()
             await self.services.network.follow_secrets()
             await self._builds.recover()
+            await self.services.volumes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self.reconciliation.catch_up()

@@ -140,6 +140,21 @@ def copy_written(source: int, target: int) -> None:
             start += done
 
 
+def how_copied(directory: Path) -> str:
+    """How a sandbox's disk there becomes a snapshot's, in words. Tries it."""
+    source, target = (directory / f".{name}-trial-{os.getpid()}" for name in ("clone", "cloned"))
+    try:
+        source.write_bytes(b"x" * 4096)
+        with source.open("rb") as given, target.open("xb") as made:
+            fcntl.ioctl(made, _FICLONE, given.fileno())
+        return "snapshots are clones of it"
+    except OSError:
+        return "snapshots copy it (a data directory on XFS or btrfs has clones, which take no time and no space)"
+    finally:
+        for path in (source, target):
+            path.unlink(missing_ok=True)
+
+
 def _copy_range(source: int, target: int, start: int, size: int) -> int:
     """How many bytes it was. From one file system to another the kernel copies by another call."""
     try:

@@ -27,13 +27,32 @@ def device_of(image: Path) -> str | None:
     return None
 
 
+def devices() -> dict[tuple[int, int], str]:
+    """`identity` of a file → the name of the device on it, of all that there are. Raises no error."""
+    found = {}
+    with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
+        for entry in entries:
+            if entry.name.startswith("loop") and os.path.exists(f"{entry.path}/loop/backing_file"):
+                with contextlib.suppress(OSError):
+                    found[_file_of(entry.name)] = entry.name
+    return found
+
+
+def identity(image: Path) -> tuple[int, int] | None:
+    """None: there is no such file."""
+    try:
+        file = image.stat()
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino
+
+
 def is_on(device: str, image: Path) -> bool:
     """Whether that device is the image's now: numbers are given out anew."""
     if not os.path.exists(f"{_BLOCKS}/{device}/loop/backing_file"):
         return False
     try:
-        file = image.stat()
-        return _file_of(device) == (file.st_dev, file.st_ino)
+        return _file_of(device) == identity(image)
     except OSError:
         return False
 
