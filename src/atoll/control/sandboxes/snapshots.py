@@ -114,8 +114,8 @@ class SandboxSnapshots:
         if sandbox_id is not None:
             rows = [row for row in rows if row.sandbox_id == sandbox_id]
         if name is not None:
-            wanted = parse_reference(name).name
-            rows = [row for row in rows if row.name == wanted]
+            short_name = parse_reference(name).name
+            rows = [row for row in rows if row.name == short_name]
         found = []
         for row in sorted(rows, key=lambda one: one.updated_at, reverse=True):
             tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
