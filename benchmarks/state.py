@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import machine
 import render
-from e2b import Sandbox
+from e2b import Sandbox, SandboxException
 from measure import Row, Summary, summarise, timed
 from server import BenchServer, find_template, serving, templates_dir
 
@@ -295,14 +295,17 @@ def main() -> None:
         scratch = Path(place)
         raw_checkpoints(rows, rounds, MEMORY_MB, scratch)
         for tier in ("namespaces", "gvisor"):
-            few = tier == "gvisor" and asked.quick
-            with serving(tier) as server:
-                _use(server)
-                pausing(rows, tier, rounds, MEMORY_MB)
-                snapshots(rows, tier, rounds, FILES, scratch)
-                forks(rows, tier, (1, 10) if asked.quick else FORKS, server)
-                paused_memory(rows, tier, 4 if few else many, server)
-            adopting(rows, tier, 4 if few else many)
+            few = 4 if tier == "gvisor" and asked.quick else many
+            try:
+                with serving(tier) as server:
+                    _use(server)
+                    pausing(rows, tier, rounds, MEMORY_MB)
+                    snapshots(rows, tier, rounds, FILES, scratch)
+                    forks(rows, tier, (1, 10) if asked.quick else FORKS, server)
+                    paused_memory(rows, tier, few, server)
+                adopting(rows, tier, few)
+            except (RuntimeError, SandboxException) as error:  # the rest is worth having all the same
+                print(f"{tier}: {error}", flush=True)
     facts["load_after"] = round(os.getloadavg()[0], 2)
     render.write(Path(__file__).parent / "results", facts, rows.all, "state")
     shown = table(facts, rows.all, f"; {asked.note}" if asked.note else "")
