@@ -11,6 +11,7 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from atoll.model.errors import (
     NotOffered,
     PlatformError,
     SandboxGone,
+    StorageFull,
 )
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
@@ -39,6 +41,8 @@ from atoll.node.directories import SandboxDirectories
 from atoll.node.volumes import NodeVolumes, NoVolumes
 
 CREATE_TIMEOUT_S = 30.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = "make room on the disk of its data directory and try again"
 KILL_TIMEOUT_S = 15.0
 """Longer than the ten seconds that the contract gives a backend: past it the backend is broken, not slow."""
 
@@ -151,6 +155,10 @@ class SandboxDriver:
             self._fail(error)
             return None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                _log.error("sandbox.create_failed", sandbox_id=self.sandbox_id, error=str(error))
+                self._fail(StorageFull(f"the node's disk has no room for a sandbox: {error}", hint=_MAKE_ROOM))
+                return None
             _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
             return None

@@ -75,9 +75,7 @@ class SandboxSnapshots:
         record = await self._running(caller, sandbox_id)
         if record.volumes:  # what is made of it would need the same ones at the same places for ever
             if mode is PauseMode.MEMORY:
-                raise NotOffered(
-                    "a snapshot with memory of a sandbox that has volumes", hint='ask for mode="filesystem"'
-                )
+                raise NotOffered("a sandbox with volumes has no snapshot with memory", hint='ask for mode="filesystem"')
             mode = PauseMode.FILESYSTEM
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
@@ -116,8 +114,8 @@ class SandboxSnapshots:
         if sandbox_id is not None:
             rows = [row for row in rows if row.sandbox_id == sandbox_id]
         if name is not None:
-            wanted = parse_reference(name).name
-            rows = [row for row in rows if row.name == wanted]
+            short_name = parse_reference(name).name
+            rows = [row for row in rows if row.name == short_name]
         found = []
         for row in sorted(rows, key=lambda one: one.updated_at, reverse=True):
             tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))

@@ -42,24 +42,24 @@ _NOT_LIVING = (SandboxState.CREATING.value, SandboxState.KILLING.value, SandboxS
 _INSERT = insert(sandboxes)
 _RUNNING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state == SandboxState.CREATING.value)
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state == SandboxState.CREATING.value)
     .values(state=SandboxState.RUNNING.value, tier=bindparam("new_tier"))
 )
 _KILLING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
     .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
 )
 _KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by")).returning(sandboxes)
 _KILLING_NOW = _KILLING.returning(sandboxes)
 _ENDED = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
     .values(state=SandboxState.ENDED.value, end_reason=bindparam("new_reason"), ended_at=bindparam("new_ended_at"))
 )
 _ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
-_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
-_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("wanted_ids", expanding=True)))
+_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("target_id"))
+_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("target_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Store:
 
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
-        values = {"wanted_id": sandbox_id, "new_tier": tier}
+        values = {"target_id": sandbox_id, "new_tier": tier}
         return bool(await self._database.write(_RUNNING, values))
 
     async def transition(self, sandbox_id: str, target: SandboxState, **changes: Any) -> bool:
@@ -159,7 +159,7 @@ class Store:
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
-        values: dict[str, Any] = {"wanted_id": sandbox_id, "new_reason": reason.value}
+        values: dict[str, Any] = {"target_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
             rows = await self._database.read(_KILLING_NOW, values)
         else:
@@ -168,7 +168,7 @@ class Store:
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
-        values = {"wanted_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
+        values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
         return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
@@ -191,12 +191,12 @@ class Store:
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
-        rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
+        rows = await self._database.read(_FIND, {"target_id": sandbox_id})
         return self._to_record(rows[0]) if rows else None
 
     async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
         """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
-        rows = await self._database.read(_FIND_ALL, {"wanted_ids": list(sandbox_ids)})
+        rows = await self._database.read(_FIND_ALL, {"target_ids": list(sandbox_ids)})
         return {row["sandbox_id"]: self._to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:

@@ -4,7 +4,7 @@
                       cancel{id}
                       disk{image, size_mib} +[mount]   no_disk{size_mib, error}
     zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
-                      exited{pid, status}   disk_wanted{size_mib}
+                      exited{pid, status}   disk_needed{size_mib}
     zygote → child    mapped{}   boot{limits, processors, boot_s} +[root mount]
                       go{limits, processors, boot_s, volumes} +[root mount, volumes' mounts, log, listener, sealed spec]
     child  → zygote   parked{egress}   started{stages}   failed{error}

@@ -31,7 +31,7 @@ class Request:
         """(block device, path inside)."""
         self.handed_on = [listener, sealed_spec]
         """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
-        self.wanted: PoolKey | None = None
+        self.key: PoolKey | None = None
         self.disk: Disk | None = None
         """Kept for it, where no child of the pool brings one along."""
         self.resumes: bool = body["resumes"]
