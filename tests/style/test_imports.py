@@ -37,6 +37,17 @@ RULES: dict[str, set[str]] = {
     # The sandbox's first process in the gVisor tier, which becomes the guest.
     "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},
     "atoll.images": MODEL | {"atoll.images"},
+    # Served from inside the volume: of the guest's it shares what a download and an upload are.
+    "atoll.volumes": MODEL
+    | {
+        "atoll.volumes",
+        "atoll.http1",
+        "atoll.packets",
+        "atoll.guest.files",
+        "atoll.isolation.base",
+        "atoll.isolation.linux",
+        "atoll.isolation.namespaces",
+    },
     "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base"},
     "atoll.node": MODEL
     | {

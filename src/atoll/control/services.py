@@ -27,6 +27,7 @@ from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +51,5 @@ class Services:
     teams: TeamService
     keys: KeyService
     secrets: SecretService
+    volumes: VolumeService
     events: EventService

@@ -177,6 +177,19 @@ class NodeClient(Protocol):
         """Frees all other images that no sandbox stands on and that are not new; returns how many."""
         ...
 
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """Makes an empty volume, which sandboxes may name from now on, and opens the way to its contents.
+
+        `token_digest`: SHA-256, as hex, of the token that its contents are reached with. One that is there already
+        stays. Raises NotOffered (this machine cannot have any), QuotaExceeded (no room), PlatformError.
+        """
+        ...
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """With its contents. Idempotent. Raises Conflict (a sandbox has it mounted, or would have when it is resumed),
+        PlatformError."""
+        ...
+
     async def templates(self) -> Sequence[Template]:
         """All that a create may name."""
         ...

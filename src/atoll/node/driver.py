@@ -11,8 +11,9 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,26 @@ import structlog
 from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
 from atoll.isolation.directory import Paused
-from atoll.model.errors import AtollError, Conflict, CreateFailed, MemoryLost, NotOffered, PlatformError, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    Conflict,
+    CreateFailed,
+    MemoryLost,
+    NotFound,
+    NotOffered,
+    PlatformError,
+    SandboxGone,
+    StorageFull,
+)
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
+from atoll.model.volume import DeviceMount
 from atoll.node.directories import SandboxDirectories
+from atoll.node.volumes import NodeVolumes, NoVolumes
 
 CREATE_TIMEOUT_S = 30.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = "make room on the disk of its data directory and try again"
 KILL_TIMEOUT_S = 15.0
 """Longer than the ten seconds that the contract gives a backend: past it the backend is broken, not slow."""
 
@@ -92,6 +107,18 @@ class Making:
     backend: IsolationBackend
     spec: SandboxSpec
     paths: SandboxPaths
+    volumes: NodeVolumes = field(default_factory=NoVolumes)
+
+    @asynccontextmanager
+    async def with_volumes(self) -> AsyncIterator[SandboxPaths]:
+        """The paths, with the devices of its volumes while they are needed. Raises CreateFailed."""
+        mounts = self.spec.volumes
+        try:
+            async with self.volumes.attached([mount.volume_id for mount in mounts]) as devices:
+                pairs = zip(devices, mounts, strict=True)
+                yield replace(self.paths, volumes=tuple(DeviceMount(device, one.path) for device, one in pairs))
+        except NotFound as error:
+            raise CreateFailed(f"sandbox {self.spec.sandbox_id!r}: {error.message}") from error
 
 
 class SandboxDriver:
@@ -128,6 +155,10 @@ class SandboxDriver:
             self._fail(error)
             return None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                _log.error("sandbox.create_failed", sandbox_id=self.sandbox_id, error=str(error))
+                self._fail(StorageFull(f"the node's disk has no room for a sandbox: {error}", hint=_MAKE_ROOM))
+                return None
             _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
             return None
@@ -210,7 +241,8 @@ class SandboxDriver:
             self._directories.write_spec(spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
-                    handle = await making.backend.create(spec, paths)
+                    async with making.with_volumes() as paths:
+                        handle = await making.backend.create(spec, paths)
             except TimeoutError as error:
                 raise CreateFailed(
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
@@ -321,7 +353,8 @@ class SandboxDriver:
                 self.log_base = directory.begin_boot(self._state_dir)
                 self._state = SandboxState.RESUMING
             async with asyncio.timeout(CREATE_TIMEOUT_S):
-                return await making.backend.resume(making.spec, making.paths, paused.record, command.mode)
+                async with making.with_volumes() as paths:
+                    return await making.backend.resume(making.spec, paths, paused.record, command.mode)
         except (OSError, TimeoutError) as error:  # (TimeoutError is an OSError)
             raise CreateFailed(f"sandbox {self.sandbox_id!r} cannot be resumed: {error or 'too slow'}") from error
 

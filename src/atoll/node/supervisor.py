@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,11 +18,12 @@ from types import TracebackType
 from typing import Self
 
 from atoll.isolation.guest_client import order
-from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
+from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
+from atoll.model.volume import VOLUME_PORT, is_volume_id
 from atoll.node.blocking import in_thread
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
@@ -34,6 +36,7 @@ from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
+from atoll.node.volumes import NodeVolumes, NoVolumes
 
 
 class Supervisor:
@@ -61,6 +64,7 @@ class Supervisor:
         templates: NodeTemplates,
         egress: NodeEgress,
         disk: DiskSpace,
+        volumes: NodeVolumes | None = None,
         node_id: str = "local",
         keep_sandboxes: bool = True,
     ) -> None:
@@ -71,6 +75,8 @@ class Supervisor:
         self._templates = templates
         self._egress = egress
         self._disk = disk
+        self._volumes = volumes or NoVolumes()
+        self._sink: RouteSink | None = None
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
@@ -87,12 +93,14 @@ class Supervisor:
             stack.push_async_callback(self._tiers.aclose)
             await self._tiers.open()
             left = self.directories.open()
+            self._volumes.open()
+            stack.push_async_callback(self._volumes.aclose)
             stack.callback(self.directories.close)
             await stack.enter_async_context(self._tasks)
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
-            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles), name="disk space"))
+            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles, self._volumes), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
-            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates)
+            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
             self.start_report = await take_over.run(left)
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
@@ -149,7 +157,8 @@ class Supervisor:
         base = self._templates.base_of(request)
         backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
-        making = Making(backend, spec, SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory))
+        paths = SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory)
+        making = Making(backend, spec, paths, self._volumes)
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
@@ -226,7 +235,7 @@ class Supervisor:
         return [
             NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
             for name, live in self.live
-            if (live.handle is not None or live.driver.paused is not None) and not live.driver.has_stopped
+            if live.made and not live.driver.has_stopped
         ]
 
     async def make_template(self, name: str, wait_s: float) -> None:
@@ -291,6 +300,30 @@ class Supervisor:
         except OSError as error:
             raise PlatformError(f"unused images cannot be removed: {error}") from error
 
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """See NodeClient.create_volume."""
+        self._disk.check_room()
+        await self._volumes.create(volume_id, size_mib, token_digest)
+        if self._sink is not None:
+            self._sink.add(self._volume_route(volume_id))
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See NodeClient.remove_volume."""
+        users = [name for name, live in self.live if any(one.volume_id == volume_id for one in live.spec.volumes)]
+        if users:
+            raise Conflict(f"the volume is mounted in sandbox {users[0]!r}", hint="kill it first")
+        await self._volumes.remove(volume_id)
+        if self._sink is not None:
+            self._sink.remove(volume_id)
+
+    def _volume_route(self, volume_id: str) -> Route:
+        async def dial(port: int) -> socket.socket:
+            if port != VOLUME_PORT:
+                raise PortClosed(volume_id, port)
+            return await self._volumes.dial(volume_id)
+
+        return Route(sandbox_id=volume_id, dial=dial)
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
         return self._templates.list()
@@ -301,7 +334,10 @@ class Supervisor:
 
     def subscribe_routes(self, sink: RouteSink) -> None:
         """See LiveSandboxes.subscribe_routes."""
+        self._sink = sink
         self.live.subscribe_routes(sink)
+        for volume_id in self._volumes.ids():
+            sink.add(self._volume_route(volume_id))
 
     def tiers(self) -> dict[str, Sequence[str]]:
         """Each tier that runs, and the limits that its sandboxes do not keep."""
@@ -311,11 +347,13 @@ class Supervisor:
 
     def find(self, sandbox_id: str) -> Route | None:
         """See RouteTable.find."""
+        if is_volume_id(sandbox_id):
+            return self._volume_route(sandbox_id) if sandbox_id in self._volumes.ids() else None
         return self.live.find(sandbox_id)
 
     def routes(self) -> Sequence[Route]:
         """See RouteTable.routes."""
-        return self.live.routes()
+        return [*self.live.routes(), *(self._volume_route(one) for one in self._volumes.ids())]
 
 
 def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[str, float]:

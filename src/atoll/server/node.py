@@ -25,10 +25,12 @@ from atoll.node.gateway import EgressGateway, NoGateway
 from atoll.node.supervisor import Supervisor
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
+from atoll.node.volumes import NodeVolumes
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
 from atoll.tls.peers import peer_context
+from atoll.volumes.machine import MachineVolumes
 from atoll.wire.egress.client import RemoteGateway
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_tls, listening_unix
@@ -75,6 +77,7 @@ def supervisor(
     gateway: EgressGateway | None = None,
     seal: Seal | None = None,
     disk_reserve: int = 0,
+    volumes: NodeVolumes | None = None,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
 ) -> Supervisor:
@@ -89,6 +92,7 @@ def supervisor(
         gateway: the way out of sandboxes; None: they reach nothing.
         seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
+        volumes: those of the machine; None: it has none.
         load_backend, common: see Tiers.
     """
     directories = SandboxDirectories(data_dir, seal)
@@ -98,6 +102,7 @@ def supervisor(
         templates=NodeTemplates(templates, builds),
         egress=NodeEgress(gateway or NoGateway(), directories),
         disk=DiskSpace(data_dir, disk_reserve),
+        volumes=volumes,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
     )
@@ -119,6 +124,7 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             gateway=gateway,
             seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
+            volumes=MachineVolumes(settings.data_dir),
             common=BackendConfig(
                 settings.data_dir / "run",
                 tools_dir=settings.tools_dir,

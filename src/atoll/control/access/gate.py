@@ -19,8 +19,12 @@ from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
 PUBLIC = frozenset({"/health", "/openapi.json"})
 
-STREAMED = (("PUT", "/templates/uploads/"),)
-"""Requests whose path is their permission: their handler checks it before it reads the body, which is unbounded."""
+STREAMED = (
+    ("PUT", "/templates/uploads/"),
+    *((method, "/volumecontent/") for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")),
+)
+"""Requests without a key: their path is their permission, or they get nothing (volumes that are not there). Their
+handler checks that before it reads the body, which is unbounded."""
 
 MAX_BODY = 1 << 20
 """Bytes. The largest body that a route here needs is a create with its environment and metadata."""

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from atoll.control.clock import Clock
 from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.store import Store
+from atoll.model.errors import StorageFull
 from atoll.model.events import Delivery, DeliveryState, Event, EventType
 from atoll.model.sandbox import SandboxRecord
 from atoll.wire.rest import events as wire
@@ -110,7 +111,7 @@ class Journal:
             try:
                 await self._store.events.add(bodies)
                 return
-            except OperationalError:
+            except (OperationalError, StorageFull):
                 if attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(PAUSE_S)

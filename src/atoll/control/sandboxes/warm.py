@@ -148,7 +148,12 @@ class WarmPool:
     def kept(self, template: Template, wanted: SandboxSpec) -> Template | None:
         """As what `wanted` can be made so that its server answers at once, if there is such an image."""
         kept = self._kept.get(Build.of(template))
-        if kept is None or wanted.limits != self._limits_of(template) or wanted.tier not in (None, kept.tier):
+        if (
+            kept is None
+            or wanted.volumes
+            or wanted.limits != self._limits_of(template)
+            or wanted.tier not in (None, kept.tier)
+        ):
             return None
         return _from(template, kept)
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0009"
+REVISION = "0010"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -87,6 +87,20 @@ secrets = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     UniqueConstraint("team_id", "name", name="secrets_name"),
+)
+
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("node_id", String(255), nullable=False),
+    Column("size_mib", Integer, nullable=False),
+    Column("token", Text, nullable=False),  # sealed (`model.sealing`)
+    Column("ready", Boolean, nullable=False),  # false while its node makes or removes it
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("team_id", "name", name="volumes_name"),
 )
 
 events = Table(
@@ -227,6 +241,7 @@ sandboxes = Table(
     Column("pause_mode", String(16), nullable=True),
     Column("guest_answered", Boolean, nullable=False, server_default="1"),
     Column("mask_request_host", Text, nullable=True),
+    Column("volumes", JSON(none_as_null=True), nullable=True),  # VolumeMount, those that it has mounted
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )

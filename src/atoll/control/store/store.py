@@ -23,11 +23,13 @@ from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
+from atoll.control.store.volumes import VolumeTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, PauseMode, SandboxRecord, SandboxState
 from atoll.model.sealing import Seal
+from atoll.model.volume import VolumeMount
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
@@ -40,24 +42,24 @@ _NOT_LIVING = (SandboxState.CREATING.value, SandboxState.KILLING.value, SandboxS
 _INSERT = insert(sandboxes)
 _RUNNING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state == SandboxState.CREATING.value)
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state == SandboxState.CREATING.value)
     .values(state=SandboxState.RUNNING.value, tier=bindparam("new_tier"))
 )
 _KILLING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
     .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
 )
 _KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by")).returning(sandboxes)
 _KILLING_NOW = _KILLING.returning(sandboxes)
 _ENDED = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
     .values(state=SandboxState.ENDED.value, end_reason=bindparam("new_reason"), ended_at=bindparam("new_ended_at"))
 )
 _ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
-_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
-_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("wanted_ids", expanding=True)))
+_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("target_id"))
+_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("target_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Store:
         self.templates: TemplateTables
         self.layers: LayerTables
         self.usage: UsageTables
+        self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url, self._seal)
@@ -94,6 +97,7 @@ class Store:
         self.templates = TemplateTables(self._database, self._seal)
         self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
+        self.volumes = VolumeTables(self._database, self._seal)
         return self
 
     async def __aexit__(
@@ -120,7 +124,7 @@ class Store:
 
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
-        values = {"wanted_id": sandbox_id, "new_tier": tier}
+        values = {"target_id": sandbox_id, "new_tier": tier}
         return bool(await self._database.write(_RUNNING, values))
 
     async def transition(self, sandbox_id: str, target: SandboxState, **changes: Any) -> bool:
@@ -155,7 +159,7 @@ class Store:
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
-        values: dict[str, Any] = {"wanted_id": sandbox_id, "new_reason": reason.value}
+        values: dict[str, Any] = {"target_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
             rows = await self._database.read(_KILLING_NOW, values)
         else:
@@ -164,7 +168,7 @@ class Store:
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
-        values = {"wanted_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
+        values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
         return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
@@ -187,12 +191,12 @@ class Store:
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
-        rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
+        rows = await self._database.read(_FIND, {"target_id": sandbox_id})
         return self._to_record(rows[0]) if rows else None
 
     async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
         """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
-        rows = await self._database.read(_FIND_ALL, {"wanted_ids": list(sandbox_ids)})
+        rows = await self._database.read(_FIND_ALL, {"target_ids": list(sandbox_ids)})
         return {row["sandbox_id"]: self._to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
@@ -247,6 +251,7 @@ def _to_row(record: SandboxRecord, seal: Seal) -> dict[str, Any]:
         "pause_mode": record.pause_mode.value if record.pause_mode is not None else None,
         "guest_answered": record.guest_answered,
         "mask_request_host": record.mask_request_host,
+        "volumes": [mount.as_json() for mount in record.volumes] or None,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
@@ -282,6 +287,7 @@ def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
         pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
         guest_answered=row["guest_answered"],
         mask_request_host=row["mask_request_host"],
+        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )

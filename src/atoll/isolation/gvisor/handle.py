@@ -189,7 +189,7 @@ class GvisorHandle(LinuxSandbox):
                     kept.sync(layer)
 
             with_memory = mode is PauseMode.MEMORY
-            await self._save(standstill, memory if with_memory else None, copy, memory_last=False)
+            await self._save(standstill, memory if with_memory else None, copy, memory_last=False, durable=durable)
             if was_frozen:
                 await self.freeze()
         return Captured(layer, memory if with_memory else None)
@@ -204,7 +204,13 @@ class GvisorHandle(LinuxSandbox):
                 raise SandboxGone(self.sandbox_id, f"it stood still and cannot go on: {error}") from error
 
     async def _save(
-        self, standstill: Standstill, memory: Path | None, keep_disk: Callable[[], None], *, memory_last: bool
+        self,
+        standstill: Standstill,
+        memory: Path | None,
+        keep_disk: Callable[[], None],
+        *,
+        memory_last: bool,
+        durable: bool = True,
     ) -> None:
         """Memory and disk as of one moment. `memory_last`: it then stands still; otherwise it goes on.
 
@@ -222,7 +228,7 @@ class GvisorHandle(LinuxSandbox):
                 await self._container().checkpoint(memory)
             await asyncio.to_thread(keep_disk)
             if memory is not None:
-                await asyncio.to_thread(saved.write, memory, self._engine())
+                await asyncio.to_thread(saved.write, memory, self._engine(), durable=durable)
             done = True
         except (OSError, ValueError, TimeoutError, PlatformError) as error:
             self._check_alive()

@@ -349,11 +349,11 @@ async def _reopen(own: DiskFiles) -> OwnLayer:
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        opening.add_done_callback(_close_unwanted)
+        opening.add_done_callback(_close_unused)
         raise
 
 
-def _close_unwanted(opening: asyncio.Future[OwnLayer]) -> None:
+def _close_unused(opening: asyncio.Future[OwnLayer]) -> None:
     if opening.exception() is None:
         opening.result().close()
 

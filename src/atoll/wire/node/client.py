@@ -443,6 +443,16 @@ class RemoteNode:
         removed: int = await self._call("keep_images", COPY_WITHIN_S, image_ids=image_ids)
         return removed
 
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """See NodeClient."""
+        await self._call(
+            "create_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id, size_mib=size_mib, token_digest=token_digest
+        )
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See NodeClient."""
+        await self._call("remove_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id)
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""
         known: Sequence[Template] = await self._call("templates")
