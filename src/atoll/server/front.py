@@ -46,6 +46,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
             templates_dir=kept / "templates",
+            mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
