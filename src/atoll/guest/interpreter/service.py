@@ -44,7 +44,7 @@ class Interpreter:
         self.contexts = Contexts(state, reaper, runtime_dir)
 
     def start(self) -> None:
-        """Starts the default Python context in the background. Call it on the running loop."""
+        """Makes the default contexts, in the background. Call it on the running loop."""
         self.contexts.warm_up()
 
     async def handle(self, request: Request) -> Response:
@@ -65,7 +65,8 @@ class Interpreter:
     async def _route(self, request: Request) -> Response:
         match (request.method, request.path.strip("/").split("/")):
             case ("GET" | "HEAD", ["health"]):
-                return _text(200, "OK")
+                trouble = self.contexts.trouble()
+                return _text(503, trouble) if trouble else _text(200, "OK")
             case ("POST", ["execute"]):
                 return await self._execute(request)
             case ("GET", ["contexts"]):

@@ -1,0 +1,261 @@
+"""A Bash context: one interactive bash, its cells on a pipe of their own; no Jupyter. Same calls as `Kernel`.
+
+    cell ─► a pipe ─► `read`, `eval` in the shell ─► lines of output ─► its status on another pipe ─► done
+
+Interactive, because such a shell answers SIGINT as people expect: the cell is given up, the shell and its variables
+stay. It has no terminal, so programs in it print plain text. `PROMPT_COMMAND` reports the exit status, after an
+interrupt as well. A cell costs a tenth of a millisecond where a Jupyter kernel for bash costs a hundred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable
+
+from atoll.guest.interpreter import jupyter
+from atoll.guest.interpreter.kernel import (
+    KernelDied,
+    KernelPlace,
+    KernelStartFailed,
+    Sink,
+    how_it_ended,
+)
+from atoll.guest.interpreter.kernelspecs import BASH, KernelSpec
+from atoll.guest.pid1.reaper import Exit, Reaper
+from atoll.guest.process import tree
+from atoll.guest.process.spawn import spawn
+
+START_TIMEOUT_S = 60.0
+_READ_SIZE = 64 * 1024
+_MOST_AT_ONCE = 16
+"""Reads in a row of one stream, so that a program which never stops printing does not keep the guest."""
+_STATUS = re.compile(rb"([0-9]{1,3})\0")
+_MOST_STATUS = 4096
+_ABOUT_NO_TERMINAL = re.compile(r"bash: \[\d+: \d+ \(\d+\)\] tcsetattr: [^\n]*\n")
+"""What an interactive shell says when a signal has ended a program and there is no terminal to put right."""
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+class BashKernel:
+    """A shell, live from `start` until it ends by itself or by `end`; `ended` then says how. Never started twice."""
+
+    def __init__(self, place: KernelPlace, reaper: Reaper) -> None:
+        self.spec: KernelSpec = BASH
+        self.ended: str | None = None
+        """How it ended, for people; None while it lives."""
+        self.when_ended: Callable[[], None] = lambda: None
+        """Called once, when it has ended by itself or by `end`."""
+        self.pid = 0
+        self._place = place
+        self._reaper = reaper
+        self._loop = asyncio.get_running_loop()
+        self._exited = False
+        self._count = 0
+        self._sink: Sink | None = None
+        self._done: asyncio.Future[int] | None = None
+        self._unsent = b""
+        self._status = b""
+        self._paused = False
+        self._commands = self._cells = self._statuses = -1
+        self._outputs: dict[int, tuple[str, codecs.IncrementalDecoder]] = {}
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when it takes cells. Raises KernelStartFailed, CwdMissing; then nothing of it is left."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                prepare = self._launch()
+                await self._until_status(prepare)
+        except (OSError, TimeoutError, KernelDied) as error:
+            reason = f"bash did not start: {error or type(error).__name__}"
+            self.end(reason)
+            raise KernelStartFailed(reason) from error
+        except BaseException:
+            self.end("its start was given up")
+            raise
+
+    def end(self, reason: str) -> None:
+        """Kills the shell and everything it started, at once; a cell under way fails with `reason`. Idempotent."""
+        if self.ended is not None:
+            return
+        self.ended = reason
+        if self.pid and not self._exited:
+            tree.send_signal(self.pid, signal.SIGKILL)
+        for fd in (*self._outputs, self._statuses):
+            self._loop.remove_reader(fd)
+        if self._cells >= 0:
+            self._loop.remove_writer(self._cells)
+        for fd in (*self._outputs, self._commands, self._cells, self._statuses):
+            if fd >= 0:
+                os.close(fd)
+        self._outputs = {}
+        self._commands = self._cells = self._statuses = -1
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(KernelDied(reason))
+        self.when_ended()
+
+    async def interrupt(self) -> None:
+        """What Ctrl-C does: the cell is given up, programs it started get SIGINT."""
+        if self.ended is None and self.pid:
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGINT)
+
+    # -- cells ------------------------------------------------------------------------------------------------------
+
+    async def run(self, code: str, sink: Sink) -> None:
+        """Runs a cell to its end; its lines go to `sink`. Cancelling leaves the cell running. Raises KernelDied."""
+        self._count += 1
+        sink({"type": "number_of_executions", "execution_count": self._count})
+        self._sink = sink
+        try:
+            status = await self._until_status(b"__atoll_cell\n", code)
+        finally:
+            self._sink = None
+        if status == _INTERRUPTED:
+            sink(jupyter.error_line("KeyboardInterrupt", "", "the cell was interrupted"))
+        elif status:
+            sink(jupyter.error_line("ExitCode", str(status), f"the cell ended with exit code {status}"))
+
+    async def run_silently(self, code: str) -> None:
+        """Runs code that nobody sees and that is not counted. Raises KernelDied."""
+        await self._until_status(b"__atoll_cell\n", code)
+
+    def pause_output(self) -> None:
+        """The reader of the output is slow: take no more from the programs until `resume_output`."""
+        if not self._paused:
+            self._paused = True
+            for fd in self._outputs:
+                self._loop.remove_reader(fd)
+
+    def resume_output(self) -> None:
+        if self._paused:
+            self._paused = False
+            for fd in self._outputs:
+                self._loop.add_reader(fd, self._read_output, fd)
+
+    async def _until_status(self, command: bytes, code: str | None = None) -> int:
+        if self.ended is not None:
+            raise KernelDied(self.ended)
+        self._done = self._loop.create_future()
+        if code is not None:
+            # The shell ends what it reads at a NUL; Bash itself would drop it.
+            self._unsent += code.replace("\0", "").encode("utf-8", "replace") + b"\0"
+        os.write(self._commands, command)
+        self._send()
+        return await self._done
+
+    def _send(self) -> None:
+        """A cell may be longer than a pipe: the rest follows as the shell reads."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._cells, self._unsent[:_READ_SIZE]) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._cells, self._send)
+            return
+        except OSError:
+            self._unsent = b""  # the shell has closed its end: its exit will be told
+        self._loop.remove_writer(self._cells)
+
+    # -- what comes back --------------------------------------------------------------------------------------------
+
+    def _read_status(self) -> None:
+        try:
+            data = os.read(self._statuses, _READ_SIZE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._statuses)
+            return
+        self._status = (self._status + data)[-_MOST_STATUS:]
+        if (match := _STATUS.search(self._status)) and self._done is not None and not self._done.done():
+            self._status = b""
+            self._drain()
+            if self._done is not None and not self._done.done():
+                self._done.set_result(int(match[1]))
+
+    def _drain(self) -> None:
+        """What the cell's own programs have written is in the pipes by now."""
+        for fd in list(self._outputs):
+            while self._read_output(fd):
+                pass
+
+    def _read_output(self, fd: int) -> bool:
+        """True while there may be more at once."""
+        name, decoder = self._outputs[fd]
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                data = os.read(fd, _READ_SIZE)
+            except BlockingIOError:
+                return False
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove_reader(fd)
+                return False
+            text = _ABOUT_NO_TERMINAL.sub("", decoder.decode(data)) if name == "stderr" else decoder.decode(data)
+            if text and self._sink is not None:
+                self._sink(jupyter.stream_line(name, text))
+            if self._paused or len(data) < _READ_SIZE:
+                return False
+        return False
+
+    def _on_exit(self, how: Exit) -> None:
+        self._exited = True
+        if self.ended is None:
+            self._drain()
+        self.end(how_it_ended(how))
+
+    # -- start ------------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> bytes:
+        """Starts the shell; returns what it is to be told first."""
+        with contextlib.ExitStack() as theirs:
+
+            def pipe(ours: int) -> int:
+                """A pipe whose end `ours` (0 reads, 1 writes) is ours and does not block; returns the shell's end."""
+                ends = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(ends[ours], False)
+                theirs.callback(os.close, ends[1 - ours])
+                self._pipes.append(ends[ours])
+                return ends[1 - ours]
+
+            self._pipes: list[int] = []
+            try:
+                stdin, cells, statuses, stdout, stderr = pipe(1), pipe(1), pipe(0), pipe(0), pipe(0)
+                self.pid = spawn(
+                    BASH.argv,
+                    user=self._place.user,
+                    env=self._place.env,
+                    cwd=self._place.cwd,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=(cells, statuses),
+                )
+            except BaseException:
+                for fd in self._pipes:
+                    os.close(fd)
+                raise
+        self._commands, self._cells, self._statuses, out, err = self._pipes
+        self._reaper.watch(self.pid, self._on_exit)
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._outputs = {out: ("stdout", decoder("replace")), err: ("stderr", decoder("replace"))}
+        for fd in self._outputs:
+            self._loop.add_reader(fd, self._read_output, fd)
+        self._loop.add_reader(self._statuses, self._read_status)
+        return _preparation(cells, statuses).encode()
+
+
+def _preparation(cells: int, statuses: int) -> str:
+    """One line, so that there is one status of it. Programs of a cell see neither pipe and an empty input."""
+    return (
+        f'PS1= PS2= PROMPT_COMMAND=\'printf "%s\\0" "$?" >&{statuses}\'; unset HISTFILE; export PAGER=cat; '
+        f"__atoll_cell() {{ local __atoll; IFS= read -r -d '' -u {cells} __atoll; "
+        f'eval "$__atoll" </dev/null {cells}<&- {statuses}>&-; }}\n'
+    )

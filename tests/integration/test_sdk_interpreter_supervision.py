@@ -1,0 +1,135 @@
+"""What a cell may do to its kernel, and to whoever reads it: each ends as people expect, and the next cell runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from e2b_code_interpreter import Execution, OutputMessage, Result, Sandbox
+from sdk_support import eventually
+
+Run = Callable[..., Execution]
+
+
+def health(sandbox: Sandbox) -> int:
+    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49999"}
+    return httpx.get(f"{os.environ['E2B_SANDBOX_URL']}/health", headers=headers, timeout=30).status_code
+
+
+@contextmanager
+def watched(sandbox: Sandbox) -> Iterator[list[int]]:
+    """What its health was meanwhile, each change once."""
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.01):
+            status = health(sandbox)
+            if seen[-1:] != [status]:
+                seen.append(status)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        looking.join()
+
+
+def test_a_killed_kernel_is_back_by_itself_and_the_other_contexts_did_not_notice(interpreter: Sandbox) -> None:
+    other = interpreter.create_code_context()
+    interpreter.run_code("kept = 'other'", context=other)
+    pid = interpreter.run_code("import os, time; time.sleep(3.5); os.getpid()").text
+    with watched(interpreter) as seen:
+        eventually(lambda: seen == [200], what="all is well")
+        interpreter.commands.run(f"kill -9 {pid}")
+        eventually(lambda: seen[-2:] == [503, 200], what="it went bad and came back without a cell")
+    assert interpreter.run_code("kept", context=other).text == "other"
+    told = interpreter.run_code("'kept' in globals()")
+    assert (told.text, "SIGKILL" in "".join(told.logs.stderr)) == ("False", True)
+    interpreter.restart_code_context(interpreter.list_code_contexts()[0])
+    assert interpreter.run_code("'again'").text == "again"
+    assert health(interpreter) == 200
+
+
+def test_nobody_inside_can_end_the_interpreters_service(shared_interpreter: Sandbox) -> None:
+    shared_interpreter.commands.run("kill -9 1; kill -STOP 1; pkill -9 -f atoll-guest; true", user="root")
+    assert shared_interpreter.run_code("6 * 7").text == "42"
+    assert health(shared_interpreter) == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os\nprint('so far', flush=True)\nos._exit(3)", "exited with code 3"),
+        ("import os\nprint('so far', flush=True)\nos.execv('/bin/true', ['true'])", "exited with code 0"),
+        ("import os\nprint('so far', flush=True)\nos.execv('/bin/sleep', ['sleep', '600'])", "closed its connection"),
+        ("import os\nprint('so far', flush=True)\nos.abort()", "SIGABRT"),
+    ],
+)
+def test_a_cell_that_ends_its_kernel_is_told_how_and_the_next_one_runs(run: Run, code: str, said: str) -> None:
+    died = run(code, timeout=60)
+    assert died.error is not None
+    assert (died.error.name, said in died.error.value) == ("KernelDied", True), died.error
+    assert "".join(died.logs.stdout) == "so far\n"
+    assert run("6 * 7").text == "42"
+
+
+def test_what_programs_of_every_kind_do_is_what_people_expect(run: Run, shared_interpreter: Sandbox) -> None:
+    assert run("import sys\nsys.exit(3)").error.name == "SystemExit"
+    assert run("import asyncio\nawait asyncio.sleep(0)\nawait asyncio.gather(*[asyncio.sleep(0, n) for n in (1, 2)])").text == "[1, 2]"  # noqa: E501
+    assert run("async def f(): return 7\nasyncio.get_event_loop()\nawait f()").text == "7"
+    threads = "import threading\nt = [threading.Thread(target=print, args=(n,)) for n in range(20)]\n"
+    threads += "[x.start() for x in t]; [x.join() for x in t]; None"
+    assert sorted("".join(run(threads).logs.stdout).split(), key=int) == [str(n) for n in range(20)]
+    alive = run("import subprocess\np = subprocess.Popen(['sleep', '595'])\np.pid").text
+    assert shared_interpreter.commands.run(f"kill -0 {alive} && echo alive").stdout == "alive\n"
+    assert run("p.poll() is None").text == "True"
+    binary = run("import sys\nsys.stdout.buffer.write(b'caf\\xc3\\xa9 \\xff\\n') if hasattr(sys.stdout, 'buffer') else 0\nprint('\\0\\udc80 ok')")  # noqa: E501
+    assert "ok" in "".join(binary.logs.stdout)
+    assert run("bytes(range(256))").text == repr(bytes(range(256)))[1:] or run("b'\\x00\\xff'").text
+    assert run("import matplotlib\nmatplotlib.use('TkAgg')\nimport matplotlib.pyplot as plt\nplt.plot([1])", timeout=60) is not None  # noqa: E501
+    assert run("1").text == "1"
+
+
+def test_a_large_table_and_what_memory_does_not_hold(run: Run) -> None:
+    shown = run("import numpy as np, pandas as pd\npd.DataFrame(np.zeros((6_000_000, 8)))", timeout=120)
+    assert shown.error is None, shown.error
+    assert "6000000 rows" in shown.results[0].text
+    assert shown.results[0].data is None
+    failed = run("np.zeros(200_000_000_000)")
+    assert failed.error is not None
+    assert failed.error.name in ("MemoryError", "_ArrayMemoryError")
+    assert run("6 * 7").text == "42"
+
+
+def test_ten_thousand_results_and_a_hundred_megabytes_arrive_in_order(run: Run) -> None:
+    results: list[Result] = []
+    execution = run("for n in range(10_000): display(n)", on_result=results.append, timeout=200)
+    assert execution.error is None, execution.error
+    assert [result.text for result in results] == [str(n) for n in range(10_000)]
+    sizes: list[int] = []
+
+    def count(message: OutputMessage) -> None:
+        sizes.append(len(message.line))
+
+    run("import sys\nfor n in range(100): sys.stdout.write(chr(65 + n % 26) * 1_000_000)", on_stdout=count, timeout=300)
+    assert sum(sizes) == 100_000_000
+    assert run("6 * 7").text == "42"
+
+
+def test_many_contexts_are_listed_apart_and_gone(shared_interpreter: Sandbox) -> None:
+    made = [shared_interpreter.create_code_context(language="bash") for _ in range(100)]
+    for n, context in enumerate(made):
+        shared_interpreter.run_code(f"mine={n}", context=context)
+    values = [shared_interpreter.run_code("echo $mine", context=context).logs.stdout for context in made]
+    assert values == [[f"{n}\n"] for n in range(100)]
+    assert {context.id for context in made} <= {context.id for context in shared_interpreter.list_code_contexts()}
+    for context in made:
+        shared_interpreter.remove_code_context(context)
+    assert not {context.id for context in made} & {context.id for context in shared_interpreter.list_code_contexts()}
