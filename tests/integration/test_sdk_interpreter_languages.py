@@ -61,7 +61,7 @@ LANGUAGES = (
         "echo ${CELL-none}", "pwd", "while true; do :; done",
     ),
     Language(
-        "r", "cat('out\\n')", "message('err')", ("x <- 6\nx * 7", "42"), "v <- 5", "cat(v, '\\n', sep='')",
+        "r", "cat('out\\n')", "message('err')", ("x <- 6\nx * 7", "[1] 42"), "v <- 5", "cat(v, '\\n', sep='')",
         ("stop('bad')", "ERROR", "bad"), "x <- (", "cat(Sys.getenv('CELL', 'none'), '\\n', sep='')",
         "cat(getwd(), '\\n', sep='')", "while (TRUE) {}",
     ),

@@ -101,13 +101,21 @@ def parse(frames: list[bytes | None]) -> Published | None:
         header, parent, content = frames[start + 2], frames[start + 3], frames[start + 5]
         if header is None or parent is None:
             return None
-        parsed = json.loads(content) if content is not None else {}
+        parsed = _content(content) if content is not None else {}
         kind, parent_id = json.loads(header)["msg_type"], json.loads(parent).get("msg_id", "")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if not (isinstance(kind, str) and isinstance(parent_id, str) and isinstance(parsed, dict)):
         return None
     return Published(kind, parent_id, parsed, content is None)
+
+
+def _content(data: bytes) -> Any:
+    """What a program printed that is no text (half a character, a file's name) arrives as bytes that are no UTF-8."""
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError:
+        return json.loads(data.decode("utf-8", "replace"))
 
 
 def line_of(message: Published) -> dict[str, Any] | None:
