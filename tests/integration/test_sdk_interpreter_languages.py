@@ -74,7 +74,12 @@ LANGUAGES = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=LANGUAGES, ids=[language.name for language in LANGUAGES])
+in_each_language = pytest.mark.parametrize(
+    "language", LANGUAGES, ids=[language.name for language in LANGUAGES], indirect=True, scope="module"
+)
+
+
+@pytest.fixture(scope="module")
 def language(request: pytest.FixtureRequest) -> Language:
     return request.param
 
@@ -97,6 +102,7 @@ def printed(execution: Execution) -> str:
     return "".join(execution.logs.stdout)
 
 
+@in_each_language
 def test_output_values_and_variables(cell: Run, language: Language) -> None:
     assert printed(cell(language.prints)) == "out\n"
     assert "".join(cell(language.complains).logs.stderr).strip() == "err"
@@ -108,6 +114,7 @@ def test_output_values_and_variables(cell: Run, language: Language) -> None:
     assert printed(cell(language.directory)) == "/tmp\n"
 
 
+@in_each_language
 def test_errors_are_told_and_the_context_goes_on(cell: Run, language: Language) -> None:
     code, name, part = language.raises
     raised = cell(code)
@@ -119,12 +126,14 @@ def test_errors_are_told_and_the_context_goes_on(cell: Run, language: Language) 
     assert printed(cell(language.prints)) == "out\n"
 
 
+@in_each_language
 def test_variables_of_a_call_are_gone_after_it(cell: Run, language: Language) -> None:
     assert printed(cell(language.variable)) == "none\n"
     assert printed(cell(language.variable, envs={"CELL": "a 'b' \"c\" $d \\n"})) == "a 'b' \"c\" $d \\n\n"
     assert printed(cell(language.variable)) == "none\n"
 
 
+@in_each_language
 def test_a_cell_that_nobody_waits_for_ends(cell: Run, language: Language) -> None:
     with pytest.raises(TimeoutException):
         cell(language.loops, timeout=3)

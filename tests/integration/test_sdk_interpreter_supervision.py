@@ -61,6 +61,8 @@ def test_nobody_inside_can_end_the_interpreters_service(shared_interpreter: Sand
     shared_interpreter.commands.run("kill -9 1; kill -STOP 1; pkill -9 -x atoll-guest; true", user="root")
     assert shared_interpreter.run_code("6 * 7").text == "42"
     assert health(shared_interpreter) == 200
+    inside = "curl -s http://localhost:49999/health; curl -s -o /dev/null -w ' %{http_code}' localhost:49999/contexts"
+    assert shared_interpreter.commands.run(inside).stdout == "OK 403", "who is inside may ask, and no more"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,20 @@ def test_ten_thousand_results_and_a_hundred_megabytes_arrive_in_order(run: Run) 
     run("import sys\nfor n in range(100): sys.stdout.write(chr(65 + n % 26) * 1_000_000)", on_stdout=count, timeout=300)
     assert sum(sizes) == 100_000_000
     assert run("6 * 7").text == "42"
+
+
+def test_the_usual_libraries_wait_for_the_first_cell(interpreter: Sandbox) -> None:
+    """A sandbox that nobody asks for anything is one that waits for its owner: the imports are done meanwhile."""
+    loaded = "cat /proc/[0-9]*/maps 2>/dev/null | grep -q /matplotlib/ && echo yes || true"
+    eventually(lambda: interpreter.commands.run(loaded).stdout, what="matplotlib is loaded", within_s=60)
+    interpreter.commands.run("touch /usr/local/lib/python3*/dist-packages/pandas/__init__.py", user="root")
+    names = "import sys; sorted({name.partition('.')[0] for name in sys.modules} & {'numpy', 'pandas', 'matplotlib'})"
+    assert interpreter.run_code(names).text == "[]"
+    first = interpreter.run_code("import numpy as np, pandas as pd, matplotlib.pyplot as plt\nplt.plot(np.ones(3))")
+    assert first.error is None, first.error
+    assert any(result.chart for result in first.results)
+    assert "pandas: installed after this kernel had loaded it" in "".join(first.logs.stderr)
+    assert interpreter.run_code("import pandas.testing\npd.DataFrame({'a': [1]})").results[0].data == {"a": [1]}
 
 
 def test_many_contexts_are_listed_apart_and_gone(shared_interpreter: Sandbox) -> None:

@@ -17,7 +17,14 @@ from collections.abc import AsyncIterator, Mapping
 
 from atoll.guest.interpreter import jupyter, kernelspecs, variables
 from atoll.guest.interpreter.bash import BashKernel
-from atoll.guest.interpreter.kernel import CwdMissing, Kernel, KernelDied, KernelPlace, KernelStartFailed
+from atoll.guest.interpreter.kernel import (
+    LIBRARIES_CELL,
+    CwdMissing,
+    Kernel,
+    KernelDied,
+    KernelPlace,
+    KernelStartFailed,
+)
 from atoll.guest.interpreter.kernelspecs import BASH, KernelSpec
 from atoll.guest.interpreter.output import Output
 from atoll.guest.log import CellLog
@@ -34,6 +41,8 @@ _NEVER_INTERRUPTED = "javascript"
 for ever."""
 _REVIVED_AFTER_S = 3.0
 """A kernel that lived shorter is not started again before it is asked for."""
+_WAITS_AFTER_S = 2.0
+"""A kernel that nobody has asked for anything so long after its start is one of a sandbox that waits for a create."""
 _WARM_LANGUAGE, _READY_LANGUAGES = "python", ("python", "javascript")
 """The kernel that starts with the sandbox, and the contexts that are listed from then on."""
 
@@ -69,6 +78,7 @@ class Context:
         self._lost: str | None = None
         """How the kernel before this one died by itself, until a cell has reported it."""
         self._known_env: dict[str, str] = {}
+        self._was_asked = False
         self._removed = False
         self._cells = OwnedTasks()
 
@@ -86,11 +96,19 @@ class Context:
         async with self._turn:
             await self._live_kernel()
 
+    async def load_libraries(self) -> None:
+        """For a kernel that has run nothing yet: the imports of its first cell will be quick. Raises KernelDied."""
+        async with self._turn:
+            kernel = self._kernel
+            if kernel is not None and kernel.ended is None and not self._was_asked:
+                await kernel.run_silently(LIBRARIES_CELL)
+
     async def execute(self, code: str, env: Mapping[str, str]) -> AsyncIterator[bytes]:
         """Runs a cell; gives its lines as they come, ended by `end_of_execution`.
 
         Closing the iterator before its end interrupts the cell (or takes it out of the queue).
         """
+        self._was_asked = True
         output = Output(asyncio.get_running_loop())
         cell = self._cells.start(self._cell(code, env, output))
         ended = False
@@ -298,6 +316,10 @@ class Contexts:
     async def _start_ahead(self, context: Context) -> None:
         try:
             await context.warm_up()
+            await asyncio.sleep(_WAITS_AFTER_S)
+            await context.load_libraries()
+        except KernelDied:
+            return  # told by the next cell
         except (KernelStartFailed, CwdMissing) as error:
             print(f"interpreter: the default context is not ready: {error}", file=sys.stderr)
 

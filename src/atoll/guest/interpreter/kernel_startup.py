@@ -366,7 +366,7 @@ def _install() -> None:
     _at_the_readers_pace(shell.kernel.iopub_thread)
     _in_pieces(type(sys.stdout))
     for stream in (sys.stdout, sys.stderr):
-        stream.flush_timeout = None
+        vars(stream)["flush_timeout"] = None
     shell._tee = lambda channel: contextlib.nullcontext()
     shell.history_manager.outputs = _Forgotten()
     shell.events.register("pre_execute", _write_as_the_class_does)
