@@ -5,6 +5,8 @@
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
+# Workers of the test-suite: each tier's server with its tests is one worker's.
+JOBS ?= 2
 # The run that `make demo` replays: a recorded one where it is there, else a small one of our own.
 RUN ?= $(firstword $(wildcard ../shared/trajectories/basic_gui_mode.json) examples/create-and-serve.json)
 
@@ -31,7 +33,7 @@ check: ## Lint, format, strict types, import rules
 test: ## Run the whole test-suite
 	@scripts/setup.sh test
 	@$(ATOLL) template build code-interpreter-v1
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadscope --durations 25 $(ARGS)
 
 matrix: ## Run old and new versions of the published clients; writes docs/compatibility.md
 	@scripts/setup.sh test

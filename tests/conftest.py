@@ -20,7 +20,7 @@ import pytest
 
 from support.host import skip_without
 from support.server import STALLS, ServerProcess
-from support.tiers import SERVER_ENVIRON, tiers_of
+from support.tiers import SERVER_ENVIRON, TIERS, tiers_of
 
 # A run in the background of a script ignores these, and every program that a test starts would inherit it.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -119,8 +119,38 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.sections.append(("end of the server's log", running.log_tail()))
 
 
+class Workers:
+    """A session with several workers (`-n`): who runs what, and what they send to the one that reports."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        from xdist.scheduler import LoadScopeScheduling
+
+        class ByServer(LoadScopeScheduling):
+            """All tests of a tier's server are one worker's, and so are all others of a file."""
+
+            def _split_scope(self, nodeid: str) -> str:
+                file, _, test = nodeid.partition("::")
+                first = test.partition("[")[2].split("-")[0].rstrip("]")
+                return first if first in TIERS and file.startswith("tests/integration/") else file
+
+        return ByServer(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        STALLS.extend(getattr(node, "workeroutput", {}).get("stalls", ()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Workers())
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """No server's loop may have stood still, whatever the tests sent; and see `_refuse_empty_suites`."""
+    if (sent := getattr(session.config, "workeroutput", None)) is not None:
+        sent["stalls"] = STALLS
+        return
     if STALLS and exitstatus == 0:
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line("a server's event loop stood still:\n" + "\n".join(STALLS), red=True)

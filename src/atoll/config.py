@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,17 @@ def _wishes(environ: Mapping[str, str]) -> Wishes:
     return Wishes(maximum, team, total, at_once, _most(environ, "ATOLL_DISK_RESERVE_MIB"))
 
 
+def warm_wishes(texts: Iterable[str]) -> Mapping[str, int]:
+    """`TEMPLATE=N` each. Raises InvalidRequest."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, count = text.rpartition("=")
+        if not name or not (count.isascii() and count.isdigit()) or len(count) > 4:
+            raise InvalidRequest(f"warm sandboxes are asked for as TEMPLATE=N, not {text[:100]!r}")
+        found[name] = int(count)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `atoll serve` runs on.
@@ -86,6 +97,8 @@ class Settings:
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
+    ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
+                         what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
     """
 
@@ -114,6 +127,7 @@ class Settings:
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
     template_wait_s: int = 50
+    warm: Mapping[str, int] = field(default_factory=dict)
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -151,4 +165,5 @@ class Settings:
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
+            warm=warm_wishes(_list(environ, "ATOLL_WARM")),
         )

@@ -36,10 +36,8 @@ METHODS, DIFFERENCES = "methods", "tiers"
 
 VOLUMES = "volumes come later; the endpoints say so"
 IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
-MCP = "there is no template `mcp-gateway`"
 
 NOT_OFFERED = (
-    (r"Sandbox\.get_?[mM]cp.*", MCP),
     (r"Volume\..*", VOLUMES),
     (r"Secret\.iam_?[tT]oken", IDENTITY),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),

@@ -19,7 +19,6 @@ CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
     ("volumes", lambda _: Volume.list()),
     ("volumes", lambda _: Volume.connect("mine")),
     ("volumeMounts", lambda _: Sandbox.create(volume_mounts={"/data": "mine"})),
-    ("mcp", lambda _: Sandbox.create(mcp={"exa": {"apiKey": "k"}})),
     ("network.egressProxy", lambda _: Sandbox.create(network={"egress_proxy": {"address": "proxy.test:1080"}})),
 ]
 

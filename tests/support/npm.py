@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.python_environment import cache_dir, locked
+
 JS = Path(__file__).parent.parent / "integration" / "js"
 
 
@@ -16,11 +18,12 @@ def install_node_modules() -> Path:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: the JavaScript SDKs cannot be driven")
-    lock, done = JS / "package-lock.json", JS / "node_modules" / ".installed"
-    if not done.exists() or done.read_text() != lock.read_text():
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        install = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=300, check=False)
-        if install.returncode != 0:
-            pytest.skip(f"npm could not install the published SDKs: {install.stderr.strip()[-300:]}")
-        done.write_text(lock.read_text())
+    packages, done = JS / "package-lock.json", JS / "node_modules" / ".installed"
+    with locked(cache_dir() / "node-modules"):
+        if not done.exists() or done.read_text() != packages.read_text():
+            command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            install = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=300, check=False)
+            if install.returncode != 0:
+                pytest.skip(f"npm could not install the published SDKs: {install.stderr.strip()[-300:]}")
+            done.write_text(packages.read_text())
     return JS / "node_modules"

@@ -37,7 +37,7 @@ def python_environment(name: str, requirements: Sequence[str], *, resolve: bool)
     """
     place = cache_dir() / name
     revision = "\n".join([sys.version, *requirements])
-    with _locked(place):
+    with locked(place):
         done = place / ".installed"
         if not done.exists() or done.read_text() != revision:
             shutil.rmtree(place, ignore_errors=True)
@@ -71,7 +71,7 @@ def run_installer(command: list[str], more: Mapping[str, str] | None = None, *, 
 
 def _uv() -> Path:
     place = cache_dir() / "uv"
-    with _locked(place):
+    with locked(place):
         if not (place / "bin" / "uv").exists():
             venv.create(place, with_pip=True)
             run_installer([str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", UV])
@@ -79,7 +79,7 @@ def _uv() -> Path:
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
     """One at a time, among threads and processes."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w") as lock:

@@ -72,7 +72,7 @@ CREATE: dict[str, tuple[Json, Check | str]] = {
     "network": ({"network": {}}, lambda made: made.detail["network"] == {"allowPublicTraffic": True}),
     "metadata": ({"metadata": {"k": "v"}}, lambda made: made.detail["metadata"] == {"k": "v"}),
     "env_vars": ({"envVars": {"A": "1"}}, lambda made: True),  # tests/integration: a command sees it
-    "mcp": ({"mcp": {"exa": {}}}, "mcp"),
+    "mcp": ({"mcp": {"exa": {}}}, lambda made: True),  # tests/integration: the SDK starts it by a command
     "iam": ({"iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}}, "iam"),
     "volume_mounts": ({"volumeMounts": [{"name": "v", "path": "/v"}]}, "volumeMounts"),
 }

@@ -58,7 +58,6 @@ PLACEHOLDER = Secret.fill("api-key").replace("secrets", "vault")
 @pytest.mark.parametrize(
     "extra",
     [
-        {"mcp": {"exa": {}}},
         {"iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
         {"network": {"egressProxy": {"address": "a:1"}}},

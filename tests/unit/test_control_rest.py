@@ -20,7 +20,7 @@ from atoll.control.app import api
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import ApiKey, Team
 from atoll.model.errors import PlatformError
-from atoll.model.sandbox import EndReason, SandboxState
+from atoll.model.sandbox import EndReason, SandboxRecord, SandboxState
 from atoll.testing.clock import ManualClock
 from support.control import API_KEY, World, plane
 
@@ -256,7 +256,6 @@ WRONG_BODIES = [
     b'{"templateID": "base", "network": 5}',
     b'{"templateID": "base", "volumeMounts": [{}]}',
     b'{"templateID": "base", "volumeMounts": [{"name": "a", "path": "/a"}]}',
-    b'{"templateID": "base", "mcp": {"a": {}}}',
     b'{"templateID": "base", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     b'{"templateID": "base", "timeout": ' + b"9" * 10_000 + b"}",
 ]
@@ -552,7 +551,7 @@ async def test_a_kill_holds_even_if_it_meets_a_timeout_that_was_put_off(
         sandbox_id = await world.create(timeout=5)
         begin_kill, go_on = world.store.begin_kill, asyncio.Event()
 
-        async def slow(name: str, reason: EndReason, due_by: datetime | None) -> bool:
+        async def slow(name: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
             if reason is EndReason.TIMEOUT:
                 await go_on.wait()
             return await begin_kill(name, reason, due_by)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from atoll.config import Settings
+from atoll.config import Settings, warm_wishes
 from atoll.model.errors import AtollError
 
 app = typer.Typer(
@@ -66,6 +66,10 @@ def serve(
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
+    warm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEMPLATE=N", help="Keep N started sandboxes of this template for the creates to come."),
+    ] = None,
     ready_fd: Annotated[
         int | None, typer.Option(min=0, help='Write {"url", "api_key"} to this descriptor when ready.')
     ] = None,
@@ -85,6 +89,7 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "warm": warm_wishes(warm) if warm else None,
         }
         if lifeline_fd is not None and keep_sandboxes is None:
             given["keep_sandboxes"] = False

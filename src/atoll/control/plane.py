@@ -28,12 +28,15 @@ from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.node_events import NodeReports
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.sandboxes.pausing import SandboxPausing
+from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.reconciliation import Reconciliation
+from atoll.control.sandboxes.sizing import limits_for
 from atoll.control.sandboxes.sleeping import Routes, SleepingRoutes
 from atoll.control.sandboxes.snapshots import SandboxSnapshots
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
@@ -46,6 +49,7 @@ from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.uploads import Uploads
 from atoll.model.addresses import ForbiddenNetworks
+from atoll.model.network import NetworkPolicy
 from atoll.model.seams import NodeEvents
 
 
@@ -94,17 +98,6 @@ class ControlPlane:
         templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
-        self._builds = TemplateBuildService(
-            tables=store.templates,
-            catalog=templates,
-            nodes=nodes,
-            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
-            uploads=uploads,
-            logs=build_logs,
-            clock=clock,
-            background=background,
-            maximum=policy.maximum,
-        )
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
@@ -121,6 +114,30 @@ class ControlPlane:
             clock=clock,
             logbook=logbook,
             readings=ReadingFiles(metrics_dir),
+        )
+        start_commands, placing = StartCommands(routes), Placing(nodes, templates, quota)
+        self._warm = warm = WarmPool(
+            policy.warm,
+            nodes=nodes,
+            templates=templates,
+            quota=quota,
+            start_commands=start_commands,
+            limits_of=lambda template: limits_for(template.limits, {}, policy.maximum),
+            placing=placing,
+            network=NetworkPolicy(mib_s=policy.network_mib_s),
+            forget_logs=telemetry.forget,
+        )
+        self._builds = TemplateBuildService(
+            tables=store.templates,
+            catalog=templates,
+            nodes=nodes,
+            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
+            uploads=uploads,
+            logs=build_logs,
+            clock=clock,
+            background=background,
+            maximum=policy.maximum,
+            also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
         ending = SandboxEnding(
@@ -163,9 +180,10 @@ class ControlPlane:
             ending=ending,
             pausing=pausing,
             sleeping=sleeping,
+            warm=warm,
         )
         self._retention = Retention(store, logbook, clock)
-        self.node_events: NodeEvents = NodeReports(ending, telemetry, journal)
+        self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -178,7 +196,9 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
-            wait_until_ready=StartCommands(routes).wait_until_ready,
+            placing=placing,
+            warm=warm,
+            wait_until_ready=start_commands.wait_until_ready,
         )
         self.services = Services(
             policy=policy,
@@ -224,6 +244,7 @@ class ControlPlane:
                 services.telemetry,
                 self._dispatcher,
                 self._nodes,
+                self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
             stack.push_async_callback(self._stop, housekeeping)

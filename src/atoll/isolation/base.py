@@ -230,6 +230,10 @@ class SandboxHandle(ABC):
     async def wait(self) -> ExitReport:
         """Returns once the sandbox has ended, however it ended. May be awaited by many; cancel-safe."""
 
+    async def stop(self) -> None:
+        """Ends all its processes; `kill` frees the rest. A tier for which they are one does both."""
+        await self.kill()
+
     @abstractmethod
     async def kill(self) -> None:
         """Ends every process of it and frees mounts, cgroups, namespaces and sockets. Idempotent, within 10 s.

@@ -1,8 +1,8 @@
 """A sandbox's directory on the host: what it was asked to be and where it is in its life. All else in it is its tier's.
 
     <data_dir>/sandboxes/<id>/     0700
-        spec.json      what was asked for, secrets included, and the layers that it stands on; written once, and
-                       complete before the sandbox is RUNNING
+        spec.json      what was asked for, secrets included, and the layers that it stands on; complete before the
+                       sandbox is RUNNING, and replaced once where it was made ahead of need
         state.json     where it is in its life, and by what its tier finds its process and its cgroup
         …              its disk, its log, its socket, the memory of a paused one where its tier keeps that in files
 
@@ -112,8 +112,19 @@ def prepare(directory: Path) -> None:
 
 def write_spec(directory: Path, spec: SandboxSpec, layers: Sequence[Path] = ()) -> None:
     """Raises OSError."""
-    body = {"version": VERSION, "spec": spec.as_json(), "layers": [str(layer) for layer in layers]}
-    _write(directory / SPEC, json.dumps(body).encode())
+    _write(directory / SPEC, _encode_spec(spec, layers))
+
+
+def rewrite_spec(directory: Path, spec: SandboxSpec, layers: Sequence[Path]) -> None:
+    """Another in place of the earlier: all of it or none. Raises OSError."""
+    draft = directory / f"{SPEC}.new"
+    try:
+        _write(draft, _encode_spec(spec, layers))
+        os.rename(draft, directory / SPEC)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def begin(directory: Path, tier: str, handle: Mapping[str, Any]) -> None:
@@ -227,6 +238,11 @@ def read_handle(directory: Path) -> Mapping[str, Any]:
     """The tier's own part of what `begin` wrote; empty where that is not whole. Raises OSError."""
     found = (_load(directory / STATE) or {}).get("handle")
     return found if isinstance(found, dict) else {}
+
+
+def _encode_spec(spec: SandboxSpec, layers: Sequence[Path]) -> bytes:
+    body = {"version": VERSION, "spec": spec.as_json(), "layers": [str(layer) for layer in layers]}
+    return json.dumps(body).encode()
 
 
 def _padded(state: SandboxState) -> bytes:

@@ -77,6 +77,14 @@ class NodeClient(Protocol):
         """
         ...
 
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """A sandbox that runs becomes the one of `spec`, under its own id: environment, tokens, network.
+
+        What runs in it goes on, with the environment that it has. `spec` differs in nothing else from what it was made
+        of. Raises SandboxGone, PlatformError (its guest does not answer).
+        """
+        ...
+
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """Ends it and frees all it had. True if it was alive; False if unknown. Idempotent, bounded in time."""
         ...

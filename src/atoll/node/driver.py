@@ -11,10 +11,11 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -69,6 +70,12 @@ class _Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class _Become:
+    spec: SandboxSpec
+    answer: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """How a sandbox's driver came to its end. `asked` is True for a kill, False when the guest died by itself."""
 
@@ -95,6 +102,8 @@ class SandboxDriver:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
+        self._stopped = asyncio.Event()
+        """Nothing of it runs any more and its directory is gone; the rest is being freed."""
         self.paused: Paused | None = None
         """What is kept of it while it is paused."""
         self.log_base = 0
@@ -102,7 +111,7 @@ class SandboxDriver:
         self._state_dir = state_dir
         self._make = make
         self._discard = discard
-        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume | _Become] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
         self._watcher: asyncio.Task[None] | None = None
@@ -139,12 +148,20 @@ class SandboxDriver:
         return await self._live(making, None)
 
     async def kill(self) -> bool:
-        """Ends it; returns once everything is freed. True if this found it alive. Bounded by KILL_TIMEOUT_S."""
+        """Ends it; returns once nothing of it runs. True if this found it alive. Bounded by KILL_TIMEOUT_S.
+
+        What the kernel does not free by itself (cgroups) is freed next; `finished` says when.
+        """
         alive = not self._closed
         if alive:
             self._commands.put_nowait(_Kill())
-        await self.finished.wait()
+        await self._stopped.wait()
         return alive
+
+    @property
+    def has_stopped(self) -> bool:
+        """Nothing of it runs any more."""
+        return self._stopped.is_set()
 
     async def end_saving(self, save: Callable[[Path], Awaitable[None]]) -> None:
         """Ends it, and has `save` keep what it needs of its directory before that goes.
@@ -176,7 +193,13 @@ class SandboxDriver:
         self._ask(_Resume(mode, answer))
         return await asyncio.shield(answer)
 
-    def _ask(self, command: _Pause | _Resume) -> None:
+    async def become(self, spec: SandboxSpec) -> None:
+        """What it was asked to be is `spec` from now on. Raises SandboxGone, PlatformError (it cannot be kept)."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ask(_Become(spec, answer))
+        await asyncio.shield(answer)
+
+    def _ask(self, command: _Pause | _Resume | _Become) -> None:
         if self._closed:
             raise SandboxGone(self.sandbox_id)
         self._commands.put_nowait(command)
@@ -222,9 +245,21 @@ class SandboxDriver:
                         handle = await self._pause(making, handle, mode, answer)
                     case _Resume() as command:
                         handle = await self._resume(making, handle, command)
+                    case _Become(spec, answer):
+                        making = self._become(making, spec, answer)
         finally:
             await self._watch_no_more()
             self._close()
+
+    def _become(self, making: Making, spec: SandboxSpec, answer: asyncio.Future[None]) -> Making:
+        try:
+            directory.rewrite_spec(self._state_dir, spec, making.paths.lower_dirs)
+        except OSError as error:
+            answer.set_exception(PlatformError(f"sandbox {self.sandbox_id!r} stays what it is: {error}"))
+            answer.exception()  # the caller may be gone
+            return making
+        answer.set_result(None)
+        return replace(making, spec=spec)
 
     # Pause and resume
 
@@ -322,7 +357,12 @@ class SandboxDriver:
         self._closed = True
         self._move_if_possible(SandboxState.KILLING)
         if handle is not None:
-            await self._free(handle)
+            if keep is not None:
+                await self._free(handle)
+            elif await self._end_part(handle.stop()):
+                self._discard(self._state_dir)
+                self._stopped.set()
+                await self._free(handle)
         elif self.paused is not None:
             await self._free_paused(making, self.paused)
         if keep is not None:
@@ -354,22 +394,23 @@ class SandboxDriver:
             _log.warning("sandbox.state_not_written", sandbox_id=self.sandbox_id, error=str(error))
 
     async def _free(self, handle: SandboxHandle) -> None:
-        try:
-            async with asyncio.timeout(KILL_TIMEOUT_S):
-                await handle.kill()
-        except TimeoutError:
-            _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
-        except AtollError as error:
-            _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+        await self._end_part(handle.kill())
 
     async def _free_paused(self, making: Making, paused: Paused) -> None:
+        await self._end_part(making.backend.end_paused(making.spec, self._state_dir, paused.record))
+
+    async def _end_part(self, work: Coroutine[Any, Any, None]) -> bool:
+        """False: it failed, which is logged."""
         try:
             async with asyncio.timeout(KILL_TIMEOUT_S):
-                await making.backend.end_paused(making.spec, self._state_dir, paused.record)
+                await work
         except TimeoutError:
             _log.error("sandbox.kill_timeout", sandbox_id=self.sandbox_id, seconds=KILL_TIMEOUT_S)
         except AtollError as error:
             _log.error("sandbox.not_freed", sandbox_id=self.sandbox_id, error=str(error))
+        else:
+            return True
+        return False
 
     def _fail(self, error: AtollError) -> None:
         if not self.started.done():
@@ -380,9 +421,10 @@ class SandboxDriver:
 
     def _close(self) -> None:
         self._closed = True
+        self._stopped.set()
         self.finished.set()
         while not self._commands.empty():
             command = self._commands.get_nowait()
-            if isinstance(command, _Pause | _Resume) and not command.answer.done():
+            if isinstance(command, _Pause | _Resume | _Become) and not command.answer.done():
                 command.answer.set_exception(SandboxGone(self.sandbox_id))
                 command.answer.exception()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -109,15 +109,13 @@ class LiveSandboxes:
         live.tail = LogTail(handle, self._reports.logged, live.driver.log_base)
         live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {spec.sandbox_id}")
         handle.on_oom(lambda victim: self._reports.out_of_memory(handle, victim))
-        live.route = Route(
-            sandbox_id=spec.sandbox_id,
-            dial=handle.dial,
-            envd_access_token=spec.access_token,
-            traffic_access_token=spec.traffic_access_token,
-            mask_request_host=spec.mask_request_host,
-        )
-        if self._sink is not None:
-            self._sink.add(live.route)
+        self._open(live, handle)
+
+    def become(self, live: LiveSandbox, spec: SandboxSpec) -> None:
+        """What it was asked to be is `spec` from now on, and how it is reached."""
+        live.making = replace(live.making, spec=spec)
+        if live.handle is not None:
+            self._open(live, live.handle)
 
     async def close(self, live: LiveSandbox) -> None:
         """Before its end: no new connection reaches it or leaves it, and its log is read to the end."""
@@ -153,6 +151,18 @@ class LiveSandboxes:
     def routes(self) -> Sequence[Route]:
         """See RouteTable.routes."""
         return [live.route for live in self._live.values() if live.route is not None]
+
+    def _open(self, live: LiveSandbox, handle: SandboxHandle) -> None:
+        spec = live.spec
+        live.route = Route(
+            sandbox_id=spec.sandbox_id,
+            dial=handle.dial,
+            envd_access_token=spec.access_token,
+            traffic_access_token=spec.traffic_access_token,
+            mask_request_host=spec.mask_request_host,
+        )
+        if self._sink is not None:
+            self._sink.add(live.route)
 
     def _unpublish(self, live: LiveSandbox) -> None:
         if live.route is not None and self._sink is not None:

@@ -66,19 +66,22 @@ class LogTail:
 
     async def _read(self, follow: str) -> None:
         """Raises SandboxGone, PortClosed, OSError, ValueError (a line that is too long), EOFError."""
-        reader, writer = await asyncio.open_unix_connection(sock=await self._handle.dial(CONTROL_PORT))
-        try:
+        loop = asyncio.get_running_loop()
+        with await self._handle.dial(CONTROL_PORT) as sock:
             # HTTP/1.0: the answer ends with the connection and is not cut into chunks.
-            writer.write(f"GET /logs?after={self._number}{follow} HTTP/1.0\r\nhost: guest\r\n\r\n".encode())
-            await reader.readuntil(b"\r\n\r\n")
-            partial = b""
-            while piece := await reader.read(_READ_SIZE):
-                *whole, partial = (partial + piece).split(b"\n")
+            request = f"GET /logs?after={self._number}{follow} HTTP/1.0\r\nhost: guest\r\n\r\n"
+            await loop.sock_sendall(sock, request.encode())
+            partial, has_head = b"", False
+            while piece := await loop.sock_recv(sock, _READ_SIZE):
+                partial += piece
+                if not has_head:
+                    _, end, rest = partial.partition(b"\r\n\r\n")
+                    has_head, partial = bool(end), rest if end else partial
+                if has_head:
+                    *whole, partial = partial.split(b"\n")
+                    await self._deliver(whole)
                 if len(partial) > _LINE_LIMIT:
                     raise ValueError("a line of the guest's log has no end")
-                await self._deliver(whole)
-        finally:
-            writer.close()
 
     async def _deliver(self, lines: Sequence[bytes]) -> None:
         async with self._turn:

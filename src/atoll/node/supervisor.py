@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atoll.isolation.guest_client import order
 from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
@@ -159,6 +160,22 @@ class Supervisor:
         self.live.publish(live, handle)
         return NodeSandbox(sandbox_id, backend.name, _steps_ms(began, handle.stages, time.monotonic()))
 
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """See NodeClient.assign."""
+        began = time.monotonic()
+        live = self.live.get(spec.sandbox_id)
+        if live is None:
+            raise SandboxGone(spec.sandbox_id)
+        async with live.turn:
+            handle, before, prepared = self.live.handle(spec.sandbox_id), live.spec, self._egress.prepared(spec)
+            word = {"envVars": dict(spec.env_vars), "accessToken": spec.access_token or ""}
+            await order(handle, "/init", word)
+            await live.driver.become(prepared)
+            if prepared.network != before.network:
+                await self._egress.update(handle, spec.network)
+            self.live.become(live, prepared)
+        return NodeSandbox(spec.sandbox_id, live.tier, {"assigned": round((time.monotonic() - began) * 1000, 3)})
+
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient.kill."""
         live = self.live.get(sandbox_id)
@@ -205,7 +222,7 @@ class Supervisor:
         return [
             NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
             for name, live in self.live
-            if live.handle is not None or live.driver.paused is not None
+            if (live.handle is not None or live.driver.paused is not None) and not live.driver.has_stopped
         ]
 
     async def make_template(self, name: str, wait_s: float) -> None:

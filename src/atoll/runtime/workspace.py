@@ -26,6 +26,12 @@ from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRunti
 from atoll.runtime.sandbox.box import E2BBox
 
 AGENT_SERVER = "python3 -m openhands.agent_server --host 0.0.0.0 --port 8000"
+INIT_KEY = "/tmp/.openhands-init-key"
+DORMANT_AGENT_SERVER = (
+    f"umask 077; head -c 24 /dev/urandom | base64 -w0 >{INIT_KEY}; "
+    f"OH_DEFERRED_INIT=true OH_SECRET_KEY=$(cat {INIT_KEY}) exec {AGENT_SERVER}"
+)
+"""A start command for a template that is kept warm: the server waits for the workspace that gives it its keys."""
 SERVER_LOG = "/tmp/openhands-agent-server.log"
 LEFT_S = 3600
 """How long a sandbox of somebody else's lives on after we have left it."""
@@ -194,8 +200,9 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
 
     With `sandbox_id` and `api_key` of one in which it runs already, it is that one, and is left running.
 
-    `server_command` starts it; it listens on `port`, and what it prints goes to SERVER_LOG in the sandbox. Ready when
-    GET /health answers. A sandbox made here ends with `cleanup`, or minutes after this process.
+    `server_command` starts it; it listens on `port`, and what it prints goes to SERVER_LOG in the sandbox. Where the
+    template has started it already by DORMANT_AGENT_SERVER, it only gets its keys and `envs`. Ready when GET /health
+    answers. A sandbox made here ends with `cleanup`, or minutes after this process.
     """
 
     working_dir: str = "/workspace"
@@ -216,13 +223,15 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
         self._box = box = E2BBox(sandbox_id=self.sandbox_id, template=self.template, envs=self.envs)
         self.sandbox_id = box.sandbox_id
         try:
-            box.execute(
-                f"mkdir -p -- {shlex.quote(self.working_dir)} && chown user: {shlex.quote(self.working_dir)}",
-                user="root",
-            )
+            where = shlex.quote(self.working_dir)
+            key = box.execute(f"mkdir -p -- {where} && chown user: {where}; cat {INIT_KEY} 2>/dev/null", user="root")
             object.__setattr__(self, "host", self._address(box))
             super().model_post_init(context)
-            pid = self._start(box) if self._owned or self._ailment() else None
+            if self._owned and (init_key := key.output.strip()):
+                self._initialize(init_key)
+                pid = None
+            else:
+                pid = self._start(box) if self._owned or self._ailment() else None
             self._wait_for_health(box, pid)
         except BaseException:
             self.cleanup()
@@ -251,6 +260,25 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
         )
         started.disconnect()
         return int(started.pid)
+
+    def _initialize(self, init_key: str) -> None:
+        """Gives a server that waits its keys and environment. Raises AgentRuntimeError."""
+        key = str(self.api_key)
+        body = {"session_api_keys": [key], "secret_key": key, "env": self.envs}
+        headers = {**self._headers, "X-Init-API-Key": init_key}
+        end = time.monotonic() + self.health_check_timeout
+        while True:
+            try:
+                answer = self.client.post("/api/init", json=body, headers=headers, timeout=self.health_check_timeout)
+                found = "" if answer.is_success else f"{answer.status_code} {answer.text[:200]}"
+                is_final = answer.status_code < 500
+            except httpx.HTTPError as error:
+                found, is_final = str(error) or type(error).__name__, False
+            if not found:
+                return
+            if is_final or time.monotonic() > end:
+                raise AgentRuntimeError(f"the agent server that the template has started takes no keys: {found}")
+            time.sleep(0.2)
 
     def _ailment(self) -> str:
         """What is wrong with the server, "" when it is healthy."""

@@ -75,4 +75,5 @@ def _policy(plan: Plan) -> Policy:
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
+        warm=settings.warm,
     )

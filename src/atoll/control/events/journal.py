@@ -23,8 +23,8 @@ from atoll.model.events import Delivery, DeliveryState, Event, EventType
 from atoll.model.sandbox import SandboxRecord
 from atoll.wire.rest import events as wire
 
-GATHER_S = 0.025
-"""A burst's notes cost three statements together, and none competes with the first command of a sandbox just made."""
+GATHER_S = 0.1
+"""A burst's notes cost one statement together, and none competes with the first command of a sandbox just made."""
 MAX_WAITING = 5000
 """Deliveries of a team that have not ended."""
 ATTEMPTS = 3
@@ -40,6 +40,7 @@ class _Note:
     sandbox_id: str
     at: datetime
     more: Mapping[str, Any] = field(default_factory=dict)
+    record: SandboxRecord | None = None
 
 
 class Journal:
@@ -57,9 +58,11 @@ class Journal:
         self._turn = asyncio.Lock()
         self._closed = False
 
-    def note(self, kind: EventType, sandbox_id: str, **more: Any) -> None:
-        """It has just happened. `more` goes into the event's data."""
-        self._notes.append(_Note(kind, sandbox_id, self._clock.now(), more))
+    def note(self, kind: EventType, sandbox: SandboxRecord | str, **more: Any) -> None:
+        """It has just happened to this one, or to that of this id. `more` goes into the event's data."""
+        record = sandbox if isinstance(sandbox, SandboxRecord) else None
+        sandbox_id = sandbox if isinstance(sandbox, str) else sandbox.sandbox_id
+        self._notes.append(_Note(kind, sandbox_id, self._clock.now(), more, record))
         self._news.set()
 
     async def run(self) -> None:
@@ -85,10 +88,10 @@ class Journal:
             notes, self._notes = self._notes, []
             if not notes:
                 return
-            records = await self._store.find_all({note.sandbox_id for note in notes})
-            happened = [
-                await self._event(note, records[note.sandbox_id]) for note in notes if note.sandbox_id in records
-            ]
+            unknown = {note.sandbox_id for note in notes if note.record is None}
+            found = await self._store.find_all(unknown) if unknown else {}
+            pairs = [(note, note.record or found.get(note.sandbox_id)) for note in notes]
+            happened = [await self._event(note, record) for note, record in pairs if record is not None]
             if not happened:
                 return
             bodies = [(event, wire.event_body(event)) for event in happened]
@@ -127,7 +130,7 @@ class Journal:
 
     async def _queue(self, bodies: Sequence[tuple[Event, Mapping[str, Any]]]) -> None:
         by_team = {event.team_id for event, _ in bodies}
-        hooks = [hook for hook in await self._store.events.webhooks() if hook.enabled and hook.team_id in by_team]
+        hooks = [hook for hook in await self._store.events.enabled_webhooks() if hook.team_id in by_team]
         waiting = await self._store.events.waiting({hook.team_id for hook in hooks}) if hooks else {}
         new = [
             Delivery(

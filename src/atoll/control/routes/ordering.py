@@ -40,7 +40,6 @@ def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idem
 
 def _refuse_unoffered(body: NewSandboxV2, network: NetworkConfig) -> None:
     unoffered = {
-        "mcp": body.mcp,
         "iam": (body.iam or {}).get("tokens"),
         "volumeMounts": body.volume_mounts,
         "network.httpsPorts": network.https_ports,

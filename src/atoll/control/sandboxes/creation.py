@@ -1,4 +1,6 @@
-"""Making a sandbox: quota, template, node; the row is written before the node is asked, RUNNING before the answer.
+"""Making a sandbox: quota, template, node; the row is written while the node makes it, RUNNING before the answer.
+
+A server that is killed in between ends what its node has made and the store does not call RUNNING.
 
 A create that is cancelled makes no sandbox, unless an idempotency key can find it again.
 """
@@ -9,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import structlog
@@ -18,30 +20,25 @@ from atoll.control.access.auth import Caller
 from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
-from atoll.control.nodes.placement import NodeLoad, choose_node
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import (
-    NO_NEW_PRIVILEGES_KEY,
-    TIER_KEY,
-    CreateOrder,
-    Policy,
-    check_order,
-    network_rate,
-)
+from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, network_rate
+from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
+from atoll.control.sandboxes.spec import spec_for
+from atoll.control.sandboxes.warm import WarmPool, WarmSandbox, WarmUnusable
 from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
-from atoll.model.errors import Conflict, CreateFailed
+from atoll.model.errors import AtollError, Conflict, CreateFailed, QuotaExceeded
 from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
-from atoll.model.seams import NodeClient
+from atoll.model.seams import NodeClient, NodeSandbox
 from atoll.model.template import Template
 
 _log = structlog.get_logger("atoll.control")
@@ -64,6 +61,8 @@ class SandboxCreation:
         journal: Journal,
         ending: SandboxEnding,
         filling: SecretFilling,
+        placing: Placing,
+        warm: WarmPool,
         wait_until_ready: Callable[[str, Template], Awaitable[None]],
     ) -> None:
         self._wait_until_ready = wait_until_ready
@@ -78,6 +77,8 @@ class SandboxCreation:
         self._journal = journal
         self._ending = ending
         self._filling = filling
+        self._placing = placing
+        self._warm = warm
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
 
     async def create(self, caller: Caller, order: CreateOrder) -> SandboxRecord:
@@ -126,31 +127,71 @@ class SandboxCreation:
         if template is None:
             template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
-        node = self._nodes.client(choose_node(self._loads(template, limits)))
-        record = self._new_record(caller, order, template, node.node_id, limits)
+        record = self._new_record(caller, order, template, limits)
         network = await self._filling.of_order(record.team_id, record.network)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id, limits)
-        making = self._background.begin(self._begin(record, order, template, node, network))
+        asked = _Asked(record, order, template, network)
+        if (warm := self._warm.take(template, asked.spec)) is not None:
+            try:
+                return await self._hand_out(asked, warm)
+            except WarmUnusable as error:
+                _log.warning("warm.unusable", sandbox_id=warm.spec.sandbox_id, error=str(error))
+        if (kept := self._warm.kept(template, asked.spec)) is not None:
+            try:
+                return await self._start(replace(asked.renamed(new_sandbox_id()), template=kept))
+            except CreateFailed as error:
+                self._warm.forget_kept(template)
+                _log.warning("warm.image_unusable", template=template.template_id, error=str(error))
+        return await self._start(asked.renamed(new_sandbox_id()))
+
+    async def _hand_out(self, asked: _Asked, warm: WarmSandbox) -> SandboxRecord:
+        """Raises WarmUnusable, and as `create`."""
+        record = replace(asked.renamed(warm.spec.sandbox_id).record, node_id=warm.node_id)
+        if record.envd_access_token is not None:
+            record = replace(record, envd_access_token=warm.spec.access_token)
+        try:
+            self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits)
+        except QuotaExceeded:
+            self._warm.put_back(warm)
+            raise
+        return await self._see_through(replace(asked, record=record), is_warm=True)
+
+    async def _start(self, asked: _Asked) -> SandboxRecord:
+        record = asked.record
+        node_id = await self._node_for(asked.template, record.limits)
+        self._quota.take(record.sandbox_id, record.team_id, node_id, record.limits)
+        return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
+
+    async def _node_for(self, template: Template, limits: Limits) -> str:
+        while True:
+            try:
+                return self._placing.node_for(template, limits)
+            except QuotaExceeded:
+                if not await self._warm.give_way():
+                    raise
+
+    async def _see_through(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:
+        record = asked.record
+        making = self._background.begin(self._begin(asked, is_warm=is_warm))
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             self._background.begin(self._end_unused(record.sandbox_id, making))
             raise
 
-    async def _begin(
-        self, record: SandboxRecord, order: CreateOrder, template: Template, node: NodeClient, network: NetworkPolicy
-    ) -> SandboxRecord:
-        key = order.idempotency_key
+    async def _begin(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:
+        record, order, template, network = asked.record, asked.order, asked.template, asked.network
+        node, key = self._nodes.client(record.node_id), order.idempotency_key
         began = time.perf_counter()
+        adding = self._background.begin(
+            self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
+        )
         try:
-            await self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
-        except BaseException:
-            self._quota.release(record.sandbox_id)
-            raise
-        added = time.perf_counter()
-        try:
-            made = await node.create(_spec(record, order, template, network))
-            if template.ready_cmd is not None:
+            if not self._store.in_order:
+                await adding  # what its node reports must find the row
+            made = await _assign(node, asked.spec) if is_warm else await node.create(asked.spec)
+            made_at = time.perf_counter()
+            await adding
+            if template.ready_cmd is not None and not is_warm:
                 await self._wait_until_ready(record.sandbox_id, template)
             ready = time.perf_counter()
             if not await self._store.running(record.sandbox_id, made.tier):
@@ -159,13 +200,14 @@ class SandboxCreation:
             if now != network:  # a secret was changed while it was being made
                 await node.update_network(record.sandbox_id, now)
         except BaseException as error:
+            await asyncio.wait([adding])
             await self._undo(record, node, error)
             raise
         self._expiry.set(record.sandbox_id, record.end_at)
-        self._journal.note(EventType.CREATED, record.sandbox_id)
+        self._journal.note(EventType.CREATED, replace(record, state=SandboxState.RUNNING, tier=made.tier))
         steps = {
-            "add": (added - began) * 1000,
-            "node": (ready - added) * 1000,
+            "node": (made_at - began) * 1000,
+            "ready": (ready - made_at) * 1000,
             "running": (time.perf_counter() - ready) * 1000,
             **{f"node_{name}": value for name, value in made.steps_ms.items()},
         }
@@ -192,13 +234,8 @@ class SandboxCreation:
         if making.exception() is None:
             await self._ending.abandon(sandbox_id)
 
-    def _loads(self, template: Template, limits: Limits) -> list[NodeLoad]:
-        holders, quota = self._templates.holders(template), self._quota
-        return self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
-
-    def _new_record(
-        self, caller: Caller, order: CreateOrder, template: Template, node_id: str, limits: Limits
-    ) -> SandboxRecord:
+    def _new_record(self, caller: Caller, order: CreateOrder, template: Template, limits: Limits) -> SandboxRecord:
+        """Not placed yet."""
         now = self._clock.now()
         return SandboxRecord(
             sandbox_id=new_sandbox_id(),
@@ -206,7 +243,7 @@ class SandboxCreation:
             template_id=template.template_id,
             # The name that the caller knows it by: our template ids are names themselves.
             template_alias=order.template if order.template in template.names else template.template_id,
-            node_id=node_id,
+            node_id="",
             tier="",
             state=SandboxState.CREATING,
             started_at=now,
@@ -224,26 +261,31 @@ class SandboxCreation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A create call and what came of it so far."""
+
+    record: SandboxRecord
+    order: CreateOrder
+    template: Template
+    network: NetworkPolicy
+
+    @property
+    def spec(self) -> SandboxSpec:
+        return spec_for(self.record, self.order, self.template, self.network)
+
+    def renamed(self, sandbox_id: str) -> _Asked:
+        """An id is used once, also where nothing came of it."""
+        return replace(self, record=replace(self.record, sandbox_id=sandbox_id))
+
+
+async def _assign(node: NodeClient, spec: SandboxSpec) -> NodeSandbox:
+    try:
+        return await node.assign(spec)
+    except AtollError as error:
+        raise WarmUnusable(error.message) from error
+
+
 def _check_same_request(key: str, digest: str, order: CreateOrder) -> None:
     if digest != order.request_digest:
         raise Conflict(f"the idempotency key {key!r} was used for a different request", hint="take a new key")
-
-
-def _spec(record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy) -> SandboxSpec:
-    return SandboxSpec(
-        sandbox_id=record.sandbox_id,
-        template_id=record.template_id,
-        image_id=template.image_id,
-        limits=record.limits,
-        env_vars={**template.env_vars, **order.env_vars},
-        access_token=record.envd_access_token,
-        default_user=template.default_user,
-        default_workdir=template.default_workdir,
-        start_cmd=template.start_cmd,
-        interpreter=template.interpreter,
-        tier=order.metadata.get(TIER_KEY) or None,
-        traffic_access_token=record.traffic_access_token,
-        mask_request_host=order.mask_request_host,
-        network=network,
-        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in order.metadata,
-    )

@@ -1,7 +1,8 @@
 """How sandboxes end: killed by a caller, at their timeout, or found dead by their node.
 
-The store says KILLING before the node is asked and ENDED when it has answered. A kill that the node could not carry out
-is tried again every RETRY_S until it succeeds: `run` is the task that does so.
+The store says KILLING before the node is asked, which nobody is shown any more; ENDED follows the answer, and a server
+that is killed in between writes it when it starts. A kill that the node could not carry out is tried again every
+RETRY_S until it succeeds: `run` is the task that does so.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from atoll.control.events.journal import Journal
 from atoll.control.nodes.kill import kill
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.ids import plain_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.store import Store
 from atoll.model.events import EventType
-from atoll.model.sandbox import EndReason
+from atoll.model.sandbox import EndReason, SandboxRecord
 
 RETRY_S = 30.0
 """Between attempts at an end that the machine, not the caller, stands in the way of."""
@@ -65,8 +67,10 @@ class SandboxEnding:
 
     async def kill(self, caller: Caller, sandbox_id: str) -> None:
         """Returns when it and all it had are gone. Raises SandboxNotFound; PlatformError if it could not be ended."""
-        record = await self._lookup.get(caller, sandbox_id)
-        while not await self._end(record.sandbox_id, EndReason.KILLED):
+        plain = plain_id(sandbox_id)
+        if plain is None or self._quota.team_of(plain) != caller.team_id:
+            plain = (await self._lookup.get(caller, sandbox_id)).sandbox_id
+        while not await self._end(plain, EndReason.KILLED):
             # It has ended meanwhile (then this raises), or what ended it was a timeout that was put off just then.
             await self._lookup.get(caller, sandbox_id)
 
@@ -136,24 +140,40 @@ class SandboxEnding:
 
     async def _end_now(self, sandbox_id: str, reason: EndReason) -> bool:
         due_by = self._clock.now() if reason is EndReason.TIMEOUT else None
-        if not await self._store.begin_kill(sandbox_id, reason, due_by):
+        record = await self._store.begin_kill(sandbox_id, reason, due_by)
+        if record is None:
             return False
         self._expiry.forget(sandbox_id)
         try:
-            await self._finish(sandbox_id, reason)
+            await self._end_on_node(sandbox_id, reason)
         except BaseException:
             self.finish_later(sandbox_id, reason)
             raise
+        self._release(sandbox_id)
+        self._background.keep_running(self._note_ended(sandbox_id, reason, record))
         return True
 
     async def _finish(self, sandbox_id: str, reason: EndReason) -> None:
         """Carries out a kill that the store has written down."""
+        await self._end_on_node(sandbox_id, reason)
+        await self._write_ended(sandbox_id, reason, sandbox_id)
+        self._release(sandbox_id)
+
+    async def _end_on_node(self, sandbox_id: str, reason: EndReason) -> None:
         node_id = self._quota.node_of(sandbox_id)
         if node_id is not None:
             await kill(self._nodes.client(node_id), sandbox_id, reason, self._clock)
+
+    async def _note_ended(self, sandbox_id: str, reason: EndReason, record: SandboxRecord) -> None:
+        try:
+            await self._write_ended(sandbox_id, reason, record)
+        except Exception as error:  # it says KILLING, which it was
+            _log.error("sandbox.end_not_written", sandbox_id=sandbox_id, error=str(error))
+            self.finish_later(sandbox_id, reason)
+
+    async def _write_ended(self, sandbox_id: str, reason: EndReason, what: SandboxRecord | str) -> None:
         if await self._store.end(sandbox_id, reason, self._clock.now()):
-            self._journal.note(EventType.KILLED, sandbox_id)
-        self._release(sandbox_id)
+            self._journal.note(EventType.KILLED, what)
         _log.info("sandbox.ended", sandbox_id=sandbox_id, reason=reason.value)
 
     def _release(self, sandbox_id: str) -> None:

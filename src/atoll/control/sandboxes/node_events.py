@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from atoll.control.events.journal import Journal
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
+from atoll.control.sandboxes.warm import WarmPool
 from atoll.model.events import EventType
 from atoll.model.logs import LogEntry
 from atoll.model.sandbox import EndReason, OomKill
@@ -15,13 +16,15 @@ from atoll.model.sandbox import EndReason, OomKill
 class NodeReports:
     """`model.seams.NodeEvents`."""
 
-    def __init__(self, ending: SandboxEnding, telemetry: SandboxTelemetry, journal: Journal) -> None:
+    def __init__(self, ending: SandboxEnding, telemetry: SandboxTelemetry, journal: Journal, warm: WarmPool) -> None:
         self._ending = ending
         self._telemetry = telemetry
         self._journal = journal
+        self._warm = warm
 
     async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
         """See `NodeEvents`."""
+        self._warm.ended(sandbox_id)
         await self._ending.ended_by_itself(sandbox_id, reason, detail)
 
     async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:

@@ -44,6 +44,8 @@ class Policy:
     """The same of one node."""
     template_wait_s: int = 50
     """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
+    warm: Mapping[str, int] = field(default_factory=dict)
+    """Of which templates how many started sandboxes wait for a create."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,10 @@ _UNITS = {"cpu_count": "processors", "memory_mib": "MiB of memory", "disk_mib": 
 _SETTINGS = {"cpu_count": "CPU", "memory_mib": "MEMORY_MIB", "disk_mib": "DISK_MIB", "pids": "PIDS"}
 
 
+NO_TEAM = ""
+"""Whose a sandbox is that waits for a team, or that cannot be ended: it counts for its node alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     team_id: str
@@ -43,7 +47,8 @@ class SandboxQuota:
     def take(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits, *, beyond_quota: bool = False) -> None:
         """Raises QuotaExceeded, unless it exists already and must be counted whatever the quota is now."""
         if not beyond_quota:
-            self._check_team(team_id, limits)
+            if team_id != NO_TEAM:
+                self._check_team(team_id, limits)
             if lacks := self.node_lacks(node_id, limits):
                 raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
         self._replace(sandbox_id, _Held(team_id, node_id, limits))
@@ -87,6 +92,11 @@ class SandboxQuota:
         held = self._held.get(sandbox_id)
         return held.node_id if held is not None else None
 
+    def team_of(self, sandbox_id: str) -> str | None:
+        """None: it is not held."""
+        held = self._held.get(sandbox_id)
+        return held.team_id if held is not None else None
+
     def on_node(self, node_id: str) -> int:
         """How many it runs or makes."""
         return self._per_node.get(node_id, Counter())["sandboxes"]
@@ -96,12 +106,12 @@ class SandboxQuota:
         return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._node, limits)
 
     def all(self) -> list[str]:
-        """The ids of all that take processors and memory."""
-        return [sandbox_id for sandbox_id, held in self._held.items() if not held.is_aside]
+        """The ids of all that take processors and memory, and are a team's."""
+        return [name for name, held in self._held.items() if not held.is_aside and held.team_id != NO_TEAM]
 
     def all_with_paused(self) -> list[str]:
-        """The ids of all that are held."""
-        return list(self._held)
+        """The ids of all that are a team's."""
+        return [name for name, held in self._held.items() if held.team_id != NO_TEAM]
 
     def _check_team(self, team_id: str, limits: Limits) -> None:
         sums = self._per_team.get(team_id, Counter())

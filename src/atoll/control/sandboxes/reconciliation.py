@@ -20,6 +20,7 @@ from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
 from atoll.control.sandboxes.sleeping import SleepingRoutes
+from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.store import Store
 from atoll.model.errors import NodeUnreachable, PlatformError
 from atoll.model.events import EventType
@@ -49,6 +50,7 @@ class Reconciliation:
         ending: SandboxEnding,
         pausing: SandboxPausing,
         sleeping: SleepingRoutes,
+        warm: WarmPool,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -60,6 +62,7 @@ class Reconciliation:
         self._ending = ending
         self._pausing = pausing
         self._sleeping = sleeping
+        self._warm = warm
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
 
@@ -87,10 +90,12 @@ class Reconciliation:
 
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._reconcile(node_id))
 
     def node_gone(self, node_id: str) -> None:
         """It was silent for so long that its sandboxes count as lost."""
+        self._warm.node_returned(node_id)
         self._background.begin(self._give_up(node_id))
 
     async def _reconcile(self, node_id: str) -> None:
@@ -109,7 +114,8 @@ class Reconciliation:
             await self._agree(known[sandbox_id], found.get(sandbox_id))
         for sandbox_id in found.keys() - known.keys() - put_off:
             record = await self._store.find(sandbox_id)
-            if record is None or record.state is SandboxState.ENDED:
+            is_being_made = record is None and self._quota.node_of(sandbox_id) is not None
+            if (record is None and not is_being_made) or (record is not None and record.state is SandboxState.ENDED):
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:

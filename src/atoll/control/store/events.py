@@ -21,6 +21,9 @@ class EventTables:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._enabled: list[Webhook] | None = None
+        """Kept until one of them changes: every event is compared with them."""
+        self._changes = 0
 
     # Events
 
@@ -77,18 +80,36 @@ class EventTables:
 
     # Webhooks
 
+    async def enabled_webhooks(self) -> list[Webhook]:
+        """Everybody's."""
+        while self._enabled is None:
+            changes = self._changes
+            found = [one for one in await self.webhooks() if one.enabled]
+            if changes == self._changes:  # else one was changed meanwhile
+                self._enabled = found
+        return self._enabled
+
+    def _webhooks_changed(self) -> None:
+        self._changes += 1
+        self._enabled = None
+
     async def add_webhook(self, webhook: Webhook) -> None:
         """A new one."""
         await self._database.write(insert(webhooks).values(webhook_id=webhook.webhook_id, **_webhook_row(webhook)))
+        self._webhooks_changed()
 
     async def change_webhook(self, webhook: Webhook) -> bool:
         """All but its id. False: it is gone."""
         statement = update(webhooks).where(webhooks.c.webhook_id == webhook.webhook_id)
-        return bool(await self._database.write(statement.values(**_webhook_row(webhook))))
+        changed = await self._database.write(statement.values(**_webhook_row(webhook)))
+        self._webhooks_changed()
+        return bool(changed)
 
     async def remove_webhook(self, webhook_id: str) -> bool:
         """With its deliveries. False: it is gone already."""
-        return bool(await self._database.write(delete(webhooks).where(webhooks.c.webhook_id == webhook_id)))
+        removed = await self._database.write(delete(webhooks).where(webhooks.c.webhook_id == webhook_id))
+        self._webhooks_changed()
+        return bool(removed)
 
     async def webhooks(self, team_id: str | None = None) -> list[Webhook]:
         """A team's, or everybody's, oldest first."""

@@ -47,7 +47,8 @@ _KILLING = (
     .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
     .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
 )
-_KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by"))
+_KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by")).returning(sandboxes)
+_KILLING_NOW = _KILLING.returning(sandboxes)
 _ENDED = (
     update(sandboxes)
     .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
@@ -109,6 +110,11 @@ class Store:
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
 
+    @property
+    def in_order(self) -> bool:
+        """Whether what is begun earlier is done earlier."""
+        return self._database.in_order
+
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
         values = {"wanted_id": sandbox_id, "new_tier": tier}
@@ -144,12 +150,14 @@ class Store:
             statement = statement.where(sandboxes.c.end_at <= due_by)
         return bool(await self._database.write(statement))
 
-    async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> bool:
-        """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
-        values = {"wanted_id": sandbox_id, "new_reason": reason.value}
+    async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
+        """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
+        values: dict[str, Any] = {"wanted_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
-            return bool(await self._database.write(_KILLING, values))
-        return bool(await self._database.write(_KILLING_IF_DUE, values | {"due_by": due_by}))
+            rows = await self._database.read(_KILLING_NOW, values)
+        else:
+            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by})
+        return self._to_record(rows[0]) if rows else None
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""

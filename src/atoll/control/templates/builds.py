@@ -9,7 +9,7 @@ Owns the rows of templates, builds and tags, and one task per build. How a step 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -102,6 +102,7 @@ class TemplateBuildService:
         clock: Clock,
         background: Background,
         maximum: Limits | None,
+        also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
         self._catalog = catalog
@@ -112,6 +113,7 @@ class TemplateBuildService:
         self._clock = clock
         self._background = background
         self._maximum = maximum
+        self._also_kept = also_kept
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._running: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
 
@@ -250,7 +252,7 @@ class TemplateBuildService:
         by_template: dict[str, list[BuildRow]] = {}
         for build in sorted(await self._tables.all_builds(), key=lambda one: one.created_at, reverse=True):
             by_template.setdefault(build.template_id, []).append(build)
-        kept: set[str] = set()
+        kept: set[str] = set(self._also_kept())
         old: list[str] = []
         for template_id, builds in by_template.items():
             tagged = {tag.build_id for tag in await self._tables.tags(template_id)}

@@ -8,7 +8,7 @@ import structlog
 
 from atoll.control.templates.guest import GuestClient
 from atoll.control.templates.steps import Settings, shell
-from atoll.model.errors import AtollError
+from atoll.model.errors import AtollError, PlatformError, SandboxGone
 from atoll.model.seams import RouteTable
 from atoll.model.template import Template
 
@@ -27,16 +27,27 @@ class StartCommands:
 
     async def wait_until_ready(self, sandbox_id: str, template: Template) -> None:
         """Returns when the ready command has ended with 0, or after CREATE_WAITS_S. Never raises."""
+        try:
+            await self.see_ready(sandbox_id, template, CREATE_WAITS_S)
+        except AtollError as error:
+            _log.warning("template.not_ready", sandbox_id=sandbox_id, template=template.template_id, error=str(error))
+
+    async def see_ready(self, sandbox_id: str, template: Template, within_s: float) -> None:
+        """Returns when the ready command has ended with 0. Raises PlatformError: not in time; SandboxGone."""
         route = self._routes.find(sandbox_id)
-        if route is None or template.ready_cmd is None:
+        if route is None:
+            raise SandboxGone(sandbox_id)
+        if template.ready_cmd is None:
             return
         settings = Settings(template.default_user, template.default_workdir, template.env_vars)
         guest = GuestClient(route)
         try:
-            async with asyncio.timeout(CREATE_WAITS_S):
+            async with asyncio.timeout(within_s):
                 await wait_until_ready(guest, template.ready_cmd, settings, EVERY_S)
-        except (TimeoutError, AtollError) as error:
-            _log.warning("template.not_ready", sandbox_id=sandbox_id, template=template.template_id, error=str(error))
+        except TimeoutError as error:
+            raise PlatformError(
+                f"sandbox {sandbox_id!r} of template {template.template_id!r} is not ready after {within_s:.0f} s"
+            ) from error
         finally:
             await guest.aclose()
 

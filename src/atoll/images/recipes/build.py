@@ -176,6 +176,8 @@ def _script_inputs(recipe: Recipe, inputs: Path) -> dict[str, str]:
     """Writes what the script sees as /run/build; returns its whole environment."""
     inputs.mkdir(mode=0o700)
     (inputs / "script.sh").write_text(recipe.script_text())
+    for program in recipe.programs:
+        shutil.copy(SCRIPTS / program, inputs / program)
     environ = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PIP_PACKAGES": ""}
     for name in ("resolv.conf", "hosts"):
         with suppress(OSError):

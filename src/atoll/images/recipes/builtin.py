@@ -83,7 +83,19 @@ BROWSER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
-RECIPES: MappingProxyType[str, Recipe] = MappingProxyType({r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER)})
+MCP_GATEWAY = Recipe(
+    name="mcp-gateway",
+    summary="base with a gateway that runs MCP servers: what `Sandbox.create(mcp=…)` uses",
+    script="mcp-gateway.sh",
+    parent="base",
+    # by the makers of the protocol: both sides of the gateway
+    pip_packages=("mcp>=2.3,<3",),
+    programs=("mcp_gateway.py",),
+)
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, MCP_GATEWAY)}
+)
 
 
 def recipe_named(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Recipe:

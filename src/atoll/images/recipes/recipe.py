@@ -45,6 +45,8 @@ class Recipe:
     names: tuple[str, ...] = ()
     apt_packages: tuple[str, ...] = ()
     pip_packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    """Files beside this module that the script finds in /run/build."""
     limits: Limits = field(default_factory=Limits)
     env_vars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     interpreter: bool = False
@@ -67,6 +69,8 @@ def revision(recipe: Recipe, parent_revision: str = "") -> str:
         "interpreter": recipe.interpreter,
         "parent": parent_revision,
     }
+    if recipe.programs:
+        described["programs"] = [(SCRIPTS / name).read_text() for name in recipe.programs]
     if recipe.no_new_privileges:
         described["no_new_privileges"] = True
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

@@ -302,26 +302,33 @@ class LinuxSandbox(SandboxHandle):
 
     async def kill(self) -> None:
         """See SandboxHandle."""
-        if self._detached:
-            raise PlatformError(f"sandbox {self.sandbox_id!r} was left alone by this server; adopt it to end it")
+        await self._end_init()
         if not self._ended.done():
-            if not self._dead.is_set():
-                self._killed = True
-                pidfd_kill(self._pidfd, signal.SIGKILL)
-                # A frozen process dies only when it may run again; the signal is there first, so it runs nothing else.
-                with contextlib.suppress(OSError):
-                    self._group.thaw()
-                try:
-                    await asyncio.wait_for(self._dead.wait(), _DIE_WITHIN_S)
-                except TimeoutError:
-                    raise PlatformError(
-                        f"sandbox {self.sandbox_id!r} does not die: process {self.pid} hangs in the kernel"
-                    ) from None
             await asyncio.shield(self._ended)
         if self._failure is not None:
             await self._release()
         if self._failure is not None:
             raise PlatformError(self._failure)
+
+    async def _end_init(self) -> None:
+        """Returns when its first process has ended. Raises PlatformError."""
+        if self._detached:
+            raise PlatformError(f"sandbox {self.sandbox_id!r} was left alone by this server; adopt it to end it")
+        if self._dead.is_set():
+            return
+        self._killed = True
+        pidfd_kill(self._pidfd, signal.SIGKILL)
+        # A frozen process dies only when it may run again; the signal is there first, so it runs nothing else.
+        if self._can_freeze:
+            with contextlib.suppress(OSError):
+                self._group.thaw()
+        try:
+            async with asyncio.timeout(_DIE_WITHIN_S):
+                await self._dead.wait()
+        except TimeoutError:
+            raise PlatformError(
+                f"sandbox {self.sandbox_id!r} does not die: process {self.pid} hangs in the kernel"
+            ) from None
 
     def record(self) -> Mapping[str, Any]:
         """See SandboxHandle."""
@@ -343,7 +350,7 @@ class LinuxSandbox(SandboxHandle):
 
     async def _finish(self) -> None:
         self._close()
-        kills = self._group.usage().oom_kills
+        kills = None if self._killed else self._group.usage().oom_kills
         await self._release()
         os.close(self._pidfd)
         report = ExitReport(self._killed, "killed" if self._killed else await self._how_it_ended(kills))

@@ -209,6 +209,10 @@ class NamespacesHandle(LinuxSandbox):
             how = f"{self.init_process} exited with {os.waitstatus_to_exitcode(self.status)}"
         return f"{how}; the kernel had killed {oom_kills} processes because memory ran out" if oom_kills else how
 
+    async def stop(self) -> None:
+        """See SandboxHandle. All its processes are in the pid namespace of the first, and have ended before it."""
+        await self._end_init()
+
     async def _empty_group(self) -> bool:
         deadline = self._loop.time() + _RELEASE_WITHIN_S
         # Half a millisecond of the kernel's for each hierarchy: not in the event loop.

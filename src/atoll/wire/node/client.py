@@ -345,6 +345,11 @@ class RemoteNode:
         made: NodeSandbox = await self._call("create", LONG_ANSWER_WITHIN_S, request=request)
         return made
 
+    async def assign(self, spec: SandboxSpec) -> NodeSandbox:
+        """See NodeClient."""
+        made: NodeSandbox = await self._call("assign", spec=spec)
+        return made
+
     async def kill(self, sandbox_id: str, reason: EndReason) -> bool:
         """See NodeClient."""
         return bool(await self._call("kill", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, reason=reason))

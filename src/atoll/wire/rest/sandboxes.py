@@ -45,6 +45,7 @@ class NewSandboxV2(In):
     metadata: dict[str, str] | None = None
     env_vars: dict[str, str] | None = Field(default=None, validation_alias="envVars")
     mcp: dict[str, Any] | None = None
+    """Nothing for the server: the SDKs start the gateway by a command in the sandbox."""
     volume_mounts: list[VolumeMount] | None = Field(default=None, validation_alias="volumeMounts")
 
 

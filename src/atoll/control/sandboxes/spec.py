@@ -1,0 +1,60 @@
+"""What a node is asked to make: a template's defaults and what a create call asks for, as one spec. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from atoll.control.sandboxes.orders import NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
+from atoll.model.network import NetworkPolicy
+from atoll.model.sandbox import Limits, SandboxRecord, SandboxSpec
+from atoll.model.template import Template
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def spec_of(
+    sandbox_id: str,
+    template: Template,
+    limits: Limits,
+    network: NetworkPolicy,
+    *,
+    access_token: str | None,
+    env_vars: Mapping[str, str] = _NOTHING,
+    metadata: Mapping[str, str] = _NOTHING,
+    traffic_access_token: str | None = None,
+    mask_request_host: str | None = None,
+) -> SandboxSpec:
+    """A sandbox of `template` that belongs to nobody yet, unless the rest says whose it is."""
+    return SandboxSpec(
+        sandbox_id=sandbox_id,
+        template_id=template.template_id,
+        image_id=template.image_id,
+        limits=limits,
+        env_vars={**template.env_vars, **env_vars},
+        access_token=access_token,
+        default_user=template.default_user,
+        default_workdir=template.default_workdir,
+        start_cmd=template.start_cmd,
+        interpreter=template.interpreter,
+        tier=metadata.get(TIER_KEY) or None,
+        traffic_access_token=traffic_access_token,
+        mask_request_host=mask_request_host,
+        network=network,
+        no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in metadata,
+    )
+
+
+def spec_for(record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy) -> SandboxSpec:
+    """What a create call asks for."""
+    return spec_of(
+        record.sandbox_id,
+        template,
+        record.limits,
+        network,
+        access_token=record.envd_access_token,
+        env_vars=order.env_vars,
+        metadata=order.metadata,
+        traffic_access_token=record.traffic_access_token,
+        mask_request_host=record.mask_request_host,
+    )
