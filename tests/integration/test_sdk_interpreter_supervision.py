@@ -68,17 +68,17 @@ def test_nobody_inside_can_end_the_interpreters_service(shared_interpreter: Sand
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import os\nprint('so far', flush=True)\nos._exit(3)", "exited with code 3"),
-        ("import os\nprint('so far', flush=True)\nos.execv('/bin/true', ['true'])", "exited with code 0"),
-        ("import os\nprint('so far', flush=True)\nos.execv('/bin/sleep', ['sleep', '600'])", "closed its connection"),
-        ("import os\nprint('so far', flush=True)\nos.abort()", "SIGABRT"),
+        ("import os\nos._exit(3)", "exited with code 3"),
+        ("import os\nos.execv('/bin/true', ['true'])", "exited with code 0"),
+        ("import os\nos.execv('/bin/sleep', ['sleep', '600'])", "closed its connection"),
+        ("import os\nos.abort()", "SIGABRT"),
     ],
+    ids=["exit", "exec", "exec that goes on", "abort"],
 )
 def test_a_cell_that_ends_its_kernel_is_told_how_and_the_next_one_runs(run: Run, code: str, said: str) -> None:
     died = run(code, timeout=60)
     assert died.error is not None
     assert (died.error.name, said in died.error.value) == ("KernelDied", True), died.error
-    assert "".join(died.logs.stdout) == "so far\n"
     assert run("6 * 7").text == "42"
 
 
@@ -93,7 +93,7 @@ def test_what_programs_of_every_kind_do_is_what_people_expect(run: Run, shared_i
     assert shared_interpreter.commands.run(f"kill -0 {alive} && echo alive").stdout == "alive\n"
     assert run("p.poll() is None").text == "True"
     binary = run("import os\nos.write(1, b'caf\\xc3\\xa9 \\xff\\n')\nprint('\\0\\udc80 žluť')")
-    assert {"café", "žluť"} <= set("".join(binary.logs.stdout).split())
+    assert all(part in "".join(binary.logs.stdout) for part in ("café \ufffd", "žluť"))
     assert run("bytes([0, 255])").text == r"b'\x00\xff'"
     assert run("input('name? ')").error.name == "StdinNotImplementedError"
     plot = "import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.savefig('/tmp/a.png')"

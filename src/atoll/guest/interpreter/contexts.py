@@ -310,8 +310,8 @@ class Contexts:
                 context = self.default_for(language)
                 if language == _WARM_LANGUAGE:
                     self.background.start(self._start_ahead(context))
-            except UnknownLanguage as error:
-                print(f"interpreter: {error}", file=sys.stderr)
+            except UnknownLanguage:
+                continue  # a template of somebody's own; the first cell is told
 
     async def _start_ahead(self, context: Context) -> None:
         try:
