@@ -31,7 +31,7 @@ from atoll.guest.process import tree
 from atoll.guest.process.spawn import CwdMissing, spawn
 from atoll.guest.process.users import User
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 """A kernel on a machine with a hundred others may need long; one that says nothing for so long never will."""
 
 _POLL_S = 0.01

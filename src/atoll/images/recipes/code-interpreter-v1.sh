@@ -5,11 +5,11 @@ set -eu
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/run/build/home
 mkdir -p "$HOME"
 
-# apt downloads and unpacks while pip resolves and downloads. What apt says is shown when it is done. 
+# apt downloads and unpacks while pip resolves and downloads. What apt says is shown when it is done.
 (
   install -d /usr/share/man/man1 # Java's package links into it
   apt-get -q update
-  apt-get -q install -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io $APT_PACKAGES
+  apt-get -q install -y --no-install-recommends -o Acquire::Retries=3 -o Dpkg::Options::=--force-unsafe-io $APT_PACKAGES
 ) >/run/build/apt.log 2>&1 &
 apt=$!
 
@@ -38,12 +38,12 @@ cat >/usr/local/share/jupyter/kernels/javascript/kernel.json <<'EOF'
 EOF
 
 # Without the launcher that the wheel brings, which would keep a second JVM for the first. What is opened is what the
-# guest sets a cell's variables in.
+# guest sets a cell's variables in. One compiler alone halves the processor time of a start (1.4 s instead of 2.5).
 cat >/usr/local/share/jupyter/kernels/java/kernel.json <<'EOF'
 {
   "argv": [
     "/usr/bin/java", "--add-opens=jdk.jshell/jdk.jshell=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
-    "-XX:+UseSerialGC", "-XX:-UsePerfData", "-jar", "{resource_dir}/jjava.jar", "{connection_file}"
+    "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-jar", "{resource_dir}/jjava.jar", "{connection_file}"
   ],
   "display_name": "Java",
   "language": "java",
