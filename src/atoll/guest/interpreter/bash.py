@@ -34,7 +34,7 @@ START_TIMEOUT_S = 60.0
 _READ_SIZE = 64 * 1024
 _MOST_AT_ONCE = 16
 """Reads in a row of one stream, so that a program which never stops printing does not keep the guest."""
-_STATUS = re.compile(rb"([0-9]{1,3})\0")
+_STATUS = re.compile(rb"([0-9]{1,3}) ([0-9]*)\0")
 _MOST_STATUS = 4096
 _ABOUT_NO_TERMINAL = re.compile(r"bash: \[\d+: \d+ \(\d+\)\] tcsetattr: [^\n]*\n")
 """What an interactive shell says when a signal has ended a program and there is no terminal to put right."""
@@ -55,7 +55,7 @@ class BashKernel:
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
         self._exited = False
-        self._count = 0
+        self._count = self._sent = 0
         self._sink: Sink | None = None
         self._done: asyncio.Future[int] | None = None
         self._unsent = b""
@@ -139,13 +139,15 @@ class BashKernel:
             for fd in self._outputs:
                 self._loop.add_reader(fd, self._read_output, fd)
 
-    async def _until_status(self, command: bytes, code: str | None = None) -> int:
+    async def _until_status(self, command: bytes, code: str = "") -> int:
+        """The shell tells which cell a status belongs to: an interrupt may come before it has begun with one."""
         if self.ended is not None:
             raise KernelDied(self.ended)
         self._done = self._loop.create_future()
-        if code is not None:
-            # The shell ends what it reads at a NUL; Bash itself would drop it.
-            self._unsent += code.replace("\0", "").encode("utf-8", "replace") + b"\0"
+        self._sent += 1
+        if self._sent > 1:
+            # A cell ends at a NUL, which Bash itself would drop.
+            self._unsent += f"{self._sent}\n{code}".replace("\0", "").encode("utf-8", "replace") + b"\0"
         os.write(self._commands, command)
         self._send()
         return await self._done
@@ -173,37 +175,35 @@ class BashKernel:
             self._loop.remove_reader(self._statuses)
             return
         self._status = (self._status + data)[-_MOST_STATUS:]
-        if (match := _STATUS.search(self._status)) and self._done is not None and not self._done.done():
+        wanted = str(self._sent).encode() if self._sent > 1 else b""
+        status = next((int(code) for code, cell in _STATUS.findall(self._status) if cell == wanted), None)
+        if status is not None and self._done is not None and not self._done.done():
             self._status = b""
             self._drain()
-            if self._done is not None and not self._done.done():
-                self._done.set_result(int(match[1]))
+            self._done.set_result(status)
 
     def _drain(self) -> None:
         """What the cell's own programs have written is in the pipes by now."""
         for fd in list(self._outputs):
-            while self._read_output(fd):
-                pass
+            self._read_output(fd)
 
-    def _read_output(self, fd: int) -> bool:
-        """True while there may be more at once."""
+    def _read_output(self, fd: int) -> None:
         name, decoder = self._outputs[fd]
         for _ in range(_MOST_AT_ONCE):
             try:
                 data = os.read(fd, _READ_SIZE)
             except BlockingIOError:
-                return False
+                return
             except OSError:
                 data = b""
             if not data:
                 self._loop.remove_reader(fd)
-                return False
+                return
             text = _ABOUT_NO_TERMINAL.sub("", decoder.decode(data)) if name == "stderr" else decoder.decode(data)
             if text and self._sink is not None:
                 self._sink(jupyter.stream_line(name, text))
             if self._paused or len(data) < _READ_SIZE:
-                return False
-        return False
+                return
 
     def _on_exit(self, how: Exit) -> None:
         self._exited = True
@@ -255,7 +255,9 @@ class BashKernel:
 def _preparation(cells: int, statuses: int) -> str:
     """One line, so that there is one status of it. Programs of a cell see neither pipe and an empty input."""
     return (
-        f'PS1= PS2= PROMPT_COMMAND=\'printf "%s\\0" "$?" >&{statuses}\'; unset HISTFILE; export PAGER=cat; '
-        f"__atoll_cell() {{ local __atoll; IFS= read -r -d '' -u {cells} __atoll; "
+        f'PS1= PS2= PROMPT_COMMAND=\'printf "%s %s\\0" "$?" "$__atoll_n" >&{statuses}\'; '
+        "unset HISTFILE; export PAGER=cat; "
+        f"__atoll_cell() {{ local __atoll; trap '' INT; IFS= read -r -u {cells} __atoll_n; "
+        f"IFS= read -r -d '' -u {cells} __atoll; trap - INT; "
         f'eval "$__atoll" </dev/null {cells}<&- {statuses}>&-; }}\n'
     )
