@@ -412,10 +412,10 @@ async def test_a_paused_sandbox_is_resumed_by_another_server(tmp_path: Path) -> 
         assert [one.paused for one in await node.sandboxes()] == [kept]
         assert node.find("i0001") is None
         with pytest.raises(MemoryLost):
-            await node.resume("i0001", PauseMode.MEMORY)
-        await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.MEMORY, NetworkPolicy())
+        await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         with pytest.raises(Conflict):
-            await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         assert node.find("i0001") is not None
         assert [one.paused for one in await node.sandboxes()] == [None]
         await node.pause("i0001", PauseMode.FILESYSTEM, True)
@@ -441,7 +441,7 @@ async def test_a_pause_or_resume_that_was_cut_off_leaves_a_sandbox_that_can_be_u
         (found,) = await node.sandboxes()
         assert (found.paused is None) == lives
         if not lives:
-            await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         assert node.find("i0001") is not None
 
 

@@ -91,27 +91,36 @@ def _variables(more: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> Iterator[Result]:
+def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> list[Result]:
     tier = _tier()
+    skipped = [Result(one, skipped=dict(one.not_in)[tier]) for one in chosen if tier in dict(one.not_in)]
     with Range(data_dir=data_dir) as place:
-        for number, attempt in enumerate(chosen, 1):
-            if reason := dict(attempt.not_in).get(tier):
-                yield Result(attempt, skipped=reason)
-                continue
-            console.print(f"[dim]{number}/{len(chosen)} {attempt.name}[/dim]", end="\r", highlight=False)
-            yield Result(attempt, place.attack(attempt).breach)
+        return skipped + _tried(place, [one for one in chosen if tier not in dict(one.not_in)], console)
 
 
-def _run_egress(chosen: list[Attempt], console: Console, environ: Mapping[str, str]) -> Iterator[Result]:
+def _run_egress(chosen: list[Attempt], console: Console, environ: Mapping[str, str]) -> list[Result]:
     """In networks of the run's own, where canaries are what may be reached."""
     with tempfile.TemporaryDirectory(prefix="atoll-attacks-") as directory, networks(Path(directory)) as around:
         platform = EmbeddedPlatform({**environ, **around.settings}, wrap=around.enter)
         with platform, around.forward(platform.url) as url:
             names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL")
-            with _variables({**platform.environ, **dict.fromkeys(names, url)}), Range(networks=around) as place:
-                console.print(f"[dim]{len(chosen)} ways out[/dim]", highlight=False)
-                for attempt, (outcome, _) in zip(chosen, place.attack_all(chosen).values(), strict=True):
-                    yield Result(attempt, outcome.breach)
+            variables = {**platform.environ, **dict.fromkeys(names, url)}
+            with _variables(variables), Range(networks=around, data_dir=platform.home) as place:
+                return _tried(place, chosen, console)
+
+
+def _tried(place: Range, chosen: list[Attempt], console: Console) -> list[Result]:
+    """With a line on the terminal that says how far it is."""
+    ended = 0
+    with console.status("sandboxes are made") as status:
+
+        def tell(name: str) -> None:
+            nonlocal ended
+            ended += 1
+            status.update(f"{min(ended, len(chosen))} of {len(chosen)}: {name}")
+
+        outcomes = place.attack_all(chosen, tell=tell)
+    return [Result(one, outcomes[one.name][0].breach) for one in chosen]
 
 
 def _tier() -> str:

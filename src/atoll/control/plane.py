@@ -40,14 +40,19 @@ from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
 from atoll.control.store import Store
+from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
+from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.network import NetworkPolicy
 from atoll.model.seams import NodeEvents
@@ -98,10 +103,13 @@ class ControlPlane:
         templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
-        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
-        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
+        sandboxes_of_builds = BuildSandboxes(routes, new_sandbox_id, quota)
+        importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
+        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
+        figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
+        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
+        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
         filling = SecretFilling(store.secrets)
@@ -129,9 +137,11 @@ class ControlPlane:
         )
         self._builds = TemplateBuildService(
             tables=store.templates,
+            layers=store.layers,
             catalog=templates,
             nodes=nodes,
-            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
+            bases=BaseImages(templates, importer, uploads, clock),
+            builder=TemplateBuilder(sandboxes_of_builds, uploads, store.layers),
             uploads=uploads,
             logs=build_logs,
             clock=clock,
@@ -168,6 +178,8 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             sleeping=sleeping,
+            network=network,
+            filling=filling,
         )
         self.reconciliation = Reconciliation(
             store=store,
@@ -184,6 +196,7 @@ class ControlPlane:
         )
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
+        volumes = VolumeService(store.volumes, nodes, policy, clock, background)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -196,12 +209,15 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
+            volumes=volumes,
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
+            created=figures.created,
         )
         self.services = Services(
             policy=policy,
+            figures=figures,
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
@@ -221,6 +237,7 @@ class ControlPlane:
             secrets=SecretService(
                 store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
             ),
+            volumes=volumes,
             events=EventService(store.events, clock, outbound),
         )
 
@@ -232,8 +249,10 @@ class ControlPlane:
             await self.reconciliation.recover()
             await self.services.network.follow_secrets()
             await self._builds.recover()
+            await self.services.volumes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (

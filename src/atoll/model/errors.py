@@ -21,6 +21,7 @@
         ├── BuildFailed        a template could not be built; nothing half-built is left
         ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
         ├── TemplateNotReady   it is still being built: the message says how far it is              503
+        ├── StorageFull        the database or a node's disk has no room: nothing was changed               507
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
 A command that exits non-zero is a *result*, never one of these.
@@ -140,6 +141,10 @@ BEING_BUILT = "is being built"
 
 class TemplateNotReady(PlatformError):
     """A template is still being built, and goes on being built. The message says how far it is."""
+
+
+class StorageFull(PlatformError):
+    """What was asked for could not be written down, so it was not done. Whatever was answered before is kept."""
 
 
 class BackendUnavailable(PlatformError):

@@ -97,7 +97,7 @@ class LiveSandboxes:
     ) -> LiveSandbox:
         """Starts its task: `life` on a new driver, then the end of all that it had here."""
         place, sandbox_id = self._directories, making.spec.sandbox_id
-        live = LiveSandbox(SandboxDriver(sandbox_id, place.of(sandbox_id), place.make, place.discard), making)
+        live = LiveSandbox(SandboxDriver(sandbox_id, place), making)
         self._live[sandbox_id] = live
         self._tasks.create_task(self._see_through(live, life(live.driver)), name=f"sandbox {sandbox_id}")
         return live

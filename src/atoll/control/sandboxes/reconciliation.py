@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection
 
 import structlog
 
@@ -65,10 +66,12 @@ class Reconciliation:
         self._warm = warm
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
+        self._compared: Collection[str] = ()
 
     async def recover(self) -> None:
         """Settles what an earlier server left: see `recovery`. Before the first request."""
         found = await self._there()
+        self._compared = found.keys()
         there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
         records = {record.sandbox_id: record for record in await self._store.in_states(_UNFINISHED)}
         for sandbox_id in records.keys() | there.keys():
@@ -87,6 +90,11 @@ class Reconciliation:
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if record.state is SandboxState.RUNNING:
             self._expiry.set(record.sandbox_id, record.end_at)
+
+    def catch_up(self) -> None:
+        """After `recover`: nodes that have registered since it asked. Later ones come by `node_returned`."""
+        for node_id in self._nodes.worth_asking().keys() - self._compared:
+            self.node_returned(node_id)
 
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""

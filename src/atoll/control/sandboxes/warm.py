@@ -148,7 +148,12 @@ class WarmPool:
     def kept(self, template: Template, wanted: SandboxSpec) -> Template | None:
         """As what `wanted` can be made so that its server answers at once, if there is such an image."""
         kept = self._kept.get(Build.of(template))
-        if kept is None or wanted.limits != self._limits_of(template) or wanted.tier not in (None, kept.tier):
+        if (
+            kept is None
+            or wanted.volumes
+            or wanted.limits != self._limits_of(template)
+            or wanted.tier not in (None, kept.tier)
+        ):
             return None
         return _from(template, kept)
 
@@ -272,7 +277,8 @@ class WarmPool:
         """None: its tier cannot."""
         image_id = secrets.token_hex(20)
         try:
-            await self._nodes.client(one.node_id).snapshot(one.spec.sandbox_id, image_id, PauseMode.MEMORY)
+            node = self._nodes.client(one.node_id)
+            await node.snapshot(one.spec.sandbox_id, image_id, PauseMode.MEMORY, durable=False)
         except NotOffered:
             return None
         except AtollError as error:

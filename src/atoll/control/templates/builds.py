@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import structlog
@@ -20,8 +20,9 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.sizing import limits_for
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.templates import BuildRow, BuildStatus, TagRow, TemplateRow, TemplateTables
-from atoll.control.templates.base_images import base_template
+from atoll.control.templates.base_images import BaseImages, BaseOrder
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
@@ -83,8 +84,8 @@ class Instructions:
     start_cmd: str | None = None
     ready_cmd: str | None = None
     force: bool = False
-    registry: bool = False
-    """Whether credentials for a registry came along."""
+    registry: Mapping[str, str] | None = field(default=None, repr=False)
+    """Credentials for the image's registry, as `wire.rest` has checked them."""
 
 
 class TemplateBuildService:
@@ -94,8 +95,10 @@ class TemplateBuildService:
         self,
         *,
         tables: TemplateTables,
+        layers: LayerTables,
         catalog: TemplateService,
         nodes: NodeRegistry,
+        bases: BaseImages,
         builder: TemplateBuilder,
         uploads: Uploads,
         logs: BuildLogs,
@@ -105,6 +108,8 @@ class TemplateBuildService:
         also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
+        self._layers = layers
+        self._bases = bases
         self._catalog = catalog
         self._nodes = nodes
         self._builder = builder
@@ -214,21 +219,21 @@ class TemplateBuildService:
         """
         reference = parse_reference(target)
         row = await self._own(caller, target)
-        wanted = tags_of_request(parse_reference(reference.name), tags)
+        tag_names = tags_of_request(parse_reference(reference.name), tags)
         found = [
             tag.build_id for tag in await self._tables.tags(row.template_id) if tag.tag == reference.tag_or_default
         ]
         if not found:
             raise TemplateNotFound(target[:200])
-        await self._tables.assign_tags(row.template_id, found[0], wanted, self._clock.now())
-        return found[0], wanted
+        await self._tables.assign_tags(row.template_id, found[0], tag_names, self._clock.now())
+        return found[0], tag_names
 
     async def remove_tags(self, caller: Caller, name: str, tags: Sequence[str]) -> None:
         """Raises TemplateNotFound (of the template, or none of the tags), Forbidden."""
         row = await self._own(caller, name)
-        wanted = [tag.strip().lower() for tag in tags]
-        if not await self._tables.remove_tags(row.template_id, wanted):
-            raise TemplateNotFound(f"{name[:100]}:{', '.join(wanted)[:100]}")
+        tag_names = [tag.strip().lower() for tag in tags]
+        if not await self._tables.remove_tags(row.template_id, tag_names):
+            raise TemplateNotFound(f"{name[:100]}:{', '.join(tag_names)[:100]}")
 
     # Lifetime
 
@@ -267,7 +272,16 @@ class TemplateBuildService:
         for node_id, node in self._nodes.worth_asking().items():
             if removed := await node.keep_images(sorted(kept)):
                 _log.info("template.images_removed", node=node_id, images=removed)
+        await self._forget_layers()
         await asyncio.to_thread(self._uploads.sweep)
+
+    async def _forget_layers(self) -> None:
+        """What says which image a step has made goes with the image."""
+        nodes = list(self._nodes.worth_asking().values())
+        known = await self._layers.images() if nodes else set()
+        there = {one for one in known for node in nodes if await node.has_image(one)}
+        if known - there:
+            await self._layers.forget(known - there)
 
     # One build
 
@@ -296,15 +310,13 @@ class TemplateBuildService:
         self, team_id: str, template: TemplateRow, build: BuildRow, instructions: Instructions, log: BuildLog
     ) -> None:
         log.step = "base"
-        name = instructions.from_template or base_template(instructions.from_image or "", log)
-        if instructions.registry:
-            log.write("this server reaches no registry: the credentials for one are not used", "warn")
-        try:
-            await self._catalog.prepare(name, BUILD_WITHIN_S)
-            base = await self._catalog.find(name, team_id)
-        except (TemplateNotFound, BuildFailed) as error:
-            raise StepFailed("base", error.message) from error
-        log.write(f"FROM {instructions.from_template or instructions.from_image}")
+        if instructions.from_template is not None:
+            base = await self._template(instructions.from_template, team_id)
+            log.write(f"FROM {instructions.from_template}")
+        else:
+            image = instructions.from_image or ""
+            wanted = BaseOrder(team_id, image, build.limits, instructions.registry, instructions.force)
+            base = await self._bases.find(wanted, self._nodes.worth_asking(), log)
 
         async def on_image(images: tuple[str, ...]) -> None:
             await self._tables.change_build(build.build_id, images=list(images), updated_at=self._clock.now())
@@ -343,6 +355,13 @@ class TemplateBuildService:
         await self._tables.change_build(build.build_id, error=message, error_step=step, **changes)
 
     # Inside
+
+    async def _template(self, name: str, team_id: str) -> Template:
+        try:
+            await self._catalog.prepare(name, BUILD_WITHIN_S)
+            return await self._catalog.find(name, team_id)
+        except (TemplateNotFound, BuildFailed) as error:
+            raise StepFailed("base", error.message) from error
 
     def _node_for(self, base: Template) -> NodeClient:
         """One that has the base. Raises StepFailed."""

@@ -31,6 +31,14 @@ def device_of(image: Path) -> str | None:
     return None
 
 
+def devices() -> dict[str, str]:
+    """File → the loop device on it, of all that there are. Raises no error."""
+    with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith("loop")]
+        return {path: name for name in names if (path := _backing(name)) is not None}
+    return {}
+
+
 def is_on(device: str, image: Path) -> bool:
     """Whether that device is still the image's: numbers are given out anew."""
     return _backing(device) == str(image)
