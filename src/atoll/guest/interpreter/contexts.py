@@ -78,7 +78,6 @@ class Context:
         self._lost: str | None = None
         """How the kernel before this one died by itself, until a cell has reported it."""
         self._known_env: dict[str, str] = {}
-        self._was_asked = False
         self._removed = False
         self._cells = OwnedTasks()
 
@@ -100,7 +99,7 @@ class Context:
         """For a kernel that has run nothing yet: the imports of its first cell will be quick. Raises KernelDied."""
         async with self._turn:
             kernel = self._kernel
-            if kernel is not None and kernel.ended is None and not self._was_asked:
+            if kernel is not None and kernel.ended is None and not self._contexts.in_use:
                 await kernel.run_silently(LIBRARIES_CELL)
 
     async def execute(self, code: str, env: Mapping[str, str]) -> AsyncIterator[bytes]:
@@ -108,7 +107,6 @@ class Context:
 
         Closing the iterator before its end interrupts the cell (or takes it out of the queue).
         """
-        self._was_asked = True
         output = Output(asyncio.get_running_loop())
         cell = self._cells.start(self._cell(code, env, output))
         ended = False
@@ -245,6 +243,8 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self.background = OwnedTasks(_report)
+        self.in_use = False
+        """Somebody has asked for a cell or a context."""
 
     def all(self) -> list[Context]:
         return list(self._contexts.values())

@@ -85,6 +85,7 @@ class Interpreter:
 
     async def _execute(self, request: Request) -> Response:
         self._check_token(request)
+        self.contexts.in_use = True
         body = await _json_object(request)
         code, context_id, language = body.get("code"), body.get("context_id"), body.get("language")
         if not isinstance(code, str):
@@ -101,6 +102,7 @@ class Interpreter:
         return Response(200, headers, context.execute(code, env))
 
     async def _make(self, request: Request) -> Response:
+        self.contexts.in_use = True
         body = await _json_object(request)
         language = kernelspecs.language_name(_optional_text("language", body.get("language")))
         context = self.contexts.make(language, _optional_text("cwd", body.get("cwd")))
