@@ -105,6 +105,8 @@ class Settings:
     ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
+    ATOLL_BUILD_TIMEOUT_S, ATOLL_TEAM_BUILDS   how long one build of a template may take (3600), and how many of one
+                         team run at once (3; others wait, and 4 of all teams run)
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
     ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
@@ -138,6 +140,8 @@ class Settings:
     insecure_registries: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
+    build_timeout_s: int = 3600
+    team_builds: int = 3
     template_wait_s: int = 50
     nodes: tuple[str, ...] = ()
     warm: Mapping[str, int] = field(default_factory=dict)
@@ -180,6 +184,8 @@ class Settings:
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
+            build_timeout_s=_positive(environ, "ATOLL_BUILD_TIMEOUT_S", 3600),
+            team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
         )

@@ -146,6 +146,7 @@ def test_an_image_without_bash_users_or_python_is_a_template_with_its_layers_and
     assert run("ls /srv/gone /srv/dir/old 2>&1 || true").stdout.count("No such file") == 2
     assert run("stat -c '%u %g %a' /srv/kept", user="root").stdout == "7 8 640\n"
     assert run("grep ^u4242: /etc/passwd").stdout.startswith("u4242:x:4242:")
+    assert run("grep -c 'id -u' /etc/profile || true").stdout == "0\n", "each command would pay for it"
     assert "BEGIN CERTIFICATE" in run("head -c 2000 /etc/ssl/certs/ca-certificates.crt").stdout
     assert run("[ -c /dev/null ] && command -v python3 || echo none").stdout == "none\n"
     if musl:

@@ -39,6 +39,7 @@ from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
+from atoll.control.state_mark import StateMark
 from atoll.control.store import Store
 from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
@@ -46,7 +47,7 @@ from atoll.control.telemetry.readings import ReadingFiles
 from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
-from atoll.control.templates.builds import TemplateBuildService
+from atoll.control.templates.builds import BuildLimits, TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
@@ -61,6 +62,8 @@ from atoll.model.seams import NodeEvents
 class ControlPlane:
     """`async with ControlPlane(...) as control:` first settles what an earlier server left half-done.
 
+        Entering raises StateLost: see `reconciliation` and `state_mark`.
+
         async with (
             Store(url) as store,
             RemoteNode(connect, presence=nodes) as node,
@@ -74,6 +77,7 @@ class ControlPlane:
         nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
+        mark: see `state_mark`; None: a store that was put back is not noticed.
         routes: the edge's: the way to the sandboxes that build templates, and where traffic wakes paused ones.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
@@ -88,6 +92,7 @@ class ControlPlane:
         logs_dir: Path,
         metrics_dir: Path,
         templates_dir: Path,
+        mark: Path | None = None,
         routes: Routes,
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
@@ -146,7 +151,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            maximum=policy.maximum,
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -194,6 +199,7 @@ class ControlPlane:
             sleeping=sleeping,
             warm=warm,
         )
+        self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
         volumes = VolumeService(store.volumes, nodes, policy, clock, background)
@@ -246,7 +252,10 @@ class ControlPlane:
             stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
-            await self.reconciliation.recover()
+            trusted = self._mark is None or await self._mark.check()
+            await self.reconciliation.recover(trusted=trusted)
+            if self._mark is not None:
+                self._mark.begin()
             await self.services.network.follow_secrets()
             await self._builds.recover()
             await self.services.volumes.recover()
@@ -266,6 +275,8 @@ class ControlPlane:
                 self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
+            if self._mark is not None:
+                housekeeping.append(self._background.keep_running(self._mark.run()))
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self

@@ -4,7 +4,7 @@
     TEMPLATES_DIR/.images/<image_id>/parts/        what it adds: a layer (none where it adds nothing), perhaps memory
     TEMPLATES_DIR/.images/<image_id>/folded-…/     a layer that stands for all of its chain, once image.json names it
     TEMPLATES_DIR/.images/<image_id>/unsettled     while the machine's disk need not have all of it
-    TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, or the rest of one that was cut off
+    TEMPLATES_DIR/.building/image-<image_id>-…/    one that is being made, and locked; or the rest of one cut off
 
 Each image belongs to the server (its data directory) that has made it: several may share one TEMPLATES_DIR, and only
 its own server knows who needs it. Those of a data directory that is gone belong to nobody.
@@ -15,6 +15,7 @@ which is control's to say (`keep`).
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import secrets
 import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,8 +45,6 @@ MAX_LAYERS = 300
 
 FOLD_ABOVE = 12
 """Layers made by sandboxes: of more the newest image is folded. Kernels before 6.7 take about fifteen in all."""
-
-_LEFTOVER_AFTER_S = 86400.0
 
 
 _PARTS = "parts"
@@ -123,15 +122,11 @@ class ImageLayers:
             raise ValueError(f"{image_id[:100]!r} is no image's id")
         if len(below) >= MAX_LAYERS:
             raise ValueError(f"an image has at most {MAX_LAYERS} layers")
-        work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
-        work.mkdir(parents=True)
-        try:
+        with self._work(image_id) as work:
             made = Capturing(work / _PARTS)
             made.target.mkdir(mode=0o700)
             yield made
             self._complete(image_id, work, made, below, tier, durable=durable)
-        finally:
-            remove_tree(work)
 
     def chain(self, image_id: str) -> tuple[Sequence[Path], Sequence[Path]] | None:
         """Its layers that sandboxes have made and those below, where they are so many that they are to be folded."""
@@ -152,17 +147,13 @@ class ImageLayers:
         Leaving the block makes it the image's, unless an error does. Sandboxes that stand on the chain already
         still do: it goes with the last of them. Raises OSError, ValueError (the image is gone).
         """
-        work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
-        work.mkdir(parents=True)
-        try:
+        with self._work(image_id) as work:
             made = Capturing(work / _PARTS)
             made.target.mkdir(mode=0o700)
             yield made
             if made.layer is not None:
                 with leases.exclusive(self._templates):
                     self._name_folded(image_id, made.target, made.layer.relative_to(made.target), below)
-        finally:
-            remove_tree(work)
 
     def _name_folded(self, image_id: str, parts: Path, layer: Path, below: Sequence[Path]) -> None:
         image, record = self._images / image_id, self._record(image_id)
@@ -184,11 +175,22 @@ class ImageLayers:
     @contextmanager
     def unfinished(self) -> Iterator[Path]:
         """An empty directory beside the images; whatever is left in it goes when the block ends. Raises OSError."""
-        work = self._templates / ".building" / f"image-{secrets.token_hex(20)}-{secrets.token_hex(8)}"
-        work.mkdir(parents=True)
+        with self._work(secrets.token_hex(20)) as work:
+            yield work
+
+    @contextmanager
+    def _work(self, image_id: str) -> Iterator[Path]:
+        work = self._templates / ".building" / f"image-{image_id}-{secrets.token_hex(8)}"
+        draft = work.with_name(f"new-{work.name}")
+        draft.mkdir(parents=True)
+        # Held while it is being made, so that the rest of one that was cut off can be recognised.
+        held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            draft.rename(work)
             yield work
         finally:
+            os.close(held)
             remove_tree(work)
 
     def make_of(self, place: Path, directory: str, first: int, image_ids: Sequence[str], below: Sequence[Path]) -> None:
@@ -224,6 +226,14 @@ class ImageLayers:
     def _made(self, layers: Collection[Path]) -> list[Path]:
         return [layer for layer in layers if layer.is_relative_to(self._images)]
 
+    def remove_unfinished(self) -> int:
+        """Removes what is left of images whose making was cut off; returns how many. Blocks. Raises OSError."""
+        left = [path for path in (self._templates / ".building").glob("image-*") if _is_cut_off(path)]
+        for path in left:
+            with suppress(FileNotFoundError):  # somebody else removes it too
+                remove_tree(path)
+        return len(left)
+
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""
         found: set[Path] = set()
@@ -258,9 +268,9 @@ class ImageLayers:
                 aside.parent.mkdir(exist_ok=True)
                 path.rename(aside)
                 doomed.append(aside)
-        unfinished = (self._templates / ".building").glob("image-*")
-        for path in (*doomed, *(path for path in unfinished if _age_s(path) > _LEFTOVER_AFTER_S)):
+        for path in doomed:
             remove_tree(path)
+        self.remove_unfinished()
         return len(doomed)
 
     def _superseded(self, image_id: str, needed: Collection[Path]) -> list[Path]:
@@ -329,6 +339,21 @@ class ImageLayers:
             return tuple(self._templates / layer for layer in record["layers"]) if record is not None else None
         except (KeyError, TypeError):
             return None
+
+
+def _is_cut_off(work: Path) -> bool:
+    """Nobody makes it any more: it got its lock before its name."""
+    try:
+        descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,7 @@
         ├── GuestUnresponsive  a sandbox's guest does not answer, and should have before this         503
         ├── BuildFailed        a template could not be built; nothing half-built is left
         ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
+        ├── StateLost          the database does not fit what runs or was done: a person has to decide
         ├── TemplateNotReady   it is still being built: the message says how far it is              503
         ├── StorageFull        the database or a node's disk has no room: nothing was changed               507
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
@@ -129,6 +130,10 @@ class GuestUnresponsive(PlatformError):
 
 class BuildFailed(PlatformError):
     """A template could not be built. The message ends with the log's tail, the hint says where the whole log is."""
+
+
+class StateLost(PlatformError):
+    """The database is empty, or older than what runs here. A server that started on it would destroy what it lacks."""
 
 
 class NodeUnreachable(PlatformError):

@@ -28,6 +28,8 @@ class LiveSandbox:
 
     driver: SandboxDriver
     making: Making
+    made: bool = False
+    """From when it first ran, or was adopted. A pause or a resume under way does not change that."""
     guest_answered: bool = True
     """Before it was paused."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -105,7 +107,7 @@ class LiveSandboxes:
     def publish(self, live: LiveSandbox, handle: SandboxHandle) -> None:
         """It runs: from now on it can be reached, its log is read, its OOM kills are reported."""
         spec = live.spec
-        live.handle = handle
+        live.handle, live.made = handle, True
         live.tail = LogTail(handle, self._reports.logged, live.driver.log_base)
         live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {spec.sandbox_id}")
         handle.on_oom(lambda victim: self._reports.out_of_memory(handle, victim))

@@ -235,7 +235,7 @@ class Supervisor:
         return [
             NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
             for name, live in self.live
-            if (live.handle is not None or live.driver.paused is not None) and not live.driver.has_stopped
+            if live.made and not live.driver.has_stopped
         ]
 
     async def make_template(self, name: str, wait_s: float) -> None:

@@ -139,7 +139,7 @@ class TakeOver:
             except OSError as error:
                 _log.error("sandbox.pause_not_settled", sandbox_id=found.spec.sandbox_id, error=str(error))
         live = self._live.begin(making, lambda driver: driver.adopted_paused(making, kept))
-        live.driver.paused, live.driver.log_base = kept, found.state.log_base
+        live.driver.paused, live.driver.log_base, live.made = kept, found.state.log_base, True
 
     async def _settle(self, making: Making, found: Recorded) -> None:
         """A pause or resume that was cut off: it runs if its guest answers, else it is paused."""

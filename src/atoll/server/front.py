@@ -46,6 +46,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
             templates_dir=kept / "templates",
+            mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
@@ -97,6 +98,8 @@ def _policy(plan: Plan) -> Policy:
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
+        build_timeout_s=settings.build_timeout_s,
+        team_builds=settings.team_builds,
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

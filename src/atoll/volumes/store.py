@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.isolation.base import DiskUse
-from atoll.isolation.linux.disk import growth, image, volume
+from atoll.isolation.linux.disk import growth, image, loops, volume
 from atoll.isolation.linux.disk.kept import sync
 from atoll.isolation.linux.disk.volume import IMAGE, Device
 from atoll.model.errors import NotFound
@@ -129,8 +129,8 @@ class VolumeStore:
 
     def _devices(self) -> dict[str, str]:
         """Volume → the loop device that is on it."""
-        by_image = {str(self.place / volume_id / IMAGE): volume_id for volume_id in self._records}
-        return {by_image[path]: device for path, device in growth.devices().items() if path in by_image}
+        by_image = {loops.identity(self.place / volume_id / IMAGE): volume_id for volume_id in self._records}
+        return {by_image[image]: device for image, device in loops.devices().items() if image in by_image}
 
 
 @contextlib.contextmanager

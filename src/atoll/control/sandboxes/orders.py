@@ -48,6 +48,10 @@ class Policy:
     """The same of one node."""
     insecure_registries: tuple[str, ...] = ()
     """Those of images that are spoken to without TLS."""
+    build_timeout_s: int = 3600
+    """How long one build of a template may take."""
+    team_builds: int = 3
+    """How many of a team's builds run at once; others wait."""
     template_wait_s: int = 50
     """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
     warm: Mapping[str, int] = field(default_factory=dict)

@@ -67,18 +67,23 @@ class EventTables:
     async def forget(self, before: datetime, keep: int) -> None:
         """Deletes events and finished deliveries older than that, and all events but the newest `keep`.
 
-        An event stays as long as a delivery of it waits: it is what is delivered.
+        An event stays as long as a delivery of it waits: it is what is delivered. The newest always stays: `newest`.
         """
         waiting = select(deliveries.c.event_id).where(deliveries.c.state == DeliveryState.PENDING.value)
         free = events.c.event_id.not_in(waiting)
-        await self._database.write(delete(events).where(events.c.at < before, free))
         newest = select(func.max(events.c.number)).scalar_subquery()
+        await self._database.write(delete(events).where(events.c.at < before, events.c.number < newest, free))
         await self._database.write(delete(events).where(events.c.number <= newest - keep, free))
         await self._database.write(
             delete(deliveries).where(
                 deliveries.c.state != DeliveryState.PENDING.value, deliveries.c.created_at < before
             )
         )
+
+    async def newest(self) -> int:
+        """Its number, which only grows; 0: there never was one."""
+        rows = await self._database.read(select(func.max(events.c.number).label("newest")))
+        return int(rows[0]["newest"] or 0)
 
     # Webhooks
 

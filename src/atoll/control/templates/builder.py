@@ -97,6 +97,8 @@ class TemplateBuilder:
         key = base_key(order.team_id, base.image_id or f"{base.template_id} {base.build_id}")
         images: list[str] = []
         image = base.image_id
+        if image is not None:
+            await on_image((image,))  # it may be in no other build
         fresh = order.force
         for number, step in enumerate(order.steps, 1):
             log.step = str(number)
@@ -186,8 +188,8 @@ class TemplateBuilder:
                         ready.result()  # its own connection may have failed: that is not ready
             except TimeoutError as error:
                 raise StepFailed("finalize", f"the ready command did not succeed in {READY_WITHIN_S:.0f} s") from error
-            except PlatformError as error:
-                raise StepFailed("finalize", str(error)) from error
+            except (PlatformError, SandboxGone) as error:
+                raise StepFailed("finalize", f"the start command was not seen to be ready: {error}") from error
             finally:
                 lines.end()
                 for task in (running, ready):

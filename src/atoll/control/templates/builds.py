@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -42,7 +43,6 @@ from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
-BUILD_WITHIN_S = 3600.0
 AT_ONCE = 4
 """Builds that run at once; others wait their turn."""
 PER_TEAM = 20
@@ -64,6 +64,18 @@ class Sizes:
     cpu_count: int | None = None
     memory_mib: int | None = None
     free_disk_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """`within_s`: how long one build may take. `of_team`: how many of a team's run at once, so that others have a turn.
+
+    `largest`: how large its sandboxes may be; None: as large as asked for.
+    """
+
+    within_s: float = 3600.0
+    of_team: int = AT_ONCE - 1
+    largest: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,7 @@ class TemplateBuildService:
         logs: BuildLogs,
         clock: Clock,
         background: Background,
-        maximum: Limits | None,
+        limits: BuildLimits,
         also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
@@ -117,9 +129,10 @@ class TemplateBuildService:
         self._logs = logs
         self._clock = clock
         self._background = background
-        self._maximum = maximum
+        self._most = limits
         self._also_kept = also_kept
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._running: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
 
     # Builds
@@ -287,15 +300,16 @@ class TemplateBuildService:
 
     async def _run(self, team_id: str, template: TemplateRow, build: BuildRow, instructions: Instructions) -> None:
         log = self._logs.open(build.build_id)
+        turns = self._turns_of.setdefault(team_id, asyncio.Semaphore(self._most.of_team))
         try:
-            if self._turns.locked():
+            if self._turns.locked() or turns.locked():
                 log.write("waiting for other builds to end")
-            async with self._turns, asyncio.timeout(BUILD_WITHIN_S):
+            async with turns, self._turns, asyncio.timeout(self._most.within_s):
                 await self._build(team_id, template, build, instructions, log)
         except StepFailed as error:
             await self._fail(build, log, error.message, error.step)
         except TimeoutError:
-            await self._fail(build, log, f"the build took longer than {BUILD_WITHIN_S:.0f} s", log.step or "base")
+            await self._fail(build, log, f"the build took longer than {self._most.within_s:.0f} s", log.step or "base")
         except asyncio.CancelledError:
             await asyncio.shield(self._fail(build, log, "the build was cancelled", log.step or "base"))
             raise
@@ -358,7 +372,7 @@ class TemplateBuildService:
 
     async def _template(self, name: str, team_id: str) -> Template:
         try:
-            await self._catalog.prepare(name, BUILD_WITHIN_S)
+            await self._catalog.prepare(name, self._most.within_s)
             return await self._catalog.find(name, team_id)
         except (TemplateNotFound, BuildFailed) as error:
             raise StepFailed("base", error.message) from error
@@ -410,7 +424,7 @@ class TemplateBuildService:
         disk_mib = sizes.free_disk_mib if (sizes.free_disk_mib or 0) > Limits().disk_mib else None
         asked = {"atoll.cpu": sizes.cpu_count, "atoll.memory": sizes.memory_mib, "atoll.disk": disk_mib}
         given = {key: str(value) for key, value in asked.items() if value is not None}
-        return limits_for(Limits(), given, self._maximum)
+        return limits_for(Limits(), given, self._most.largest)
 
     async def stop(self) -> None:
         """Ends the builds that run; they fail with that reason."""

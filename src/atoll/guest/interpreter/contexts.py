@@ -15,6 +15,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
 
+from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, kernelspecs, variables
 from atoll.guest.interpreter.bash import BashKernel
 from atoll.guest.interpreter.kernel import (
@@ -49,15 +50,15 @@ _WARM_LANGUAGE, _READY_LANGUAGES = "python", ("python", "javascript")
 AnyKernel = Kernel | BashKernel
 
 
-class UnknownContext(Exception):
+class UnknownContext(GuestError):
     """No context of that id."""
 
 
-class UnknownLanguage(Exception):
+class UnknownLanguage(GuestError):
     """No kernel for that language; the message says which there are."""
 
 
-class TooManyContexts(Exception):
+class TooManyContexts(GuestError):
     """MAX_CONTEXTS are there already."""
 
 

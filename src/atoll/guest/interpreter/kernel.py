@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, zmtp
 from atoll.guest.interpreter.cell import Cell, Sink, nowhere
 from atoll.guest.interpreter.kernelspecs import KernelSpec
@@ -63,11 +64,11 @@ LIBRARIES_CELL = f"exec({_text('kernel_libraries.py')!r}, {{'__name__': '_librar
 """For a Python kernel that waits: takes half a second, and 53 MB for as long as it lives."""
 
 
-class KernelDied(Exception):
+class KernelDied(GuestError):
     """The process ended; the message says how."""
 
 
-class KernelStartFailed(Exception):
+class KernelStartFailed(GuestError):
     """The kernel never became ready; the message says why, with the end of its output."""
 
 

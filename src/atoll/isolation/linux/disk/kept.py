@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk import loops, mounts
 from atoll.isolation.linux.disk.image import mount_image
 from atoll.isolation.linux.sys import syscalls
 
@@ -86,7 +86,7 @@ def reopen(image: Path) -> int:
 def wait_until_released(image: Path) -> None:
     """The kernel lets go of an image shortly after the last process that had it. Raises OSError when it does not."""
     deadline = time.monotonic() + _RELEASED_WITHIN_S
-    while _device_of(image) is not None:
+    while loops.device_of(image) is not None:
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, "the disk is still in use", str(image))
         time.sleep(0.002)
@@ -95,10 +95,10 @@ def wait_until_released(image: Path) -> None:
 @contextlib.contextmanager
 def _file_system(image: Path) -> Iterator[int]:
     """A descriptor in the file system of an image that is mounted somewhere."""
-    device = _device_of(image)
+    device = loops.device_of(image)
     if device is None:
         raise OSError(errno.ENODEV, "the disk is not mounted", str(image))
-    mount = mounts.new("ext4", [("source", device)], attributes=mounts.NODEV)
+    mount = mounts.new("ext4", [("source", f"/dev/{device}")], attributes=mounts.NODEV)
     try:
         inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
         try:
@@ -107,17 +107,6 @@ def _file_system(image: Path) -> Iterator[int]:
             os.close(inside)
     finally:
         os.close(mount)
-
-
-def _device_of(image: Path) -> str | None:
-    """The loop device whose file this is; None: there is none."""
-    path = str(image.absolute())
-    for loop in os.scandir("/sys/block"):
-        if loop.name.startswith("loop"):
-            with contextlib.suppress(OSError):
-                if Path(loop.path, "loop", "backing_file").read_text().rstrip("\n") == path:
-                    return f"/dev/{loop.name}"
-    return None
 
 
 def copy_file(source: Path, target: Path) -> None:
