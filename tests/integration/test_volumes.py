@@ -21,6 +21,7 @@ from e2b.exceptions import (
     VolumeNotFoundException,
     VolumePathNotFoundException,
 )
+from sdk_support import eventually
 
 from support.tiers import one_tier
 
@@ -229,7 +230,9 @@ def test_the_token_is_the_permission_and_statuses_are_http(volume: Volume, serve
 
         with pytest.raises(RuntimeError, match="breaks off"):
             client.put(f"{path}/file", params={"path": "/half"}, content=broken())
-    assert [one.path for one in volume.list("/")] == ["/ten"], "a file that did not come whole is not there"
+    eventually(
+        lambda: [one.path for one in volume.list("/")] == ["/ten"], what="a file that did not come whole is not there"
+    )
 
 
 # Mounted

@@ -62,7 +62,7 @@ def server_of(volume: Volume) -> int:
 
 
 def test_what_a_sandbox_puts_into_a_volume_leads_nowhere(
-    volume: Volume, create: Callable[..., Sandbox], tmp_path: Path
+    volume: Volume, create: Callable[..., Sandbox], tmp_path: Path, tier: str
 ) -> None:
     marker = tmp_path / "marker"
     marker.write_text(SECRET)
@@ -71,9 +71,9 @@ def test_what_a_sandbox_puts_into_a_volume_leads_nowhere(
     sandbox.commands.run(
         f"cd /data && ln -s {marker} direct && ln -s {depth[1:]}{marker} dots && "
         "ln -s / root && ln -s /proc outside && "
-        f"mkdir dir && ln -s ../../../../../../.. dir/up && mkfifo pipe && truncate -s 1T sparse && "
+        f"mkdir dir && ln -s ../../../../../../.. dir/up && truncate -s 1T sparse && "
         "python3 -c \"import os; os.mkdir(b'\\xff')\" 2>/dev/null; sudo cp /usr/bin/id suid; sudo chown root suid; "
-        "sudo chmod 4755 suid; true"
+        "sudo chmod 4755 suid; mkfifo pipe || true"
     )
     place = Path(f"/proc/{server_of(volume)}/root")
     assert os.readlink(place / "direct") == str(marker)
@@ -89,8 +89,10 @@ def test_what_a_sandbox_puts_into_a_volume_leads_nowhere(
     assert volume.read_file(str(marker)) == "mine", "within the volume, where its root is"
     volume.write_file("/direct", "replaced")
     assert (marker.read_text(), volume.read_file("/direct")) == (SECRET, "replaced")
-    with pytest.raises(VolumeException, match=r"400: .*no regular file"):
-        volume.read_file("/pipe", request_timeout=20)
+    if volume.exists("/pipe"):  # gVisor makes none in a volume
+        with pytest.raises(VolumeException, match=r"400: .*no regular file"):
+            volume.read_file("/pipe", request_timeout=20)
+    assert volume.exists("/pipe") == (tier == "namespaces")
     volume.remove("/root")
     volume.remove("/dir")
     assert marker.exists()

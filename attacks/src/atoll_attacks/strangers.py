@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge
-from atoll_attacks.calls import server_address
+from atoll_attacks.calls import request, server_address
 from atoll_attacks.load import costs
 from atoll_attacks.outside.naive import NaiveServer
 from atoll_attacks.scene import Scene
@@ -107,6 +107,21 @@ def _slow(scene: Scene) -> str:
     return said
 
 
+def _uploads(scene: Scene) -> str:
+    """Links for the files of somebody's template, as a stranger would make them."""
+    digest, due, forged = "ab" * 32, 99999999999, "0" * 64
+    teams = ("default", "..", "%2e%2e", "default%2f..%2f..", ".arriving")
+    paths = [f"{team}/{digest}/{due}/{forged}" for team in teams]
+    paths += [f"default/..%2f..%2fatoll.db/{due}/{forged}", f"default/{digest}/{due}/", f"default/{digest}", "%00", ""]
+    statuses = [request("PUT", f"/templates/uploads/{path}", b"x" * 100)[0] for path in paths]
+    scene.facts["taken"] = [path for path, status in zip(paths, statuses, strict=True) if 200 <= status < 300]
+    return f"statuses {sorted(set(statuses))}"
+
+
+def _taken(scene: Scene) -> str | None:
+    return f"an upload was taken: {scene.facts['taken'][0]}" if scene.facts["taken"] else None
+
+
 def _naive(act: Callable[[Scene], str]) -> Control:
     """The same against a server that gives each client its whole attention."""
 
@@ -137,6 +152,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _attempt("idle-connections", "leave nobody else a connection", _IDLE, _refused),
     _attempt("half-heads", "leave nobody else a connection, by heads that never end", _HALF, _refused),
     _attempt("slow-bodies", "leave nobody else a connection, by bodies that never end", _slow, _refused),
+    _attempt("forged-upload-links", "put files into somebody's template", _uploads, _taken, _OURS),
     _attempt(
         "signatures",
         "have the server hash long paths for every sandbox",

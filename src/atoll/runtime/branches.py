@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from atoll.runtime.errors import AgentRuntimeError
 from atoll.runtime.events.base import Action, Event, Observation
@@ -57,7 +57,7 @@ class EventLog:
     """
 
     def __init__(self, next_id: int = 0) -> None:
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed with the log)
+        self._file: TextIO | None = None
         self.next_id = next_id
         self.count = 0
 
@@ -69,12 +69,16 @@ class EventLog:
             self._write(replace(observation, id=self.next_id, cause=action.id))
 
     def _write(self, event: Event) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed with the log)
         self._file.write(json.dumps(event_to_dict(event)) + "\n")
         self.next_id += 1
         self.count += 1
 
     def read(self) -> list[dict[str, Any]]:
         """Everything in it."""
+        if self._file is None:
+            return []
         self._file.seek(0)
         found = [json.loads(line) for line in self._file]
         self._file.seek(0, os.SEEK_END)
@@ -82,12 +86,14 @@ class EventLog:
 
     def begin_anew(self) -> None:
         """They are in a checkpoint now."""
-        self._file.seek(0)
-        self._file.truncate()
+        self.close()
         self.count = 0
 
     def close(self) -> None:
-        self._file.close()
+        """What is in it goes. Idempotent."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class BranchTree:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from atoll.isolation.base import DiskUse
+from atoll.isolation.linux.disk.volume import Device
 from atoll.model.errors import NotOffered, PlatformError
 from atoll.volumes.servers import VolumeServers
 from atoll.volumes.store import VolumeRecord, VolumeStore
@@ -44,28 +45,34 @@ class MachineVolumes:
 
     async def remove(self, volume_id: str) -> None:
         """See NodeVolumes."""
-        await self._servers.end(volume_id)
         try:
             await asyncio.to_thread(self._store.remove, volume_id)
         except OSError as error:
             raise PlatformError(f"volume {volume_id!r} cannot be removed: {error}") from error
+        await self._servers.end(volume_id)  # none is started any more
 
     @asynccontextmanager
     async def attached(self, volume_ids: Sequence[str]) -> AsyncIterator[list[str]]:
         """See NodeVolumes."""
-        descriptors: list[int] = []
-        names: list[str] = []
+        devices: list[Device] = []
         try:
             for volume_id in volume_ids:
-                device = await asyncio.to_thread(self._store.attach, volume_id)
-                names.append(device.name)
-                descriptors.append(device.descriptor)
-            yield names
-        except OSError as error:
-            raise PlatformError(f"a volume cannot be mounted: {error}") from error
+                devices.append(await self._attach(volume_id))  # noqa: PERF401 (closed even if the next fails)
+            yield [device.name for device in devices]
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            for device in devices:
+                os.close(device.descriptor)
+
+    async def _attach(self, volume_id: str) -> Device:
+        """Cancelled, it keeps no descriptor either."""
+        attaching = asyncio.ensure_future(asyncio.to_thread(self._store.attach, volume_id))
+        try:
+            return await asyncio.shield(attaching)
+        except asyncio.CancelledError:
+            attaching.add_done_callback(_let_go)
+            raise
+        except OSError as error:
+            raise PlatformError(f"volume {volume_id!r} cannot be mounted: {error}") from error
 
     async def uses(self) -> dict[str, DiskUse]:
         """See NodeVolumes."""
@@ -82,3 +89,8 @@ class MachineVolumes:
     async def aclose(self) -> None:
         """See NodeVolumes."""
         await self._servers.aclose()
+
+
+def _let_go(attached: asyncio.Future[Device]) -> None:
+    if not attached.cancelled() and attached.exception() is None:
+        os.close(attached.result().descriptor)

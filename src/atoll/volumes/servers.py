@@ -17,6 +17,7 @@ import structlog
 from atoll import packets
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.model.errors import PlatformError
+from atoll.model.tasks import OwnedTasks
 from atoll.volumes.confined import Job
 from atoll.volumes.store import VolumeStore
 
@@ -29,38 +30,42 @@ _log = structlog.get_logger("atoll.node")
 
 
 class VolumeServers:
-    """Of one node."""
+    """Of one node. A start goes on when the one who asked for it has gone: the next will ask again."""
 
     def __init__(self, store: VolumeStore) -> None:
         self._store = store
         self._ids = IdRanges(read_delegated())
         self._running: dict[str, _Program] = {}
-        self._starting: dict[str, asyncio.Lock] = {}
+        self._starting: dict[str, asyncio.Task[_Program]] = {}
+        self._tasks = OwnedTasks(lambda error: _log.warning("volume.not_served", error=str(error)))
 
     async def dial(self, volume_id: str) -> socket.socket:
         """A connection to the program of that volume, started if need be. Raises NotFound, PlatformError."""
         self._store.find(volume_id)
-        lock = self._starting.setdefault(volume_id, asyncio.Lock())
-        async with lock:
-            for _ in range(2):  # one may end in between
-                program = self._running.get(volume_id)
-                if program is None:
-                    program = self._running[volume_id] = await self._start(volume_id)
-                with contextlib.suppress(OSError):
-                    return program.connect()
-                await self._end(volume_id, program)
+        for _ in range(2):  # one may end in between
+            program = self._running.get(volume_id) or await self._started(volume_id)
+            with contextlib.suppress(OSError):
+                return program.connect()
+            await self._end(volume_id, program)
         raise PlatformError(f"the contents of volume {volume_id!r} cannot be reached")
 
     async def end(self, volume_id: str) -> None:
         """Cuts what is under way there."""
-        program = self._running.get(volume_id)
-        if program is not None:
+        if (starting := self._starting.get(volume_id)) is not None:
+            await asyncio.wait([starting])
+        if (program := self._running.get(volume_id)) is not None:
             await self._end(volume_id, program)
-        self._starting.pop(volume_id, None)
 
     async def aclose(self) -> None:
         """Ends all. Idempotent."""
-        await asyncio.gather(*(self.end(volume_id) for volume_id in list(self._running)))
+        await asyncio.gather(*(self.end(volume_id) for volume_id in {*self._running, *self._starting}))
+
+    async def _started(self, volume_id: str) -> _Program:
+        task = self._starting.get(volume_id)
+        if task is None:
+            task = self._starting[volume_id] = self._tasks.start(self._start(volume_id))
+            task.add_done_callback(lambda _: self._starting.pop(volume_id, None))
+        return await asyncio.shield(task)
 
     async def _start(self, volume_id: str) -> _Program:
         record = self._store.find(volume_id)
@@ -74,12 +79,12 @@ class VolumeServers:
                 await program.ready()
             finally:
                 os.close(device.descriptor)  # it has mounted it
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             self._ids.give_back(id_base)
-            raise PlatformError(f"the contents of volume {volume_id!r} cannot be served: {error}") from error
-        except BaseException:
-            self._ids.give_back(id_base)
+            if isinstance(error, OSError | ValueError):
+                raise PlatformError(f"the contents of volume {volume_id!r} cannot be served: {error}") from error
             raise
+        self._running[volume_id] = program
         return program
 
     def _forget(self, volume_id: str) -> None:

@@ -75,9 +75,7 @@ class SandboxSnapshots:
         record = await self._running(caller, sandbox_id)
         if record.volumes:  # what is made of it would need the same ones at the same places for ever
             if mode is PauseMode.MEMORY:
-                raise NotOffered(
-                    "a snapshot with memory of a sandbox that has volumes", hint='ask for mode="filesystem"'
-                )
+                raise NotOffered("a sandbox with volumes has no snapshot with memory", hint='ask for mode="filesystem"')
             mode = PauseMode.FILESYSTEM
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
