@@ -36,8 +36,6 @@ _MOST_AT_ONCE = 16
 """Reads in a row of one stream, so that a program which never stops printing does not keep the guest."""
 _STATUS = re.compile(rb"([0-9]{1,3}) ([0-9]*)\0")
 _MOST_STATUS = 4096
-_ABOUT_NO_TERMINAL = re.compile(r"bash: \[\d+: \d+ \(\d+\)\] tcsetattr: [^\n]*\n")
-"""What an interactive shell says when a signal has ended a program and there is no terminal to put right."""
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -199,7 +197,9 @@ class BashKernel:
             if not data:
                 self._loop.remove_reader(fd)
                 return
-            text = _ABOUT_NO_TERMINAL.sub("", decoder.decode(data)) if name == "stderr" else decoder.decode(data)
+            text = decoder.decode(data)
+            if name == "stderr":
+                text = _without_terminal(text)
             if text and self._sink is not None:
                 self._sink(jupyter.stream_line(name, text))
             if self._paused or len(data) < _READ_SIZE:
@@ -250,6 +250,14 @@ class BashKernel:
             self._loop.add_reader(fd, self._read_output, fd)
         self._loop.add_reader(self._statuses, self._read_status)
         return _preparation(cells, statuses).encode()
+
+
+def _without_terminal(text: str) -> str:
+    """An interactive shell complains when a signal has ended a program and there is no terminal to put right."""
+    if "] tcsetattr: " not in text:
+        return text
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not (line.startswith("bash: [") and "] tcsetattr: " in line))
 
 
 def _preparation(cells: int, statuses: int) -> str:

@@ -171,16 +171,14 @@ def encode_line(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
-_JAVA_CLASS = re.compile(r"(?:[a-z_][\w]*\.)+(\w+), ?(.*)", re.S)
-
-
 def _name_and_value(content: Mapping[str, Any], traceback: str) -> tuple[str, str]:
     """As people know it: Java's kernel names a class that it wraps others in, and shows no reason in the value."""
     name, value = str(content.get("ename", "")), _plain(str(content.get("evalue", "")))
     if name == "CompilationException":
         return name, "\n".join(line for line in traceback.splitlines() if not line.startswith("|")).strip() or value
-    if name == "RuntimeException" and (match := _JAVA_CLASS.fullmatch(value)):
-        return match[1], match[2]
+    inner, comma, reason = value.partition(", ")
+    if name == "RuntimeException" and comma and "." in inner and inner.replace(".", "").replace("$", "").isidentifier():
+        return inner.rpartition(".")[2], reason
     return name, value
 
 
