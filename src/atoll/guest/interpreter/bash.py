@@ -237,6 +237,7 @@ class BashKernel:
                     stdout=stdout,
                     stderr=stderr,
                     pass_fds=(cells, statuses),
+                    start_in=self._place.start_in,
                 )
             except BaseException:
                 for fd in self._pipes:

@@ -330,7 +330,7 @@ class Contexts:
         # Programs that `pip install` put into the user's home are found, as in a login shell.
         env["PATH"] = f"{user.home}/.local/bin:{env['PATH']}"
         env.setdefault("LANG", "C.UTF-8")
-        return KernelPlace(user, cwd, env, f"{self._runtime_dir}/{user.uid}")
+        return KernelPlace(user, cwd, env, f"{self._runtime_dir}/{user.uid}", self.state.tier.start_in)
 
 
 def _report(error: BaseException) -> None:
