@@ -138,7 +138,7 @@ class BashKernel:
                 self._loop.add_reader(fd, self._read_output, fd)
 
     async def _until_status(self, command: bytes, code: str = "") -> int:
-        """The shell tells which cell a status belongs to: an interrupt may come before it has begun with one."""
+        """The shell reports which cell a status belongs to: an interrupt may come before it has begun with one."""
         if self.ended is not None:
             raise KernelDied(self.ended)
         self._done = self._loop.create_future()
@@ -159,7 +159,7 @@ class BashKernel:
             self._loop.add_writer(self._cells, self._send)
             return
         except OSError:
-            self._unsent = b""  # the shell has closed its end: its exit will be told
+            self._unsent = b""  # the shell has closed its end: its exit will be reported
         self._loop.remove_writer(self._cells)
 
     # -- what comes back --------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class BashKernel:
     # -- start ------------------------------------------------------------------------------------------------------
 
     def _launch(self) -> bytes:
-        """Starts the shell; returns what it is to be told first."""
+        """Starts the shell; returns the first line that is sent to it."""
         with contextlib.ExitStack() as theirs:
 
             def pipe(ours: int) -> int:

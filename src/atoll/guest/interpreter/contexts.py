@@ -2,7 +2,7 @@
 
     Context ─ turn (one cell at a time, first come first served) ─► no kernel ─► starting ─► live ─► dead ─► next cell
 
-A kernel that died is replaced when the next cell comes, which is told; that of a default context at once, and the
+A kernel that died is replaced when the next cell comes, which is shown; that of a default context at once, and the
 interpreter's health is bad until it is back. One that dies as soon as it has started waits for the next cell: a kernel
 that cannot run costs nothing while it is not asked.
 """
@@ -312,7 +312,7 @@ class Contexts:
                 if language == _WARM_LANGUAGE:
                     self.background.start(self._start_ahead(context))
             except UnknownLanguage:
-                continue  # a template of somebody's own; the first cell is told
+                continue  # a template of somebody's own; the first cell is shown why
 
     async def _start_ahead(self, context: Context) -> None:
         try:
@@ -320,7 +320,7 @@ class Contexts:
             await asyncio.sleep(_WAITS_AFTER_S)
             await context.load_libraries()
         except KernelDied:
-            return  # told by the next cell
+            return  # reported by the next cell
         except (KernelStartFailed, CwdMissing) as error:
             print(f"interpreter: the default context is not ready: {error}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ BUFFERED_BYTES = 8 * 1024 * 1024
 
 
 class Source(Protocol):
-    """Where the lines come from: something that can be told to wait."""
+    """Where the lines come from: something that can be asked to wait."""
 
     def pause_output(self) -> None: ...
 
