@@ -1,7 +1,7 @@
 # Atoll's commands. `make help` lists them; each prepares by itself what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test matrix bench clean
+.PHONY: help setup demo check test chaos matrix bench clean
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
@@ -34,6 +34,10 @@ test: ## Run the whole test-suite
 	@scripts/setup.sh test
 	@$(ATOLL) template build code-interpreter-v1
 	$(PY) -m pytest -q -n $(JOBS) --dist loadscope --durations 25 $(ARGS)
+
+chaos: ## Kill a server's processes while sandboxes live (SEED, FAULTS, TIER): nothing acknowledged is lost
+	@scripts/setup.sh test
+	$(PY) tests/chaos/run.py --faults $(or $(FAULTS),500) $(if $(SEED),--seed $(SEED)) $(if $(TIER),--tier $(TIER))
 
 matrix: ## Run old and new versions of the published clients; writes docs/compatibility.md
 	@scripts/setup.sh test

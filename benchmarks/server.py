@@ -81,6 +81,7 @@ def serving(isolation: str) -> Iterator[BenchServer]:
         "ATOLL_LOG_FORMAT": "json",
         footprint.MARKER: mark,
     }
+    environ |= {name: os.environ[name] for name in ("ATOLL_TOOLS_DIR",) if name in os.environ}
     ready_in, ready_out = os.pipe()
     log = data_dir / "server.log"
     command = [

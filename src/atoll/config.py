@@ -42,10 +42,14 @@ def _amounts(environ: Mapping[str, str], kind: str) -> Amounts:
     return Amounts(*(_most(environ, f"ATOLL_{kind}_{name}") for name in names))
 
 
+_DISK_SETTINGS = ("ATOLL_DISK_RESERVE_MIB", "ATOLL_VOLUME_MIB", "ATOLL_TOTAL_VOLUMES_MIB")
+
+
 def _wishes(environ: Mapping[str, str]) -> Wishes:
     at_once = Amounts(memory_mib=_most(environ, "ATOLL_USED_MEMORY_MIB"), pids=_most(environ, "ATOLL_USED_PIDS"))
     maximum, team, total = (_amounts(environ, kind) for kind in ("MAX", "TEAM", "TOTAL"))
-    return Wishes(maximum, team, total, at_once, _most(environ, "ATOLL_DISK_RESERVE_MIB"))
+    disk = (_most(environ, name) for name in _DISK_SETTINGS)
+    return Wishes(maximum, team, total, at_once, *disk)
 
 
 def warm_wishes(texts: Iterable[str]) -> Mapping[str, int]:
@@ -86,6 +90,8 @@ class Settings:
     ATOLL_TOTAL_CPU, ATOLL_TOTAL_MEMORY_MIB, ATOLL_TOTAL_DISK_MIB, ATOLL_TOTAL_PIDS   the same of the whole machine
     ATOLL_USED_MEMORY_MIB, ATOLL_USED_PIDS   what all sandboxes together may use at a time, whatever their limits say
     ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
+    ATOLL_VOLUME_MIB     how much each volume can hold (10240, or what the machine has)
+    ATOLL_TOTAL_VOLUMES_MIB  what the sizes of all volumes may add up to
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
     ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call
@@ -93,10 +99,16 @@ class Settings:
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
+    ATOLL_REGISTRY_ALLOW_PRIVATE  the same for registries of images, which template builds alone then reach
+    ATOLL_INSECURE_REGISTRIES  comma list of registries (10.1.0.5:5000, or a host for all its ports) that are
+                         spoken to without TLS
     ATOLL_PREPARE_TEMPLATES  comma list of built-in templates that a server builds in the background when it starts and
                          they are missing (base,code-interpreter-v1); others, and these with an empty list, are built
                          when a create first asks for them
+    ATOLL_BUILD_TIMEOUT_S, ATOLL_TEAM_BUILDS   how long one build of a template may take (3600), and how many of one
+                         team run at once (3; others wait, and 4 of all teams run)
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
+    ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
@@ -124,9 +136,14 @@ class Settings:
     max_network_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
+    registry_allow_private: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
     name_servers: tuple[str, ...] = ()
     prepare_templates: tuple[str, ...] = ("base", "code-interpreter-v1")
+    build_timeout_s: int = 3600
+    team_builds: int = 3
     template_wait_s: int = 50
+    nodes: tuple[str, ...] = ()
     warm: Mapping[str, int] = field(default_factory=dict)
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
@@ -160,10 +177,15 @@ class Settings:
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
+            registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
+            insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
+            nodes=_list(environ, "ATOLL_NODES"),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
+            build_timeout_s=_positive(environ, "ATOLL_BUILD_TIMEOUT_S", 3600),
+            team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
         )

@@ -34,11 +34,9 @@ DOCUMENT = TESTS.parent / "docs" / "compatibility.md"
 METHODS, DIFFERENCES = "methods", "tiers"
 """The parts of the document that are written here, each between two comments."""
 
-VOLUMES = "volumes come later; the endpoints say so"
 IDENTITY = "workload identity tokens are issued by no part of Atoll; a create that asks for them is refused"
 
 NOT_OFFERED = (
-    (r"Volume\..*", VOLUMES),
     (r"Secret\.iam_?[tT]oken", IDENTITY),
     (r"e2b auth .*", "signs in at E2B's cloud in a browser; with a key in `E2B_API_KEY` no command needs it"),
 )
@@ -54,7 +52,7 @@ OWNERS = {
     # A builder is made from the class or kept in a variable; JavaScript's has the methods of both in one group.
     "Template": r"\b(?:Async)?Template(?:\([^()]*\))?\.{name}\(|\b(?:builder|container|ready)\.{name}\(",
     "TemplateBuilder": r"\b(?:builder|container|ready)\.{name}\(",
-    "Volume": r"\b(?:Async)?Volume\.{name}\(",
+    "Volume": r"\b(?:(?:Async)?Volume|volume)\.{name}\(",
     "Secret": r"\b(?:Async)?Secret\.{name}\(",
 }
 ANY_HANDLE = r"\b(?!commands\b|files\b|pty\b|git\b|\w*[sS]andbox\b)\w+(?:\([^()]*\))?\.{name}\("

@@ -24,13 +24,14 @@ from atoll.model.sandbox import ENVD_PORT, EndReason, Limits, OomKill, SandboxSp
 from atoll.model.seams import NodeClient, NodeStatus
 from atoll.node.supervisor import Supervisor
 from atoll.tls import Authority
+from atoll.tls.peers import control_identity, node_identity, peer_context
 from atoll.wire.channel import MAX_MESSAGE, Channel, ChannelClosed, PacketChannel
 from atoll.wire.node import VERSION
 from atoll.wire.node import client as client_side
 from atoll.wire.node import server as server_side
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.server import NodeServer
-from atoll.wire.node.transport import TlsNode, listening_tls, listening_unix, mutual_tls, unix
+from atoll.wire.node.transport import TlsNode, listening_tls, listening_unix, unix
 from support.control import supervisor
 
 
@@ -94,11 +95,6 @@ class _World:
         return self.agent.live.handle(sandbox_id)
 
 
-def _certificate(authority: Authority, place: Path, *names: str) -> Path:
-    place.write_bytes(authority.issue(names, for_peers=True) + authority.leaf_key_pem)
-    return place
-
-
 async def _reach(
     stack: AsyncExitStack, way: str, server: NodeServer, place: Path
 ) -> tuple[Callable[[], RemoteNode], list[Channel]]:
@@ -109,12 +105,12 @@ async def _reach(
         connect, dial = unix(place / "node.sock"), None
     else:
         authority = Authority.kept_in(place / "tls", "nodes")
-        pem = _certificate(authority, place / "peer.pem", "localhost")
-        ca = place / "ca.pem"
-        ca.write_text(authority.pem)
         sock = stack.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
-        await stack.enter_async_context(listening_tls(sock, server, mutual_tls(pem, pem, ca, server=True)))
-        peer = TlsNode("localhost", sock.getsockname()[1], mutual_tls(pem, pem, ca, server=False))
+        await stack.enter_async_context(
+            listening_tls(sock, server, peer_context(node_identity(authority, ["localhost"], 1), server=True))
+        )
+        context = peer_context(control_identity(authority), server=False)
+        peer = TlsNode("localhost", sock.getsockname()[1], context)
         stack.push_async_callback(peer.aclose)
         connect, dial = peer.connect, peer.dial
 
@@ -461,21 +457,19 @@ async def test_a_peer_without_a_certificate_of_the_authority_is_not_heard(tmp_pa
     async with AsyncExitStack() as stack:
         agent = await stack.enter_async_context(supervisor(tmp_path / "data"))
         ours, others = Authority.kept_in(tmp_path / "ours", "nodes"), Authority.kept_in(tmp_path / "others", "nodes")
-        pem, foreign = (
-            _certificate(ours, tmp_path / "a", "localhost"),
-            _certificate(others, tmp_path / "b", "localhost"),
-        )
-        ca = tmp_path / "ca.pem"
-        ca.write_text(ours.pem)
+        node = node_identity(ours, ["localhost"], 1)
         sock = stack.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
-        context = mutual_tls(pem, pem, ca, server=True)
-        await stack.enter_async_context(listening_tls(sock, NodeServer(agent), context))
+        await stack.enter_async_context(listening_tls(sock, NodeServer(agent), peer_context(node, server=True)))
 
-        async def reach(certificate: Path) -> None:
-            peer = TlsNode("localhost", sock.getsockname()[1], mutual_tls(certificate, certificate, ca, server=False))
-            async with RemoteNode(peer.connect, dial=peer.dial):
+        async def reach(identity: str, expected_id: str = "local") -> None:
+            peer = TlsNode("localhost", sock.getsockname()[1], peer_context(identity, server=False))
+            async with RemoteNode(peer.connect, dial=peer.dial, expected_id=expected_id):
                 pass
 
-        await reach(pem)  # the control: with the right one it is
-        with pytest.raises(NodeUnreachable):
-            await reach(foreign)
+        await reach(control_identity(ours))  # the control: with the right one it is
+        # Another authority's; and a node's own, with which it could give orders to another node.
+        for identity in (control_identity(others), node):
+            with pytest.raises(NodeUnreachable):
+                await reach(identity)
+        with pytest.raises(PlatformError, match="says that it is 'local'"):
+            await reach(control_identity(ours), "another")

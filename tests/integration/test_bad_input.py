@@ -160,9 +160,9 @@ def test_an_unknown_path_or_method_has_the_error_form(api: httpx.Client) -> None
 
 
 def test_what_is_not_offered_says_so(api: httpx.Client) -> None:
-    body = {"templateID": "base", "volumeMounts": [{"name": "v", "path": "/v"}]}
+    body = {"templateID": "base", "mcp": {"exa": {}}}
     message = _assert_error(api.post("/v2/sandboxes", json=body), 400)
-    assert "volume" in message.lower()
+    assert "mcp" in message.lower()
 
 
 # --- the guest's protocol ---------------------------------------------------------------------------------------------

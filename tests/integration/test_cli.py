@@ -136,3 +136,73 @@ def test_an_unknown_template_cannot_be_built(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "castle" in done.stderr
     assert "base" in done.stderr
+
+
+def test_sandboxes_are_listed_used_and_ended(server: Any, sandbox: Any, tmp_path: Path) -> None:
+    name = sandbox.sandbox_id
+    rows = {row["sandbox_id"]: row for row in json.loads(atoll("ls", "--json").stdout)}
+    assert rows[name]["state"] == "running"
+    assert name in atoll("ls").stdout
+
+    done = atoll(
+        "exec",
+        "-e",
+        "A=b c",
+        "--cwd",
+        "/tmp",
+        name,
+        'read line; echo "$A $line"; pwd; echo x >&2; exit 3',
+        stdin="in\n",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "b c in\n/tmp\n", "x\n")
+    assert atoll("exec", name, "printf", "%s|", "a b", "$HOME", "-n").stdout == "a b|$HOME|-n|"
+    late = atoll("exec", "--timeout", "1", name, "sleep 100")
+    assert (late.returncode, late.stderr) == (124, "atoll: ended after 1 s\n")
+    assert "no terminal" in atoll("shell", name).stderr
+
+    assert "e2b-not-here" in atoll("logs", "e2b-not-here").stderr
+    assert atoll("logs", name).returncode == 0
+    other = atoll("kill", "inotthere0000000000a", name)
+    assert (other.returncode, other.stdout) == (1, f"{name}: ended\n")
+    assert not sandbox.is_running()
+    assert atoll("kill").returncode == 1
+
+
+def test_files_and_directories_are_copied_both_ways(server: Any, sandbox: Any, tmp_path: Path) -> None:
+    name, tree, back = sandbox.sandbox_id, tmp_path / "tree", tmp_path / "back"
+    (tree / "deep").mkdir(parents=True)
+    back.mkdir()
+    (tree / "deep" / "bytes").write_bytes(bytes(range(256)) * 1000)
+    (tree / "run.sh").write_text("echo ran")
+    (tree / "run.sh").chmod(0o755)
+    (tree / "link").symlink_to("deep/bytes")
+
+    assert atoll("cp", str(tree), f"{name}:there").returncode == 0
+    assert sandbox.commands.run("./there/tree/run.sh; readlink there/tree/link; stat -c %U there").stdout == (
+        "ran\ndeep/bytes\nuser\n"
+    )
+    assert atoll("cp", f"{name}:there/tree", str(back)).returncode == 0
+    assert (back / "tree" / "link").readlink() == Path("deep/bytes")
+    assert (back / "tree" / "deep" / "bytes").read_bytes() == (tree / "deep" / "bytes").read_bytes()
+    assert (back / "tree" / "run.sh").stat().st_mode & 0o111
+
+    # A file, into a directory and to a name; what was there is replaced whole.
+    assert atoll("cp", str(tree / "run.sh"), f"{name}:there/").returncode == 0
+    assert atoll("cp", f"{name}:there/run.sh", str(back / "other.sh")).returncode == 0
+    assert (back / "other.sh").read_text() == "echo ran"
+
+    # A link of the host's is not followed, whatever the sandbox sends.
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (back / "tree" / "deep" / "bytes").unlink()
+    (back / "tree" / "deep").rmdir()
+    (back / "tree" / "deep").symlink_to(outside)
+    assert atoll("cp", f"{name}:there/tree", str(back)).returncode == 0
+    assert (list(outside.iterdir()), (back / "tree" / "deep").is_symlink()) == ([], False)
+    (tmp_path / "tree" / "tree").symlink_to(outside)
+    refused = atoll("cp", f"{name}:there/tree", str(tree))
+    assert (refused.returncode, list(outside.iterdir())) == (1, [])
+    assert "is a link" in refused.stderr
+    assert atoll("cp", f"{name}:no-such", str(back)).stderr == "atoll: path '/home/user/no-such' does not exist\n"
+    assert "`atoll ls`" in atoll("cp", "inotthere0000000000a:x", str(back)).stderr
+    assert "SANDBOX:PATH" in atoll("cp", str(tree), str(back)).stderr

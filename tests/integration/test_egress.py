@@ -256,6 +256,40 @@ def test_a_rule_names_a_secret_and_follows_it_until_it_is_no_more(outside: World
         make(network={"rules": {"api.test": rule("X-Key", Secret.fill(name))}})
 
 
+def test_a_secret_that_changes_while_its_sandbox_is_paused_is_in_force_when_it_runs_again(
+    outside: World, make: Make
+) -> None:
+    name, *values = (f"s3cret-{secrets.token_hex(8)}" for _ in range(6))
+    sandbox = make()
+    Secret.create(name, values[0])
+    rules = {"api.test": rule("X-Key", Secret.fill(name))}
+    sandbox.update_network({"rules": rules})
+
+    def carried(by: Sandbox, options: str = "-sS") -> str | None:
+        path = f"/{secrets.token_hex(4)}"
+        by.commands.run(f"curl {options} -m 10 https://api.test{path}")  # trusted inside, by a new guest too
+        value: str | None = sent(outside, path)["headers"].get("x-key")
+        return value
+
+    assert carried(sandbox) == values[0]
+    for value, keep_memory in ((values[1], True), (values[2], False)):
+        sandbox.pause(keep_memory=keep_memory)
+        Secret.update(name, value)
+        sandbox.connect()
+        assert carried(sandbox) == value, f"keep_memory={keep_memory}"
+    (fork,) = sandbox.fork()
+    assert isinstance(fork, Sandbox)
+    try:
+        Secret.update(name, values[3])
+        assert carried(fork) == carried(sandbox) == values[3]
+        fork.pause()
+        Secret.destroy(name)
+        fork.connect()
+        assert carried(fork, "-ksS") is None
+    finally:
+        fork.kill()
+
+
 async def test_a_git_token_is_added_outside_and_is_nowhere_inside(outside: World, make: Make) -> None:
     token = f"s3cret-{secrets.token_hex(8)}"
     header = base64.b64encode(f"x-access-token:{token}".encode()).decode()

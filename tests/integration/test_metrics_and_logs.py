@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -186,3 +188,44 @@ async def test_a_webhook_hears_of_a_real_sandbox(start_server: Any) -> None:
         await target.wait_for(3)  # the first answer was 500, so that one of them comes again
         assert {one["sandboxId"] for one in target.bodies} == {sandbox.sandbox_id}
         assert set(target.types) == {"sandbox.lifecycle.created", "sandbox.lifecycle.killed"}
+
+
+def test_the_operator_reads_the_servers_own_figures(server: Any, create: Any, tier: str) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def read(key: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        answer = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"})
+        assert answer.headers["content-type"].startswith("text/plain")
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+
+    def delta(name: str, **labels: str) -> float:
+        place = (name, tuple(sorted(labels.items())))
+        return after[place] - before.get(place, 0)
+
+    before = read(server.api_key)
+    create().kill()
+    create()
+    assert httpx.get(f"{server.url}/no/such/place", headers={"x-api-key": server.api_key}).status_code == 404
+    after = read(server.api_key)
+    route = "/v2/sandboxes"
+    assert delta("atoll_request_seconds_count", method="POST", route=route, status="201") == 2
+    assert delta("atoll_request_seconds_count", method="GET", route="other", status="404") == 1
+    assert delta("atoll_create_step_seconds_count", step="node", tier=tier) == 2
+    assert delta("atoll_sandbox_events_total", type="created") == 2
+    assert delta("atoll_sandbox_events_total", type="killed") == 1
+    assert after["atoll_sandboxes", (("state", "running"),)] >= 1
+    assert after["atoll_nodes", (("state", "ready"),)] == 1
+    assert httpx.get(f"{server.url}/metrics").status_code == 401
+
+    # Another team's key reads nothing of the machine's.
+    made = subprocess.run(
+        [sys.executable, "-m", "atoll", "team", "create", f"figures-{tier}", "--json", "--data-dir", server.data_dir],
+        capture_output=True,
+        check=True,
+    )
+    answer = httpx.get(f"{server.url}/metrics", headers={"x-api-key": json.loads(made.stdout)["api_key"]})
+    assert (answer.status_code, "of all teams" in answer.text) == (403, True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from e2b import Sandbox, SandboxNotFoundException, Volume
+from e2b import Sandbox, SandboxNotFoundException
 from e2b.exceptions import NotFoundException
 
 from support.tiers import one_tier
@@ -15,10 +15,6 @@ pytestmark = one_tier("refused by the control plane before a tier hears of it")
 
 
 CALLS: list[tuple[str, Callable[[Sandbox], Any]]] = [
-    ("volumes", lambda _: Volume.create("mine")),
-    ("volumes", lambda _: Volume.list()),
-    ("volumes", lambda _: Volume.connect("mine")),
-    ("volumeMounts", lambda _: Sandbox.create(volume_mounts={"/data": "mine"})),
     ("network.egressProxy", lambda _: Sandbox.create(network={"egress_proxy": {"address": "proxy.test:1080"}})),
 ]
 

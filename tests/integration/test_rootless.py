@@ -15,6 +15,7 @@ import pytest
 from e2b import CommandExitException, PtySize, Sandbox, SandboxException, ServiceBusyException
 from sdk_support import eventually
 
+from atoll_attacks import Family, Range, attempts
 from support.host import requires, skip_without
 from support.ordinary_user import UID, OrdinaryUser, ordinary_user
 from support.server import ServerProcess
@@ -121,6 +122,25 @@ def test_the_users_of_a_sandbox_are_apart_where_there_are_ids_for_them(create: A
         return
     assert sandbox.commands.run(f"{tried} || true").stdout == "refused\n"
     assert sandbox.commands.run("sudo chown daemon note && stat -c %U note && sudo id -u").stdout == "daemon\n0\n"
+
+
+_ASKED = ("absolute", "dots", "link-to", "proc-", "write-")
+
+
+def test_no_file_of_the_guest_or_of_the_host_is_reached_by_the_file_api(
+    rootless: ServerProcess, user: OrdinaryUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack suite's attempts: here the guest's owner is a user of the sandbox, whose /proc would open to it."""
+    if user.has_subordinate_ids:
+        pytest.skip("the same as with one id, which is the harder one")
+    for name, value in rootless.environ.items():
+        monkeypatch.setenv(name, value)
+    chosen = [one for one in attempts() if one.family is Family.FILES and one.name.startswith(_ASKED)]
+    assert len(chosen) > 15
+    with Range(data_dir=user.place / "data") as place:
+        outcomes = place.attack_all(chosen)
+    assert {name: outcome.breach for name, (outcome, _) in outcomes.items() if outcome.breach is not None} == {}
+    assert "403" in outcomes["proc-environ"][0].said, "it was asked"
 
 
 def test_a_terminal(create: Any) -> None:

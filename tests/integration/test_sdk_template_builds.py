@@ -163,7 +163,7 @@ def test_a_build_that_fails_names_the_callers_own_line(server: Any, name: str) -
     lines = [frame.line or "" for frame in traceback.extract_tb(failed.value.__traceback__)]
     assert any('run_cmd("echo broken' in line for line in lines)
 
-    with pytest.raises(BuildException, match=r"image 'alpine:3' not found: .* no registry"):
+    with pytest.raises(BuildException, match=r"image 'alpine:3' not found: its registry does not answer"):
         Template.build(Template().from_alpine_image("3"), name)
     with pytest.raises(BuildException, match="not found"):
         Template.build(Template().from_template("never-built"), name)
@@ -356,3 +356,35 @@ def test_a_server_that_is_killed_during_a_build_leaves_neither_a_sandbox_nor_a_b
     began = time.monotonic()
     Template.build(Template().from_base_image().run_cmd("echo again"), name)
     assert time.monotonic() - began < 120
+
+
+@one_tier("counted and timed by the control plane")
+def test_builds_have_a_time_limit_and_count_for_their_team(
+    start_server: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"ATOLL_BUILD_TIMEOUT_S": "3", "ATOLL_TEAM_BUILDS": "1", "ATOLL_MAX_SANDBOXES": "1"}
+    own = start_server(environ=limits)
+    for variable, value in own.environ.items():
+        monkeypatch.setenv(variable, value)
+    endless = Template().from_base_image().run_cmd("echo begun; sleep 600")
+    first = Template.build_in_background(endless, f"{name}-endless")
+    second = Template.build_in_background(Template().from_base_image().run_cmd("true"), name)
+
+    def says(build: Any, pattern: str) -> list[str]:
+        return _said(Template.get_build_status(build, 0).log_entries, pattern)
+
+    eventually(lambda: says(first, "^begun"), what="the first build", within_s=20)
+    with pytest.raises(SandboxException, match="may have 1 at once"):
+        Sandbox.create("base")
+    assert says(second, "^waiting for other builds")
+    eventually(lambda: Template.get_build_status(second).status.value == "ready", what="its turn", within_s=30)
+    given_up = Template.get_build_status(first)
+    assert given_up.reason is not None
+    assert (given_up.reason.step, given_up.reason.message) == ("1", "the build took longer than 3 s")
+
+    taken = Sandbox.create("base")
+    with pytest.raises(BuildException, match="not made: the team has 1 sandboxes and may have 1 at once"):
+        Template.build(Template().from_base_image().run_cmd("true # again"), name)
+    taken.kill()
+    Template.build(Template().from_base_image().run_cmd("true # again"), name)
+    eventually(lambda: not list((own.data_dir / "sandboxes").iterdir()), what="an end of all sandboxes")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -153,3 +155,34 @@ def test_what_cannot_be_kept_is_refused(server: Any, sandbox: Sandbox, name: str
         assert client.post(f"{path}/snapshots", json={}).status_code == 409
         assert client.post(f"{path}/fork", json={}).status_code == 409
     assert Sandbox.connect(sandbox.sandbox_id).commands.run("echo alive").stdout == "alive\n"
+
+
+@one_tier("layers are folded by the same program in every tier")
+def test_a_long_chain_of_snapshots_is_folded_and_shows_the_same(
+    templates_dir: Path, create: Callable[..., Sandbox], name: str
+) -> None:
+    """Fourteen snapshots, each of a sandbox of the one before: whiteouts, opaque and renamed directories among them."""
+    work = "cd /home/user; mkdir -p d; "
+    steps = [
+        "echo $N > f$N; echo $N > d/last; ln f$N l$N",
+        "rm -f f$((N-4)); sudo rm -rf d; mkdir d; echo new$N > d/only",
+        "sudo mv /usr/share/doc doc$N 2>/dev/null; sudo mkdir -p /usr/share/doc; chmod 6711 f$((N-2)) || true",
+    ]
+    images = templates_dir / ".images"
+    before, expected, snapshot = set(images.iterdir()) if images.is_dir() else set(), "", None
+    for number in range(14):
+        sandbox = create(snapshot) if snapshot else create()
+        sandbox.commands.run(f"N={number}; {work}{steps[number % len(steps)]}")
+        snapshot = sandbox.create_snapshot(f"{name}:v{number}").snapshot_id
+        expected = sandbox.commands.run("cd /home/user && cat f* l* d/* | md5sum; ls -R . | md5sum").stdout
+        sandbox.kill()
+
+    def folded() -> list[Any]:
+        made = set(images.iterdir()) - before
+        return [one for one in made if len(json.loads((one / "image.json").read_bytes()).get("superseded", ())) > 0]
+
+    eventually(lambda: len(folded()) >= 2, what="chains of thirteen and fourteen layers are folded", within_s=60)
+    last = create(snapshot)
+    assert last.commands.run("cd /home/user && cat f* l* d/* | md5sum; ls -R . | md5sum").stdout == expected
+    assert last.commands.run("cd /home/user; stat -c %h f12; ls d").stdout.split() == ["2", "only"]
+    last.kill()

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from atoll_attacks import Attempt, Controls, Family, Impossible, Range, attempts
+from atoll_attacks import Attempt, Controls, Family, Impossible, Outcome, Range, attempts
+from atoll_attacks.run import Ended, beside_others
 from support.host import TOOLS, fault
 from support.server import ServerProcess
 from support.tiers import TIERS
@@ -27,6 +28,13 @@ HERE = [attempt for attempt in ALL if attempt.family is not Family.EGRESS]
 def controls() -> Controls:
     """What was tried without the wall: once for all tiers."""
     return {}
+
+
+@pytest.fixture(scope="module")
+def chosen(request: pytest.FixtureRequest) -> list[Attempt]:
+    """Those that this run of pytest tries."""
+    wanted = {item.callspec.params.get("attempt") for item in request.session.items if hasattr(item, "callspec")}
+    return [attempt for attempt in HERE if attempt in wanted]
 
 
 @pytest.fixture(scope="module", params=TIERS)
@@ -56,16 +64,25 @@ def field(
         server.stop()
 
 
-@pytest.mark.timeout(300)
+@pytest.fixture(scope="module")
+def several(field: tuple[str, Range], chosen: list[Attempt]) -> dict[str, Ended]:
+    """Those that may run beside one another, with their controls: some at a time."""
+    tier, place = field
+    here = [one for one in chosen if beside_others(one) and tier not in dict(one.not_in)]
+    return place.attack_all(here, controls=True)
+
+
+@pytest.mark.timeout(400)  # the first waits for several
 @pytest.mark.parametrize("attempt", HERE, ids=lambda attempt: f"{attempt.family}-{attempt.name}")
-def test_an_attack_is_blocked_and_works_without_the_wall(attempt: Attempt, field: tuple[str, Range]) -> None:
+def test_an_attack_is_blocked_and_works_without_the_wall(
+    attempt: Attempt, field: tuple[str, Range], several: dict[str, Ended]
+) -> None:
     tier, place = field
     if reason := dict(attempt.not_in).get(tier):
         pytest.skip(f"not in {tier}: {reason}")
-    outcome = place.attack(attempt)
+    outcome, control = several.get(attempt.name) or (place.attack(attempt), place.control(attempt))
     assert outcome.breach is None, f"{attempt.goal}: {outcome.breach}\n{outcome.said}"
-    control = place.control(attempt)
-    if not isinstance(control, Impossible):
+    if isinstance(control, Outcome):
         assert control.breach is not None, f"the control of {attempt.name} was not noticed:\n{control.said}"
 
 

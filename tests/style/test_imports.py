@@ -37,6 +37,17 @@ RULES: dict[str, set[str]] = {
     # The sandbox's first process in the gVisor tier, which becomes the guest.
     "atoll.isolation.gvisor.boot": MODEL | {"atoll.isolation.gvisor", "atoll.isolation.linux", "atoll.guest"},
     "atoll.images": MODEL | {"atoll.images"},
+    # Served from inside the volume: of the guest's it shares what a download and an upload are.
+    "atoll.volumes": MODEL
+    | {
+        "atoll.volumes",
+        "atoll.http1",
+        "atoll.packets",
+        "atoll.guest.files",
+        "atoll.isolation.base",
+        "atoll.isolation.linux",
+        "atoll.isolation.namespaces",
+    },
     "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base"},
     "atoll.node": MODEL
     | {
@@ -53,7 +64,7 @@ RULES: dict[str, set[str]] = {
     "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},
     "atoll.stress": MODEL | {"atoll.runtime", "atoll.stress"},
     # A distribution of its own: it starts a platform as a process, and the product finds it by entry point.
-    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.tls", "atoll.runtime.sandbox.embedded"},
+    "atoll_attacks": MODEL | {"atoll_attacks", "atoll.tls", "atoll.runtime"},
 }
 """Package → what of ours it may import. `atoll` itself (its version) is open to all."""
 

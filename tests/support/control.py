@@ -164,6 +164,7 @@ async def plane(
             logs_dir=data_dir / "logs",
             metrics_dir=data_dir / "metrics",
             templates_dir=data_dir / "template-builds",
+            mark=data_dir / "state-mark",
             routes=routes,
             webhook_forbidden=lambda: ForbiddenNetworks(private_allowed=parse_networks(webhook_networks)),
         ) as control,

@@ -33,6 +33,8 @@ class ServerProcess:
     log: Path
     url: str = ""
     api_key: str = field(default="", repr=False)
+    port: int = 0
+    """Of a node alone."""
     _stalls_noted: int = field(default=0, repr=False)
 
     @staticmethod
@@ -44,10 +46,12 @@ class ServerProcess:
         environ: Mapping[str, str] | None = None,
         port: int = 0,
         wrap: Sequence[str] = (),
+        words: Sequence[str] | None = None,
     ) -> ServerProcess:
         """Starts a server on a free port and waits until it is ready. Raises ServerDied.
 
-        `wrap`: a command that runs the one behind it, as `nsenter` does.
+        `wrap`: a command that runs the one behind it, as `nsenter` does. `words`: of another command of `atoll` that
+        serves; None: `serve` on `port`.
         """
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         log = data_dir.parent / f"{data_dir.name}.log"
@@ -60,9 +64,7 @@ class ServerProcess:
             sys.executable,
             "-m",
             "atoll.cli.main",
-            "serve",
-            "--port",
-            str(port),
+            *(("serve", "--port", str(port)) if words is None else words),
             "--data-dir",
             str(data_dir),
         ]
@@ -98,7 +100,8 @@ class ServerProcess:
                 raise ServerDied(f"ended with {self.process.wait(10)} before it was ready\n{self.log_tail()}")
             line += piece
         told = json.loads(line)
-        self.url, self.api_key = told["url"], told["api_key"]
+        self.url, self.api_key = told.get("url", ""), told.get("api_key", "")
+        self.port = told.get("port", 0)
 
     @property
     def environ(self) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +125,23 @@ def test_a_database_file_lies_where_the_control_plane_may_write(url: str | None,
     else:
         with pytest.raises(InvalidRequest, match="below /data/control"):
             check_database(settings)
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    from pathlib import Path
+
+    from prometheus_client.metrics_core import Metric
+
+    from atoll.control.telemetry.figures import Figures
+
+    def names(metric: Metric) -> set[str]:
+        parts = {"histogram": ("_count", "_bucket", "_sum"), "counter": ("_total",)}.get(metric.type, ("",))
+        return {metric.name + part for part in parts}
+
+    docs = Path(__file__).parents[2] / "docs"
+    there = set().union(*(names(one) for one in Figures(dict, list).registry.collect()))
+    panels = json.loads((docs / "grafana-dashboard.json").read_text())["panels"]
+    asked = set(re.findall(r"atoll_\w+", json.dumps([target["expr"] for one in panels for target in one["targets"]])))
+    documented = set(re.findall(r"`(atoll_\w+)`", (docs / "observability.md").read_text()))
+    assert asked <= there
+    assert documented == {name.removesuffix("_count") for name in there if not name.endswith(("_bucket", "_sum"))}

@@ -53,7 +53,11 @@ async def test_on_a_full_disk_no_sandbox_is_made_and_what_runs_is_kept(small_dis
             (small_disk / "filler").write_bytes(b"x" * (8 << 20))
         for _ in range(30):  # more than the database's own file has room for
             answer = await _client(world).post("/v2/sandboxes", json={"templateID": "base"})
-        assert answer.status_code >= 500
+        assert answer.status_code == 507
+        assert answer.json()["error_code"] == "storage_full"
+        assert "make room" in answer.json()["message"]
+        kill = await _client(world).delete(f"/sandboxes/{kept}")
+        assert kill.status_code == 507, "an end that cannot be written is not begun"
         assert await _listed(world) == await _on_node(world) == {kept}
         (small_disk / "filler").unlink()
         more = await world.create()

@@ -59,7 +59,6 @@ PLACEHOLDER = Secret.fill("api-key").replace("secrets", "vault")
     "extra",
     [
         {"iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}},
-        {"volumeMounts": [{"name": "v", "path": "/v"}]},
         {"network": {"egressProxy": {"address": "a:1"}}},
         {"network": {"httpsPorts": [443]}},
         {"network": {"rules": {"api.test": [{"transform": {"headers": {"Authorization": f"Bearer {PLACEHOLDER}"}}}]}}},

@@ -135,7 +135,7 @@ def test_a_record_that_cannot_be_read_is_not_taken_for_none(place: Path) -> None
 def test_whoever_changes_what_is_written_raises_the_version() -> None:
     written = [one.name for kind in (SandboxSpec, Limits, StateRecord, Paused, NetworkPolicy) for one in fields(kind)]
     assert (directory.VERSION, written) == (
-        3,
+        4,
         ["sandbox_id", "template_id", "limits", "env_vars", "access_token", "default_user", "default_workdir",
          "start_cmd", "interpreter", "ca_certificate", "image_id", "one_off", "tier", "traffic_access_token",
          "mask_request_host", "network", "no_new_privileges",

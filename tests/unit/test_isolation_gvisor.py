@@ -97,10 +97,10 @@ def test_sources_of_one_line_are_read() -> None:
 
 
 def test_only_the_oldest_debian_needs_backports_and_others_are_refused() -> None:
-    assert fetch.wanted_suite({"ID": "debian", "VERSION_CODENAME": "bookworm"}) == "bookworm-backports"
-    assert fetch.wanted_suite({"ID": "debian", "VERSION_CODENAME": "trixie"}) == "trixie"
+    assert fetch.suite_for({"ID": "debian", "VERSION_CODENAME": "bookworm"}) == "bookworm-backports"
+    assert fetch.suite_for({"ID": "debian", "VERSION_CODENAME": "trixie"}) == "trixie"
     with pytest.raises(BackendUnavailable):
-        fetch.wanted_suite({"ID": "fedora", "PRETTY_NAME": "Fedora"})
+        fetch.suite_for({"ID": "fedora", "PRETTY_NAME": "Fedora"})
 
 
 def test_the_stage_hides_nothing_that_is_needed() -> None:
@@ -198,15 +198,15 @@ def test_full_memory_lifts_its_limit_for_a_moment_and_says_what_is_wanting(tmp_p
     try:
         assert (place / "memory.oom_control").read_text().startswith("1")
         assert (place / "memory.limit_in_bytes").read_text() == "1064"
-        assert full.wanting() == 100, "what is cached of files is nobody's want"
+        assert full.missing_bytes() == 100, "what is cached of files is nobody's want"
         full.give()
         assert (place / "memory.limit_in_bytes").read_text() == "1128"
         full.take_back()
         assert (place / "memory.limit_in_bytes").read_text() == "1064"
         full.limit(2000)
-        assert full.wanting() == 0
+        assert full.missing_bytes() == 0
         (place / "memory.oom_control").write_text("oom_kill_disable 1\nunder_oom 1\noom_kill 0\n")
-        assert (full.is_stuck(), full.wanting()) == (True, 1)
+        assert (full.is_stuck(), full.missing_bytes()) == (True, 1)
         full.let_the_kernel_decide()
         assert (place / "memory.oom_control").read_text().startswith("0")
     finally:

@@ -10,13 +10,14 @@ import pytest
 
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.volume import VolumeMount
 
 POLICY = NetworkPolicy.checked(
     allow_out=["example.com"], deny_out=["0.0.0.0/0"], rules={"example.com": [{"Authorization": "rule-secret"}]}
 )
 FULL = SandboxSpec(
     "i1", "base", Limits(1, 2, 3, 4), {"A": "é"}, "envd-secret", "root", "/srv", "serve", True, "PEM", "a-layer", True,
-    "gvisor", "traffic-secret", "x:${PORT}", POLICY, True,
+    "gvisor", "traffic-secret", "x:${PORT}", POLICY, True, (VolumeMount("v1", "of-the-team", "/data"),),
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_a_spec_comes_back_as_it_was(spec: SandboxSpec) -> None:
 def test_what_the_host_keeps_from_a_sandbox_is_not_in_the_guests_part() -> None:
     inside = json.dumps(FULL.for_guest().as_json())
     assert "envd-secret" in inside
-    for secret in ("rule-secret", "traffic-secret", "${PORT}", "gvisor"):
+    for secret in ("rule-secret", "traffic-secret", "${PORT}", "gvisor", "of-the-team"):
         assert secret not in inside
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sdk_support import eventually_async
 
+from atoll.control import state_mark
+from atoll.control.clock import SystemClock
 from atoll.isolation import directory
 from atoll.isolation.base import BackendConfig, Finding, IsolationBackend, SandboxHandle, Verdict
 from atoll.isolation.directory import Recorded
@@ -24,6 +30,7 @@ from atoll.model.errors import (
     MemoryLost,
     PlatformError,
     SandboxGone,
+    StateLost,
     TemplateNotFound,
 )
 from atoll.model.network import NetworkPolicy
@@ -412,15 +419,32 @@ async def test_a_paused_sandbox_is_resumed_by_another_server(tmp_path: Path) -> 
         assert [one.paused for one in await node.sandboxes()] == [kept]
         assert node.find("i0001") is None
         with pytest.raises(MemoryLost):
-            await node.resume("i0001", PauseMode.MEMORY)
-        await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.MEMORY, NetworkPolicy())
+        await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         with pytest.raises(Conflict):
-            await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         assert node.find("i0001") is not None
         assert [one.paused for one in await node.sandboxes()] == [None]
         await node.pause("i0001", PauseMode.FILESYSTEM, True)
         assert await node.kill("i0001", EndReason.KILLED)
         assert await node.sandboxes() == []
+
+
+async def test_one_that_is_being_resumed_is_always_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control takes what its node does not tell of for lost, and ends it."""
+    async with supervisor(tmp_path) as node:
+        await node.create(_request())
+        await node.pause("i0001", PauseMode.FILESYSTEM, True)
+        told: list[list[str]] = []
+        attach = node._egress.attach_adopted
+
+        async def look_and_attach(*arguments: Any) -> None:
+            told.append([one.sandbox_id for one in await node.sandboxes()])
+            await attach(*arguments)
+
+        monkeypatch.setattr(node._egress, "attach_adopted", look_and_attach)
+        await node.resume("i0001", PauseMode.FILESYSTEM)
+        assert told == [["i0001"]]
 
 
 @pytest.mark.parametrize("state", [SandboxState.PAUSING, SandboxState.RESUMING])
@@ -441,7 +465,7 @@ async def test_a_pause_or_resume_that_was_cut_off_leaves_a_sandbox_that_can_be_u
         (found,) = await node.sandboxes()
         assert (found.paused is None) == lives
         if not lives:
-            await node.resume("i0001", PauseMode.FILESYSTEM)
+            await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         assert node.find("i0001") is not None
 
 
@@ -595,12 +619,84 @@ async def test_a_restart_keeps_running_sandboxes_and_settles_the_others(tmp_path
         record = await world.store.find(dies)
         assert record is not None
         assert (record.state, record.end_reason) == (SandboxState.ENDED, EndReason.LOST)
-    # Somebody rolled the database back: the node runs what control does not know.
-    for name in ("atoll.db", "atoll.db-wal", "atoll.db-shm"):
-        (tmp_path / name).unlink(missing_ok=True)
+    assert stranger != lives
+
+
+async def _refusal(data_dir: Path) -> str:
+    """Why a server does not start."""
+    said = ""
+    try:
+        async with plane(data_dir, keep=True):
+            pass
+    except* StateLost as refused:
+        said = str(refused.exceptions[0])
+    return said
+
+
+async def test_an_empty_database_facing_sandboxes_ends_none(tmp_path: Path) -> None:
+    async with plane(tmp_path, keep=True) as world:
+        stranger = await world.create()
+        await eventually_async(lambda: state_mark.read(tmp_path / "state-mark"), what="the first event is marked")
+    (tmp_path / "atoll.db").rename(tmp_path / "aside")
+    assert "ends at event 0, 1 was seen" in await _refusal(tmp_path)
+    (tmp_path / "state-mark").unlink()  # nor does anything say which database it was
+    assert re.search(f"does not know 1 of 1 sandboxes.*{stranger}.*atoll recover", await _refusal(tmp_path))
+    (tmp_path / "aside").replace(tmp_path / "atoll.db")
     async with plane(tmp_path) as world:
-        assert await world.node.sandboxes() == []
-        assert (await world.client.get(f"/sandboxes/{stranger}")).status_code == 404
+        assert (await world.client.get(f"/sandboxes/{stranger}")).status_code == 200
+
+
+async def test_what_a_database_lacks_that_is_the_right_one_was_never_told_to_anybody(tmp_path: Path) -> None:
+    """The front was killed before the row of a create was written: nobody has its id, and it goes."""
+    async with plane(tmp_path, keep=True) as world:
+        lives, unheard = [await world.create() for _ in range(2)]
+    with sqlite3.connect(tmp_path / "atoll.db") as connection:
+        connection.execute("DELETE FROM sandboxes WHERE sandbox_id = ?", (unheard,))
+    async with plane(tmp_path, keep=True) as world:
+        assert (await world.client.get(f"/sandboxes/{lives}")).status_code == 200
+        assert [one.sandbox_id for one in await world.node.sandboxes()] == [lives]
+        (tmp_path / "state-mark").unlink()  # nothing says any more which database it was
+    with sqlite3.connect(tmp_path / "atoll.db") as connection:
+        connection.execute("DELETE FROM sandboxes WHERE sandbox_id = ?", (lives,))
+    assert "does not know 1 of 1" in await _refusal(tmp_path)
+
+
+async def test_a_database_that_was_put_back_from_an_old_copy_ends_none(tmp_path: Path) -> None:
+    """It knows the sandbox, but not that its timeout was put off, nor the snapshots that were taken since."""
+    async with plane(tmp_path, keep=True) as world:
+        sandbox_id = await world.create(timeout=3600)
+    copy = (tmp_path / "atoll.db").read_bytes()
+    async with plane(tmp_path, keep=True) as world:
+        await world.client.post(f"/sandboxes/{sandbox_id}/timeout", json={"timeout": 7200})
+    async with plane(tmp_path, keep=True) as world:
+        assert (await world.client.get(f"/sandboxes/{sandbox_id}")).status_code == 200
+        state_mark.write(tmp_path / "state-mark", await world.store.events.newest())
+    (tmp_path / "atoll.db").write_bytes(copy)
+    for name in ("atoll.db-wal", "atoll.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert "older than what this server has done" in await _refusal(tmp_path)
+    (tmp_path / "state-mark").unlink()
+    async with plane(tmp_path) as world:
+        assert (await world.client.get(f"/sandboxes/{sandbox_id}")).status_code == 200
+
+
+async def test_the_mark_follows_the_database_and_its_newest_event_is_never_forgotten(tmp_path: Path) -> None:
+    async with plane(tmp_path) as world:
+        mark = state_mark.StateMark(tmp_path / "own", world.store, _Impatient())
+        await world.create()
+        await eventually_async(lambda: world.store.events.newest(), what="the event of the create")
+        running = asyncio.create_task(mark.run())
+        await eventually_async(lambda: state_mark.read(tmp_path / "own"), what="the mark is written")
+        running.cancel()
+        newest = await world.store.events.newest()
+        assert state_mark.read(tmp_path / "own") == newest
+        await world.store.events.forget(datetime(2999, 1, 1, tzinfo=UTC), 10)
+        assert await world.store.events.newest() == newest
+
+
+class _Impatient(SystemClock):
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_restart_finishes_a_kill_and_undoes_a_create_that_were_cut_off(tmp_path: Path) -> None:

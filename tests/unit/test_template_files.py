@@ -16,7 +16,8 @@ from atoll.control.templates.uploads import Uploads
 from atoll.images import layers
 from atoll.images.layers import ImageLayers
 from atoll.images.leases import Leases
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.base import Captured
+from atoll.isolation.linux.disk.written import keep_written
 from atoll.model.errors import Forbidden, InvalidRequest, QuotaExceeded, TemplateNotFound
 
 HASH = "ab" * 32
@@ -63,6 +64,21 @@ async def test_an_upload_never_takes_the_last_of_a_disk(tmp_path: Path, monkeypa
     with pytest.raises(QuotaExceeded, match="nearly full"):
         await kept.receive(kept.link("team", HASH), _pieces(b"x"))
     assert not _files(tmp_path)
+
+
+async def test_a_teams_uploads_have_a_sum_and_another_team_does_not_notice(tmp_path: Path) -> None:
+    kept, other = Uploads(tmp_path, max_team_bytes=10), "cd" * 32
+    await kept.receive(kept.link("team", HASH), _pieces(b"x" * 6))
+    with pytest.raises(QuotaExceeded, match="the team's uploads"):
+        await kept.receive(kept.link("team", other), _pieces(b"x" * 3, b"x" * 3))
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * 3
+        with pytest.raises(QuotaExceeded):  # those that arrive at the same time count too
+            await kept.receive(kept.link("team", "ef" * 32), _pieces(b"x" * 2))
+
+    await kept.receive(kept.link("team", other), slow())
+    await kept.receive(kept.link("neighbour", HASH), _pieces(b"x" * 10))
 
 
 async def test_a_link_that_is_not_ours_or_old_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,23 +161,34 @@ def test_an_image_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     images = ImageLayers(tmp_path)
     base = tmp_path / "base" / "builds" / "b"
     base.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError), images.making(IMAGE, [base]) as layer:
-        (layer / "missing" / "half").touch()
+    with pytest.raises(FileNotFoundError), images.capturing(IMAGE, [base], "fake") as capture:
+        (capture.target / "missing" / "half").touch()
     assert not images.has(IMAGE)
-    with images.making(IMAGE, [base]) as layer:
-        (layer / "file").touch()
+    with images.capturing(IMAGE, [base], "fake", durable=False) as capture:
+        capture.put(_layer_of_one_file(capture.target))
     found = images.find(IMAGE)
     assert found[1:] == (base,)
     assert (found[0] / "file").exists()
-    with images.making(OTHER, found):
-        pass  # changed nothing: no layer of its own
+    marker = tmp_path / ".images" / IMAGE / "unsettled"
+    assert marker.exists()
+    images.settle(found)
+    assert not marker.exists()
+    with images.capturing(OTHER, found, "fake") as capture:
+        capture.put(Captured(None))  # changed nothing: no layer of its own
     assert images.find(OTHER) == found
     assert list((tmp_path / ".building").iterdir()) == []
     for wrong in ("../x", "", "x" * 40):
         with pytest.raises(TemplateNotFound):
             images.find(wrong)
-        with pytest.raises(ValueError, match="no image's id"), images.making(wrong, [base]):
+        with pytest.raises(ValueError, match="no image's id"), images.capturing(wrong, [base], "fake"):
             pass
+
+
+def _layer_of_one_file(target: Path) -> Captured:
+    layer = target / "layer"
+    layer.mkdir()
+    (layer / "file").touch()
+    return Captured(layer)
 
 
 def test_images_that_nothing_needs_are_removed_and_others_are_not(
@@ -174,8 +201,8 @@ def test_images_that_nothing_needs_are_removed_and_others_are_not(
     images, others = ImageLayers(templates, holder), ImageLayers(templates, elsewhere)
 
     def make(made_by: ImageLayers, number: int, below: tuple[Path, ...] = ()) -> tuple[Path, ...]:
-        with made_by.making(f"{number:040x}", below) as layer:
-            (layer / "file").touch()
+        with made_by.capturing(f"{number:040x}", below, "fake") as capture:
+            capture.put(_layer_of_one_file(capture.target))
         return made_by.find(f"{number:040x}")
 
     first = make(images, 1)
@@ -193,6 +220,40 @@ def test_images_that_nothing_needs_are_removed_and_others_are_not(
     assert images.keep(["0" * 39 + "2"], held) == 1
 
 
+def test_a_long_chain_becomes_one_layer_and_a_failure_leaves_the_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, templates = tmp_path / "data", tmp_path / "templates"
+    base = templates / "base" / "builds" / "b"
+    base.mkdir(parents=True)
+    holder.mkdir()
+    images, stack = ImageLayers(templates, holder), (base,)
+    names = [f"{number:040x}" for number in range(layers.FOLD_ABOVE + 1)]
+    for name in names:
+        with images.capturing(name, stack, "fake") as capture:
+            capture.put(_layer_of_one_file(capture.target))
+        stack = images.find(name)
+    assert images.chain(names[-2]) is None
+    chain = images.chain(names[-1])
+    assert chain is not None
+    assert (len(chain[0]), list(chain[1])) == (layers.FOLD_ABOVE + 1, [base])
+    with pytest.raises(OSError, match="full"), images.folding(names[-1], chain[1]) as capture:
+        raise OSError("the disk is full")
+    assert images.find(names[-1]) == stack
+    with images.folding(names[-1], chain[1]) as capture:
+        capture.put(_layer_of_one_file(capture.target))
+    folded = images.find(names[-1])
+    assert (len(folded), folded[1]) == (2, base)
+    assert list((templates / ".building").iterdir()) == []
+    # What a sandbox still stands on stays; then it goes, with the images that nothing else needs.
+    monkeypatch.setattr(layers, "KEPT_S", -1.0)
+    assert images.keep([names[-1]], stack) == 0
+    assert all(layer.exists() for layer in stack)
+    images.keep([names[-1]])
+    assert [layer.exists() for layer in stack] == [False] * len(names) + [True]
+    assert images.find(names[-1]) == folded
+
+
 def test_what_belongs_to_one_sandbox_is_not_copied_out_of_it(tmp_path: Path) -> None:
     upper, target = tmp_path / "sandbox" / "upper", tmp_path / "layer"
     for name in ("etc/hosts", "etc/kept", "run/e2b/id", "srv/file"):
@@ -201,9 +262,8 @@ def test_what_belongs_to_one_sandbox_is_not_copied_out_of_it(tmp_path: Path) -> 
     (tmp_path / "outside").write_text("outside")
     (upper / "etc" / "resolv.conf").symlink_to(tmp_path / "outside")
     target.mkdir()
-    copy_written(tmp_path / "sandbox", target)
-    found = sorted(
-        str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
-    )
+    layer = keep_written(tmp_path / "sandbox", target)
+    assert layer is not None
+    found = sorted(str(path.relative_to(layer)) for path in layer.rglob("*") if not path.is_dir() or path.is_symlink())
     assert found == ["etc/kept", "etc/resolv.conf", "srv/file"]
     assert (tmp_path / "outside").read_text() == "outside"

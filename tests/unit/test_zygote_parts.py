@@ -68,6 +68,7 @@ def a_request(number: int, size_mib: int) -> Request:
         "limits": Limits(disk_mib=size_mib).as_json(),
         "one_off": False,
         "resumes": False,
+        "volumes": [],
     }
     return Request(body, *(socket.socket().detach() for _ in range(2)))
 

@@ -12,7 +12,7 @@ from atoll.isolation.namespaces.pool import Boot, Demand, Drop, Park, candidates
 
 @dataclass(eq=False)
 class Waiting:
-    wanted: str | None = None
+    key: str | None = None
     is_ready: bool = True
 
 
@@ -36,7 +36,7 @@ def settle(size: int, demand: Demand[str], members: list[Waiting]) -> list[Waiti
             case Park():
                 members.append(Waiting(is_ready=False))
             case Boot(child, key):
-                child.wanted, child.is_ready = key, False
+                child.key, child.is_ready = key, False
             case Drop(child):
                 members.remove(child)
             case None:
@@ -45,24 +45,24 @@ def settle(size: int, demand: Demand[str], members: list[Waiting]) -> list[Waiti
 
 
 def test_before_anybody_has_asked_children_are_parked_only() -> None:
-    assert [member.wanted for member in settle(6, Demand(), [])] == [None] * 6
+    assert [member.key for member in settle(6, Demand(), [])] == [None] * 6
 
 
 def test_two_thirds_wait_for_what_is_asked_for_most_and_the_rest_for_the_next() -> None:
     settled = settle(6, demand_for("a", "b", "a", "c", "a", "b"), [])
-    assert sorted(str(member.wanted) for member in settled) == ["a"] * 4 + ["b"] * 2
+    assert sorted(str(member.key) for member in settled) == ["a"] * 4 + ["b"] * 2
 
 
 def test_templates_asked_for_in_turn_do_not_drive_each_other_out() -> None:
     members = settle(6, demand_for("a", "b"), [])
-    before = sorted(str(member.wanted) for member in members)
-    assert sorted(str(member.wanted) for member in settle(6, demand_for("b", "a"), members)) == before
+    before = sorted(str(member.key) for member in members)
+    assert sorted(str(member.key) for member in settle(6, demand_for("b", "a"), members)) == before
 
 
 def test_what_cannot_be_made_ahead_is_neither_made_nor_waited_for() -> None:
     demand = demand_for("a", "b")
     demand.forget("a")
-    assert {member.wanted for member in settle(3, demand, [])} == {"b"}
+    assert {member.key for member in settle(3, demand, [])} == {"b"}
     assert next_step(2, demand, [Waiting(), Waiting()], may_boot=lambda _: False) is None
     assert next_step(2, demand, [], may_park=False) is None
 
@@ -80,7 +80,7 @@ def test_from_any_state_the_pool_comes_to_rest_and_is_then_as_it_should_be(
     started_with = len(members)
     settled = settle(size, demand, members)
     assert size <= len(settled) <= max(size, started_with)
-    booted = {key: sum(member.wanted == key for member in settled) for key in "abcd"}
+    booted = {key: sum(member.key == key for member in settled) for key in "abcd"}
     shares = demand.shares(size, booted)
     assert sum(shares.values()) <= size
     assert all(booted[key] >= share for key, share in shares.items())
@@ -94,18 +94,18 @@ def test_a_step_forks_only_into_room_and_touches_only_children_that_wait(
         case Park():
             assert len(members) < size
         case Boot(child, key):
-            assert (child.is_ready, child.wanted) == (True, None)
+            assert (child.is_ready, child.key) == (True, None)
             assert key in asked[-8:]
         case Drop(child):
             assert child.is_ready
-            assert child.wanted is not None
+            assert child.key is not None
 
 
 @given(MEMBERS, KEYS)
 def test_a_create_takes_the_child_that_is_furthest_and_never_anothers(members: list[Waiting], key: str) -> None:
     found = candidates(key, members)
-    assert all(member.wanted in (None, key) for member in found)
-    assert len(found) == sum(member.wanted in (None, key) for member in members)
-    ranks = [(member.wanted is None, not member.is_ready) for member in found]
+    assert all(member.key in (None, key) for member in found)
+    assert len(found) == sum(member.key in (None, key) for member in members)
+    ranks = [(member.key is None, not member.is_ready) for member in found]
     assert ranks == sorted(ranks)
-    assert all(member.wanted == key for member in candidates(key, members, booted_only=True))
+    assert all(member.key == key for member in candidates(key, members, booted_only=True))

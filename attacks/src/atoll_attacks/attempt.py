@@ -28,6 +28,9 @@ class Family(StrEnum):
     FILES = "files"
     RESOURCES = "resources"
     EGRESS = "egress"
+    STRANGERS = "strangers"
+    KEYS = "keys"
+    AGENT = "agent"
 
 
 Judge = Callable[["Scene"], str | None]
@@ -104,8 +107,12 @@ class Attempt:
     judge: Judge
     control: Control | Impossible
     not_in: tuple[tuple[str, str], ...] = ()
-    alone: bool = False
-    """True: needs a sandbox of its own, with the small limits of `resources.LIMITS`."""
+    small: bool = False
+    """True: in the sandbox with the small limits of `resources.LIMITS`."""
+    spoils: bool = False
+    """True: that sandbox is of no use to the next one."""
+    disturbs: bool = False
+    """True: whatever else runs in its sandbox would notice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,27 +91,37 @@ def _variables(more: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> Iterator[Result]:
+def _run(chosen: list[Attempt], console: Console, data_dir: Path | None) -> list[Result]:
     tier = _tier()
+    console.print(f"sandboxes of the tier {tier} are attacked (ATOLL_ISOLATION names another)", highlight=False)
+    skipped = [Result(one, skipped=dict(one.not_in)[tier]) for one in chosen if tier in dict(one.not_in)]
     with Range(data_dir=data_dir) as place:
-        for number, attempt in enumerate(chosen, 1):
-            if reason := dict(attempt.not_in).get(tier):
-                yield Result(attempt, skipped=reason)
-                continue
-            console.print(f"[dim]{number}/{len(chosen)} {attempt.name}[/dim]", end="\r", highlight=False)
-            yield Result(attempt, place.attack(attempt).breach)
+        return skipped + _tried(place, [one for one in chosen if tier not in dict(one.not_in)], console)
 
 
-def _run_egress(chosen: list[Attempt], console: Console, environ: Mapping[str, str]) -> Iterator[Result]:
+def _run_egress(chosen: list[Attempt], console: Console, environ: Mapping[str, str]) -> list[Result]:
     """In networks of the run's own, where canaries are what may be reached."""
     with tempfile.TemporaryDirectory(prefix="atoll-attacks-") as directory, networks(Path(directory)) as around:
         platform = EmbeddedPlatform({**environ, **around.settings}, wrap=around.enter)
         with platform, around.forward(platform.url) as url:
             names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL")
-            with _variables({**platform.environ, **dict.fromkeys(names, url)}), Range(networks=around) as place:
-                console.print(f"[dim]{len(chosen)} ways out[/dim]", highlight=False)
-                for attempt, (outcome, _) in zip(chosen, place.attack_all(chosen).values(), strict=True):
-                    yield Result(attempt, outcome.breach)
+            variables = {**platform.environ, **dict.fromkeys(names, url)}
+            with _variables(variables), Range(networks=around, data_dir=platform.home) as place:
+                return _tried(place, chosen, console)
+
+
+def _tried(place: Range, chosen: list[Attempt], console: Console) -> list[Result]:
+    """With a line on the terminal that says how far it is."""
+    ended = 0
+    with console.status("sandboxes are made") as status:
+
+        def tell(name: str) -> None:
+            nonlocal ended
+            ended += 1
+            status.update(f"{min(ended, len(chosen))} of {len(chosen)}: {name}")
+
+        outcomes = place.attack_all(chosen, tell=tell)
+    return [Result(one, outcomes[one.name][0].breach) for one in chosen]
 
 
 def _tier() -> str:
@@ -137,14 +147,33 @@ def summary(results: list[Result]) -> dict[str, Any]:
 
 
 def print_table(results: list[Result]) -> None:
-    """For people: every attempt in a line, breaches last so that nobody overlooks them, then the count."""
+    """For people: what was tried in a line each, breaches last so that nobody overlooks them, what was not in one line
+    for each reason, and the counts of each family.
+    """
     console = Console()
+    tried = [one for one in results if not one.skipped]
     table = Table("", "family", "attempt", "to", box=None, pad_edge=False)
-    for one in sorted(results, key=lambda one: bool(one.breach)):
-        mark = "[red]BREACH[/red]" if one.breach else "[dim]skipped[/dim]" if one.skipped else "[green]blocked[/green]"
-        table.add_row(mark, str(one.attempt.family), one.attempt.name, one.breach or one.skipped or one.attempt.goal)
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for one in sorted(tried, key=lambda one: (bool(one.breach), list(Family).index(one.attempt.family))):
+        mark = "[red]BREACH[/red]" if one.breach else "[green]blocked[/green]"
+        table.add_row(mark, str(one.attempt.family), one.attempt.name, one.breach or one.attempt.goal)
     console.print(table)
+    reasons: dict[tuple[str, Family], int] = {}
+    for one in results:
+        if one.skipped:
+            reasons[one.skipped, one.attempt.family] = reasons.get((one.skipped, one.attempt.family), 0) + 1
+    for (reason, family), count in reasons.items():
+        console.print(f"[dim]not tried: {count} of {family}: {reason}[/dim]", highlight=False)
+    counts = Table("family", "blocked", "of", box=None, pad_edge=False)
+    for family in Family:
+        ours = [one for one in tried if one.attempt.family is family]
+        if ours:
+            counts.add_row(str(family), str(sum(not one.breach for one in ours)), str(len(ours)))
+    console.print()
+    console.print(counts)
     found = summary(results)
-    skipped = len(results) - found["blocked"] - found["breaches"]
-    tried = f"{found['blocked']} blocked, {found['breaches']} breaches"
-    console.print(f"\n{tried}, {skipped} not tried; {len(results)} attempts")
+    console.print(
+        f"\n{found['blocked']} blocked, {found['breaches']} breaches, {len(results) - len(tried)} not tried; "
+        f"{len(results)} attempts"
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atoll_attacks.attempt import Attempt, Control, Family, Program
+from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Program
+from atoll_attacks.load import costs
 from atoll_attacks.outside import internet
 from atoll_attacks.scene import Scene
 
@@ -48,6 +49,19 @@ def _closed(name: str, goal: str, policy: str = "closed") -> Attempt:
     """From a sandbox that may reach good.test and nothing else; the control is one that may reach all of it."""
     act, control = (Program("egress/from_closed", "user", (_way(name),), _WITHIN_S, word) for word in (policy, "open"))
     return Attempt(name, Family.EGRESS, goal, act, arrived, Control(control, _control_arrived, walled=True))
+
+
+def _bytes(name: str, goal: str, control: Control | Impossible) -> Attempt:
+    """From a sandbox that may reach good.test alone: the gateway reads what it sends before anything is connected."""
+    act = Program("egress/hostile_bytes", "user", (_way(name),), _WITHIN_S, "closed")
+    return Attempt(name, Family.EGRESS, goal, act, costs(), control, disturbs=True)
+
+
+def _naive(name: str) -> Control:
+    return Control(Program("egress/naive_gateway", arguments=(_way(name),)))
+
+
+_NO_NAIVE = Impossible("a gateway that reads it without bounds would have to be written for this")
 
 
 def _way(name: str) -> str:
@@ -154,4 +168,9 @@ ATTEMPTS: tuple[Attempt, ...] = (
     *(_closed(name, goal) for name, goal in _CLOSED.items()),
     *(_closed(name, goal, "denied") for name, goal in _DENIED.items()),
     *(_closed(name, goal, "offline") for name, goal in _OFFLINE.items()),
+    _bytes("blanks-behind-host", "have the gateway read blanks for ever", _naive("blanks-behind-host")),
+    _bytes("blanks-in-headers", "have the gateway read headers for ever", _naive("blanks-in-headers")),
+    _bytes("hello-in-pieces", "have the gateway wait for a greeting of ten thousand pieces", _NO_NAIVE),
+    _bytes("questions-without-end", "have the gateway ask without end", _NO_NAIVE),
+    _bytes("names-of-pointers", "have the gateway follow a name for ever", _NO_NAIVE),
 )

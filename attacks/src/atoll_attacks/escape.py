@@ -18,10 +18,11 @@ def _escape(
     program: str = "",
     arguments: tuple[str, ...] = (),
     user: str = "root",
+    disturbs: bool = False,
 ) -> Attempt:
     """`program` is called as the attempt unless it is named."""
-    path = f"escape/{program or name.replace('-', '_')}"
-    return Attempt(name, Family.ESCAPE, goal, Program(path, user, arguments), judge, control or Control())
+    act = Program(f"escape/{program or name.replace('-', '_')}", user, arguments)
+    return Attempt(name, Family.ESCAPE, goal, act, judge, control or Control(), disturbs=disturbs)
 
 
 _MOUNTS = [
@@ -117,6 +118,7 @@ _PROCESSES = [
         "end every process that can be reached",
         judges.killed,
         Impossible("it would end everything on this machine"),
+        disturbs=True,
     ),
     _escape(
         "priority-of-host-process",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 
-from atoll_attacks import judges
+from atoll_attacks import judges, sentry
 from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
 from atoll_attacks.scene import Scene, _text
 
@@ -22,7 +22,7 @@ def _guest(
     program: str = "",
     arguments: tuple[str, ...] = (),
     user: str = "root",
-    alone: bool = False,
+    spoils: bool = False,
 ) -> Attempt:
     """`program` is called as the attempt unless it is named.
 
@@ -35,7 +35,7 @@ def _guest(
         return judge(scene)
 
     act = Program(f"guest/{program or name.replace('-', '_')}", user, arguments)
-    return Attempt(name, Family.GUEST, goal, act, late, control or Control(), alone=alone)
+    return Attempt(name, Family.GUEST, goal, act, late, control or Control(), small=spoils, spoils=spoils)
 
 
 def _changed_priority(scene: Scene) -> str | None:
@@ -46,6 +46,22 @@ def _changed_priority(scene: Scene) -> str | None:
     now = (os.getpriority(os.PRIO_PROCESS, first), os.sched_getscheduler(first), len(os.sched_getaffinity(first)))
     before = scene.facts.setdefault("priority", now)
     return f"the guest's scheduling went from {before} to {now}" if now != before else None
+
+
+def _limited(number: int) -> Judge:
+    """Whether the guest has this limit now. In gVisor the host does not see it: there it is what the guest can do."""
+
+    def judge(scene: Scene) -> str | None:
+        if sentry.pid_of(scene) is None:
+            return "the limit is set" if _limit(scene, number) == 0 else None
+        assert scene.sandbox is not None
+        try:
+            scene.sandbox.files.write("/tmp/written", "x" * 10000, user="root", request_timeout=20)
+        except Exception as error:
+            return f"the guest writes no file any more: {type(error).__name__}"
+        return judges.guest_lost(scene)
+
+    return judge
 
 
 _NO_SERVER = Impossible("nothing without a sandbox plays the guest's part: it is our own server that is tried")
@@ -83,14 +99,14 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "let the guest write no file",
         program="limit_guest",
         arguments=("1", "0"),
-        judge=lambda scene: "the limit is set" if _limit(scene, 1) == 0 else None,
+        judge=_limited(1),
     ),
     _guest(
         "limit-guest-processes",
         "let the guest start nothing",
         program="limit_guest",
         arguments=("6", "0"),
-        judge=lambda scene: "the limit is set" if _limit(scene, 6) == 0 else None,
+        judge=_limited(6),
     ),
     Attempt(
         "lower-guest-priority",
@@ -115,7 +131,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _guest("passwd-is-gone", "leave the guest without users", control=_NO_SERVER),
     _guest("zombies", "leave the guest with dead children", control=_NO_SERVER, user="user"),
     _guest(
-        "remove-everything", "leave the guest without its files", lambda scene: _deaf(scene), _NO_SERVER, alone=True
+        "remove-everything", "leave the guest without its files", lambda scene: _deaf(scene), _NO_SERVER, spoils=True
     ),
     Attempt(
         "thousand-half-requests",
@@ -226,7 +242,7 @@ def _malformed(scene: Scene) -> str:
 
 def _deep_tree(scene: Scene) -> str:
     assert scene.sandbox is not None
-    make = "import os\nfor _ in range(2100):\n    os.mkdir('d'); os.chdir('d')"
+    make = "import os\nfor _ in range(1050):\n    os.mkdir('dddd'); os.chdir('dddd')"  # 5 kB: longer than a path may be
     scene.sandbox.commands.run(f'cd /tmp && python3 -c "{make}"', user="root", timeout=30)
     try:
         found = scene.sandbox.files.list("/tmp", depth=100000, user="root", request_timeout=30)
@@ -234,4 +250,4 @@ def _deep_tree(scene: Scene) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
     finally:
-        scene.sandbox.commands.run("rm -rf /tmp/d", user="root", timeout=30)
+        scene.sandbox.commands.run("rm -rf /tmp/dddd", user="root", timeout=30)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +64,6 @@ def _check(
                 scene.facts["looked"] = True
                 if found:
                     return found
-                os.kill(pid, signal.SIGKILL)  # it has been looked at; on a busy machine it would hold for long
         if not scene.pids() and "HOLDING" in scene.output and not scene.facts.get("looked"):
             return "the process was never seen by the host"
         return None

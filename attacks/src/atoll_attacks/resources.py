@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from atoll_attacks import sentry
-from atoll_attacks.attempt import Attempt, Control, Family, Impossible, Judge, Program
+from atoll_attacks.attempt import Attempt, Control, Deed, Family, Impossible, Judge, Program
 from atoll_attacks.scene import Scene, _text
 
-LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "64", "atoll.pids": "96"}
+LIMITS: Mapping[str, str] = {"atoll.cpu": "1", "atoll.memory": "192", "atoll.disk": "32", "atoll.pids": "64"}
 _MIB = 1 << 20
 _SLACK = 1.1
 _USABLE_WITHIN_S, _TURN_WITHIN_S = 120.0, 45.0
@@ -79,10 +79,7 @@ def _neighbour_lost(scene: Scene) -> str | None:
     return None
 
 
-_END_ALL = (
-    "exec python3 -c 'import contextlib, os; os.setresuid(1000, 1000, 1000)\n"
-    "with contextlib.suppress(ProcessLookupError): os.kill(-1, 9)'"
-)
+_END_ALL = "setpriv --reuid 1000 --clear-groups sh -c 'kill -9 -1' 2>/dev/null; true"
 """What root does about a user that has run wild: it needs one process."""
 
 
@@ -150,7 +147,7 @@ def _disk(scene: Scene) -> str | None:
 
 def _inodes(scene: Scene) -> str | None:
     made = re.search(r"MADE (\d+)", scene.output)
-    return f"made {made.group(1)} files" if made and int(made.group(1)) > 30000 else None
+    return f"made {made.group(1)} files" if made and int(made.group(1)) > 12000 else None
 
 
 def _server_memory(scene: Scene) -> str | None:
@@ -190,16 +187,17 @@ def _resource(
     *,
     seconds: float = 6.0,
     gvisor_may_end: bool = False,
+    spoils: bool = False,
 ) -> Attempt:
     program = Program(f"resources/{name.replace('-', '_')}", "user", timeout_s=seconds + 14)
     late = _and_usable(judge, gvisor_may_end=gvisor_may_end)
-    return Attempt(name, Family.RESOURCES, goal, program, late, control, alone=True)
+    return Attempt(name, Family.RESOURCES, goal, program, late, control, small=True, spoils=spoils)
 
 
 _DOWN = Impossible("it would take this machine down")
 
 ATTEMPTS: tuple[Attempt, ...] = (
-    _resource("fork-bomb", "start processes without end", _harmed(_processes), _DOWN, gvisor_may_end=True),
+    _resource("fork-bomb", "start processes without end", _harmed(_processes), _DOWN, gvisor_may_end=True, spoils=True),
     _resource(
         "thread-bomb",
         "start threads without end",
@@ -227,7 +225,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
     _resource(
         "disk-unlinked", "fill the host's disk with files that have no name", _harmed(_disk), Control(judge=_disk)
     ),
-    _resource("inodes", "use up the host's files", _harmed(_inodes), Control(judge=_inodes), seconds=20),
+    _resource("inodes", "use up the host's files", _harmed(_inodes), Control(judge=_inodes), seconds=20, spoils=True),
     _resource(
         "processor",
         "keep every processor",
@@ -245,6 +243,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "leave processes behind that outlive their command",
         lambda scene: _survivors(scene),
         Impossible("on a host they survive by right"),
+        spoils=True,
     ),
     _resource(
         "zombie-storm",
@@ -252,6 +251,41 @@ ATTEMPTS: tuple[Attempt, ...] = (
         _harmed(_processes),
         Impossible("it would leave this machine full of dead processes"),
     ),
+)
+
+
+_BOMB = (
+    "exec 2>/dev/null; (while :; do :; done) & (while :; do :; done) & for n in $(seq 40); do sleep 30 & done; "
+    "dd if=/dev/zero of=/tmp/full bs=1M; sleep 30"
+)
+
+
+def _two_at_once(scene: Scene) -> str:
+    """Two small sandboxes use up all they have; meanwhile a third must get its turn."""
+    from e2b import Sandbox
+
+    assert scene.other is not None
+    made: list[Sandbox] = []
+    try:
+        for _ in range(2):
+            made.append(Sandbox.create("base", timeout=120, metadata=dict(LIMITS)))
+            made[-1].commands.run(_BOMB, background=True)
+        for _ in range(5):
+            scene.facts["lost"] = scene.facts.get("lost") or _neighbour_lost(scene)
+            time.sleep(0.3)
+        return f"{scene.facts['lost'] or 'the third answers'}"
+    finally:
+        for sandbox in made:
+            sandbox.kill()
+
+
+TOGETHER = Attempt(
+    "two-at-once",
+    Family.RESOURCES,
+    "starve a third by two sandboxes at once",
+    Deed(_two_at_once),
+    lambda scene: scene.facts.get("lost"),
+    _DOWN,
 )
 
 

@@ -2,45 +2,49 @@
 
 attack(attempt)   in the sandbox; says how the host saw it end
 control(attempt)  on the host, without the wall; must be a breach, or the attempt proves nothing
+
+Sandboxes are shared: one for most attempts, a small one for those that use up what they have, one for each policy.
+Those of the same program share its run, and some run at the same time (`beside_others`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from atoll_attacks.attempt import MODULES, Attempt, Control, Deed, Family, Impossible, Judge, Outcome, Program
+from atoll_attacks.attempt import MODULES, Attempt, Deed, Family, Impossible, Judge, Outcome, Program
 from atoll_attacks.egress import POLICIES
 from atoll_attacks.outside.network import Networks
 from atoll_attacks.resources import LIMITS
-from atoll_attacks.scene import Scene, World, end, run_unwalled
+from atoll_attacks.running import INSIDE, Trial, Unwalled, Walled, watch
+from atoll_attacks.scene import Scene, World, new_tag
 
 if TYPE_CHECKING:
-    from e2b import CommandHandle, Sandbox
+    from e2b import Sandbox
 
-_LOOK_EVERY_S = 0.05
-_LOOKS_AT_A_GAIN = 4
-"""How often the host looks at a program that holds what it has (`inside.hold`), before the program is ended."""
-_SAID = 1500
-_HEARD = 2 << 20
 _SANDBOX_LIVES_S = 900
 _AT_ONCE = 4
-_INSIDE = "/var/tmp/attempts"
-"""Where programs lie in a sandbox."""
+_BESIDE = {Family.POSTURE, Family.ESCAPE, Family.EGRESS}
+"""Families whose attempts do not touch one another's sandbox."""
 
 
-Controls = dict[tuple[Program | Deed, Judge], Outcome]
-"""Controls that were run: they have no sandbox, so one machine shows the same in every tier."""
+Act = Program | Deed
+Controls = dict[tuple[Act, Judge], Outcome]
+"""Controls that were run: they do not depend on the tier, so each is run once on a machine."""
+
+Ended = tuple[Outcome, Outcome | Impossible | None]
+"""How an attempt and its control ended; None: it was not asked for."""
+
+
+def beside_others(attempt: Attempt) -> bool:
+    """Whether it may run while others do."""
+    return attempt.family in _BESIDE and not attempt.disturbs and isinstance(attempt.act, Program)
 
 
 class Range:
@@ -62,11 +66,12 @@ class Range:
         self.world = World(networks)
         self.world.data_dir = data_dir
         self._template = template
-        self._small = dict(small)
+        self._small_limits = dict(small)
         self._sandbox: Sandbox | None = None
+        self._small: Sandbox | None = None
         self._other: Sandbox | None = None
         self._by_policy: dict[str, Sandbox] = {}
-        self._making = threading.Lock()
+        self._making = threading.RLock()
         self._there: set[tuple[str, str]] = set()
         """(sandbox, file) of the programs that have been written."""
         self._doubtful = False
@@ -81,113 +86,168 @@ class Range:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for sandbox in (self._sandbox, self._other, *self._by_policy.values()):
+            for sandbox in (self._sandbox, self._small, self._other, *self._by_policy.values()):
                 if sandbox is not None:
-                    with contextlib.suppress(Exception):
-                        sandbox.kill()
+                    _end(sandbox)
         finally:
             self.world.__exit__(kind, error, trace)
 
-    # -- one attempt ---------------------------------------------------------------------------------------------------
+    # -- attempts ------------------------------------------------------------------------------------------------------
 
     def attack(self, attempt: Attempt) -> Outcome:
         """Tries it in a sandbox. A sandbox that did not survive is replaced for the next one."""
-        own = self.make(self._small) if attempt.alone else None
-        policy = attempt.act.policy if isinstance(attempt.act, Program) else ""
-        sandbox = own or (self.of_policy(policy) if policy else self._attacker())
-        other = None if policy else self._neighbour()
-        scene = Scene(self.world, sandbox, before=self.world.snapshot(), other=other)
-        try:
-            outcome = self._act(attempt, attempt.act, scene)
-        finally:
-            self.world.new_victim()
-            if own is not None:
-                with contextlib.suppress(Exception):
-                    own.kill()
-        if outcome.breach is not None and own is None and not policy:
-            self._sandbox = None
-            with contextlib.suppress(Exception):
-                sandbox.kill()
+        (outcome,) = self._attack([attempt])
+        if attempt.spoils and self._small is not None:
+            _end(self._small)
+            self._small = None
+        if outcome.breach is not None and not _policy(attempt):
+            spoilt, self._sandbox, self._small = (self._sandbox, self._small), None, None
+            for sandbox in spoilt:
+                if sandbox is not None:
+                    _end(sandbox)
         # Asking costs a second on a busy machine: only where there is a reason for doubt. What was tried on the guest
         # may show only later.
         doubtful = outcome.breach is not None or attempt.family is Family.GUEST or _broke_off(outcome)
         self._doubtful = self._doubtful or doubtful
         return outcome
 
+    def attack_all(
+        self, attempts: Sequence[Attempt], controls: bool = False, tell: Callable[[str], None] = lambda name: None
+    ) -> dict[str, Ended]:
+        """Those that may (`beside_others`) several at once, the rest one by one: (attack, control) by name.
+
+        `tell` hears the name of each that has ended.
+
+        What looks like a breach among several is tried once more alone, so that it is said of the right one.
+        """
+        several = [one for one in attempts if beside_others(one)]
+        outcomes: dict[str, Outcome] = {}
+        if several:
+            self._ready_for(several)
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                for group, found in pool.map(lambda group: (group, self._attack(group)), _by_act(several)):
+                    outcomes |= {one.name: outcome for one, outcome in zip(group, found, strict=True)}
+                    for one in group:
+                        tell(one.name)
+        for one in attempts:
+            seen = outcomes.get(one.name)
+            if seen is None or seen.breach is not None:
+                alone = self.attack(one)
+                outcomes[one.name] = alone if seen is None or alone.breach is not None else seen
+                tell(one.name)
+        if controls:
+            self.run_controls(attempts)
+        return {one.name: (outcomes[one.name], self.control(one) if controls else None) for one in attempts}
+
+    def _attack(self, attempts: Sequence[Attempt]) -> list[Outcome]:
+        """All of the same act."""
+        one, policy = attempts[0], _policy(attempts[0])
+        sandbox = self.of_policy(policy) if policy else self._small_one() if one.small else self._attacker()
+        other = None if policy else self._neighbour()
+        tag, before = new_tag(), self.world.snapshot()
+        trials = [Trial(Scene(self.world, sandbox, tag, before=before, other=other), each.judge) for each in attempts]
+        try:
+            self._act(one.act, trials)
+        finally:
+            self.world.new_victim()
+        return [trial.outcome() for trial in trials]
+
+    def _act(self, act: Act, trials: Sequence[Trial]) -> None:
+        scene = trials[0].scene
+        if isinstance(act, Deed):
+            (trial,) = trials
+            trial.look(act.act(scene))
+            return
+        sandbox = scene.sandbox
+        running = Unwalled(scene, act) if sandbox is None else Walled(scene, act, sandbox, self._there)
+        watch(running, trials, act.timeout_s)
+
+    # -- controls ------------------------------------------------------------------------------------------------------
+
     def control(self, attempt: Attempt) -> Outcome | Impossible:
         """The same without the wall. A file that this machine does not have makes it impossible.
 
-        A program that was a control before, before the same judge, is not run again.
+        What was a control before, before the same judge, is not run again.
         """
+        if reason := self._without(attempt):
+            return Impossible(reason)
+        tried = _tried(attempt)
+        if tried not in self._controls:
+            self._run_controls(tried[0], [tried[1]], [attempt])
+        return self._controls[tried]
+
+    def run_controls(self, attempts: Sequence[Attempt]) -> None:
+        """So that `control` knows them: those of one program together, those of egress several at a time."""
+        wanted: dict[Act, dict[Judge, Attempt]] = {}
+        for one in attempts:
+            if not self._without(one) and (tried := _tried(one)) not in self._controls:
+                wanted.setdefault(tried[0], {})[tried[1]] = one
+        runs = [(act, list(judges), list(judges.values())) for act, judges in wanted.items()]
+        many = [run for run in runs if isinstance(run[0], Program) and run[0].policy]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda run: self._run_controls(*run), many))
+        for act, judges, each in runs:
+            if (act, judges[0]) not in self._controls:
+                self._run_controls(act, judges, each)
+
+    def _without(self, attempt: Attempt) -> str:
+        """Why there is no control of it here; "" where there is."""
         control = attempt.control
         if isinstance(control, Impossible):
-            return control
+            return control.reason
         canary = control.needs.partition("canary:")[2]
         if canary and canary not in self.world.places:
-            return Impossible(f"this machine offers no canary for it: {canary}")
+            return f"this machine offers no canary for it: {canary}"
         if control.needs and not canary and not Path(control.needs).exists():
-            return Impossible(f"this machine has no {control.needs}")
-        act = control.act or attempt.act
-        tried = (act, control.judge or attempt.judge)
-        if isinstance(act, Program) and tried in self._controls and not control.walled:
-            return self._controls[tried]
-        scene = Scene(self.world, None, before=self.world.snapshot())
-        if isinstance(control.act, Deed):
+            return f"this machine has no {control.needs}"
+        return ""
+
+    def _run_controls(self, act: Act, judges: Sequence[Judge], attempts: Sequence[Attempt]) -> None:
+        control, tag, before = attempts[0].control, new_tag(), self.world.snapshot()
+        assert not isinstance(control, Impossible)
+        sandbox = other = None
+        if isinstance(control.act, Deed) and attempts[0].family is not Family.AGENT:
             # What is asked of the server stays so: the control differs in what is asked, not in who is there.
-            scene.sandbox, scene.other = self._attacker(), self._neighbour()
-        if control.walled and isinstance(act, Program):
-            scene.sandbox = self.of_policy(act.policy)
+            sandbox, other = self._attacker(), self._neighbour()
+        elif control.walled and isinstance(act, Program):
+            sandbox = self.of_policy(act.policy)
+        trials = [Trial(Scene(self.world, sandbox, tag, before=before, other=other), judge) for judge in judges]
         try:
-            self._controls[tried] = self._act(attempt, act, scene, control)
-            return self._controls[tried]
+            self._act(act, trials)
         finally:
             self.world.new_victim()
-
-    def _act(self, attempt: Attempt, act: Program | Deed, scene: Scene, control: Control | None = None) -> Outcome:
-        judge = (control.judge if control is not None else None) or attempt.judge
-        if isinstance(act, Deed):
-            scene.output = act.act(scene)
-            return Outcome(judge(scene), scene.output[-_SAID:])
-        breach = None
-        running = _Unwalled(scene, act) if scene.sandbox is None else _Walled(scene, act, scene.sandbox, self._there)
-        scene.running = True
-        with running:
-            deadline, looks = time.monotonic() + act.timeout_s, 0
-            while not running.ended() and time.monotonic() < deadline and looks < _LOOKS_AT_A_GAIN:
-                scene.output = running.said
-                looks += "HOLDING" in scene.output
-                breach = judge(scene)
-                if breach is not None:
-                    break
-                time.sleep(_LOOK_EVERY_S)
-        scene.running = False
-        scene.output = running.said
-        return Outcome(breach or judge(scene), scene.output[-_SAID:])
-
-    def attack_all(
-        self, attempts: Sequence[Attempt], controls: bool = False
-    ) -> dict[str, tuple[Outcome, Outcome | Impossible | None]]:
-        """Several at once, those that mostly wait for answers: (attack, control) by name."""
-
-        def both(attempt: Attempt) -> tuple[str, tuple[Outcome, Outcome | Impossible | None]]:
-            return attempt.name, (self.attack(attempt), self.control(attempt) if controls else None)
-
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return dict(pool.map(both, attempts))
+        self._controls |= {(act, trial.judge): trial.outcome() for trial in trials}
 
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 
+    def _ready_for(self, attempts: Sequence[Attempt]) -> None:
+        """Their sandboxes, made before several run at once, with their programs."""
+        for one in attempts:
+            if policy := _policy(one):
+                self.of_policy(policy)
+            else:
+                self._attacker()
+                self._neighbour()
+
     def _attacker(self) -> Sandbox:
-        self._look_after()
-        if self._sandbox is None:
-            self._sandbox = self.make({})
-        return self._sandbox
+        with self._making:
+            self._look_after()
+            if self._sandbox is None:
+                self._sandbox = self.make({})
+            return self._sandbox
+
+    def _small_one(self) -> Sandbox:
+        with self._making:
+            if self._small is None or not _lives(self._small):
+                self._small = self.make(self._small_limits)
+            return self._small
 
     def _neighbour(self) -> Sandbox:
-        self._look_after()
-        if self._other is None:
-            self._other = self.make({})
-        return self._other
+        with self._making:
+            self._look_after()
+            if self._other is None:
+                self._other = self.make({})
+            return self._other
 
     def _look_after(self) -> None:
         if self._doubtful:
@@ -210,8 +270,30 @@ class Range:
             self._template, timeout=_SANDBOX_LIVES_S, metadata=dict(metadata), secure=True, **options
         )
         for file in MODULES:
-            sandbox.files.write(f"{_INSIDE}/{file.name}", file.read_bytes(), user="root")
+            sandbox.files.write(str(INSIDE / file.name), file.read_bytes(), user="root")
         return sandbox
+
+
+def _policy(attempt: Attempt) -> str:
+    return attempt.act.policy if isinstance(attempt.act, Program) else ""
+
+
+def _tried(attempt: Attempt) -> tuple[Act, Judge]:
+    """What its control does, and who judges it."""
+    assert not isinstance(attempt.control, Impossible)
+    return attempt.control.act or attempt.act, attempt.control.judge or attempt.judge
+
+
+def _by_act(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    groups: dict[Act, list[Attempt]] = {}
+    for one in attempts:
+        groups.setdefault(one.act, []).append(one)
+    return list(groups.values())
+
+
+def _end(sandbox: Sandbox) -> None:
+    with contextlib.suppress(Exception):
+        sandbox.kill()
 
 
 def _broke_off(outcome: Outcome) -> bool:
@@ -225,79 +307,3 @@ def _lives(sandbox: Sandbox) -> bool:
         return sandbox.is_running(request_timeout=5)
     except Exception:
         return False
-
-
-class _Walled:
-    """A program in a sandbox, watched from a thread. A context manager; the end of the block ends the program.
-
-    `there`: what need not be written into a sandbox again.
-    """
-
-    def __init__(self, scene: Scene, program: Program, sandbox: Sandbox, there: set[tuple[str, str]]) -> None:
-        self.said = ""
-        self._sandbox = sandbox
-        path = f"{_INSIDE}/{program.file.name}"
-        if (sandbox.sandbox_id, path) not in there:
-            sandbox.files.write(path, program.file.read_bytes(), user="root")
-            there.add((sandbox.sandbox_id, path))
-        words = " ".join(shlex.quote(word) for word in (*scene.arguments, *program.arguments))
-        self._command = f"exec python3 -E -s -B {path} {words} 2>&1"
-        self._program = program
-        self._handle: CommandHandle | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handle is not None and self._thread.is_alive():
-            with contextlib.suppress(Exception):
-                self._handle.kill()
-        self._thread.join(self._program.timeout_s + 10)
-
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._handle = self._sandbox.commands.run(
-                self._command, background=True, user=self._program.user, timeout=self._program.timeout_s
-            )
-            self._handle.wait(on_stdout=self._hear)
-        except Exception as error:
-            self.said += f"\n[{type(error).__name__}]"
-
-    def _hear(self, text: str) -> None:
-        self.said = (self.said + text)[-_HEARD:]
-
-
-class _Unwalled:
-    """A program on the host. A context manager; the end of the block ends the program and all that it started."""
-
-    def __init__(self, scene: Scene, program: Program) -> None:
-        self._scene = scene
-        self._program = program
-        self._process: subprocess.Popen[bytes] | None = None
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self._at_the_end: str | None = None
-
-    @property
-    def said(self) -> str:
-        if self._at_the_end is not None:
-            return self._at_the_end
-        size = os.fstat(self._output.fileno()).st_size
-        return os.pread(self._output.fileno(), _HEARD, max(0, size - _HEARD)).decode("utf-8", "replace")
-
-    def __enter__(self) -> Self:
-        self._process = run_unwalled(self._scene, self._program, self._output.fileno())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end(self._process)
-        with self._output:
-            self._at_the_end = self.said
-
-    def ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None

@@ -48,6 +48,7 @@ class World:
         self.token = f"canary-{secrets.token_hex(16)}"
         """What no sandbox may ever see."""
         self._stack = contextlib.ExitStack()
+        self._replacing = threading.Lock()
         self.directory = Path()
         self.victim: subprocess.Popen[bytes] | None = None
         self.places: dict[str, Any] = {}
@@ -92,8 +93,11 @@ class World:
 
     def new_victim(self) -> None:
         """A host process with the token in its environment and the secret open as descriptor 9."""
-        if self.victim is not None and self.victim.poll() is None:
-            return
+        with self._replacing:
+            if self.victim is None or self.victim.poll() is not None:
+                self._start_victim()
+
+    def _start_victim(self) -> None:
         descriptor = os.open(self.places["secret"], os.O_RDONLY)
         program = self.directory / "victim"
         if not program.exists():
@@ -228,13 +232,19 @@ def _text(path: str) -> str:
         return ""
 
 
+def new_tag() -> str:
+    """For the scenes of one run."""
+    return f"attempt-{secrets.token_hex(8)}"
+
+
 @dataclass
 class Scene:
     """One attempt as the host sees it. `sandbox` is None in a control."""
 
     world: World
     sandbox: Sandbox | None
-    tag: str = field(default_factory=lambda: f"attempt-{secrets.token_hex(8)}")
+    tag: str
+    """In the command line of each of its programs, and in whatever it sends."""
     output: str = ""
     before: Mapping[str, object] = field(default_factory=dict)
     other: Sandbox | None = None

@@ -146,7 +146,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         Program("resources/open_files", "user", timeout_s=30),
         _files,
         Impossible("it would leave this machine's programs without files"),
-        alone=True,
+        small=True,
     ),
     Attempt(
         "tracked-flows",

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from atoll_attacks import egress, escape, files, guest, posture, posture_gvisor, resources, shared_limits
+from atoll_attacks import (
+    agent,
+    egress,
+    escape,
+    files,
+    guest,
+    keys,
+    posture,
+    posture_gvisor,
+    resources,
+    shared_limits,
+    strangers,
+)
 from atoll_attacks.attempt import Attempt
 
 
@@ -15,6 +27,10 @@ def attempts() -> tuple[Attempt, ...]:
         *guest.ATTEMPTS,
         *files.ATTEMPTS,
         *resources.ATTEMPTS,
+        resources.TOGETHER,
         *egress.ATTEMPTS,
         *shared_limits.ATTEMPTS,
+        *strangers.ATTEMPTS,
+        *keys.ATTEMPTS,
+        *agent.ATTEMPTS,
     )

@@ -5,35 +5,37 @@ Exit codes: 0 done; 1 it did not work, with the reason on standard error; 2 wron
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from atoll.cli.everyday import register
+from atoll.cli.words import AsJson, DataDir
+from atoll.cli.words import errors_printed as _errors_printed
+from atoll.cli.words import print_json as _print_json
+from atoll.cli.words import settings_of as _settings
 from atoll.config import Settings, warm_wishes
-from atoll.model.errors import AtollError
 
 app = typer.Typer(
     name="atoll",
     help="Sandboxes for AI agents on your own Linux machine, speaking E2B's protocol.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 template_app = typer.Typer(help="Build and list templates.", no_args_is_help=True)
 app.add_typer(template_app, name="template")
 team_app = typer.Typer(help="Make teams and API keys; one team never sees another's sandboxes.", no_args_is_help=True)
 app.add_typer(team_app, name="team")
+branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of them.", no_args_is_help=True)
+app.add_typer(branch_app, name="branch")
+node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
+app.add_typer(node_app, name="node")
 
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where state, sandboxes and templates live.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
 
 
 def main() -> None:
@@ -65,7 +67,17 @@ def serve(
         bool | None,
         typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next server."),
     ] = None,
+    registry_allow_private: Annotated[
+        list[str] | None,
+        typer.Option(help="A private network (10.1.0.0/16) whose registries template builds may reach."),
+    ] = None,
+    insecure_registry: Annotated[
+        list[str] | None, typer.Option(help="A registry (HOST[:PORT]) that is spoken to without TLS.")
+    ] = None,
     ensure: Annotated[list[str] | None, typer.Option(help="Build this template first if it is missing.")] = None,
+    node: Annotated[
+        list[str] | None, typer.Option(help="ID=HOST:PORT of a node on another machine; may be given more than once.")
+    ] = None,
     warm: Annotated[
         list[str] | None,
         typer.Option(metavar="TEMPLATE=N", help="Keep N started sandboxes of this template for the creates to come."),
@@ -89,6 +101,9 @@ def serve(
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "keep_sandboxes": keep_sandboxes,
+            "registry_allow_private": tuple(registry_allow_private) if registry_allow_private else None,
+            "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
+            "nodes": tuple(node) if node else None,
             "warm": warm_wishes(warm) if warm else None,
         }
         if lifeline_fd is not None and keep_sandboxes is None:
@@ -130,6 +145,26 @@ def template_build(
             _build(settings, name)
 
 
+@template_app.command("import")
+def template_import(
+    source: Annotated[
+        Path,
+        typer.Argument(exists=True, help="What `docker save` wrote, an OCI archive, or an OCI layout."),
+    ],
+    name: Annotated[str, typer.Option(help="The template's name, with a tag if you like (NAME:TAG).")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a template of an image on this disk, by the server of the data directory."""
+    with _errors_printed():
+        from rich.console import Console
+
+        from atoll.cli import template_import as importing
+
+        made = importing.import_image(_settings(data_dir), source, name, Console(stderr=True))
+        _print_facts(made, as_json)
+
+
 @template_app.command("list")
 def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the templates that a sandbox can be made of."""
@@ -139,6 +174,48 @@ def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         settings = _settings(data_dir)
         rows = templates.rows(settings.templates_dir)
         _print_json(rows) if as_json else templates.print_table(rows)
+
+
+@node_app.command("certificate")
+def node_certificate(
+    hosts: Annotated[list[str], typer.Argument(help="Names or addresses under which the control plane reaches it.")],
+    to: Annotated[Path | None, typer.Option("--to", help="File to write. [default: HOST.pem]")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it is good for.")] = 365,
+    data_dir: DataDir = None,
+) -> None:
+    """On the control plane's machine: make the key and certificate of a node, to be copied there."""
+    with _errors_printed():
+        from atoll.cli import nodes
+
+        target = to or Path(f"{hosts[0].replace('/', '_')}.pem")
+        nodes.write_certificate(_settings(data_dir), hosts, days, target)
+        typer.echo(f"{target}: copy it to the node, where `atoll node serve --certificate` takes it")
+
+
+@node_app.command("serve")
+def node_serve(
+    node_id: Annotated[str, typer.Option("--id", help="What the control plane calls it.")],
+    certificate: Annotated[Path, typer.Option(help="What `atoll node certificate` made for it.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "0.0.0.0:7443",
+    data_dir: DataDir = None,
+    isolation: Annotated[str | None, typer.Option(help="auto, or the name of a tier. [default: auto]")] = None,
+    keep_sandboxes: Annotated[
+        bool | None,
+        typer.Option("--keep-sandboxes/--end-sandboxes", help="On a clean stop, leave sandboxes to the next one."),
+    ] = None,
+    ready_fd: Annotated[
+        int | None, typer.Option(min=0, help='Write {"node", "host", "port"} to this descriptor when ready.')
+    ] = None,
+) -> None:
+    """Run a node alone, for a control plane on another machine (its `--node`)."""
+    with _errors_printed():
+        from atoll.cli import nodes
+        from atoll.server import launcher as server
+
+        given = {"isolation": isolation, "keep_sandboxes": keep_sandboxes}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        settings = replace(_settings(data_dir), **chosen)
+        server.serve_node(settings, nodes.agent(node_id, listen, certificate), server.Wires(ready_fd, None))
 
 
 @team_app.command("create")
@@ -175,6 +252,48 @@ def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             _print_json(found)
         for row in () if as_json else found:
             typer.echo(f"{row['team_id']}  {row['name']}  ({row['keys']} keys)")
+
+
+@branch_app.command("list")
+def branch_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the tree of checkpoints."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show_all(_settings(data_dir), as_json=as_json)
+
+
+@branch_app.command("show")
+def branch_show(checkpoint: CheckpointId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show a checkpoint and all that led to it."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.show(_settings(data_dir), checkpoint, as_json=as_json)
+
+
+@branch_app.command("run")
+def branch_run(
+    checkpoint: CheckpointId,
+    command: Annotated[str, typer.Argument(help="A shell command line.")],
+    note: Annotated[str, typer.Option(help="What to call what comes of it. [default: the command]")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on from a checkpoint with another action, and take the next one there; returns the command's exit code."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        raise typer.Exit(branch.go_on(_settings(data_dir), checkpoint, command, note, as_json=as_json))
+
+
+@branch_app.command("delete")
+def branch_delete(checkpoint: CheckpointId, data_dir: DataDir = None) -> None:
+    """Delete a checkpoint at which no other began, and its snapshot."""
+    with _errors_printed():
+        from atoll.cli import branch
+
+        branch.delete(_settings(data_dir), checkpoint)
 
 
 @app.command()
@@ -232,14 +351,22 @@ def replay(
         int | None, typer.Option(min=1, max=65535, help="Afterwards fetch this port from outside the sandbox.")
     ] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Use a platform of its own in any case.")] = False,
+    branch_from: Annotated[
+        int | None, typer.Option("--from", min=0, help="With --branch: the number of the event to branch before.")
+    ] = None,
+    branch: Annotated[
+        bool, typer.Option("--branch", help="Take a checkpoint at --from, and go on in a sandbox of it.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a recorded agent run in a sandbox, action by action."""
+    if branch != (branch_from is not None):
+        raise typer.BadParameter("--from N and --branch belong together")
     with _errors_printed():
         from atoll.cli.replay import Options, replay_file
 
-        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json)
+        options = Options(template, soft_timeout, timeout, fetch, embedded, as_json, branch_from)
         raise typer.Exit(replay_file(_settings(data_dir), file, options))
 
 
@@ -357,19 +484,15 @@ def connections(
         _print_json(rows) if as_json else records.print_table(rows)
 
 
+register(app)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
     from atoll import __version__
 
     typer.echo(__version__)
-
-
-def _settings(data_dir: Path | None) -> Settings:
-    environ: Mapping[str, str] = os.environ
-    if data_dir is not None:
-        environ = {**environ, "ATOLL_DATA_DIR": str(data_dir)}
-    return Settings.from_environ(environ)
 
 
 def _build(settings: Settings, name: str) -> None:
@@ -383,30 +506,6 @@ def _print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
         _print_json(dict(facts))
     for name, value in () if as_json else facts.items():
         typer.echo(f"{name}={value}")
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _errors_printed() -> Iterator[None]:
-    """Expected failures end with their message and exit code 1, not with a traceback."""
-    try:
-        yield
-    except AtollError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"atoll: {message}", err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

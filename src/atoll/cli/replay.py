@@ -11,7 +11,8 @@ import os
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
-from atoll.cli.run import platform_environ
+from atoll.cli.run import check_lasting, platform_environ
 from atoll.config import Settings
 from atoll.runtime import E2BRuntime, JupyterRequirement, Step, Summary, event_to_dict, load_run, replay
+from atoll.runtime.branching import BRANCHES
 from atoll.runtime.events.base import Event
 from atoll.runtime.replay import Outcome, needs_jupyter
 
@@ -40,6 +42,8 @@ class Options:
     fetch_port: int | None = None
     embedded: bool = False
     as_json: bool = False
+    branch_from: int | None = None
+    """The number of the event before which the run goes on in a sandbox of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,23 @@ def replay_file(settings: Settings, file: Path, options: Options) -> int:
     jupyter = needs_jupyter(events)
     template = options.template or ("code-interpreter-v1" if jupyter else "base")
     console = Console(stderr=options.as_json, highlight=False)
+    if options.branch_from is not None:
+        check_lasting(settings, embedded=options.embedded)
     with platform_environ(settings, embedded=options.embedded):
         runtime = E2BRuntime(
             plugins=[JupyterRequirement()] if jupyter else [],
             template=template,
             soft_timeout_s=options.soft_timeout_s,
             sid=f"replay-{os.getpid()}",
+            branches=settings.data_dir / BRANCHES,
         )
         try:
             asyncio.run(runtime.connect())
             console.print(f"[bold]{escape(file.name)}[/bold]: {len(events)} events, sandbox {runtime.sandbox_id}")
-            summary = replay(events, runtime, lambda step: show(console, step), timeout_s=options.timeout_s)
+            if options.branch_from is None:
+                summary = _replayed(events, runtime, console, options)
+            else:
+                summary, runtime = _branched(events, runtime, console, options)
             fetched = _fetch(runtime, options.fetch_port) if options.fetch_port is not None else None
         finally:
             runtime.close()
@@ -86,6 +96,39 @@ def replay_file(settings: Settings, file: Path, options: Options) -> int:
         print(json.dumps(_as_json(summary, fetched, good), indent=2))
     console.print(_verdict(summary, fetched, good))
     return 0 if good else 1
+
+
+def _replayed(events: Sequence[Event], runtime: E2BRuntime, console: Console, options: Options) -> Summary:
+    return replay(events, runtime, lambda step: show(console, step), timeout_s=options.timeout_s)
+
+
+def _branched(
+    events: Sequence[Event], runtime: E2BRuntime, console: Console, options: Options
+) -> tuple[Summary, E2BRuntime]:
+    """Replays up to the event, takes a checkpoint, goes on from it in another runtime, and takes one at the end."""
+    number = options.branch_from or 0
+    first = _replayed(events[:number], runtime, console, options)
+    point = runtime.checkpoint(f"before event {number}")
+    console.print(f"\n[bold]checkpoint {point.id}[/bold] before event {number}, with its {point.keeps}")
+    following = E2BRuntime(
+        plugins=[JupyterRequirement()] if point.jupyter else [],
+        soft_timeout_s=options.soft_timeout_s,
+        sid=f"replay-{os.getpid()}-{point.id}",
+        checkpoint=point,
+        branches=runtime.branches.directory,
+    )
+    runtime.close()
+    try:
+        asyncio.run(following.connect())
+        second = _replayed(events[number:], following, console, options)
+        end = following.checkpoint("end of the run")
+    except BaseException:
+        following.close()
+        raise
+    console.print(f"\n[bold]checkpoint {end.id}[/bold] at the end of the run")
+    counts = {outcome: first.counts.get(outcome, 0) + second.counts.get(outcome, 0) for outcome in Outcome}
+    steps = [*first.steps, *(replace(step, number=step.number + number) for step in second.steps)]
+    return Summary(steps, first.seconds + second.seconds, counts), following
 
 
 def show(console: Console, step: Step) -> None:

@@ -40,6 +40,14 @@ def run(settings: Settings, code: str, *, python: bool, template: str | None, ti
             raise PlatformError(str(error)) from error
 
 
+def check_lasting(settings: Settings, *, embedded: bool = False) -> None:
+    """Raises PlatformError where `platform_environ` gives a platform that ends with this command."""
+    if embedded or not (os.environ.get("E2B_API_KEY") or running.find(settings.data_dir) is not None):
+        raise PlatformError(
+            "checkpoints need a platform that outlives this command", hint="run `atoll serve`, or set E2B_API_KEY"
+        )
+
+
 @contextmanager
 def platform_environ(settings: Settings, *, embedded: bool = False) -> Iterator[None]:
     """Within the block the SDK's variables in `os.environ` name a platform."""
@@ -47,13 +55,13 @@ def platform_environ(settings: Settings, *, embedded: bool = False) -> Iterator[
         yield
         return
     if not embedded and running.find(settings.data_dir) is not None:
-        with _environ(client_environ(settings)):
+        with temporary_environ(client_environ(settings)):
             yield
         return
     from atoll.runtime.sandbox.embedded import EmbeddedPlatform
 
     environ = {**os.environ, "ATOLL_DATA_DIR": str(settings.data_dir)}
-    with EmbeddedPlatform(environ) as platform, _environ(platform.environ):
+    with EmbeddedPlatform(environ) as platform, temporary_environ(platform.environ):
         yield
 
 
@@ -75,7 +83,7 @@ def created(kind: type[S], template: str | None, timeout_s: float) -> S:
 
 
 @contextmanager
-def _environ(more: dict[str, str]) -> Iterator[None]:
+def temporary_environ(more: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -94,7 +102,11 @@ def _shell(code: str, template: str | None, timeout_s: float) -> int:
     with created(Sandbox, template, timeout_s) as sandbox:
         try:
             sandbox.commands.run(
-                code, timeout=timeout_s, request_timeout=0, on_stdout=_to(sys.stdout), on_stderr=_to(sys.stderr)
+                code,
+                timeout=timeout_s,
+                request_timeout=0,
+                on_stdout=to_stream(sys.stdout),
+                on_stderr=to_stream(sys.stderr),
             )
         except CommandExitException as result:
             return result.exit_code
@@ -113,8 +125,8 @@ def _python(code: str, template: str | None, timeout_s: float) -> int:
             execution = sandbox.run_code(
                 code,
                 timeout=timeout_s,
-                on_stdout=lambda message: _to(sys.stdout)(message.line),
-                on_stderr=lambda message: _to(sys.stderr)(message.line),
+                on_stdout=lambda message: to_stream(sys.stdout)(message.line),
+                on_stderr=lambda message: to_stream(sys.stderr)(message.line),
             )
         except TimeoutException:
             print(f"atoll: ended after {timeout_s:g} s", file=sys.stderr)
@@ -128,7 +140,7 @@ def _python(code: str, template: str | None, timeout_s: float) -> int:
     return 0
 
 
-def _to(stream: TextIO) -> Callable[[str], None]:
+def to_stream(stream: TextIO) -> Callable[[str], None]:
     """A callback that writes at once to one of the process's own streams."""
 
     def write(text: str) -> None:

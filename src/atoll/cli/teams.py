@@ -11,6 +11,7 @@ from atoll.control.access.keys import KeyService
 from atoll.control.clock import SystemClock
 from atoll.control.store import Store, Team
 from atoll.model.errors import InvalidRequest, NotFound
+from atoll.model.sealing import Seal, kept_key
 from atoll.server.plan import control_dir, database_url
 
 NAME_MAX = 255
@@ -61,4 +62,4 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 def _store(settings: Settings) -> Store:
     control_dir(settings.data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Store(database_url(settings))
+    return Store(database_url(settings), Seal(kept_key(settings.data_dir / "secret-key")))

@@ -21,6 +21,7 @@ from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
 from atoll.control.routes import (
     events,
+    figures,
     health,
     keys,
     logs,
@@ -34,6 +35,7 @@ from atoll.control.routes import (
     teams,
     template_builds,
     templates,
+    volumes,
 )
 from atoll.control.services import Services
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
@@ -49,7 +51,7 @@ def create_app(services: Services, auth: Authenticator) -> ASGIApp:
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, which needs no key.
     """
-    return Gate(api(services), auth)
+    return Gate(api(services), auth, services.figures.request)
 
 
 def api(services: Services) -> FastAPI:
@@ -57,7 +59,8 @@ def api(services: Services) -> FastAPI:
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.services = services
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
-    for module in (health, *of_sandboxes, template_builds, templates, teams, keys, secrets, events, not_offered):
+    of_teams = (teams, keys, secrets, volumes, events)
+    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -39,15 +39,21 @@ from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.sandboxes.warm import WarmPool
 from atoll.control.secrets.service import SecretFilling, SecretService
 from atoll.control.services import Services
+from atoll.control.state_mark import StateMark
 from atoll.control.store import Store
+from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
-from atoll.control.templates.builds import TemplateBuildService
+from atoll.control.templates.builds import BuildLimits, TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.image.importer import ImageImporter
 from atoll.control.templates.ready import StartCommands
+from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.network import NetworkPolicy
 from atoll.model.seams import NodeEvents
@@ -55,6 +61,8 @@ from atoll.model.seams import NodeEvents
 
 class ControlPlane:
     """`async with ControlPlane(...) as control:` first settles what an earlier server left half-done.
+
+        Entering raises StateLost: see `reconciliation` and `state_mark`.
 
         async with (
             Store(url) as store,
@@ -69,6 +77,7 @@ class ControlPlane:
         nodes: those that are there, and those that come later.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
+        mark: see `state_mark`; None: a store that was put back is not noticed.
         routes: the edge's: the way to the sandboxes that build templates, and where traffic wakes paused ones.
         webhook_forbidden: what webhooks may not reach, now.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
@@ -83,6 +92,7 @@ class ControlPlane:
         logs_dir: Path,
         metrics_dir: Path,
         templates_dir: Path,
+        mark: Path | None = None,
         routes: Routes,
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
@@ -98,10 +108,13 @@ class ControlPlane:
         templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
-        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of)
-        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
+        sandboxes_of_builds = BuildSandboxes(routes, new_sandbox_id, quota)
+        importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
+        self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
+        figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
+        self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
+        self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
         lookup = SandboxLookup(store, nodes)
         filling = SecretFilling(store.secrets)
@@ -129,14 +142,16 @@ class ControlPlane:
         )
         self._builds = TemplateBuildService(
             tables=store.templates,
+            layers=store.layers,
             catalog=templates,
             nodes=nodes,
-            builder=TemplateBuilder(routes, uploads, store.templates, new_sandbox_id),
+            bases=BaseImages(templates, importer, uploads, clock),
+            builder=TemplateBuilder(sandboxes_of_builds, uploads, store.layers),
             uploads=uploads,
             logs=build_logs,
             clock=clock,
             background=background,
-            maximum=policy.maximum,
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -168,6 +183,8 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             sleeping=sleeping,
+            network=network,
+            filling=filling,
         )
         self.reconciliation = Reconciliation(
             store=store,
@@ -182,8 +199,10 @@ class ControlPlane:
             sleeping=sleeping,
             warm=warm,
         )
+        self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
+        volumes = VolumeService(store.volumes, nodes, policy, clock, background)
         creation = SandboxCreation(
             store=store,
             nodes=nodes,
@@ -196,12 +215,15 @@ class ControlPlane:
             journal=journal,
             ending=ending,
             filling=filling,
+            volumes=volumes,
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
+            created=figures.created,
         )
         self.services = Services(
             policy=policy,
+            figures=figures,
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
@@ -221,6 +243,7 @@ class ControlPlane:
             secrets=SecretService(
                 store.secrets, clock, lambda team, one: network.follow_secrets(team, {one.name, one.secret_id})
             ),
+            volumes=volumes,
             events=EventService(store.events, clock, outbound),
         )
 
@@ -229,11 +252,16 @@ class ControlPlane:
             stack.callback(self._outbound.close)
             stack.push_async_callback(self._journal.flush)
             await stack.enter_async_context(self._background)
-            await self.reconciliation.recover()
+            trusted = self._mark is None or await self._mark.check()
+            await self.reconciliation.recover(trusted=trusted)
+            if self._mark is not None:
+                self._mark.begin()
             await self.services.network.follow_secrets()
             await self._builds.recover()
+            await self.services.volumes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
             owners = (
@@ -247,6 +275,8 @@ class ControlPlane:
                 self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
+            if self._mark is not None:
+                housekeeping.append(self._background.keep_running(self._mark.run()))
             stack.push_async_callback(self._stop, housekeeping)
             self._stack = stack.pop_all()
         return self

@@ -22,10 +22,12 @@ from atoll.control.sandboxes.snapshots import SandboxSnapshots
 from atoll.control.sandboxes.telemetry import SandboxTelemetry
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretService
+from atoll.control.telemetry.figures import Figures
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builds import TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.uploads import Uploads
+from atoll.control.volumes.service import VolumeService
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Services:
     """One field for each thing that a handler can ask for."""
 
     policy: Policy
+    figures: Figures
     sandboxes: SandboxLookup
     creation: SandboxCreation
     ending: SandboxEnding
@@ -48,4 +51,5 @@ class Services:
     teams: TeamService
     keys: KeyService
     secrets: SecretService
+    volumes: VolumeService
     events: EventService

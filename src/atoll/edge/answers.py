@@ -40,7 +40,7 @@ class Answer:
 
     def render(self, request: RequestHead | None, *, keep_alive: bool, cors: bool = False) -> bytes:
         """The bytes to send: HTML for browsers, else JSON `{…facts, "message", "code"}`."""
-        if request is not None and wants_html(request):
+        if request is not None and accepts_html(request):
             kind, body = b"text/html; charset=utf-8", self._page()
         else:
             facts = dict(self.facts)
@@ -74,7 +74,7 @@ class Answer:
         ).encode()
 
 
-def wants_html(request: RequestHead) -> bool:
+def accepts_html(request: RequestHead) -> bool:
     """True for a browser's navigation: it names text/html itself, API clients do not."""
     accept = request.get(b"accept")
     return accept is not None and b"text/html" in accept.lower()

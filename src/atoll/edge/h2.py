@@ -294,7 +294,7 @@ class Http2Connection(asyncio.Protocol):
 
     def schedule(self, stream: _Stream) -> None:
         """The stream has something to send, or may again."""
-        if not stream.scheduled and stream.wants_to_send:
+        if not stream.scheduled and stream.has_to_send:
             stream.scheduled = True
             self._ready.append(stream)
 
@@ -440,7 +440,7 @@ class _Stream:
         self.end_sent = True
 
     @property
-    def wants_to_send(self) -> bool:
+    def has_to_send(self) -> bool:
         return bool(self.pending) or (self.answered and not self.end_sent)
 
     def take(self, size: int) -> bytes:

@@ -21,9 +21,13 @@ from atoll.edge.signed import find_signed
 from atoll.model.errors import InvalidRequest
 from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT
 from atoll.model.seams import Route, RouteTable
+from atoll.model.volume import VOLUME_PORT, is_volume_id
 
-GUEST_PORTS = frozenset({ENVD_PORT, INTERPRETER_PORT})
-"""Served by our own guest: no forwarded fields, CORS by the edge, connections kept longer."""
+VOLUME_PATHS = b"/volumecontent/"
+
+GUEST_PORTS = frozenset({ENVD_PORT, INTERPRETER_PORT, VOLUME_PORT})
+"""Served by our own guest, and by what serves a volume's contents: no forwarded fields, CORS by the edge, connections
+kept longer."""
 
 INTERNAL_PATHS = frozenset({b"init", b"freeze", b"unfreeze", b"fsfreeze", b"fsthaw", b"collapse", b"upgrade"})
 """What only the node may ask of a guest."""
@@ -64,6 +68,8 @@ def decide(head: RequestHead, routes: RouteTable, domains: frozenset[str]) -> De
     except InvalidRequest as error:
         return Answer(400, error.message)
     if target is None:
+        if (volume := _volume(head, routes)) is not None:
+            return ToSandbox(volume, VOLUME_PORT)
         if _is_header_preflight(head):
             return PREFLIGHT
         signed = find_signed(head, routes)
@@ -90,6 +96,14 @@ def host_for(head: RequestHead, route: Route, port: int) -> bytes:
     if route.mask_request_host and port not in GUEST_PORTS:
         return route.mask_request_host.replace("${PORT}", str(port)).encode("latin-1", "replace")
     return head.host
+
+
+def _volume(head: RequestHead, routes: RouteTable) -> Route | None:
+    """Whose contents are asked for; whether that is allowed is decided there. None: no volume that is known."""
+    if not head.path.startswith(VOLUME_PATHS):
+        return None
+    volume_id = head.path[len(VOLUME_PATHS) :].partition(b"/")[0].decode("latin-1")
+    return routes.find(volume_id) if is_volume_id(volume_id) else None
 
 
 def _target(head: RequestHead, domains: frozenset[str]) -> hostname.Target | None:

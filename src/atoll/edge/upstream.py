@@ -75,7 +75,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._rates = rates
         self._waiting: asyncio.TimerHandle | None = None
         """Runs while the sandbox has sent more than its rate allows: nothing is read until it ends."""
-        self._wanted = True
+        self._needed = True
         """Whether the reader's side can take more."""
         self.reader: Reader | None = None
         self.reused = False
@@ -157,11 +157,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._raw = True
 
     def pause(self) -> None:
-        self._wanted = False
+        self._needed = False
         self._stop_reading()
 
     def resume(self) -> None:
-        self._wanted = True
+        self._needed = True
         if self._waiting is None:
             with contextlib.suppress(RuntimeError):
                 self.transport.resume_reading()
@@ -178,7 +178,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _waited(self) -> None:
         self._waiting = None
-        if self._wanted and not self._lost:
+        if self._needed and not self._lost:
             self.resume()
 
     def close(self) -> None:

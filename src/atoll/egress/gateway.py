@@ -48,6 +48,8 @@ class EgressContext:
     tls: Interception = field(default_factory=Interception)
     name_servers: tuple[str, ...] | None = None
     clock: Callable[[], float] = time.monotonic
+    for_registries: Callable[[], ForbiddenNetworks] | None = None
+    """In place of `forbidden` for a sandbox that fetches images; None: the same."""
 
 
 class SandboxEgress:
@@ -58,9 +60,9 @@ class SandboxEgress:
         self.traffic = Traffic(policy.bytes_per_s, context.clock)
         self.ledger = Ledger()
         self.names = AnsweredNames(context.clock)
-        self.forbidden = context.forbidden
+        self._context = context
         self.tls = context.tls
-        self.lookups = Lookups(lambda: self.policy, context.forbidden, self.names, self.ledger, context.name_servers)
+        self.lookups = Lookups(lambda: self.policy, self.forbidden, self.names, self.ledger, context.name_servers)
         self._budget = context.budget
         self._sockets = sockets
         self._tasks = OwnedTasks()
@@ -75,6 +77,13 @@ class SandboxEgress:
         for one in (sockets.connections, sockets.questions):
             one.setblocking(False)
             self._watch(one)
+
+    def forbidden(self) -> ForbiddenNetworks:
+        """What it may not reach, whatever its policy says, now."""
+        for_registries = self._context.for_registries
+        if self.policy.registries and for_registries is not None:
+            return for_registries()
+        return self._context.forbidden()
 
     def replace_policy(self, policy: EgressPolicy) -> None:
         """At once, for what is open too: connections that the new policy would not have opened are cut."""

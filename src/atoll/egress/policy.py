@@ -63,6 +63,8 @@ class EgressPolicy:
     rules: Rules = field(default_factory=lambda: MappingProxyType({}), repr=False)
     bytes_per_s: int | None = None
     """Both ways, all connections together; None: no limit."""
+    registries: bool = False
+    """Also the networks that the operator opened for registries."""
 
     @staticmethod
     def of(network: NetworkPolicy) -> EgressPolicy:
@@ -78,6 +80,7 @@ class EgressPolicy:
             network.dns_servers,
             network.rules,
             bytes_per_s,
+            network.registries,
         )
 
     @staticmethod

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -123,13 +123,14 @@ class EgressSockets:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What `SandboxHandle.snapshot` has put into its target directory: the parts of an image.
+    """The parts of an image, where `SandboxHandle.snapshot` or `IsolationBackend.keep_written` has put them.
 
     `layer` holds what differs from the layers that the sandbox stands on: a directory, or an image file (see
-    `SandboxPaths.lower_dirs`). `memory` is the tier's own, readable by `create` of the same tier; None without memory.
+    `SandboxPaths.lower_dirs`); None: nothing does. `memory` is the tier's own, readable by `create` of the same tier;
+    None without memory.
     """
 
-    layer: Path
+    layer: Path | None
     memory: Path | None = None
 
 
@@ -216,11 +217,11 @@ class SandboxHandle(ABC):
         """
         raise NotOffered(f"the tier {self.tier!r} cannot pause a sandbox")
 
-    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+    async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:
         """Copies what it is now into `target`, an empty directory on the file system of the sandboxes. It goes on.
 
-        It may stand still meanwhile. The copy is of one moment, and on the machine's disk when this returns. What of it
-        is left in `target` after a failure is the caller's to remove.
+        It may stand still meanwhile. The copy is of one moment, and with `durable` on the machine's disk when this
+        returns. What of it is left in `target` after a failure is the caller's to remove.
 
         Raises SandboxGone; NotOffered without SNAPSHOT or SNAPSHOT_MEMORY; PlatformError (disk full): it runs on.
         """
@@ -323,12 +324,25 @@ class IsolationBackend(ABC):
         with contextlib.suppress(SandboxGone):
             await (await self.adopt(spec, state_dir, record)).kill()
 
-    async def copy_written(self, state_dir: Path, target: Path) -> None:
-        """Copies what a sandbox has written into the empty directory `target`, as a layer for others.
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
+        """What a sandbox that was killed has written goes from its directory to the empty directory `target`.
 
-        `state_dir` is the directory of one that has been killed. Raises NotOffered, OSError.
+        A layer for others, on the machine's disk when this returns, without what belonged to that one sandbox (its
+        name, its addresses). Raises NotOffered, OSError.
         """
         raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
+
+    async def copy_written(self, state_dir: Path, target: Path) -> None:
+        """As `keep_written`, but copied, as the tree that it is on disk, into `target` itself. Raises as it."""
+        raise NotOffered(f"the tier {self.name!r} cannot keep what a sandbox has written")
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """One layer in the empty directory `target` that means on `below` what `layers` do; both top first.
+
+        On the machine's disk when this returns; it may take long, and nobody waits meanwhile. Raises NotOffered,
+        OSError: what is left in `target` is the caller's to remove.
+        """
+        raise NotOffered(f"the tier {self.name!r} folds no layers")
 
     @abstractmethod
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:

@@ -1,8 +1,8 @@
 """A sandbox's directory on the host: what it was asked to be and where it is in its life. All else in it is its tier's.
 
     <data_dir>/sandboxes/<id>/     0700
-        spec.json      what was asked for, secrets included, and the layers that it stands on; complete before the
-                       sandbox is RUNNING, and replaced once where it was made ahead of need
+        spec.json      what was asked for, secrets sealed (`model.sealing`), and the layers that it stands on; complete
+                       before the sandbox is RUNNING, and replaced once where it was made ahead of need
         state.json     where it is in its life, and by what its tier finds its process and its cgroup
         …              its disk, its log, its socket, the memory of a paused one where its tier keeps that in files
 
@@ -12,6 +12,7 @@ the sandbox can run (`begin`, CREATING); the node moves it on. ENDED is the abse
     missing, half-written     it was never finished: no caller got its id, and it is removed
     PAUSING … RESUMING        `paused` says what is kept, or was to be; from PAUSED on its disk holds all it ever wrote
     of a newer version        refused and left alone, with its processes: an older Atoll does not know what it means
+    version 3                 of an earlier Atoll, which kept its tokens and environment in clear
     version 2                 of an earlier Atoll, which could not pause: its layers are not known
     `record.json`             version 1, of an earlier Atoll: read as far as it goes
 
@@ -27,7 +28,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,19 @@ STATE = "state.json"
 LOG = "guest.log"
 """What the sandbox's first process says: of its set-up, and of its own faults."""
 
-VERSION = 3
+VERSION = 4
 
 _RECORD = "record.json"
 """What version 1 had in place of both."""
 
-_READ = (2, 3)
+_READ = (2, 3, 4)
 """Versions of these two files that can be read. 2 knows neither layers nor pauses."""
+
+Closed = Callable[[SandboxSpec], Mapping[str, Any]]
+"""A spec as it may lie on disk (`Seal.close_spec`)."""
+
+Opened = Callable[[Mapping[str, Any]], SandboxSpec]
+"""The inverse. Raises KeyError, TypeError, ValueError for what the other did not make."""
 
 _LONGEST_LOG = 10**9
 """Entries of one guest."""
@@ -110,21 +117,18 @@ def prepare(directory: Path) -> None:
         os.close(os.open(directory / name, _CREATE, 0o600))
 
 
-def write_spec(directory: Path, spec: SandboxSpec, layers: Sequence[Path] = ()) -> None:
+def write_spec(
+    directory: Path, spec: SandboxSpec, layers: Sequence[Path] = (), closed: Closed = SandboxSpec.as_json
+) -> None:
     """Raises OSError."""
-    _write(directory / SPEC, _encode_spec(spec, layers))
+    _write(directory / SPEC, _encode_spec(spec, layers, closed))
 
 
-def rewrite_spec(directory: Path, spec: SandboxSpec, layers: Sequence[Path]) -> None:
+def rewrite_spec(
+    directory: Path, spec: SandboxSpec, layers: Sequence[Path], closed: Closed = SandboxSpec.as_json
+) -> None:
     """Another in place of the earlier: all of it or none. Raises OSError."""
-    draft = directory / f"{SPEC}.new"
-    try:
-        _write(draft, _encode_spec(spec, layers))
-        os.rename(draft, directory / SPEC)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
+    _replace(directory / SPEC, _encode_spec(spec, layers, closed))
 
 
 def begin(directory: Path, tier: str, handle: Mapping[str, Any]) -> None:
@@ -147,10 +151,14 @@ def move(directory: Path, state: SandboxState) -> None:
 
 def rewrite(directory: Path, record: StateRecord) -> None:
     """Another record in place of the earlier: all of it or none. Raises OSError."""
-    draft = directory / f"{STATE}.new"
+    _replace(directory / STATE, _encode(record))
+
+
+def _replace(path: Path, body: bytes) -> None:
+    draft = path.with_name(f"{path.name}.new")
     try:
-        _write(draft, _encode(record))
-        os.rename(draft, directory / STATE)
+        _write(draft, body)
+        os.rename(draft, path)
     except OSError:
         with contextlib.suppress(OSError):
             draft.unlink()
@@ -196,26 +204,31 @@ def settle(directory: Path) -> None:
             os.close(descriptor)
 
 
-def change_network(directory: Path, network: NetworkPolicy) -> None:
+def change_network(
+    directory: Path,
+    network: NetworkPolicy,
+    opened: Opened = SandboxSpec.from_json,
+    closed: Closed = SandboxSpec.as_json,
+) -> None:
     """What it may reach from now on, for the server that adopts it. Raises OSError."""
-    found = read(directory)
+    found = read(directory, opened)
     if not isinstance(found, Recorded):
         raise _damaged(directory)
     changed = replace(found.state, network=network)
     if found.version < VERSION:
-        upgrade(directory, replace(found, state=changed))
+        upgrade(directory, replace(found, state=changed), closed)
     else:
         rewrite(directory, changed)
 
 
-def upgrade(directory: Path, recorded: Recorded) -> None:
+def upgrade(directory: Path, recorded: Recorded, closed: Closed = SandboxSpec.as_json) -> None:
     """Writes what an earlier version has written in this one's way. Raises OSError, with the earlier still readable."""
-    write_spec(directory, recorded.spec, recorded.layers)
+    rewrite_spec(directory, recorded.spec, recorded.layers, closed)
     rewrite(directory, recorded.state)
     (directory / _RECORD).unlink(missing_ok=True)
 
 
-def read(directory: Path) -> Recorded | Newer | None:
+def read(directory: Path, opened: Opened = SandboxSpec.from_json) -> Recorded | Newer | None:
     """None: it was never finished. Raises OSError for a file that is there and cannot be read."""
     spec, state = _load(directory / SPEC), _load(directory / STATE)
     versions = [body.get("version") for body in (spec, state) if body is not None]
@@ -228,7 +241,7 @@ def read(directory: Path) -> Recorded | Newer | None:
         return None
     try:
         layers = tuple(Path(layer) for layer in spec.get("layers", ()))
-        recorded = Recorded(SandboxSpec.from_json(spec["spec"]), _decode(state), layers, min(known))
+        recorded = Recorded(opened(spec["spec"]), _decode(state), layers, min(known))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return recorded if recorded.spec.sandbox_id == directory.name else None
@@ -240,8 +253,8 @@ def read_handle(directory: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _encode_spec(spec: SandboxSpec, layers: Sequence[Path]) -> bytes:
-    body = {"version": VERSION, "spec": spec.as_json(), "layers": [str(layer) for layer in layers]}
+def _encode_spec(spec: SandboxSpec, layers: Sequence[Path], closed: Closed) -> bytes:
+    body = {"version": VERSION, "spec": dict(closed(spec)), "layers": [str(layer) for layer in layers]}
     return json.dumps(body).encode()
 
 

@@ -31,6 +31,7 @@ _LEAST_FOR_HOST_MIB = 512
 _HOST_MEMORY_SHARE = 10
 _MOST_RESERVE_MIB = 10 * 1024
 _RESERVE_SHARE = 20
+_VOLUME_MIB = 10240
 _LEAST = Limits(cpu_count=1, memory_mib=256, disk_mib=256, pids=256)
 """A machine is never found to have less: a server must be able to run at least one sandbox."""
 
@@ -71,6 +72,8 @@ class Wishes:
     total: Amounts = field(default_factory=Amounts)
     at_once: Amounts = field(default_factory=Amounts)
     disk_reserve_mib: int | None = None
+    volume_mib: int | None = None
+    volumes_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,10 @@ class Capacity:
     total: Limits
     at_once: Limits
     disk_reserve_mib: int
+    volume_mib: int = 10240
+    """How much each volume can hold."""
+    volumes_mib: int = 10240
+    """What the sizes of all volumes together may add up to."""
 
 
 def derive(machine: Machine, wishes: Wishes | None = None) -> Capacity:
@@ -102,7 +109,10 @@ def derive(machine: Machine, wishes: Wishes | None = None) -> Capacity:
     sums = {name: getattr(at_once, name) * OVERCOMMIT[name] for name in Limits.__slots__}
     total = wishes.total.or_else(Limits(**sums))
     shares = {name: max(_part(getattr(total, name), TEAM_SHARE), getattr(_LEAST, name)) for name in Limits.__slots__}
-    return Capacity(maximum, wishes.team.or_else(Limits(**shares)), total, at_once, reserve)
+    team = wishes.team.or_else(Limits(**shares))
+    volume = wishes.volume_mib or min(_VOLUME_MIB, at_once.disk_mib)
+    volumes = wishes.volumes_mib or at_once.disk_mib * OVERCOMMIT["disk_mib"]
+    return Capacity(maximum, team, total, at_once, reserve, volume, volumes)
 
 
 def _part(whole: int, share: tuple[int, int]) -> int:

@@ -20,7 +20,9 @@
         ├── GuestUnresponsive  a sandbox's guest does not answer, and should have before this         503
         ├── BuildFailed        a template could not be built; nothing half-built is left
         ├── NodeUnreachable    a node does not answer; what was asked of it may or may not have been done
+        ├── StateLost          the database does not fit what runs or was done: a person has to decide
         ├── TemplateNotReady   it is still being built: the message says how far it is              503
+        ├── StorageFull        the database or a node's disk has no room: nothing was changed               507
         └── BackendUnavailable the isolation tier does not work on this machine; `hint` says what to do
 
 A command that exits non-zero is a *result*, never one of these.
@@ -130,6 +132,10 @@ class BuildFailed(PlatformError):
     """A template could not be built. The message ends with the log's tail, the hint says where the whole log is."""
 
 
+class StateLost(PlatformError):
+    """The database is empty, or older than what runs here. A server that started on it would destroy what it lacks."""
+
+
 class NodeUnreachable(PlatformError):
     """A node does not answer. Whether it did what was asked is unknown."""
 
@@ -140,6 +146,10 @@ BEING_BUILT = "is being built"
 
 class TemplateNotReady(PlatformError):
     """A template is still being built, and goes on being built. The message says how far it is."""
+
+
+class StorageFull(PlatformError):
+    """What was asked for could not be written down, so it was not done. Whatever was answered before is kept."""
 
 
 class BackendUnavailable(PlatformError):

@@ -108,7 +108,8 @@ class NetworkPolicy:
     """One sandbox's network, checked. `dns_servers` None means the server's own choice.
 
     `rules`: canonical origin (of a host or `*.host`) → the header sets to add, in order. They hold secrets.
-    `mib_s`: how much may pass in a second, both ways and all connections together; None: no limit.
+    `mib_s`: how much may pass in a second, both ways and all connections together; None: no limit. `registries`: also
+    the private networks that the operator opened for registries of images; no caller's to say.
     """
 
     allow_internet: bool = True
@@ -117,6 +118,7 @@ class NetworkPolicy:
     dns_servers: tuple[str, ...] | None = None
     rules: Rules = field(default_factory=dict, repr=False)
     mib_s: int | None = None
+    registries: bool = False
 
     @staticmethod
     def checked(
@@ -149,6 +151,7 @@ class NetworkPolicy:
             "dns_servers": list(self.dns_servers) if self.dns_servers is not None else None,
             "rules": {host: [dict(headers) for headers in sets] for host, sets in self.rules.items()},
             "mib_s": self.mib_s,
+            "registries": self.registries,
         }
 
     @staticmethod
@@ -164,6 +167,7 @@ class NetworkPolicy:
             tuple(servers) if servers is not None else None,
             {host: tuple(dict(one) for one in sets) for host, sets in value["rules"].items()},
             value.get("mib_s"),
+            value.get("registries", False) is True,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.model.network import NetworkPolicy
+from atoll.model.volume import DeviceMount, VolumeMount
 
 ENVD_PORT = 49983
 """The guest's envd protocol (process, filesystem, files). E2B's number."""
@@ -109,11 +110,13 @@ class SandboxSpec:
     no_new_privileges: bool = False
     """No program that it starts gains rights by another one's: set-uid and file capabilities mean nothing, `sudo` and
     `su` fail."""
+    volumes: tuple[VolumeMount, ...] = ()
+    """Mounted into it, on its node."""
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
         public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
-        return replace(public, traffic_access_token=None, mask_request_host=None)
+        return replace(public, traffic_access_token=None, mask_request_host=None, volumes=())
 
     def as_json(self) -> dict[str, Any]:
         """The inverse of `from_json`. It holds secrets."""
@@ -122,6 +125,7 @@ class SandboxSpec:
             "limits": self.limits.as_json(),
             "env_vars": dict(self.env_vars),
             "network": self.network.as_json(),
+            "volumes": [mount.as_json() for mount in self.volumes],
         }
 
     @staticmethod
@@ -133,6 +137,7 @@ class SandboxSpec:
                 "limits": Limits.from_json(value["limits"]),
                 "env_vars": dict(value["env_vars"]),
                 "network": NetworkPolicy.from_json(value["network"]),
+                "volumes": tuple(VolumeMount.from_json(mount) for mount in value.get("volumes", ())),
             }
         )
 
@@ -151,6 +156,8 @@ class SandboxPaths:
     lower_dirs: tuple[Path, ...]
     state_dir: Path
     memory: Path | None = None
+    volumes: tuple[DeviceMount, ...] = ()
+    """The devices of its volumes, which stay at least until it is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,5 +216,6 @@ class SandboxRecord:
     guest_answered: bool = True
     """Before it was paused."""
     mask_request_host: str | None = None
+    volumes: tuple[VolumeMount, ...] = ()
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

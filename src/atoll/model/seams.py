@@ -98,8 +98,10 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """Lets a paused one run again; as `create`, but a caller that goes away does not stop it.
+
+        `network`: what it may reach from its first moment on; what its rules add may have changed while it was paused.
 
         FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
         MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).
@@ -148,8 +150,20 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """Ends the sandbox, and keeps the directories `first`, `first` + 1, … of `directory` in it as images.
+
+        Each stands on the one before, the first on the image `below`; None: on nothing. What one deletes is marked
+        there as in an OCI layer's archive. Raises as `commit`, TemplateNotFound (`below`).
+        """
+        ...
+
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """Keeps what it is now as the image `image_id`; it goes on. `mode` None: as much as its tier can.
+
+        `durable`: it is on the machine's disk when this returns; else once something durable stands on it.
 
         Raises SandboxGone, Conflict (it is paused), NotOffered, PlatformError; it runs on in any case.
         """
@@ -161,6 +175,19 @@ class NodeClient(Protocol):
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """Frees all other images that no sandbox stands on and that are not new; returns how many."""
+        ...
+
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """Makes an empty volume, which sandboxes may name from now on, and opens the way to its contents.
+
+        `token_digest`: SHA-256, as hex, of the token that its contents are reached with. One that is there already
+        stays. Raises NotOffered (this machine cannot have any), QuotaExceeded (no room), PlatformError.
+        """
+        ...
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """With its contents. Idempotent. Raises Conflict (a sandbox has it mounted, or would have when it is resumed),
+        PlatformError."""
         ...
 
     async def templates(self) -> Sequence[Template]:

@@ -23,6 +23,7 @@ import structlog
 
 from atoll.isolation.base import DiskUse, SandboxHandle
 from atoll.model.errors import AtollError, QuotaExceeded
+from atoll.node.volumes import NodeVolumes, NoVolumes
 
 SPARE = "spare"
 _SPARE_BYTES = 64 << 20
@@ -70,6 +71,7 @@ class DiskSpace:
     def __init__(self, place: Path, reserve: int) -> None:
         self._place = place
         self._reserve = reserve
+        self._volumes: NodeVolumes = NoVolumes()
         self._before: Mapping[str, DiskUse] = {}
         self._more: dict[str, int | None] = {}
         self._frozen: frozenset[str] = frozenset()
@@ -86,8 +88,9 @@ class DiskSpace:
                 hint="kill sandboxes, or make room; see ATOLL_DISK_RESERVE_MIB",
             )
 
-    async def run(self, live: Callable[[], Mapping[str, SandboxHandle]]) -> None:
-        """Until cancelled. `live`: the sandboxes of now."""
+    async def run(self, live: Callable[[], Mapping[str, SandboxHandle]], volumes: NodeVolumes | None = None) -> None:
+        """Until cancelled. `live`: the sandboxes of now. A volume takes space as they do, and is never frozen."""
+        self._volumes = volumes or NoVolumes()
         await asyncio.to_thread(self._set_aside)
         while self._reserve:
             try:
@@ -107,7 +110,7 @@ class DiskSpace:
             await asyncio.to_thread(self._give_up_spare)
         live = dict(sandboxes())
         found = {name: await handle.disk_use() for name, handle in live.items()}
-        uses = {name: use for name, use in found.items() if use is not None}
+        uses = {name: use for name, use in found.items() if use is not None} | await self._volumes.uses()
         decision = decide(free, self._reserve, uses, self._before, self._frozen)
         self._before = uses
         await self._carry_out(decision, live)
@@ -121,7 +124,7 @@ class DiskSpace:
         self._room = decision.room
         for name, more in decision.more.items():
             if more is not None or self._more.get(name) is not None:
-                await live[name].allow_disk(more)
+                await (live[name].allow_disk(more) if name in live else self._volumes.allow(name, more))
         self._more = dict(decision.more)
         for name in decision.frozen ^ self._frozen:
             if name not in live:

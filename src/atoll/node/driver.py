@@ -11,8 +11,9 @@ and `dial` go straight to the handle, because they change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,26 @@ import structlog
 from atoll.isolation import directory
 from atoll.isolation.base import ExitReport, IsolationBackend, SandboxHandle
 from atoll.isolation.directory import Paused
-from atoll.model.errors import AtollError, Conflict, CreateFailed, MemoryLost, NotOffered, PlatformError, SandboxGone
+from atoll.model.errors import (
+    AtollError,
+    Conflict,
+    CreateFailed,
+    MemoryLost,
+    NotFound,
+    NotOffered,
+    PlatformError,
+    SandboxGone,
+    StorageFull,
+)
 from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
+from atoll.model.volume import DeviceMount
+from atoll.node.directories import SandboxDirectories
+from atoll.node.volumes import NodeVolumes, NoVolumes
 
 CREATE_TIMEOUT_S = 30.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = "make room on the disk of its data directory and try again"
 KILL_TIMEOUT_S = 15.0
 """Longer than the ten seconds that the contract gives a backend: past it the backend is broken, not slow."""
 
@@ -91,14 +107,24 @@ class Making:
     backend: IsolationBackend
     spec: SandboxSpec
     paths: SandboxPaths
+    volumes: NodeVolumes = field(default_factory=NoVolumes)
+
+    @asynccontextmanager
+    async def with_volumes(self) -> AsyncIterator[SandboxPaths]:
+        """The paths, with the devices of its volumes while they are needed. Raises CreateFailed."""
+        mounts = self.spec.volumes
+        try:
+            async with self.volumes.attached([mount.volume_id for mount in mounts]) as devices:
+                pairs = zip(devices, mounts, strict=True)
+                yield replace(self.paths, volumes=tuple(DeviceMount(device, one.path) for device, one in pairs))
+        except NotFound as error:
+            raise CreateFailed(f"sandbox {self.spec.sandbox_id!r}: {error.message}") from error
 
 
 class SandboxDriver:
     """`run` is the task; every other method may be called from any other task at any time."""
 
-    def __init__(
-        self, sandbox_id: str, state_dir: Path, make: Callable[[Path], None], discard: Callable[[Path], None]
-    ) -> None:
+    def __init__(self, sandbox_id: str, directories: SandboxDirectories) -> None:
         self.sandbox_id = sandbox_id
         self.started: asyncio.Future[SandboxHandle] = asyncio.get_running_loop().create_future()
         self.finished = asyncio.Event()
@@ -108,9 +134,8 @@ class SandboxDriver:
         """What is kept of it while it is paused."""
         self.log_base = 0
         """See StateRecord."""
-        self._state_dir = state_dir
-        self._make = make
-        self._discard = discard
+        self._directories = directories
+        self._state_dir = directories.of(sandbox_id)
         self._commands: asyncio.Queue[_Kill | _Keep | _Detach | _Died | _Pause | _Resume | _Become] = asyncio.Queue()
         self._closed = False
         self._state = SandboxState.CREATING
@@ -130,6 +155,10 @@ class SandboxDriver:
             self._fail(error)
             return None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                _log.error("sandbox.create_failed", sandbox_id=self.sandbox_id, error=str(error))
+                self._fail(StorageFull(f"the node's disk has no room for a sandbox: {error}", hint=_MAKE_ROOM))
+                return None
             _log.exception("sandbox.create_failed", sandbox_id=self.sandbox_id)
             self._fail(CreateFailed(f"sandbox {self.sandbox_id!r} was not made: {error}"))
             return None
@@ -207,12 +236,13 @@ class SandboxDriver:
     async def _create(self, making: Making) -> SandboxHandle:
         spec, paths = making.spec, making.paths
         async with AsyncExitStack() as undo:
-            self._make(self._state_dir)
-            undo.callback(self._discard, self._state_dir)
-            directory.write_spec(self._state_dir, spec, paths.lower_dirs)
+            self._directories.make(self._state_dir)
+            undo.callback(self._directories.discard, self._state_dir)
+            self._directories.write_spec(spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
-                    handle = await making.backend.create(spec, paths)
+                    async with making.with_volumes() as paths:
+                        handle = await making.backend.create(spec, paths)
             except TimeoutError as error:
                 raise CreateFailed(
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
@@ -253,7 +283,7 @@ class SandboxDriver:
 
     def _become(self, making: Making, spec: SandboxSpec, answer: asyncio.Future[None]) -> Making:
         try:
-            directory.rewrite_spec(self._state_dir, spec, making.paths.lower_dirs)
+            self._directories.rewrite_spec(spec, making.paths.lower_dirs)
         except OSError as error:
             answer.set_exception(PlatformError(f"sandbox {self.sandbox_id!r} stays what it is: {error}"))
             answer.exception()  # the caller may be gone
@@ -323,7 +353,8 @@ class SandboxDriver:
                 self.log_base = directory.begin_boot(self._state_dir)
                 self._state = SandboxState.RESUMING
             async with asyncio.timeout(CREATE_TIMEOUT_S):
-                return await making.backend.resume(making.spec, making.paths, paused.record, command.mode)
+                async with making.with_volumes() as paths:
+                    return await making.backend.resume(making.spec, paths, paused.record, command.mode)
         except (OSError, TimeoutError) as error:  # (TimeoutError is an OSError)
             raise CreateFailed(f"sandbox {self.sandbox_id!r} cannot be resumed: {error or 'too slow'}") from error
 
@@ -360,14 +391,14 @@ class SandboxDriver:
             if keep is not None:
                 await self._free(handle)
             elif await self._end_part(handle.stop()):
-                self._discard(self._state_dir)
+                self._directories.discard(self._state_dir)
                 self._stopped.set()
                 await self._free(handle)
         elif self.paused is not None:
             await self._free_paused(making, self.paused)
         if keep is not None:
             await self._save(keep)
-        self._discard(self._state_dir)
+        self._directories.discard(self._state_dir)
         return ended
 
     async def _save(self, keep: _Keep) -> None:

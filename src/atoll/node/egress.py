@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import structlog
 
-from atoll.isolation import directory
 from atoll.isolation.base import SandboxHandle
 from atoll.isolation.guest_client import order
 from atoll.model.errors import AtollError, CallerError, CreateFailed, NotOffered, PlatformError
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SandboxSpec
-from atoll.model.sealing import Seal
 from atoll.node.directories import SandboxDirectories
 from atoll.node.gateway import EgressGateway
 
@@ -25,10 +23,10 @@ _log = structlog.get_logger("atoll.node")
 class NodeEgress:
     """One per node, over its gateway."""
 
-    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories, seal: Seal) -> None:
+    def __init__(self, gateway: EgressGateway, directories: SandboxDirectories) -> None:
         self._gateway = gateway
         self._directories = directories
-        self._seal = seal
+        self._seal = directories.seal
 
     def prepared(self, spec: SandboxSpec) -> SandboxSpec:
         """As it is kept and handed to its tier: what rules add is sealed, and programs inside trust the gateway where a
@@ -68,11 +66,19 @@ class NodeEgress:
         if network.rules:
             certificate = self._gateway.certificate()
             await order(handle, "/init", {"caCertificate": certificate}, within_s=_TRUST_WITHIN_S)
+        self._keep(sandbox_id, network)
+        await self._gateway.update(sandbox_id, network)
+
+    def set_aside(self, spec: SandboxSpec, network: NetworkPolicy) -> None:
+        """For one that is paused: what it may reach once it runs. Raises PlatformError."""
+        if self._seal.open_rules(self._directories.network_of(spec)) != network:
+            self._keep(spec.sandbox_id, network)
+
+    def _keep(self, sandbox_id: str, network: NetworkPolicy) -> None:
         try:
-            directory.change_network(self._directories.of(sandbox_id), self._seal.close_rules(network))
+            self._directories.change_network(sandbox_id, network)
         except OSError as error:
             raise PlatformError(f"the network of sandbox {sandbox_id!r} stays as it is: {error}") from error
-        await self._gateway.update(sandbox_id, network)
 
     async def connections(self, sandbox_id: str) -> Sequence[NetworkConnection]:
         """Oldest first; none for a sandbox without egress. Raises PlatformError: no gateway answers."""

@@ -28,6 +28,8 @@ class LiveSandbox:
 
     driver: SandboxDriver
     making: Making
+    made: bool = False
+    """From when it first ran, or was adopted. A pause or a resume under way does not change that."""
     guest_answered: bool = True
     """Before it was paused."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -97,7 +99,7 @@ class LiveSandboxes:
     ) -> LiveSandbox:
         """Starts its task: `life` on a new driver, then the end of all that it had here."""
         place, sandbox_id = self._directories, making.spec.sandbox_id
-        live = LiveSandbox(SandboxDriver(sandbox_id, place.of(sandbox_id), place.make, place.discard), making)
+        live = LiveSandbox(SandboxDriver(sandbox_id, place), making)
         self._live[sandbox_id] = live
         self._tasks.create_task(self._see_through(live, life(live.driver)), name=f"sandbox {sandbox_id}")
         return live
@@ -105,7 +107,7 @@ class LiveSandboxes:
     def publish(self, live: LiveSandbox, handle: SandboxHandle) -> None:
         """It runs: from now on it can be reached, its log is read, its OOM kills are reported."""
         spec = live.spec
-        live.handle = handle
+        live.handle, live.made = handle, True
         live.tail = LogTail(handle, self._reports.logged, live.driver.log_base)
         live.tailing = self._tasks.create_task(live.tail.run(), name=f"log of {spec.sandbox_id}")
         handle.on_oom(lambda victim: self._reports.out_of_memory(handle, victim))

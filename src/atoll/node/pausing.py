@@ -26,10 +26,12 @@ from atoll.model.errors import (
     PlatformError,
     SandboxGone,
 )
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import PauseMode
 from atoll.model.seams import NodePause, NodeSnapshot
-from atoll.node.directories import SandboxDirectories
+from atoll.node.blocking import in_thread
 from atoll.node.egress import NodeEgress
+from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
 
 _SENT_AFTER_S = 0.02
@@ -43,31 +45,33 @@ class NodePausing:
     """Part of the supervisor."""
 
     def __init__(
-        self, tasks: asyncio.TaskGroup, live: LiveSandboxes, egress: NodeEgress, directories: SandboxDirectories
+        self,
+        tasks: asyncio.TaskGroup,
+        live: LiveSandboxes,
+        egress: NodeEgress,
+        images: ImageLayers,
+        folding: Folding,
     ) -> None:
         self._tasks = tasks
         self._live = live
         self._egress = egress
-        self._directories = directories
+        self._images = images
+        self._folding = folding
 
     async def pause(self, sandbox_id: str, mode: PauseMode, *, need_answer: bool) -> NodePause:
         """See NodeClient.pause."""
         return await self._to_its_end(self._pause(self._find(sandbox_id), mode, need_answer), f"pause {sandbox_id}")
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> SandboxHandle:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         """See NodeClient.resume."""
-        return await self._to_its_end(self._resume(self._find(sandbox_id), mode), f"resume {sandbox_id}")
+        return await self._to_its_end(self._resume(self._find(sandbox_id), mode, network), f"resume {sandbox_id}")
 
-    async def snapshot(
-        self, sandbox_id: str, mode: PauseMode | None, image_id: str, images: ImageLayers
-    ) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, mode: PauseMode | None, image_id: str, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
-        work = self._snapshot(self._find(sandbox_id), mode, image_id, images)
+        work = self._snapshot(self._find(sandbox_id), mode, image_id, durable)
         return await self._to_its_end(work, f"snapshot {sandbox_id}")
 
-    async def _snapshot(
-        self, live: LiveSandbox, mode: PauseMode | None, image_id: str, images: ImageLayers
-    ) -> NodeSnapshot:
+    async def _snapshot(self, live: LiveSandbox, mode: PauseMode | None, image_id: str, durable: bool) -> NodeSnapshot:
         async with live.turn:
             handle, spec = live.handle, live.spec
             if handle is None:
@@ -76,11 +80,14 @@ class NodePausing:
                 can = live.making.backend.capabilities
                 mode = PauseMode.MEMORY if Capability.SNAPSHOT_MEMORY in can else PauseMode.FILESYSTEM
             try:
-                with images.capturing(image_id, live.layers, live.tier) as made:
-                    captured = await handle.snapshot(mode, made.parts)
-                    made.layer, made.memory = captured.layer, captured.memory
+                if durable:
+                    await asyncio.to_thread(self._images.settle, live.layers)
+                capturing = self._images.capturing(image_id, live.layers, live.tier, durable=durable)
+                async with in_thread(capturing) as capture:
+                    capture.put(await handle.snapshot(mode, capture.target, durable=durable))
             except (OSError, ValueError) as error:
                 raise PlatformError(f"the snapshot of {spec.sandbox_id!r} cannot be kept: {error}") from error
+            self._folding.soon(image_id, live.making.backend)
             _log.info("sandbox.snapshot", sandbox_id=spec.sandbox_id, image=image_id, mode=mode.value)
             return NodeSnapshot(
                 mode,
@@ -114,6 +121,7 @@ class NodePausing:
                 live.guest_answered = await _hang_up(handle)
                 if need_answer and not live.guest_answered:
                     raise GuestUnresponsive(f"the guest of sandbox {handle.sandbox_id!r} does not answer")
+                await self._settle_below(live)
                 await live.driver.pause(mode)
             except BaseException:
                 self._live.publish(live, handle)
@@ -122,12 +130,19 @@ class NodePausing:
             _log.info("sandbox.paused", sandbox_id=handle.sandbox_id, mode=mode.value, answered=live.guest_answered)
             return describe(live)
 
-    async def _resume(self, live: LiveSandbox, mode: PauseMode) -> SandboxHandle:
+    async def _settle_below(self, live: LiveSandbox) -> None:
+        """What it stands on is to outlive the machine as it does itself."""
+        try:
+            await asyncio.to_thread(self._images.settle, live.layers)
+        except OSError as error:
+            raise PlatformError(f"the layers below {live.spec.sandbox_id!r} cannot be kept: {error}") from error
+
+    async def _resume(self, live: LiveSandbox, mode: PauseMode, network: NetworkPolicy) -> SandboxHandle:
         async with live.turn:
             if live.handle is not None:
                 raise Conflict(f"sandbox {live.spec.sandbox_id!r} is not paused")
+            self._egress.set_aside(live.spec, network)
             handle = await live.driver.resume(mode)
-            network = self._directories.network_of(live.spec)
             await self._egress.attach_adopted(handle, network)
             self._live.publish(live, handle)
             _log.info("sandbox.resumed", sandbox_id=live.spec.sandbox_id, mode=mode.value)

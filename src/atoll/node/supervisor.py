@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from atoll.isolation.guest_client import order
-from atoll.model.errors import CreateFailed, PlatformError, SandboxGone
+from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
+from atoll.model.volume import VOLUME_PORT, is_volume_id
+from atoll.node.blocking import in_thread
 from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
-from atoll.node.live import LiveSandboxes
+from atoll.node.folding import Folding
+from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
+from atoll.node.volumes import NodeVolumes, NoVolumes
 
 
 class Supervisor:
@@ -59,6 +64,7 @@ class Supervisor:
         templates: NodeTemplates,
         egress: NodeEgress,
         disk: DiskSpace,
+        volumes: NodeVolumes | None = None,
         node_id: str = "local",
         keep_sandboxes: bool = True,
     ) -> None:
@@ -69,10 +75,13 @@ class Supervisor:
         self._templates = templates
         self._egress = egress
         self._disk = disk
+        self._volumes = volumes or NoVolumes()
+        self._sink: RouteSink | None = None
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
-        self._pausing = NodePausing(self._tasks, self.live, egress, directories)
+        self._folding = Folding(templates.images)
+        self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -84,12 +93,14 @@ class Supervisor:
             stack.push_async_callback(self._tiers.aclose)
             await self._tiers.open()
             left = self.directories.open()
+            self._volumes.open()
+            stack.push_async_callback(self._volumes.aclose)
             stack.callback(self.directories.close)
             await stack.enter_async_context(self._tasks)
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
-            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles), name="disk space"))
+            helpers.append(self._tasks.create_task(self._disk.run(self.live.handles, self._volumes), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
-            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates)
+            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
             self.start_report = await take_over.run(left)
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
@@ -107,6 +118,7 @@ class Supervisor:
     async def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._tiers.start_no_more()
+        await self._folding.aclose()
         drivers = [live.driver for _, live in self.live]
         if self._keep:
             for driver in drivers:
@@ -145,7 +157,8 @@ class Supervisor:
         base = self._templates.base_of(request)
         backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
-        making = Making(backend, spec, SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory))
+        paths = SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory)
+        making = Making(backend, spec, paths, self._volumes)
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
@@ -188,10 +201,10 @@ class Supervisor:
         """See NodeClient.pause."""
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient.resume."""
         began = time.monotonic()
-        handle = await self._pausing.resume(sandbox_id, mode)
+        handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -222,7 +235,7 @@ class Supervisor:
         return [
             NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
             for name, live in self.live
-            if (live.handle is not None or live.driver.paused is not None) and not live.driver.has_stopped
+            if live.made and not live.driver.has_stopped
         ]
 
     async def make_template(self, name: str, wait_s: float) -> None:
@@ -231,25 +244,49 @@ class Supervisor:
 
     async def commit(self, sandbox_id: str, image_id: str) -> None:
         """See NodeClient.commit."""
-        live = self.live.get(sandbox_id)
-        if live is None:
-            raise SandboxGone(sandbox_id)
+        live = self._alive(sandbox_id)
         backend, layers = await self._tiers.get(live.tier), live.layers
 
         async def save(state_dir: Path) -> None:
-            with self._templates.images.making(image_id, layers) as layer:
-                await backend.copy_written(state_dir, layer)
+            async with in_thread(self._templates.images.capturing(image_id, layers, live.tier)) as capture:
+                capture.put(await backend.keep_written(state_dir, capture.target))
 
+        await self._end_saving(live, save)
+        self._folding.soon(image_id, backend)
+
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient.commit_layers."""
+        live = self._alive(sandbox_id)
+        backend, images = await self._tiers.get(live.tier), self._templates.images
+        layers = images.find(below) if below is not None else ()
+
+        async def save(state_dir: Path) -> None:
+            with images.unfinished() as place:
+                await backend.copy_written(state_dir, place)
+                await asyncio.to_thread(images.make_of, place, directory, first, image_ids, layers)
+
+        await self._end_saving(live, save)
+
+    def _alive(self, sandbox_id: str) -> LiveSandbox:
+        live = self.live.get(sandbox_id)
+        if live is None:
+            raise SandboxGone(sandbox_id)
+        return live
+
+    async def _end_saving(self, live: LiveSandbox, save: Callable[[Path], Awaitable[None]]) -> None:
+        sandbox_id = live.driver.sandbox_id
         await self.live.close(live)
         try:
             await asyncio.shield(live.driver.end_saving(save))
         except (OSError, ValueError) as error:
             raise PlatformError(f"what the sandbox {sandbox_id!r} has written cannot be kept: {error}") from error
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
         self._disk.check_room()
-        return await self._pausing.snapshot(sandbox_id, mode, image_id, self._templates.images)
+        return await self._pausing.snapshot(sandbox_id, mode, image_id, durable=durable)
 
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""
@@ -263,6 +300,30 @@ class Supervisor:
         except OSError as error:
             raise PlatformError(f"unused images cannot be removed: {error}") from error
 
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """See NodeClient.create_volume."""
+        self._disk.check_room()
+        await self._volumes.create(volume_id, size_mib, token_digest)
+        if self._sink is not None:
+            self._sink.add(self._volume_route(volume_id))
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See NodeClient.remove_volume."""
+        users = [name for name, live in self.live if any(one.volume_id == volume_id for one in live.spec.volumes)]
+        if users:
+            raise Conflict(f"the volume is mounted in sandbox {users[0]!r}", hint="kill it first")
+        await self._volumes.remove(volume_id)
+        if self._sink is not None:
+            self._sink.remove(volume_id)
+
+    def _volume_route(self, volume_id: str) -> Route:
+        async def dial(port: int) -> socket.socket:
+            if port != VOLUME_PORT:
+                raise PortClosed(volume_id, port)
+            return await self._volumes.dial(volume_id)
+
+        return Route(sandbox_id=volume_id, dial=dial)
+
     async def templates(self) -> Sequence[Template]:
         """See NodeClient.templates."""
         return self._templates.list()
@@ -273,7 +334,10 @@ class Supervisor:
 
     def subscribe_routes(self, sink: RouteSink) -> None:
         """See LiveSandboxes.subscribe_routes."""
+        self._sink = sink
         self.live.subscribe_routes(sink)
+        for volume_id in self._volumes.ids():
+            sink.add(self._volume_route(volume_id))
 
     def tiers(self) -> dict[str, Sequence[str]]:
         """Each tier that runs, and the limits that its sandboxes do not keep."""
@@ -283,11 +347,13 @@ class Supervisor:
 
     def find(self, sandbox_id: str) -> Route | None:
         """See RouteTable.find."""
+        if is_volume_id(sandbox_id):
+            return self._volume_route(sandbox_id) if sandbox_id in self._volumes.ids() else None
         return self.live.find(sandbox_id)
 
     def routes(self) -> Sequence[Route]:
         """See RouteTable.routes."""
-        return self.live.routes()
+        return [*self.live.routes(), *(self._volume_route(one) for one in self._volumes.ids())]
 
 
 def _steps_ms(began: float, stages: Mapping[str, float], ended: float) -> dict[str, float]:

@@ -21,6 +21,7 @@ from atoll.node.egress import NodeEgress
 from atoll.node.live import LiveSandboxes
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
+from atoll.node.volumes import NodeVolumes
 
 _log = structlog.get_logger("atoll.node")
 
@@ -44,7 +45,9 @@ class TakeOver:
         live: LiveSandboxes,
         egress: NodeEgress,
         templates: NodeTemplates,
+        volumes: NodeVolumes,
     ) -> None:
+        self._volumes = volumes
         self._directories = directories
         self._tiers = tiers
         self._live = live
@@ -106,7 +109,8 @@ class TakeOver:
             await self._settle(making, found)
 
     def _making(self, backend: IsolationBackend, found: Recorded) -> Making:
-        return Making(backend, found.spec, SandboxPaths(found.layers, self._directories.of(found.spec.sandbox_id)))
+        paths = SandboxPaths(found.layers, self._directories.of(found.spec.sandbox_id))
+        return Making(backend, found.spec, paths, self._volumes)
 
     async def _adopt(self, making: Making, found: Recorded) -> SandboxHandle | None:
         try:
@@ -135,7 +139,7 @@ class TakeOver:
             except OSError as error:
                 _log.error("sandbox.pause_not_settled", sandbox_id=found.spec.sandbox_id, error=str(error))
         live = self._live.begin(making, lambda driver: driver.adopted_paused(making, kept))
-        live.driver.paused, live.driver.log_base = kept, found.state.log_base
+        live.driver.paused, live.driver.log_base, live.made = kept, found.state.log_base, True
 
     async def _settle(self, making: Making, found: Recorded) -> None:
         """A pause or resume that was cut off: it runs if its guest answers, else it is paused."""

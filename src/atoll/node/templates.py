@@ -90,6 +90,7 @@ class NodeTemplates:
     async def remove_unused_builds(self) -> None:
         """Those that newer builds have superseded and that no sandbox uses. A failure is logged."""
         try:
+            await asyncio.to_thread(self._store.images.remove_unfinished)
             removed = await asyncio.to_thread(self._store.remove_unused_builds)
         except OSError as error:
             _log.warning("templates.not_removed", error=str(error))

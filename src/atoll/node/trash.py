@@ -29,7 +29,7 @@ class Trash:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._wanted = asyncio.Event()
+        self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurry = asyncio.Event()
@@ -58,15 +58,15 @@ class Trash:
     async def run(self) -> None:
         """Removes until cancelled. Cancelling ends a removal under way; what is left stays for the next server."""
         while True:
-            await self._wanted.wait()
+            await self._filled.wait()
             await self._linger()
-            self._wanted.clear()
+            self._filled.clear()
             while entries := self._entries()[:_BATCH]:
                 if not await _remove(entries):
                     break
                 if len(entries) < _BATCH:  # what came meanwhile waits for its own batch: under a steady stream too
                     await self._linger()
-            if not self._wanted.is_set():
+            if not self._filled.is_set():
                 self._idle.set()
 
     async def settled(self) -> None:
@@ -83,7 +83,7 @@ class Trash:
 
     def _wake(self) -> None:
         self._idle.clear()
-        self._wanted.set()
+        self._filled.set()
 
     def _entries(self) -> list[Path]:
         return [Path(entry.path) for entry in os.scandir(self._directory)]

@@ -1,5 +1,6 @@
 """The agent runtime: OpenHands' runtime contract on E2B sandboxes. What is exported here is the public interface."""
 
+from atoll.runtime.branches import BranchTree, Checkpoint
 from atoll.runtime.config import RuntimeConfig, SandboxConfig
 from atoll.runtime.errors import (
     AgentRuntimeDisconnectedError,
@@ -68,8 +69,10 @@ __all__ = [
     "AgentRuntimeUnavailableError",
     "AgentSkillsRequirement",
     "AgentThinkAction",
+    "BranchTree",
     "BrowseInteractiveAction",
     "BrowseURLAction",
+    "Checkpoint",
     "CmdOutputMetadata",
     "CmdOutputObservation",
     "CmdRunAction",

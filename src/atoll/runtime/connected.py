@@ -28,6 +28,12 @@ from atoll.runtime.sandbox.box import E2BBox
 from atoll.runtime.shell.shell import TIMEOUT_MESSAGE, Shell
 from atoll.runtime.shell.terminal_link import SandboxTerminal
 
+_SHELL_STATE = "~/.atoll-shell-state"
+_SHOW_SHELL_STATE = (
+    "( export -p; alias -p; for f in $(compgen -A function); do"
+    ' case $f in __atoll_*) ;; *) declare -f "$f" ;; esac; done )'  # those belong to the shell's own protocol
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -143,6 +149,29 @@ class ConnectedSandbox:
         self.environment.set(variables)
         if in_kernel:
             self.jupyter.set_variables(variables)
+
+    def keep_shell_state(self) -> None:
+        """What the agent's shell has defined goes to a file of its home, for `take_shell_state`. Best effort."""
+        self.shell.execute(
+            CmdRunAction(
+                f"{_SHOW_SHELL_STATE} > {_SHELL_STATE} 2>/dev/null; true",
+                blocking=True, timeout=30, hidden=True,
+            )
+        )  # fmt: skip
+
+    def drop_shell_state(self) -> None:
+        """The file goes."""
+        self.box.execute(f"rm -f {_SHELL_STATE}")
+
+    def take_shell_state(self, cwd: str) -> None:
+        """In a sandbox made of a snapshot: the shell goes to `cwd` and has again what the other one had defined."""
+        self.shell.execute(
+            CmdRunAction(
+                f"[ ! -f {_SHELL_STATE} ] || . {_SHELL_STATE} 2>/dev/null; rm -f {_SHELL_STATE}; "
+                f"cd -- {shlex.quote(cwd)} 2>/dev/null; true",
+                blocking=True, timeout=30, hidden=True,
+            )
+        )  # fmt: skip
 
     def _make_workspace(self) -> None:
         workspace, owner = shlex.quote(self.workspace), shlex.quote(self.box.user or "user")

@@ -21,6 +21,7 @@ from openhands.runtime.base import Runtime  # type: ignore[import-not-found]
 from openhands.runtime.runtime_status import RuntimeStatus as _TheirStatus  # type: ignore[import-not-found]
 
 from atoll.runtime import runtime as _ours
+from atoll.runtime.branches import Checkpoint
 from atoll.runtime.errors import AgentRuntimeError
 from atoll.runtime.events.actions import MCPAction
 from atoll.runtime.events.base import Observation
@@ -240,6 +241,11 @@ class E2BRuntime(Runtime):  # type: ignore[misc]
     def list_files(self, path: str | None = None) -> list[str]:
         with _their_errors():
             return self._runtime.list_files(path)
+
+    def checkpoint(self, note: str = "") -> Checkpoint:
+        """See atoll.runtime.E2BRuntime.checkpoint."""
+        with _their_errors():
+            return self._runtime.checkpoint(note)
 
     def get_working_directory(self) -> str:
         with _their_errors():

@@ -26,6 +26,8 @@ from typing import Any, Self
 
 from e2b import SandboxException
 
+from atoll.runtime.branches import BranchTree, Checkpoint
+from atoll.runtime.branching import branching, settings_at
 from atoll.runtime.browser.browser import NO_BROWSER
 from atoll.runtime.config import RuntimeConfig, SandboxConfig
 from atoll.runtime.connected import ConnectedSandbox, Fresh, Setup
@@ -89,7 +91,9 @@ class E2BRuntime:
     """A runtime. `config` is a RuntimeConfig, a SandboxConfig or any object with OpenHands' names.
 
     `event_stream` and `llm_registry` may be None; with a stream, `on_event` answers actions on it. `template` and
-    `soft_timeout_s` (seconds without output until a command is reported as running) are this runtime's own.
+    `soft_timeout_s` (seconds without output until a command is reported as running) are this runtime's own, and so is
+    `checkpoint`: it goes on from there, in a sandbox of its own. `branches`: where checkpoints are kept, by default
+    DATA_DIR/branches.
 
     Methods that need the sandbox raise AgentRuntimeNotReadyError before `connect` and after `close`, and
     AgentRuntimeDisconnectedError, after status ERROR_RUNTIME_DISCONNECTED, when it is lost.
@@ -112,6 +116,8 @@ class E2BRuntime:
         *,
         template: str | None = None,
         soft_timeout_s: float | None = None,
+        checkpoint: Checkpoint | str | None = None,
+        branches: Path | None = None,
     ) -> None:
         self.config = RuntimeConfig(sandbox=config) if isinstance(config, SandboxConfig) else config or RuntimeConfig()
         self._settings = settings = SandboxConfig.of(self.config.sandbox)
@@ -128,8 +134,13 @@ class E2BRuntime:
         self.initial_env_vars = {**variables_of_environ(os.environ, settings), **(env_vars or {})}
         self._plugin_names = plugin_names(plugins) if settings.initialize_plugins else frozenset()
         needs_kernel = bool(self._plugin_names & {"jupyter", "agent_skills"})
+        self._branching = branching(branches, checkpoint)
+        if (begun_at := self._branching.at) is not None:
+            settings = settings_at(settings)
+            template = begun_at.snapshot
         chosen = template or settings.runtime_container_image or (JUPYTER_TEMPLATE if needs_kernel else None)
-        self._template: str = sandbox_options(settings, chosen).template
+        made_of = sandbox_options(settings, chosen).template
+        self._template: str = begun_at.template if begun_at is not None else made_of
         user = None if self.config.run_as_openhands else "root"
         self._ownership = SandboxOwnership(sid, settings, chosen, user, attach=attach_to_existing)
         self._soft_timeout_s = soft_timeout_s if soft_timeout_s is not None else _default_soft_timeout(settings)
@@ -162,6 +173,8 @@ class E2BRuntime:
             self.file_store = E2BFileStore(self.sandbox.filesystem)
             self.set_runtime_status(RuntimeStatus.SETTING_UP_WORKSPACE)
             self._connected = ConnectedSandbox(self.sandbox, self._setup())
+            if self._branching.at is not None:
+                self._connected.take_shell_state(self._branching.at.cwd)
         except BaseException as error:
             if self.sandbox is not None and self.sandbox is not given:
                 self._ownership.undo(self.sandbox)
@@ -199,6 +212,7 @@ class E2BRuntime:
             return
         self._runtime_closed = True
         atexit.unregister(self.close)
+        self._branching.log.close()
         if self._connected is not None:
             self._connected.close(shell=self._ownership.is_kept)  # a sandbox that ends takes its shell with it
         if self.sandbox is None:
@@ -344,6 +358,13 @@ class E2BRuntime:
 
     def run_action(self, action: Action) -> Observation:
         """The observation of an action. Raises AgentRuntimeUnavailableError only: all else is an observation."""
+        observation = self._observe(action)
+        with self._acting:
+            if not self._runtime_closed:
+                self._branching.log.note(action, observation)
+        return observation
+
+    def _observe(self, action: Action) -> Observation:
         if not getattr(action, "runnable", False):
             if action.action in ACTIONS:
                 return self._not_runnable(action)
@@ -473,6 +494,29 @@ class E2BRuntime:
         if isinstance(action, TaskTrackingAction):
             return self._tasks.track(action)
         return NullObservation("")
+
+    # ------------------------------------------------------------------------------------------------ branches
+
+    def checkpoint(self, note: str = "") -> Checkpoint:
+        """Keeps what the sandbox is now and what led there. This runtime and `E2BRuntime(checkpoint=…)` go on from it.
+
+        Processes are in it where the platform keeps memory; `keeps` and `why` say so. Raises
+        AgentRuntimeDisconnectedError, OSError (it cannot be written down; nothing is kept then), and what the SDK
+        raises for a platform without snapshots.
+        """
+        with self._on_sandbox() as live:
+            return self._branching.take(live, self.sid, self._template, note, jupyter=self.has_jupyter)
+
+    @property
+    def branches(self) -> BranchTree:
+        """Where its checkpoints are kept."""
+        return self._branching.tree
+
+    @property
+    def history(self) -> list[Event]:
+        """All that has happened on this branch: up to the last checkpoint, and since."""
+        with self._acting:
+            return self._branching.history()
 
     # ------------------------------------------------------------------------------------------------ files
 

@@ -128,7 +128,8 @@ def _be(role: Role, plan: Plan, parent: int, writing: int) -> NoReturn:
             gateway.become(_orders(plan, parent, writing))
         plan.egress.close()
         if role is Role.NODE:
-            plan.close_sockets()
+            if plan.agent_id is None:
+                plan.close_sockets()
             live(role.value, parent, writing, _keep_all, lambda ready, stop: node.run(plan, ready, stop))
         live(role.value, parent, writing, lambda: _give_up(plan), lambda ready, stop: front.run(plan, ready, stop))
     except AtollError as error:
@@ -150,6 +151,7 @@ def _orders(plan: Plan, parent: int, writing: int) -> gateway.Orders:
         plan.gateway_user,
         str(root_place(settings.data_dir, gateway.NAME)),
         settings.egress_allow_private,
+        settings.registry_allow_private,
         settings.name_servers,
         settings.log_level,
         settings.log_format,

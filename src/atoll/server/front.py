@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
@@ -16,11 +17,13 @@ from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
 from atoll.server.watchdog import Watchdog
+from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
-from atoll.wire.node.transport import unix
+from atoll.wire.node.transport import TlsNode, unix
 
 EDGE_GRACE_S = 3.0
 """How long running requests may go on after a stop was asked for."""
@@ -34,7 +37,8 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     nodes = NodeRegistry()
     async with (
         Store(plan.database_url, Seal(plan.seal_key)) as store,
-        RemoteNode(unix(plan.node_socket), presence=nodes) as node,
+        RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
+        _remote_nodes(plan, nodes) as remotes,
         ControlPlane(
             store=store,
             nodes=nodes,
@@ -42,16 +46,18 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
             templates_dir=kept / "templates",
+            mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
-        node.subscribe(control.node_events)
-        node.subscribe_routes(routes)
+        for one in (node, *remotes):
+            one.subscribe(control.node_events)
+            one.subscribe_routes(routes)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
-        watchdog = Watchdog("front")
+        watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
         try:
             await edge.listen(plan.sock)
@@ -64,6 +70,21 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             await edge.aclose(EDGE_GRACE_S)
 
 
+@asynccontextmanager
+async def _remote_nodes(plan: Plan, nodes: NodeRegistry) -> AsyncIterator[Sequence[RemoteNode]]:
+    """Those on other machines. Nobody waits for one: it is registered whenever it is there."""
+    async with AsyncExitStack() as stack:
+        made: list[RemoteNode] = []
+        for address in plan.nodes:
+            peer = TlsNode(address.host, address.port, peer_context(plan.identity, server=False))
+            stack.push_async_callback(peer.aclose)
+            remote = RemoteNode(
+                peer.connect, dial=peer.dial, presence=nodes, is_waited_for=False, expected_id=address.node_id
+            )
+            made.append(await stack.enter_async_context(remote))
+        yield made
+
+
 def _policy(plan: Plan) -> Policy:
     settings = plan.settings
     return Policy(
@@ -71,9 +92,14 @@ def _policy(plan: Plan) -> Policy:
         max_sandboxes=settings.max_sandboxes,
         domain=plan.domain,
         maximum=plan.capacity.maximum,
+        volume_mib=plan.capacity.volume_mib,
+        volumes_mib=plan.capacity.volumes_mib,
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
         template_wait_s=settings.template_wait_s,
+        build_timeout_s=settings.build_timeout_s,
+        team_builds=settings.team_builds,
+        insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

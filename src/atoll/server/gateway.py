@@ -51,6 +51,7 @@ class Orders:
     user: int | None
     scratch: str
     allow_private: tuple[str, ...]
+    registry_allow_private: tuple[str, ...]
     name_servers: tuple[str, ...]
     log_level: str
     log_format: str
@@ -68,23 +69,25 @@ def become(orders: Orders) -> NoReturn:
 def private_networks(settings: Settings) -> tuple[Network, ...]:
     """Those that the operator opened. Raises InvalidRequest for settings that make no sense."""
     networks = _networks(settings.egress_allow_private)
+    _networks(settings.registry_allow_private, "ATOLL_REGISTRY_ALLOW_PRIVATE")
     for server in settings.name_servers:
         if not is_address(server):
             raise InvalidRequest(f"ATOLL_NAME_SERVERS takes IP addresses, not {server!r}")
     return networks
 
 
-def _networks(entries: tuple[str, ...]) -> tuple[Network, ...]:
-    networks, names = split_targets(entries, "ATOLL_EGRESS_ALLOW_PRIVATE")
+def _networks(entries: tuple[str, ...], setting: str = "ATOLL_EGRESS_ALLOW_PRIVATE") -> tuple[Network, ...]:
+    networks, names = split_targets(entries, setting)
     if names:
-        raise InvalidRequest(f"ATOLL_EGRESS_ALLOW_PRIVATE takes addresses and CIDR ranges, not {names[0]!r}")
+        raise InvalidRequest(f"{setting} takes addresses and CIDR ranges, not {names[0]!r}")
     return networks
 
 
 def main() -> NoReturn:
     """The program."""
     given = json.loads(sys.argv[1])
-    orders = Orders(**{**given, **{name: tuple(given[name]) for name in ("allow_private", "name_servers")}})
+    lists = ("allow_private", "registry_allow_private", "name_servers")
+    orders = Orders(**{**given, **{name: tuple(given[name]) for name in lists}})
     logs.configure(orders.log_level, orders.log_format)
     os.set_inheritable(orders.listener, False)
     listener = socket.socket(fileno=orders.listener)
@@ -101,7 +104,13 @@ async def _serve(
     listener: socket.socket, node: int, orders: Orders, ready: Callable[[], None], stop: asyncio.Event
 ) -> None:
     forbidden = HostNetworks(_networks(orders.allow_private))
-    context = EgressContext(forbidden, Budget.of_this_process(MEMORY_MIB), name_servers=orders.name_servers or None)
+    opened = _networks((*orders.allow_private, *orders.registry_allow_private))
+    context = EgressContext(
+        forbidden,
+        Budget.of_this_process(MEMORY_MIB),
+        name_servers=orders.name_servers or None,
+        for_registries=HostNetworks(opened),
+    )
     registry = EgressRegistry(context)
     try:
         async with accepting(listener, GatewayServer(registry).serve, {node}), Watchdog(NAME):

@@ -20,7 +20,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -32,11 +32,13 @@ from atoll.edge import bind
 from atoll.isolation.linux.sys import oom
 from atoll.model.capacity import Capacity, derive
 from atoll.model.errors import PlatformError
+from atoll.model.node_addresses import parse_nodes
 from atoll.model.sealing import kept_key
 from atoll.node.machine import machine_here
 from atoll.server.child import STOP_S, Child, Role
 from atoll.server.plan import Plan, check_database, control_dir, egress_socket, prepare_directories
 from atoll.server.rights import unused_users
+from atoll.tls.peers import control_identity, nodes_authority, peer_context
 from atoll.wire import unix
 
 _PAUSES_S = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -63,6 +65,16 @@ class Wires:
                 os.set_inheritable(fd, False)
 
 
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A node alone: who it is, where it listens, and how it proves who it is (`tls.peers`)."""
+
+    node_id: str
+    host: str
+    port: int
+    identity: str = field(repr=False)
+
+
 def serve(settings: Settings, wires: Wires) -> None:
     """Runs a server until it is asked to stop. Raises AtollError, OSError when it cannot start."""
     logs.configure(settings.log_level, settings.log_format)
@@ -72,6 +84,8 @@ def serve(settings: Settings, wires: Wires) -> None:
     if not oom.protect():  # with all that are started from here
         _log.info("not protected", reason="the OOM killer may end the server's processes; see `atoll doctor`")
     with running.exclusive(settings.data_dir):
+        nodes = parse_nodes(settings.nodes)
+        identity = control_identity(nodes_authority(settings.data_dir)) if nodes else ""
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)
         if user is not None:
@@ -86,7 +100,32 @@ def serve(settings: Settings, wires: Wires) -> None:
             gc.freeze()  # what is loaded now stays, and is shared with every child
             capacity = _capacity(settings)
             seal_key = kept_key(settings.data_dir / "secret-key")
-            plan = Plan(settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity, seal_key)
+            plan = Plan(
+                settings, tuple(keys), sock, tls, user, gateway_user, egress, capacity, seal_key, nodes, identity
+            )
+            Launcher(plan, wires).run()
+    _log.info("stopped")
+
+
+def serve_node(settings: Settings, agent: Agent, wires: Wires) -> None:
+    """Runs a node alone, for a control plane on another machine. As `serve`."""
+    logs.configure(settings.log_level, settings.log_format)
+    wires.seal()
+    _raise_descriptor_limit()
+    oom.protect()
+    with running.exclusive(settings.data_dir):
+        peer_context(agent.identity, server=True)  # says now what is wrong with it
+        gateway_user = unused_users(2)[1] if os.getuid() == 0 else None
+        with contextlib.ExitStack() as sockets:
+            prepare_directories(settings.data_dir, None)
+            sock = sockets.enter_context(contextlib.closing(bind(agent.host, agent.port)))
+            egress = sockets.enter_context(contextlib.closing(unix.bind(egress_socket(settings.data_dir))))
+            gc.freeze()
+            capacity, seal_key = _capacity(settings), kept_key(settings.data_dir / "secret-key")
+            plan = Plan(
+                settings, (), sock, None, None, gateway_user, egress, capacity, seal_key,
+                identity=agent.identity, agent_id=agent.node_id,
+            )  # fmt: skip
             Launcher(plan, wires).run()
     _log.info("stopped")
 
@@ -107,7 +146,8 @@ class Launcher:
         self._node = Child(Role.NODE, plan)
         self._front = Child(Role.FRONT, plan)
         self._egress = Child(Role.EGRESS, plan)
-        self._children = (self._front, self._node, self._egress)
+        is_agent = plan.agent_id is not None
+        self._children = (self._node, self._egress) if is_agent else (self._front, self._node, self._egress)
         """In the order of a stop."""
         self._stopping = False
         self._certificates = plan.tls.files if plan.tls is not None else None
@@ -132,6 +172,8 @@ class Launcher:
         self._start(self._egress)  # it needs longer than a fork, and nobody needs it yet
         started = [self._egress]
         for child in (self._node, self._front, self._egress):
+            if child not in self._children:
+                continue
             if child not in started:
                 self._start(child)
                 started.append(child)
@@ -148,6 +190,12 @@ class Launcher:
     @contextlib.contextmanager
     def _announced(self) -> Iterator[None]:
         plan, settings = self._plan, self._plan.settings
+        if plan.agent_id is not None:
+            host, port = plan.sock.getsockname()[:2]
+            _log.info("node ready", node=plan.agent_id, host=host, port=port, data_dir=str(settings.data_dir))
+            _report_ready(self._wires.ready_fd, {"node": plan.agent_id, "host": host, "port": port})
+            yield
+            return
         url = url_of(settings.host, plan.sock.getsockname()[1])
         bundle = plan.tls.ca_bundle if plan.tls is not None else None
         domain = plan.tls.domain if plan.tls is not None else None
@@ -155,7 +203,7 @@ class Launcher:
         with running.announced(settings.data_dir, url, origin, domain, str(bundle) if bundle else None):
             more = {"domain": domain, "ca": str(bundle)} if domain else {}
             _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid(), **more)
-            _report_ready(self._wires.ready_fd, url, plan.keys[0], more)
+            _report_ready(self._wires.ready_fd, {"url": url, "api_key": plan.keys[0], **more})
             yield
 
     def _watch(self, waking: int) -> None:
@@ -260,11 +308,11 @@ def url_of(host: str, port: int) -> str:
     return f"http://{reachable}:{port}"
 
 
-def _report_ready(fd: int | None, url: str, key: str, more: Mapping[str, str]) -> None:
+def _report_ready(fd: int | None, facts: Mapping[str, str | int]) -> None:
     if fd is None:
         return
     with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "w") as out:
-        out.write(json.dumps({"url": url, "api_key": key, **more}) + "\n")
+        out.write(json.dumps(facts) + "\n")
 
 
 def _raise_descriptor_limit() -> None:

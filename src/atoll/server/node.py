@@ -15,6 +15,7 @@ from atoll.images.lookup import Templates
 from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sealing import Seal
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
@@ -24,12 +25,15 @@ from atoll.node.gateway import EgressGateway, NoGateway
 from atoll.node.supervisor import Supervisor
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
+from atoll.node.volumes import NodeVolumes
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
+from atoll.tls.peers import peer_context
+from atoll.volumes.machine import MachineVolumes
 from atoll.wire.egress.client import RemoteGateway
 from atoll.wire.node.server import NodeServer
-from atoll.wire.node.transport import listening_unix
+from atoll.wire.node.transport import listening_tls, listening_unix
 from atoll.wire.unix import connect
 
 
@@ -41,9 +45,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     )
     async with _node(plan, gateway) as agent, gateway.connected():
         server = NodeServer(agent)
-        users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
-        async with listening_unix(plan.node_socket, server, users):
-            plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
+        async with _listening(plan, server):
             agent.subscribe(server)
             agent.subscribe_routes(server)
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.drain)
@@ -52,17 +54,30 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
 
 
+@asynccontextmanager
+async def _listening(plan: Plan, server: NodeServer) -> AsyncIterator[None]:
+    if plan.agent_id is not None:
+        async with listening_tls(plan.sock, server, peer_context(plan.identity, server=True)):
+            yield
+        return
+    users = {os.getuid()} | ({plan.user} if plan.user is not None else set())
+    async with listening_unix(plan.node_socket, server, users):
+        plan.node_socket.chmod(0o666)  # who may speak is decided by the peer's id
+        yield
+
+
 def supervisor(
     *,
     data_dir: Path,
     templates: Templates,
     builds: TemplateBuilds | None = None,
     isolation: str = "auto",
-    node_id: str = "local",
+    node_id: str = LOCAL,
     keep_sandboxes: bool = True,
     gateway: EgressGateway | None = None,
     seal: Seal | None = None,
     disk_reserve: int = 0,
+    volumes: NodeVolumes | None = None,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
 ) -> Supervisor:
@@ -75,17 +90,19 @@ def supervisor(
         isolation: the name of a tier, or `auto`.
         node_id, keep_sandboxes: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
-        seal: in which the values of egress rules are kept on disk; None: as they are.
+        seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
+        volumes: those of the machine; None: it has none.
         load_backend, common: see Tiers.
     """
-    directories = SandboxDirectories(data_dir)
+    directories = SandboxDirectories(data_dir, seal)
     return Supervisor(
         directories=directories,
         tiers=Tiers(isolation, data_dir / "run", load_backend, common),
         templates=NodeTemplates(templates, builds),
-        egress=NodeEgress(gateway or NoGateway(), directories, seal or Seal()),
+        egress=NodeEgress(gateway or NoGateway(), directories),
         disk=DiskSpace(data_dir, disk_reserve),
+        volumes=volumes,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
     )
@@ -102,10 +119,12 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             templates=templates,
             builds=builds,
             isolation=settings.isolation,
+            node_id=plan.agent_id or LOCAL,
             keep_sandboxes=settings.keep_sandboxes,
             gateway=gateway,
             seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
+            volumes=MachineVolumes(settings.data_dir),
             common=BackendConfig(
                 settings.data_dir / "run",
                 tools_dir=settings.tools_dir,

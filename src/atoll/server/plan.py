@@ -14,6 +14,7 @@ from atoll.config import Settings
 from atoll.control.store import default_url
 from atoll.model.capacity import Capacity
 from atoll.model.errors import InvalidRequest
+from atoll.model.node_addresses import NodeAddress
 
 _DATABASE = ("atoll.db", "atoll.db-wal", "atoll.db-shm")
 
@@ -36,6 +37,12 @@ class Plan:
     capacity: Capacity
     seal_key: bytes = field(repr=False)
     """With which secrets lie on disk."""
+    nodes: tuple[NodeAddress, ...] = ()
+    """On other machines."""
+    identity: str = field(default="", repr=False)
+    """How the control plane proves itself to them, or an agent to its control plane (`tls.peers`)."""
+    agent_id: str | None = None
+    """This is a node alone, which listens on `sock` for its control plane; None: a whole server."""
 
     @property
     def domain(self) -> str:

@@ -27,10 +27,14 @@ App = Callable[[Any, Any, Send], Awaitable[None]]
 
 
 class Watchdog:
-    """Watches the running loop within its `async with` block. `stalls`: how many there were."""
+    """Watches the running loop within its `async with` block. `stalls`: how many there were.
 
-    def __init__(self, process: str) -> None:
+    `stalled` is called for each.
+    """
+
+    def __init__(self, process: str, stalled: Callable[[], None] = lambda: None) -> None:
         self._process = process
+        self._stalled = stalled
         self.stalls = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -55,6 +59,7 @@ class Watchdog:
         """One tick: by how much it was late, and the processor time that the loop's thread has had since the last."""
         if late_s >= STALL_S and worked_s >= STALL_S:
             self.stalls += 1
+            self._stalled()
             _log.warning("loop.stalled", process=self._process, cpu_ms=round(worked_s * 1e3), stalls=self.stalls)
         elif late_s >= _BLOCKED_S:
             _log.warning("loop.late", process=self._process, late_ms=round(late_s * 1e3), cpu_ms=round(worked_s * 1e3))

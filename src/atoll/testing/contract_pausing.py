@@ -168,6 +168,7 @@ class PausingContract(ABC):
             target.mkdir()
             captured = await handle.snapshot(PauseMode.FILESYSTEM, target)
             assert captured.memory is None
+            assert captured.layer is not None
             assert captured.layer.parent == target
             await _run(handle, f"{_STILL_THERE} && echo later > ~/d/e/kept")
             layers = (captured.layer, *source.paths.lower_dirs)
@@ -179,8 +180,9 @@ class PausingContract(ABC):
             # A chain: of what was made from a snapshot there can be another.
             next_target = tmp_path / "next"
             next_target.mkdir()
-            again = await one.snapshot(PauseMode.FILESYSTEM, next_target)
+            again = await one.snapshot(PauseMode.FILESYSTEM, next_target, durable=False)
             await one.kill()
+            assert again.layer is not None
             grandchild = await backend.create(*self.asked(tmp_path, lower_dirs=(again.layer, *layers)))
             assert await _run(grandchild, "cat ~/moved/e/kept; ls ~/d ~/doomed 2>/dev/null | wc -l") == "mine\n0\n"
             assert await _run(handle, "cat ~/d/e/kept") == "later\n"
@@ -198,6 +200,7 @@ class PausingContract(ABC):
             target.mkdir()
             captured = await handle.snapshot(PauseMode.MEMORY, target)
             assert captured.memory is not None
+            assert captured.layer is not None
             layers = (captured.layer, *source.paths.lower_dirs)
             children = [self.asked(tmp_path, lower_dirs=layers) for _ in range(2)]
             made = [await backend.create(one.spec, replace(one.paths, memory=captured.memory)) for one in children]

@@ -168,13 +168,13 @@ class FakeHandle(SandboxHandle):
         os.sync()
         return {"paused": True}
 
-    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+    async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:
         if mode is not PauseMode.FILESYSTEM:
             raise NotOffered("the fake tier keeps no memory", hint="use --isolation namespaces")
         if self._ended.is_set():
             raise SandboxGone(self.sandbox_id)
         layer = target / "layer"
-        await asyncio.to_thread(shutil.copytree, self._state_dir / "home", layer / _HOME, symlinks=True)
+        await asyncio.to_thread(_copy_home, self._state_dir / "home", layer / _HOME)
         return Captured(layer)
 
     async def wait(self) -> ExitReport:
@@ -195,6 +195,18 @@ class FakeHandle(SandboxHandle):
 
     def record(self) -> Mapping[str, Any]:
         return {"pid": self._pid, "started": self._started}
+
+
+def _copy_home(home: Path, target: Path, tries: int = 20) -> None:
+    """Programs go on meanwhile: what one of them removed just then is no failure, but the copy is begun anew."""
+    for left in reversed(range(tries)):
+        try:
+            shutil.copytree(home, target, symlinks=True)
+            return
+        except shutil.Error:
+            shutil.rmtree(target, ignore_errors=True)
+            if not left:
+                raise
 
 
 class FakeBackend(IsolationBackend):

@@ -15,6 +15,7 @@ import os
 import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +32,13 @@ _RENEW_BEFORE_DAYS = 7
 _KEPT_LEAVES = 256
 _SKEW = datetime.timedelta(hours=1)
 """Certificates begin in the past: clocks differ."""
+
+
+class Usage(Enum):
+    """By which side a certificate is shown: who holds one for the one side is not believed on the other."""
+
+    SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+    CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 class Authority:
@@ -100,9 +108,8 @@ class Authority:
         """The process's leaf key, which `issue` certifies."""
         return _private_pem(self._leaf_key)
 
-    def issue(self, names: Sequence[str], *, for_peers: bool = False) -> bytes:
-        """A leaf certificate (PEM) for the process's leaf key; `for_peers`: it may also be shown by a client."""
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if for_peers else [])]
+    def issue(self, names: Sequence[str], *, usage: Usage = Usage.SERVER, days: int = _LEAF_DAYS) -> bytes:
+        """A leaf certificate (PEM) for the process's leaf key. `usage`: which side of a connection may show it."""
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -111,10 +118,10 @@ class Authority:
             .public_key(self._leaf_key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _SKEW)
-            .not_valid_after(now + datetime.timedelta(days=_LEAF_DAYS))
+            .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage.value]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._leaf_key.public_key()), critical=False)
         )

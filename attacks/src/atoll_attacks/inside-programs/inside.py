@@ -20,6 +20,9 @@ W: dict[str, Any] = json.loads(sys.argv[2])
 ARGUMENTS: list[str] = sys.argv[3:]
 TARGET: int = W["target"]
 
+GVISOR = os.uname().release == "4.4.0"
+"""Its kernel says so always. What is a bomb for it is small: the host's kernel has to do each step several times."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 

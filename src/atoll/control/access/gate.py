@@ -7,7 +7,7 @@ added and forgotten is closed, not open; and an unknown path reveals nothing to 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,11 +19,21 @@ from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
 PUBLIC = frozenset({"/health", "/openapi.json"})
 
-STREAMED = (("PUT", "/templates/uploads/"),)
-"""Requests whose path is their permission: their handler checks it before it reads the body, which is unbounded."""
+STREAMED = (
+    ("PUT", "/templates/uploads/"),
+    *((method, "/volumecontent/") for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")),
+)
+"""Requests without a key: their path is their permission, or they get nothing (volumes that are not there). Their
+handler checks that before it reads the body, which is unbounded."""
 
 MAX_BODY = 1 << 20
 """Bytes. The largest body that a route here needs is a create with its environment and metadata."""
+
+Answered = Callable[[str, str, int, float], None]
+"""(method, pattern of the route, status, seconds)"""
+
+_UNROUTED = "other"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 _log = structlog.get_logger("atoll.control")
 
@@ -31,8 +41,9 @@ _log = structlog.get_logger("atoll.control")
 class Gate:
     """See the module. Puts the Caller into `request.state.caller`."""
 
-    def __init__(self, app: ASGIApp, auth: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, auth: Authenticator, answered: Answered = lambda *_: None) -> None:
         self._app = app
+        self._answered = answered
         self._auth = auth
         self._rates = CallRates(time.monotonic)
 
@@ -46,6 +57,24 @@ class Gate:
         # Routed undecoded: `ns%2Fname` is one segment. The handlers decode their own parameters.
         path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")
         scope = {**scope, "path": path, "state": {}}
+        began, status = time.perf_counter(), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._let_in(scope, receive, noting)
+        finally:
+            # The router has put the route that it found into the scope; a stranger's path is no label.
+            route = getattr(scope.get("route"), "path", _UNROUTED)
+            method = scope["method"] if scope["method"] in _METHODS else _UNROUTED
+            self._answered(method, route, status, time.perf_counter() - began)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         try:
             streamed = _is_streamed(scope["method"], path)
             if path not in PUBLIC and not streamed:

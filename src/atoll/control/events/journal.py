@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from atoll.control.clock import Clock
 from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.store import Store
+from atoll.model.errors import StorageFull
 from atoll.model.events import Delivery, DeliveryState, Event, EventType
 from atoll.model.sandbox import SandboxRecord
 from atoll.wire.rest import events as wire
@@ -47,12 +48,18 @@ class Journal:
     """`note` from anywhere; `run` is its task; `flush` before the store closes."""
 
     def __init__(
-        self, store: Store, clock: Clock, dispatcher: WebhookDispatcher, build_of: Callable[[str], Awaitable[str]]
+        self,
+        store: Store,
+        clock: Clock,
+        dispatcher: WebhookDispatcher,
+        build_of: Callable[[str], Awaitable[str]],
+        happened: Callable[[EventType], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._dispatcher = dispatcher
         self._build_of = build_of
+        self._happened = happened
         self._notes: list[_Note] = []
         self._news = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -63,6 +70,7 @@ class Journal:
         record = sandbox if isinstance(sandbox, SandboxRecord) else None
         sandbox_id = sandbox if isinstance(sandbox, str) else sandbox.sandbox_id
         self._notes.append(_Note(kind, sandbox_id, self._clock.now(), more, record))
+        self._happened(kind)
         self._news.set()
 
     async def run(self) -> None:
@@ -103,7 +111,7 @@ class Journal:
             try:
                 await self._store.events.add(bodies)
                 return
-            except OperationalError:
+            except (OperationalError, StorageFull):
                 if attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(PAUSE_S)

@@ -32,9 +32,6 @@ _INSTEAD = {
 N, S, T = Subject.NOTHING, Subject.SANDBOX, Subject.TEMPLATE
 
 PATHS: tuple[tuple[Subject, str, str, str], ...] = (
-    (N, "volumes", "GET POST", "/volumes"),
-    (N, "volumes", "GET DELETE", "/volumes/{volume_id}"),
-    (N, "volumes", "GET POST PUT PATCH DELETE", "/volumecontent/{volume_id}/{kind}"),
     (N, BUILDS, "POST", "/templates"),
     (N, BUILDS, "POST", "/v2/templates"),
     (T, BUILDS, "POST", "/templates/{template_id}"),

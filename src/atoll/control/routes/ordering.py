@@ -33,6 +33,7 @@ def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idem
         auto_pause=bool(body.auto_pause),
         auto_pause_memory=body.auto_pause_memory is not False,
         auto_resume=body.auto_resume is not None and body.auto_resume.enabled,
+        volumes=tuple((mount.name, mount.path) for mount in body.volume_mounts or ()),
         idempotency_key=idempotency_key,
         request_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else "",
     )
@@ -41,7 +42,6 @@ def order_from(body: NewSandboxV2, default_timeout_s: int, *, secure: bool, idem
 def _refuse_unoffered(body: NewSandboxV2, network: NetworkConfig) -> None:
     unoffered = {
         "iam": (body.iam or {}).get("tokens"),
-        "volumeMounts": body.volume_mounts,
         "network.httpsPorts": network.https_ports,
     }
     for name, value in unoffered.items():

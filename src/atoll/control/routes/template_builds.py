@@ -76,7 +76,7 @@ async def start_build(
         start_cmd=body.start_cmd,
         ready_cmd=body.ready_cmd,
         force=bool(body.force),
-        registry=bool(body.from_image_registry),
+        registry=body.from_image_registry.as_order() if body.from_image_registry is not None else None,
     )
     await services.builds.start(caller, decoded(template_id), decoded(build_id), instructions)
     return Response(status_code=202)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -34,6 +34,7 @@ from atoll.control.sandboxes.warm import WarmPool, WarmSandbox, WarmUnusable
 from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.volumes.service import VolumeService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, QuotaExceeded
 from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
@@ -61,10 +62,13 @@ class SandboxCreation:
         journal: Journal,
         ending: SandboxEnding,
         filling: SecretFilling,
+        volumes: VolumeService,
         placing: Placing,
         warm: WarmPool,
         wait_until_ready: Callable[[str, Template], Awaitable[None]],
+        created: Callable[[str, Mapping[str, float]], None],
     ) -> None:
+        self._created = created
         self._wait_until_ready = wait_until_ready
         self._store = store
         self._nodes = nodes
@@ -77,6 +81,7 @@ class SandboxCreation:
         self._journal = journal
         self._ending = ending
         self._filling = filling
+        self._volumes = volumes
         self._placing = placing
         self._warm = warm
         self._in_flight: dict[tuple[str, str], tuple[str, asyncio.Future[SandboxRecord]]] = {}
@@ -127,9 +132,10 @@ class SandboxCreation:
         if template is None:
             template = await self._templates.find(order.template, caller.team_id)
         limits = limits_for(template.limits, order.metadata, self._policy.maximum)
-        record = self._new_record(caller, order, template, limits)
+        mounts, place = await self._volumes.mounts(caller.team_id, order.volumes)
+        record = replace(self._new_record(caller, order, template, limits), volumes=tuple(mounts))
         network = await self._filling.of_order(record.team_id, record.network)
-        asked = _Asked(record, order, template, network)
+        asked = _Asked(record, order, template, network, place)
         if (warm := self._warm.take(template, asked.spec)) is not None:
             try:
                 return await self._hand_out(asked, warm)
@@ -157,14 +163,14 @@ class SandboxCreation:
 
     async def _start(self, asked: _Asked) -> SandboxRecord:
         record = asked.record
-        node_id = await self._node_for(asked.template, record.limits)
+        node_id = await self._node_for(asked.template, record.limits, asked.place)
         self._quota.take(record.sandbox_id, record.team_id, node_id, record.limits)
         return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
 
-    async def _node_for(self, template: Template, limits: Limits) -> str:
+    async def _node_for(self, template: Template, limits: Limits, only: str | None) -> str:
         while True:
             try:
-                return self._placing.node_for(template, limits)
+                return self._placing.node_for(template, limits, only)
             except QuotaExceeded:
                 if not await self._warm.give_way():
                     raise
@@ -211,6 +217,7 @@ class SandboxCreation:
             "running": (time.perf_counter() - ready) * 1000,
             **{f"node_{name}": value for name, value in made.steps_ms.items()},
         }
+        self._created(made.tier, steps)
         _log.info(
             "sandbox.created",
             sandbox_id=record.sandbox_id,
@@ -269,6 +276,8 @@ class _Asked:
     order: CreateOrder
     template: Template
     network: NetworkPolicy
+    place: str | None = None
+    """The node where its volumes are."""
 
     @property
     def spec(self) -> SandboxSpec:

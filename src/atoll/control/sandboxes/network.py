@@ -16,7 +16,7 @@ from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Store
 from atoll.model.errors import AtollError, SandboxGone, SandboxNotFound
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SandboxState
+from atoll.model.sandbox import SandboxRecord, SandboxState
 
 _log = structlog.get_logger("atoll.control")
 
@@ -60,8 +60,13 @@ class SandboxNetwork:
         """
         for record in await self._store.in_states([SandboxState.RUNNING], team_id):
             used = names_in(record.network)
-            if used and (names is None or not used.isdisjoint(names)) and node_id in (None, record.node_id):
-                await self._follow(record.sandbox_id, record.node_id)
+            if (names is None or not used.isdisjoint(names)) and node_id in (None, record.node_id):
+                await self.follow(record)
+
+    async def follow(self, record: SandboxRecord) -> None:
+        """As `follow_secrets`, of that sandbox alone."""
+        if names_in(record.network):
+            await self._follow(record.sandbox_id, record.node_id)
 
     async def _follow(self, sandbox_id: str, node_id: str) -> None:
         async with self._turns.setdefault(node_id, asyncio.Lock()):

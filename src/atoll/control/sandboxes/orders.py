@@ -34,6 +34,10 @@ class Policy:
     max_timeout_s: int = 86400
     max_sandboxes: int = 1000
     domain: str | None = None
+    volume_mib: int = 10240
+    """How much each volume can hold."""
+    volumes_mib: int | None = None
+    """What the sizes of all volumes of a node may add up to; None: anything."""
     maximum: Limits | None = None
     """How large a sandbox may be; None: as large as asked for."""
     team: Limits | None = None
@@ -42,6 +46,12 @@ class Policy:
     """What may pass between a sandbox and the world in a second; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
+    insecure_registries: tuple[str, ...] = ()
+    """Those of images that are spoken to without TLS."""
+    build_timeout_s: int = 3600
+    """How long one build of a template may take."""
+    team_builds: int = 3
+    """How many of a team's builds run at once; others wait."""
     template_wait_s: int = 50
     """How long a create waits for a template that is being built: less than the SDKs wait for an answer (60)."""
     warm: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +73,8 @@ class CreateOrder:
     auto_pause: bool = False
     auto_pause_memory: bool = True
     auto_resume: bool = False
+    volumes: tuple[tuple[str, str], ...] = ()
+    """(name, path inside)."""
     idempotency_key: str | None = None
     request_digest: str = ""
 

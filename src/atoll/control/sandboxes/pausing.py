@@ -25,10 +25,12 @@ from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import RETRY_S, SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import SandboxLookup
+from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy, check_timeout
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
+from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Store
 from atoll.model.errors import (
     AtollError,
@@ -39,6 +41,7 @@ from atoll.model.errors import (
     SandboxNotFound,
 )
 from atoll.model.events import EventType
+from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, PauseMode, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient, NodePause
 
@@ -75,6 +78,8 @@ class SandboxPausing:
         journal: Journal,
         ending: SandboxEnding,
         sleeping: SleepingRoutes,
+        network: SandboxNetwork,
+        filling: SecretFilling,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -88,6 +93,8 @@ class SandboxPausing:
         self._journal = journal
         self._ending = ending
         self._sleeping = sleeping
+        self._network = network
+        self._filling = filling
         self._under_way: dict[str, asyncio.Future[Any]] = {}
 
     # Pause
@@ -253,7 +260,8 @@ class SandboxPausing:
     ) -> SandboxRecord | None:
         sandbox_id, node = record.sandbox_id, self._nodes.client(record.node_id)
         try:
-            await self._resume_on_node(node, sandbox_id, mode)
+            in_force = await self._filling.as_it_is_now(record.team_id, record.network)
+            await self._resume_on_node(node, sandbox_id, mode, in_force)
         except NodeUnreachable:
             raise  # nobody knows: `finish` settles it when the node is back
         except SandboxGone as error:
@@ -266,12 +274,13 @@ class SandboxPausing:
             raise SandboxNotFound(sandbox_id)  # it is being ended
         self._expiry.set(sandbox_id, record.end_at)
         self._journal.note(EventType.RESUMED, sandbox_id)
+        await self._network.follow(record)  # a secret may have been changed meanwhile
         return replace(record, state=SandboxState.RUNNING, pause_mode=None)
 
-    async def _resume_on_node(self, node: NodeClient, sandbox_id: str, mode: PauseMode) -> None:
+    async def _resume_on_node(self, node: NodeClient, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                await node.resume(sandbox_id, mode)
+                await node.resume(sandbox_id, mode, network)
                 return
             except Conflict as error:
                 if isinstance(error, MemoryLost):

@@ -18,8 +18,8 @@ class Placing:
         self._templates = templates
         self._quota = quota
 
-    def node_for(self, template: Template, limits: Limits) -> str:
-        """Its id. Raises QuotaExceeded: none has room."""
+    def node_for(self, template: Template, limits: Limits, only: str | None = None) -> str:
+        """Its id; `only`: that one or none. Raises QuotaExceeded: none has room."""
         holders, quota = self._templates.holders(template), self._quota
         loads = self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
-        return choose_node(loads)
+        return choose_node([load for load in loads if only in (None, load.node_id)])

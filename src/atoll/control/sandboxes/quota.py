@@ -27,6 +27,8 @@ class _Held:
     limits: Limits
     is_aside: bool = False
     """Paused, without memory."""
+    is_build: bool = False
+    """Of a template build: nobody's to list or to end."""
 
 
 class SandboxQuota:
@@ -52,6 +54,13 @@ class SandboxQuota:
             if lacks := self.node_lacks(node_id, limits):
                 raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
         self._replace(sandbox_id, _Held(team_id, node_id, limits))
+
+    def take_for_build(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits) -> None:
+        """A sandbox that builds a template counts as any other of the team. Raises QuotaExceeded."""
+        self._check_team(team_id, limits)
+        if lacks := self.node_lacks(node_id, limits):
+            raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
+        self._replace(sandbox_id, _Held(team_id, node_id, limits, is_build=True))
 
     def release(self, sandbox_id: str) -> None:
         """Idempotent."""
@@ -106,12 +115,17 @@ class SandboxQuota:
         return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._node, limits)
 
     def all(self) -> list[str]:
-        """The ids of all that take processors and memory, and are a team's."""
-        return [name for name, held in self._held.items() if not held.is_aside and held.team_id != NO_TEAM]
+        """The ids of all that take processors and memory, and are a team's sandboxes."""
+        return [name for name, held in self._held.items() if not held.is_aside and _is_listed(held)]
 
     def all_with_paused(self) -> list[str]:
-        """The ids of all that are a team's."""
-        return [name for name, held in self._held.items() if held.team_id != NO_TEAM]
+        """The ids of all that are a team's sandboxes."""
+        return [name for name, held in self._held.items() if _is_listed(held)]
+
+    def counts(self) -> dict[str, int]:
+        """How many there are, by what they are: running (being made too), paused, or warm and nobody's yet."""
+        running, teams = len(self.all()), len(self.all_with_paused())
+        return {"running": running, "paused": teams - running, "warm": len(self._held) - teams}
 
     def _check_team(self, team_id: str, limits: Limits) -> None:
         sums = self._per_team.get(team_id, Counter())
@@ -122,6 +136,10 @@ class SandboxQuota:
             )
         if lacks := _beyond("the team's sandboxes", "TEAM", sums, self._team, limits):
             raise QuotaExceeded(lacks, hint="kill some")
+
+
+def _is_listed(held: _Held) -> bool:
+    return held.team_id != NO_TEAM and not held.is_build
 
 
 def _amounts(held: _Held) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection, Iterator
 
 import structlog
 
@@ -21,8 +22,9 @@ from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
 from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.sandboxes.warm import WarmPool
+from atoll.control.state_mark import HINT
 from atoll.control.store import Store
-from atoll.model.errors import NodeUnreachable, PlatformError
+from atoll.model.errors import NodeUnreachable, PlatformError, StateLost
 from atoll.model.events import EventType
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
 from atoll.model.seams import NodeClient, NodePause, NodeSandbox
@@ -65,11 +67,24 @@ class Reconciliation:
         self._warm = warm
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
+        self._compared: Collection[str] = ()
 
-    async def recover(self) -> None:
-        """Settles what an earlier server left: see `recovery`. Before the first request."""
+    async def recover(self, *, trusted: bool = True) -> None:
+        """Settles what an earlier server left: see `recovery`. Before the first request.
+
+        `trusted`: the store is known to be the one that was used before. What it lacks then no answer has named.
+        Else that says something of the store, and StateLost is raised with nothing settled.
+        """
         found = await self._there()
+        self._compared = found.keys()
         there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
+        strangers = [] if trusted else sorted(there.keys() - await self._known(there.keys()))
+        if strangers:
+            raise StateLost(
+                f"the database does not know {len(strangers)} of {len(there)} sandboxes that are here "
+                f"({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''}); nothing was touched",
+                hint=HINT,
+            )
         records = {record.sandbox_id: record for record in await self._store.in_states(_UNFINISHED)}
         for sandbox_id in records.keys() | there.keys():
             record = records.get(sandbox_id)
@@ -80,6 +95,10 @@ class Reconciliation:
         forgotten = await self._store.forget_ended(self._clock.now() - ENDED_ROWS_KEPT)
         _log.info("control.recovered", found=len(records), alive=len(there), forgotten=forgotten)
 
+    async def _known(self, sandbox_ids: Collection[str]) -> set[str]:
+        """Those that the store has a row of, ended ones too."""
+        return {one for some in batched(sandbox_ids) for one in await self._store.find_all(some)}
+
     def _put_off(self, record: SandboxRecord) -> None:
         """Only its node knows, and it does not answer: what it says when it is back settles it."""
         self._nodes.expect(record.node_id)
@@ -87,6 +106,11 @@ class Reconciliation:
         self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
         if record.state is SandboxState.RUNNING:
             self._expiry.set(record.sandbox_id, record.end_at)
+
+    def catch_up(self) -> None:
+        """After `recover`: nodes that have registered since it asked. Later ones come by `node_returned`."""
+        for node_id in self._nodes.worth_asking().keys() - self._compared:
+            self.node_returned(node_id)
 
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""
@@ -198,3 +222,10 @@ def _at_node(one: NodeSandbox | None) -> AtNode:
     if one is None:
         return AtNode.NOTHING
     return AtNode.PAUSED if one.paused is not None else AtNode.RUNNING
+
+
+def batched(names: Collection[str], size: int = 300) -> Iterator[list[str]]:
+    """In pieces that a statement takes."""
+    whole = sorted(names)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]

@@ -24,6 +24,7 @@ from atoll.model.errors import (
     AtollError,
     Conflict,
     InvalidRequest,
+    NotOffered,
     QuotaExceeded,
     SandboxGone,
     SandboxNotFound,
@@ -66,15 +67,19 @@ class SandboxSnapshots:
         self._clock = clock
 
     async def create(self, caller: Caller, sandbox_id: str, name: str | None, mode: PauseMode | None) -> Snapshot:
-        """`mode` None: with memory where the tier can, else of the files alone.
+        """`mode` None: with memory where the tier can and no volume is mounted, else of the files alone.
 
         Raises SandboxNotFound, Conflict (it is paused, or the name is a template's), InvalidRequest, Forbidden,
         NotOffered, PlatformError.
         """
         record = await self._running(caller, sandbox_id)
+        if record.volumes:  # what is made of it would need the same ones at the same places for ever
+            if mode is PauseMode.MEMORY:
+                raise NotOffered("a sandbox with volumes has no snapshot with memory", hint='ask for mode="filesystem"')
+            mode = PauseMode.FILESYSTEM
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
-        made = await self._take(record, image_id, mode)
+        made = await self._take(record, image_id, mode, durable=True)
         now = self._clock.now()
         build = BuildRow(
             build_id=str(uuid4()),
@@ -109,8 +114,8 @@ class SandboxSnapshots:
         if sandbox_id is not None:
             rows = [row for row in rows if row.sandbox_id == sandbox_id]
         if name is not None:
-            wanted = parse_reference(name).name
-            rows = [row for row in rows if row.name == wanted]
+            short_name = parse_reference(name).name
+            rows = [row for row in rows if row.name == short_name]
         found = []
         for row in sorted(rows, key=lambda one: one.updated_at, reverse=True):
             tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
@@ -125,7 +130,7 @@ class SandboxSnapshots:
             raise InvalidRequest(f"count must be between 1 and {MAX_FORKS}, not {count}")
         record = await self._running(caller, sandbox_id)
         image_id = secrets.token_hex(20)
-        made = await self._take(record, image_id, None)
+        made = await self._take(record, image_id, None, durable=False)
         template = Template(
             template_id=record.template_id,
             names=(record.template_alias,) if record.template_alias else (),
@@ -154,6 +159,7 @@ class SandboxSnapshots:
             auto_pause=record.auto_pause,
             auto_pause_memory=record.auto_pause_memory,
             auto_resume=record.auto_resume,
+            volumes=tuple((mount.name, mount.path) for mount in record.volumes),
         )
         turns = asyncio.Semaphore(AT_ONCE)
 
@@ -175,9 +181,12 @@ class SandboxSnapshots:
             raise Conflict(f"sandbox {record.sandbox_id!r} is not running", hint="resume it first (connect)")
         return record
 
-    async def _take(self, record: SandboxRecord, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def _take(
+        self, record: SandboxRecord, image_id: str, mode: PauseMode | None, *, durable: bool
+    ) -> NodeSnapshot:
         try:
-            return await self._nodes.client(record.node_id).snapshot(record.sandbox_id, image_id, mode)
+            node = self._nodes.client(record.node_id)
+            return await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error
 

@@ -9,6 +9,7 @@ from atoll.control.sandboxes.orders import NO_NEW_PRIVILEGES_KEY, TIER_KEY, Crea
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, SandboxRecord, SandboxSpec
 from atoll.model.template import Template
+from atoll.model.volume import VolumeMount
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -24,6 +25,7 @@ def spec_of(
     metadata: Mapping[str, str] = _NOTHING,
     traffic_access_token: str | None = None,
     mask_request_host: str | None = None,
+    volumes: tuple[VolumeMount, ...] = (),
 ) -> SandboxSpec:
     """A sandbox of `template` that belongs to nobody yet, unless the rest says whose it is."""
     return SandboxSpec(
@@ -41,6 +43,7 @@ def spec_of(
         traffic_access_token=traffic_access_token,
         mask_request_host=mask_request_host,
         network=network,
+        volumes=volumes,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in metadata,
     )
 
@@ -57,4 +60,5 @@ def spec_for(record: SandboxRecord, order: CreateOrder, template: Template, netw
         metadata=order.metadata,
         traffic_access_token=record.traffic_access_token,
         mask_request_host=record.mask_request_host,
+        volumes=record.volumes,
     )

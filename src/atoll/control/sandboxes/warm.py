@@ -274,7 +274,8 @@ class WarmPool:
         """None: its tier cannot."""
         image_id = secrets.token_hex(20)
         try:
-            await self._nodes.client(one.node_id).snapshot(one.spec.sandbox_id, image_id, PauseMode.MEMORY)
+            node = self._nodes.client(one.node_id)
+            await node.snapshot(one.spec.sandbox_id, image_id, PauseMode.MEMORY, durable=False)
         except NotOffered:
             return None
         except AtollError as error:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool, StaticPool
 
 from atoll.control.store import migrate
-from atoll.model.errors import InvalidRequest
+from atoll.model.errors import InvalidRequest, StorageFull
+from atoll.model.sealing import Seal
 
 T = TypeVar("T")
+
+_DISK_FULL = "53100"
+"""PostgreSQL's code for it."""
+_LEAST_ROOM = 1 << 20
 
 
 def default_url(data_dir: Path) -> str:
@@ -62,7 +68,7 @@ class Database(ABC):
         return await self.read(statement)
 
 
-async def open_database(url: str) -> Database:
+async def open_database(url: str, seal: Seal) -> Database:
     """Opens and migrates. Raises InvalidRequest: the URL cannot be used, or a newer Atoll wrote the database."""
     try:
         parsed = make_url(url)
@@ -70,7 +76,7 @@ async def open_database(url: str) -> Database:
     except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
         raise InvalidRequest(f"the database cannot be used: {error}", hint="see ATOLL_DATABASE_URL") from error
     try:
-        await database.run(migrate.bring_up_to_date)
+        await database.run(lambda connection: migrate.bring_up_to_date(connection, seal))
     except DBAPIError as error:
         await database.aclose()
         raise InvalidRequest(f"the database {parsed.render_as_string()} cannot be used: {error.orig}") from error
@@ -78,6 +84,32 @@ async def open_database(url: str) -> Database:
         await database.aclose()
         raise
     return database
+
+
+class _RoomNeeded:
+    """A block in which a driver's error that means "no room" becomes StorageFull. `place`: where SQLite writes."""
+
+    def __init__(self, place: Path | None) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, DBAPIError) and self._means_full(error.orig):
+            raise StorageFull(
+                f"the server's database has no room: {error.orig}",
+                hint="nothing was changed, and what was answered before is kept; make room on its disk and try again",
+            ) from error
+
+    def _means_full(self, original: object) -> bool:
+        code = getattr(original, "sqlite_errorcode", None)
+        if code is None:
+            return getattr(original, "sqlstate", None) == _DISK_FULL
+        if code & 0xFF == sqlite3.SQLITE_IOERR and self._place is not None:  # its shared memory could not grow
+            there = os.statvfs(self._place)
+            return there.f_bavail * there.f_frsize < _LEAST_ROOM or there.f_favail == 0 < there.f_files
+        return bool(code & 0xFF == sqlite3.SQLITE_FULL)
 
 
 class _Worker:
@@ -139,6 +171,7 @@ class _Threaded(Database):
             connect_args={"check_same_thread": False},
         )
         self._in_memory = url.database in (None, "", ":memory:")
+        self._room_needed = _RoomNeeded(None if self._in_memory else Path(str(url.database)).parent)
         # For surveys, a connection each: in WAL mode a reader is in nobody's way.
         self._aside: Engine = create_engine(
             url.set(drivername="sqlite"), isolation_level="AUTOCOMMIT", poolclass=NullPool
@@ -163,7 +196,8 @@ class _Threaded(Database):
     def _do(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
             self._connection = self._engine.connect()
-        return work(self._connection)
+        with self._room_needed:
+            return work(self._connection)
 
     async def aclose(self) -> None:
         def close() -> None:
@@ -180,11 +214,13 @@ class _Asynchronous(Database):
     def __init__(self, url: URL) -> None:
         from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine  # with it the whole ORM, a tenth of a start
 
+        self._room_needed = _RoomNeeded(None)
         self._engine: AsyncEngine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(work)
+        with self._room_needed:
+            async with self._engine.connect() as connection:
+                return await connection.run_sync(work)
 
     async def aclose(self) -> None:
         await self._engine.dispose()

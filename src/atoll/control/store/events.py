@@ -12,6 +12,7 @@ from sqlalchemy import RowMapping, delete, func, insert, select, update
 from atoll.control.store.database import Database
 from atoll.control.store.schema import deliveries, events, webhooks
 from atoll.model.events import Delivery, DeliveryState, Event, EventType, Webhook
+from atoll.model.sealing import Seal
 
 Body = Mapping[str, Any]
 
@@ -19,8 +20,9 @@ Body = Mapping[str, Any]
 class EventTables:
     """Part of the Store, on its database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seal: Seal) -> None:
         self._database = database
+        self._seal = seal
         self._enabled: list[Webhook] | None = None
         """Kept until one of them changes: every event is compared with them."""
         self._changes = 0
@@ -65,18 +67,23 @@ class EventTables:
     async def forget(self, before: datetime, keep: int) -> None:
         """Deletes events and finished deliveries older than that, and all events but the newest `keep`.
 
-        An event stays as long as a delivery of it waits: it is what is delivered.
+        An event stays as long as a delivery of it waits: it is what is delivered. The newest always stays: `newest`.
         """
         waiting = select(deliveries.c.event_id).where(deliveries.c.state == DeliveryState.PENDING.value)
         free = events.c.event_id.not_in(waiting)
-        await self._database.write(delete(events).where(events.c.at < before, free))
         newest = select(func.max(events.c.number)).scalar_subquery()
+        await self._database.write(delete(events).where(events.c.at < before, events.c.number < newest, free))
         await self._database.write(delete(events).where(events.c.number <= newest - keep, free))
         await self._database.write(
             delete(deliveries).where(
                 deliveries.c.state != DeliveryState.PENDING.value, deliveries.c.created_at < before
             )
         )
+
+    async def newest(self) -> int:
+        """Its number, which only grows; 0: there never was one."""
+        rows = await self._database.read(select(func.max(events.c.number).label("newest")))
+        return int(rows[0]["newest"] or 0)
 
     # Webhooks
 
@@ -95,13 +102,13 @@ class EventTables:
 
     async def add_webhook(self, webhook: Webhook) -> None:
         """A new one."""
-        await self._database.write(insert(webhooks).values(webhook_id=webhook.webhook_id, **_webhook_row(webhook)))
+        await self._database.write(insert(webhooks).values(webhook_id=webhook.webhook_id, **self._row(webhook)))
         self._webhooks_changed()
 
     async def change_webhook(self, webhook: Webhook) -> bool:
         """All but its id. False: it is gone."""
         statement = update(webhooks).where(webhooks.c.webhook_id == webhook.webhook_id)
-        changed = await self._database.write(statement.values(**_webhook_row(webhook)))
+        changed = await self._database.write(statement.values(**self._row(webhook)))
         self._webhooks_changed()
         return bool(changed)
 
@@ -116,12 +123,15 @@ class EventTables:
         statement = select(webhooks).order_by(webhooks.c.created_at, webhooks.c.webhook_id)
         if team_id is not None:
             statement = statement.where(webhooks.c.team_id == team_id)
-        return [_to_webhook(row) for row in await self._database.read(statement)]
+        return [_to_webhook(row, self._seal) for row in await self._database.read(statement)]
 
     async def webhook(self, webhook_id: str) -> Webhook | None:
         """None: there is none."""
         rows = await self._database.read(select(webhooks).where(webhooks.c.webhook_id == webhook_id))
-        return _to_webhook(rows[0]) if rows else None
+        return _to_webhook(rows[0], self._seal) if rows else None
+
+    def _row(self, webhook: Webhook) -> dict[str, Any]:
+        return _webhook_row(webhook) | {"secret": self._seal.close(webhook.secret)}
 
     # Deliveries
 
@@ -184,12 +194,11 @@ def _webhook_row(webhook: Webhook) -> dict[str, Any]:
         "url": webhook.url,
         "enabled": webhook.enabled,
         "events": [one.value for one in webhook.events],
-        "secret": webhook.secret,
         "created_at": webhook.created_at,
     }
 
 
-def _to_webhook(row: RowMapping) -> Webhook:
+def _to_webhook(row: RowMapping, seal: Seal) -> Webhook:
     return Webhook(
         webhook_id=row["webhook_id"],
         team_id=row["team_id"],
@@ -198,7 +207,7 @@ def _to_webhook(row: RowMapping) -> Webhook:
         enabled=row["enabled"],
         events=tuple(EventType(one) for one in row["events"]),
         created_at=row["created_at"],
-        secret=row["secret"],
+        secret=seal.open_token(row["secret"]) or "",
     )
 
 

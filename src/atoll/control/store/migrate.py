@@ -9,18 +9,22 @@ from sqlalchemy import Connection, inspect, text
 
 from atoll.control.store.schema import REVISION
 from atoll.model.errors import InvalidRequest
+from atoll.model.sealing import Seal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def bring_up_to_date(connection: Connection) -> None:
-    """In one transaction: half a migration is worse than none. Raises InvalidRequest: a newer Atoll wrote it."""
+def bring_up_to_date(connection: Connection, seal: Seal) -> None:
+    """In one transaction: half a migration is worse than none. `seal`: in which what lies there in clear is put.
+
+    Raises InvalidRequest: a newer Atoll wrote it.
+    """
     current = _current_revision(connection)
     if current == REVISION:
         return
     connection.exec_driver_sql("BEGIN")
     try:
-        _upgrade(connection, current)
+        _upgrade(connection, current, seal)
     except BaseException:
         connection.exec_driver_sql("ROLLBACK")
         raise
@@ -34,7 +38,7 @@ def _current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _upgrade(connection: Connection, current: str | None) -> None:
+def _upgrade(connection: Connection, current: str | None, seal: Seal) -> None:
     from alembic import command  # 0.2 s that a start on an up-to-date database does not pay
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -49,4 +53,5 @@ def _upgrade(connection: Connection, current: str | None) -> None:
         )
     attributes: dict[Any, Any] = config.attributes
     attributes["connection"] = connection
+    attributes["seal"] = seal
     command.upgrade(config, "head")

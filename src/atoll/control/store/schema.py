@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0007"
+REVISION = "0010"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -89,6 +89,20 @@ secrets = Table(
     UniqueConstraint("team_id", "name", name="secrets_name"),
 )
 
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("team_id", String(64), ForeignKey("teams.team_id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("node_id", String(255), nullable=False),
+    Column("size_mib", Integer, nullable=False),
+    Column("token", Text, nullable=False),  # sealed (`model.sealing`)
+    Column("ready", Boolean, nullable=False),  # false while its node makes or removes it
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("team_id", "name", name="volumes_name"),
+)
+
 events = Table(
     "events",
     metadata,
@@ -112,7 +126,7 @@ webhooks = Table(
     Column("url", Text, nullable=False),
     Column("enabled", Boolean, nullable=False),
     Column("events", JSON, nullable=False),
-    Column("secret", Text, nullable=False),  # signs what is sent, so that it cannot be kept as a digest
+    Column("secret", Text, nullable=False),  # sealed; signs what is sent, so that it cannot be kept as a digest
     Column("created_at", UtcDateTime, nullable=False),
     Index("webhooks_team", "team_id"),
 )
@@ -166,7 +180,7 @@ template_builds = Table(
     Column("error_step", String(16), nullable=True),
     Column("node_id", String(255), nullable=True),
     Column("images", JSON, nullable=False),  # one per step, the last is the template
-    Column("settings", JSON, nullable=True),  # what its sandboxes start with: user, workdir, env, commands
+    Column("settings", JSON, nullable=True),  # what its sandboxes start with: user, workdir, env (sealed), commands
     Index("template_builds_template", "template_id", "created_at"),
 )
 
@@ -186,6 +200,14 @@ template_layers = Table(
     Column("image_id", String(40), nullable=False),
 )
 
+template_images = Table(
+    "template_images",
+    metadata,
+    Column("key", String(40), primary_key=True),  # `templates.image.importer`
+    Column("image_id", String(40), nullable=False),
+    Column("settings", JSON, nullable=False),
+)
+
 sandboxes = Table(
     "sandboxes",
     metadata,
@@ -203,9 +225,9 @@ sandboxes = Table(
     Column("disk_mib", Integer, nullable=False),
     Column("pids", Integer, nullable=False),
     Column("metadata", JSON, nullable=False),
-    Column("env_vars", JSON, nullable=False),
-    Column("envd_access_token", Text, nullable=True),
-    Column("traffic_access_token", Text, nullable=True),
+    Column("env_vars", JSON, nullable=False),  # sealed, where there are any
+    Column("envd_access_token", Text, nullable=True),  # sealed
+    Column("traffic_access_token", Text, nullable=True),  # sealed
     Column("allow_internet_access", Boolean, nullable=False),
     Column("auto_pause", Boolean, nullable=False),
     Column("ended_at", UtcDateTime, nullable=True),
@@ -219,6 +241,7 @@ sandboxes = Table(
     Column("pause_mode", String(16), nullable=True),
     Column("guest_answered", Boolean, nullable=False, server_default="1"),
     Column("mask_request_host", Text, nullable=True),
+    Column("volumes", JSON(none_as_null=True), nullable=True),  # VolumeMount, those that it has mounted
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )

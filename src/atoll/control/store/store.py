@@ -7,7 +7,7 @@ an UPDATE that only matches a row whose state allows it, so two that race cannot
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -18,15 +18,18 @@ from sqlalchemy.exc import IntegrityError
 from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
 from atoll.control.store.usage import UsageTables
+from atoll.control.store.volumes import VolumeTables
 from atoll.model.errors import Conflict
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, PauseMode, SandboxRecord, SandboxState
 from atoll.model.sealing import Seal
+from atoll.model.volume import VolumeMount
 
 _FROM: Mapping[SandboxState, tuple[str, ...]] = {
     target: tuple(state.value for state, allowed in TRANSITIONS.items() if target in allowed) for target in SandboxState
@@ -39,24 +42,24 @@ _NOT_LIVING = (SandboxState.CREATING.value, SandboxState.KILLING.value, SandboxS
 _INSERT = insert(sandboxes)
 _RUNNING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state == SandboxState.CREATING.value)
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state == SandboxState.CREATING.value)
     .values(state=SandboxState.RUNNING.value, tier=bindparam("new_tier"))
 )
 _KILLING = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.KILLING]))
     .values(state=SandboxState.KILLING.value, end_reason=bindparam("new_reason"))
 )
 _KILLING_IF_DUE = _KILLING.where(sandboxes.c.end_at <= bindparam("due_by")).returning(sandboxes)
 _KILLING_NOW = _KILLING.returning(sandboxes)
 _ENDED = (
     update(sandboxes)
-    .where(sandboxes.c.sandbox_id == bindparam("wanted_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
+    .where(sandboxes.c.sandbox_id == bindparam("target_id"), sandboxes.c.state.in_(_FROM[SandboxState.ENDED]))
     .values(state=SandboxState.ENDED.value, end_reason=bindparam("new_reason"), ended_at=bindparam("new_ended_at"))
 )
 _ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
-_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("wanted_id"))
-_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("wanted_ids", expanding=True)))
+_FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("target_id"))
+_FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("target_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Store:
     """
 
     def __init__(self, url: str, seal: Seal | None = None) -> None:
-        """`seal`: in which secrets and the values of egress rules are kept; None: as they are."""
+        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are."""
         self._url = url
         self._seal = seal or Seal()
         self._database: Database
@@ -82,15 +85,19 @@ class Store:
         self.events: EventTables
         self.secrets: SecretTables
         self.templates: TemplateTables
+        self.layers: LayerTables
         self.usage: UsageTables
+        self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
-        self._database = await open_database(self._url)
+        self._database = await open_database(self._url, self._seal)
         self.keys = KeyTables(self._database)
-        self.events = EventTables(self._database)
+        self.events = EventTables(self._database, self._seal)
         self.secrets = SecretTables(self._database, self._seal)
-        self.templates = TemplateTables(self._database)
+        self.templates = TemplateTables(self._database, self._seal)
+        self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
+        self.volumes = VolumeTables(self._database, self._seal)
         return self
 
     async def __aexit__(
@@ -102,7 +109,7 @@ class Store:
 
     async def add(self, record: SandboxRecord, idempotency: Idempotency | None = None) -> None:
         """Raises Conflict when the id or the idempotency key is taken."""
-        row = _to_row(replace(record, network=self._seal.close_rules(record.network)))
+        row = _to_row(record, self._seal)
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
@@ -117,7 +124,7 @@ class Store:
 
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
-        values = {"wanted_id": sandbox_id, "new_tier": tier}
+        values = {"target_id": sandbox_id, "new_tier": tier}
         return bool(await self._database.write(_RUNNING, values))
 
     async def transition(self, sandbox_id: str, target: SandboxState, **changes: Any) -> bool:
@@ -152,7 +159,7 @@ class Store:
 
     async def begin_kill(self, sandbox_id: str, reason: EndReason, due_by: datetime | None) -> SandboxRecord | None:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
-        values: dict[str, Any] = {"wanted_id": sandbox_id, "new_reason": reason.value}
+        values: dict[str, Any] = {"target_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
             rows = await self._database.read(_KILLING_NOW, values)
         else:
@@ -161,7 +168,7 @@ class Store:
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
-        values = {"wanted_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
+        values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
         return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
@@ -184,12 +191,12 @@ class Store:
 
     async def find(self, sandbox_id: str) -> SandboxRecord | None:
         """In whatever state it is, ended too."""
-        rows = await self._database.read(_FIND, {"wanted_id": sandbox_id})
+        rows = await self._database.read(_FIND, {"target_id": sandbox_id})
         return self._to_record(rows[0]) if rows else None
 
     async def find_all(self, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
         """By id, in whatever state they are; those that are not there are left out. A few hundred at most."""
-        rows = await self._database.read(_FIND_ALL, {"wanted_ids": list(sandbox_ids)})
+        rows = await self._database.read(_FIND_ALL, {"target_ids": list(sandbox_ids)})
         return {row["sandbox_id"]: self._to_record(row) for row in rows}
 
     async def find_by_idempotency_key(self, team_id: str, key: str) -> tuple[SandboxRecord, str] | None:
@@ -207,8 +214,7 @@ class Store:
         return [self._to_record(row) for row in rows]
 
     def _to_record(self, row: RowMapping) -> SandboxRecord:
-        record = _to_record(row)
-        return replace(record, network=self._seal.open_rules(record.network)) if record.network.rules else record
+        return _to_record(row, self._seal)
 
     async def forget_ended(self, before: datetime) -> int:
         """Deletes the rows of sandboxes that ended before then; returns how many."""
@@ -218,7 +224,7 @@ class Store:
         return await self._database.write(statement)
 
 
-def _to_row(record: SandboxRecord) -> dict[str, Any]:
+def _to_row(record: SandboxRecord, seal: Seal) -> dict[str, Any]:
     return {
         "sandbox_id": record.sandbox_id,
         "team_id": record.team_id,
@@ -234,29 +240,31 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "disk_mib": record.limits.disk_mib,
         "pids": record.limits.pids,
         "metadata": dict(record.metadata),
-        "env_vars": dict(record.env_vars),
-        "envd_access_token": record.envd_access_token,
-        "traffic_access_token": record.traffic_access_token,
+        "env_vars": seal.close_map(record.env_vars),
+        "envd_access_token": seal.close_token(record.envd_access_token),
+        "traffic_access_token": seal.close_token(record.traffic_access_token),
         "allow_internet_access": record.network.allow_internet,
-        "network": record.network.as_json(),
+        "network": seal.close_rules(record.network).as_json(),
         "auto_pause": record.auto_pause,
         "auto_pause_memory": record.auto_pause_memory,
         "auto_resume": record.auto_resume,
         "pause_mode": record.pause_mode.value if record.pause_mode is not None else None,
         "guest_answered": record.guest_answered,
         "mask_request_host": record.mask_request_host,
+        "volumes": [mount.as_json() for mount in record.volumes] or None,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
 
 
-def _to_network(row: RowMapping) -> NetworkPolicy:
+def _to_network(row: RowMapping, seal: Seal) -> NetworkPolicy:
     if row["network"] is None:
         return NetworkPolicy(allow_internet=row["allow_internet_access"])
-    return NetworkPolicy.from_json(row["network"])
+    kept = NetworkPolicy.from_json(row["network"])
+    return seal.open_rules(kept) if kept.rules else kept
 
 
-def _to_record(row: RowMapping) -> SandboxRecord:
+def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
     return SandboxRecord(
         sandbox_id=row["sandbox_id"],
         team_id=row["team_id"],
@@ -269,16 +277,17 @@ def _to_record(row: RowMapping) -> SandboxRecord:
         end_at=row["end_at"],
         limits=Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
         metadata=row["metadata"],
-        env_vars=row["env_vars"],
-        envd_access_token=row["envd_access_token"],
-        traffic_access_token=row["traffic_access_token"],
-        network=_to_network(row),
+        env_vars=seal.open_map(row["env_vars"]),
+        envd_access_token=seal.open_token(row["envd_access_token"]),
+        traffic_access_token=seal.open_token(row["traffic_access_token"]),
+        network=_to_network(row, seal),
         auto_pause=row["auto_pause"],
         auto_pause_memory=row["auto_pause_memory"],
         auto_resume=row["auto_resume"],
         pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
         guest_answered=row["guest_answered"],
         mask_request_host=row["mask_request_host"],
+        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )

@@ -6,7 +6,7 @@ A template's name is unique in its team. A tag names one build of its template; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -15,9 +15,10 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from atoll.control.store.database import Database
-from atoll.control.store.schema import template_builds, template_layers, template_tags, templates
+from atoll.control.store.schema import template_builds, template_tags, templates
 from atoll.model.errors import Conflict
 from atoll.model.sandbox import Limits
+from atoll.model.sealing import Seal
 
 
 class BuildStatus(StrEnum):
@@ -75,8 +76,9 @@ class TagRow:
 class TemplateTables:
     """Part of the Store, on its database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seal: Seal) -> None:
         self._database = database
+        self._seal = seal
 
     # Templates
 
@@ -121,23 +123,23 @@ class TemplateTables:
     async def add_build(self, build: BuildRow) -> None:
         """Raises Conflict: its template is gone."""
         try:
-            await self._database.write(insert(template_builds).values(_build_values(build)))
+            await self._database.write(insert(template_builds).values(self._values(build)))
         except IntegrityError as error:
             raise Conflict(f"the template {build.template_id!r} was deleted meanwhile") from error
 
     async def find_build(self, build_id: str) -> BuildRow | None:
         rows = await self._database.read(select(template_builds).where(template_builds.c.build_id == build_id))
-        return _to_build(rows[0]) if rows else None
+        return self._to_build(rows[0]) if rows else None
 
     async def builds(self, template_id: str) -> list[BuildRow]:
         """Newest first."""
         statement = select(template_builds).where(template_builds.c.template_id == template_id)
         rows = await self._database.read(statement.order_by(template_builds.c.created_at.desc()))
-        return [_to_build(row) for row in rows]
+        return [self._to_build(row) for row in rows]
 
     async def all_builds(self) -> list[BuildRow]:
         """Of every team, for what looks at them all."""
-        return [_to_build(row) for row in await self._database.survey(select(template_builds))]
+        return [self._to_build(row) for row in await self._database.survey(select(template_builds))]
 
     async def begin_build(self, build_id: str, at: datetime) -> bool:
         """From WAITING to BUILDING. False: it has been begun before, or is gone."""
@@ -149,6 +151,8 @@ class TemplateTables:
 
     async def change_build(self, build_id: str, **changes: Any) -> bool:
         """Sets columns. False: there is no such build."""
+        if "settings" in changes:
+            changes["settings"] = self._closed(changes["settings"])
         statement = update(template_builds).where(template_builds.c.build_id == build_id)
         return bool(await self._database.write(statement.values(**changes)))
 
@@ -161,6 +165,19 @@ class TemplateTables:
     async def remove_builds(self, build_ids: Sequence[str]) -> int:
         """With their tags."""
         return await self._database.write(delete(template_builds).where(template_builds.c.build_id.in_(build_ids)))
+
+    def _values(self, build: BuildRow) -> dict[str, Any]:
+        return _build_values(build) | {"settings": self._closed(build.settings) or None}
+
+    def _to_build(self, row: RowMapping) -> BuildRow:
+        settings = row["settings"] or {}
+        if "env" in settings:
+            settings = {**settings, "env": dict(self._seal.open_map(settings["env"]))}
+        return replace(_to_build(row), settings=settings)
+
+    def _closed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What its sandboxes start with may hold secrets: a snapshot has its sandbox's environment."""
+        return {**settings, "env": self._seal.close_map(settings["env"])} if "env" in settings else dict(settings)
 
     # Tags
 
@@ -194,28 +211,6 @@ class TemplateTables:
         mine = template_tags.c.template_id == template_id
         return await self._database.write(delete(template_tags).where(mine, template_tags.c.tag.in_(tags)))
 
-    # Layers
-
-    async def find_layer(self, key: str) -> str | None:
-        """The newest image that a step of this key has made, which may be gone meanwhile."""
-        rows = await self._database.read(select(template_layers.c.image_id).where(template_layers.c.key == key))
-        return rows[0]["image_id"] if rows else None
-
-    async def put_layer(self, key: str, image_id: str) -> None:
-        """In place of the one before."""
-
-        def work(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-            try:
-                connection.execute(delete(template_layers).where(template_layers.c.key == key))
-                connection.execute(insert(template_layers).values(key=key, image_id=image_id))
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
-            connection.exec_driver_sql("COMMIT")
-
-        await self._database.run(work)
-
 
 def _build_values(build: BuildRow) -> dict[str, Any]:
     return {
@@ -231,7 +226,6 @@ def _build_values(build: BuildRow) -> dict[str, Any]:
         "images": list(build.images),
         "finished_at": build.finished_at,
         "node_id": build.node_id or None,
-        "settings": dict(build.settings) or None,
     }
 
 
@@ -249,5 +243,4 @@ def _to_build(row: RowMapping) -> BuildRow:
         error_step=row["error_step"] or "",
         node_id=row["node_id"] or "",
         images=tuple(row["images"]),
-        settings=row["settings"] or {},
     )

@@ -3,28 +3,27 @@
     base image ──► sandbox: step 1 ──► commit ──► sandbox: step 2 ──► commit ──► … ──► start and ready command ──► image
                         └── not run when the image of the same inputs is there already (`steps.layer_key`)
 
-Owns the sandboxes that it makes: none outlives its step. They are ordinary ones, with the template's limits and the
-platform's network policy; they have no row in the store, so a server that comes back ends what a killed one left.
+Its sandboxes have the template's limits and the platform's network policy; none outlives its step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from atoll.control.store.layers import LayerTables
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.guest import GuestClient
 from atoll.control.templates.ready import wait_until_ready
+from atoll.control.templates.sandboxes import BuildSandbox, BuildSandboxes, Wanted
 from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key, shell
 from atoll.control.templates.uploads import Uploads, read_pieces
-from atoll.model.errors import AtollError, BuildFailed, CreateFailed, PlatformError, SandboxGone
-from atoll.model.sandbox import EndReason, Limits, SandboxSpec
-from atoll.model.seams import NodeClient, RouteTable
+from atoll.model.errors import AtollError, BuildFailed, PlatformError, SandboxGone
+from atoll.model.sandbox import Limits
+from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
 READY_WITHIN_S = 600.0
@@ -64,14 +63,6 @@ class Built:
     settings: Settings
 
 
-class LayerIndex(Protocol):
-    """Which image the inputs of a step have made. `store.TemplateTables` is the real one."""
-
-    async def find_layer(self, key: str) -> str | None: ...
-
-    async def put_layer(self, key: str, image_id: str) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Layer:
     key: str
@@ -85,15 +76,13 @@ class TemplateBuilder:
 
     def __init__(
         self,
-        routes: RouteTable,
+        sandboxes: BuildSandboxes,
         uploads: Uploads,
-        index: LayerIndex,
-        new_sandbox_id: Callable[[], str],
+        index: LayerTables,
     ) -> None:
         self._index = index
-        self._routes = routes
+        self._sandboxes = sandboxes
         self._uploads = uploads
-        self._new_sandbox_id = new_sandbox_id
         self._making: dict[str, asyncio.Lock] = {}
 
     async def build(
@@ -108,6 +97,8 @@ class TemplateBuilder:
         key = base_key(order.team_id, base.image_id or f"{base.template_id} {base.build_id}")
         images: list[str] = []
         image = base.image_id
+        if image is not None:
+            await on_image((image,))  # it may be in no other build
         fresh = order.force
         for number, step in enumerate(order.steps, 1):
             log.step = str(number)
@@ -123,8 +114,8 @@ class TemplateBuilder:
             settings = after(step, settings)
         log.step = "finalize"
         if image is None:  # not one step has changed a file
-            async with self._sandbox(order, None, log) as (sandbox_id, _):
-                image = await self._commit(order, sandbox_id, log)
+            async with self._sandbox(order, None, log) as sandbox:
+                image = await self._commit(order, sandbox.sandbox_id, log)
         if not images:
             images.append(image)
             await on_image(tuple(images))
@@ -140,9 +131,9 @@ class TemplateBuilder:
                 log.write(f"{where} CACHED {describe(step)}")
                 return known
             log.write(f"{where} {describe(step)}")
-            async with self._sandbox(order, layer.below, log) as (sandbox_id, guest):
-                await self._run(order, guest, to_run, step, log)
-                image = await self._commit(order, sandbox_id, log)
+            async with self._sandbox(order, layer.below, log) as sandbox:
+                await self._run(order, sandbox.guest, to_run, step, log)
+                image = await self._commit(order, sandbox.sandbox_id, log)
             await self._index.put_layer(layer.key, image)
             return image
 
@@ -181,8 +172,8 @@ class TemplateBuilder:
         """The start command runs until the ready command ends with 0, or itself does."""
         assert order.start_cmd is not None
         log.write(f"start command: {order.start_cmd[:300]}")
-        async with self._sandbox(order, image, log) as (_, guest):
-            lines = log.output()
+        async with self._sandbox(order, image, log) as sandbox:
+            guest, lines = sandbox.guest, log.output()
             running = asyncio.ensure_future(guest.run(shell(order.start_cmd, settings), lines.take))
             ready = asyncio.ensure_future(
                 wait_until_ready(guest, order.ready_cmd or DEFAULT_READY, settings, READY_EVERY_S)
@@ -193,10 +184,12 @@ class TemplateBuilder:
                     if running.done() and running.result().exit_code != 0:
                         status = running.result().exit_code
                         raise StepFailed("finalize", f"the start command failed: exit status {status}")
+                    if ready.done():
+                        ready.result()  # its own connection may have failed: that is not ready
             except TimeoutError as error:
                 raise StepFailed("finalize", f"the ready command did not succeed in {READY_WITHIN_S:.0f} s") from error
-            except PlatformError as error:
-                raise StepFailed("finalize", str(error)) from error
+            except (PlatformError, SandboxGone) as error:
+                raise StepFailed("finalize", f"the start command was not seen to be ready: {error}") from error
             finally:
                 lines.end()
                 for task in (running, ready):
@@ -205,41 +198,16 @@ class TemplateBuilder:
         log.write("the start command is ready")
 
     @asynccontextmanager
-    async def _sandbox(
-        self, order: BuildOrder, image: str | None, log: BuildLog
-    ) -> AsyncIterator[tuple[str, GuestClient]]:
-        sandbox_id = self._new_sandbox_id()
-        spec = SandboxSpec(
-            sandbox_id=sandbox_id,
-            template_id=order.base.template_id if image is None else order.template_id,
-            image_id=image,
-            limits=order.limits,
-            access_token=secrets.token_hex(32),
-            default_user=order.base.default_user,
-            tier=order.base.tier,
-            one_off=True,
-        )
-        try:
-            await order.node.create(spec)
-            route = self._routes.find(sandbox_id)
-            if route is None:
-                raise CreateFailed("the sandbox of the build cannot be reached")
-        except AtollError as error:
-            await self._end(order, sandbox_id)
-            raise StepFailed(log.step or "base", f"the sandbox of the build was not made: {error}") from error
-        except BaseException:
-            await self._end(order, sandbox_id)
-            raise
-        guest = GuestClient(route)
-        try:
-            yield sandbox_id, guest
-        finally:
-            await guest.aclose()
-            await self._end(order, sandbox_id)
-
-    async def _end(self, order: BuildOrder, sandbox_id: str) -> None:
-        with contextlib.suppress(AtollError):
-            await asyncio.shield(order.node.kill(sandbox_id, EndReason.KILLED))
+    async def _sandbox(self, order: BuildOrder, image: str | None, log: BuildLog) -> AsyncIterator[BuildSandbox]:
+        base = order.base
+        template_id = base.template_id if image is None else order.template_id
+        wanted = Wanted(order.node, order.team_id, template_id, base, order.limits, image)
+        async with AsyncExitStack() as stack:
+            try:
+                sandbox = await stack.enter_async_context(self._sandboxes.open(wanted))
+            except AtollError as error:
+                raise StepFailed(log.step or "base", f"the sandbox of the build was not made: {error}") from error
+            yield sandbox
 
     @asynccontextmanager
     async def _only_one(self, key: str) -> AsyncIterator[None]:

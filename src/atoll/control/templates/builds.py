@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -20,8 +21,9 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.sizing import limits_for
+from atoll.control.store.layers import LayerTables
 from atoll.control.store.templates import BuildRow, BuildStatus, TagRow, TemplateRow, TemplateTables
-from atoll.control.templates.base_images import base_template
+from atoll.control.templates.base_images import BaseImages, BaseOrder
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
@@ -41,7 +43,6 @@ from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
-BUILD_WITHIN_S = 3600.0
 AT_ONCE = 4
 """Builds that run at once; others wait their turn."""
 PER_TEAM = 20
@@ -66,6 +67,18 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """`within_s`: how long one build may take. `of_team`: how many of a team's run at once, so that others have a turn.
+
+    `largest`: how large its sandboxes may be; None: as large as asked for.
+    """
+
+    within_s: float = 3600.0
+    of_team: int = AT_ONCE - 1
+    largest: Limits | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Requested:
     """A build that waits to be started."""
 
@@ -83,8 +96,8 @@ class Instructions:
     start_cmd: str | None = None
     ready_cmd: str | None = None
     force: bool = False
-    registry: bool = False
-    """Whether credentials for a registry came along."""
+    registry: Mapping[str, str] | None = field(default=None, repr=False)
+    """Credentials for the image's registry, as `wire.rest` has checked them."""
 
 
 class TemplateBuildService:
@@ -94,17 +107,21 @@ class TemplateBuildService:
         self,
         *,
         tables: TemplateTables,
+        layers: LayerTables,
         catalog: TemplateService,
         nodes: NodeRegistry,
+        bases: BaseImages,
         builder: TemplateBuilder,
         uploads: Uploads,
         logs: BuildLogs,
         clock: Clock,
         background: Background,
-        maximum: Limits | None,
+        limits: BuildLimits,
         also_kept: Callable[[], Iterable[str]],
     ) -> None:
         self._tables = tables
+        self._layers = layers
+        self._bases = bases
         self._catalog = catalog
         self._nodes = nodes
         self._builder = builder
@@ -112,9 +129,10 @@ class TemplateBuildService:
         self._logs = logs
         self._clock = clock
         self._background = background
-        self._maximum = maximum
+        self._most = limits
         self._also_kept = also_kept
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._running: dict[str, tuple[str, str, asyncio.Task[None]]] = {}
 
     # Builds
@@ -214,21 +232,21 @@ class TemplateBuildService:
         """
         reference = parse_reference(target)
         row = await self._own(caller, target)
-        wanted = tags_of_request(parse_reference(reference.name), tags)
+        tag_names = tags_of_request(parse_reference(reference.name), tags)
         found = [
             tag.build_id for tag in await self._tables.tags(row.template_id) if tag.tag == reference.tag_or_default
         ]
         if not found:
             raise TemplateNotFound(target[:200])
-        await self._tables.assign_tags(row.template_id, found[0], wanted, self._clock.now())
-        return found[0], wanted
+        await self._tables.assign_tags(row.template_id, found[0], tag_names, self._clock.now())
+        return found[0], tag_names
 
     async def remove_tags(self, caller: Caller, name: str, tags: Sequence[str]) -> None:
         """Raises TemplateNotFound (of the template, or none of the tags), Forbidden."""
         row = await self._own(caller, name)
-        wanted = [tag.strip().lower() for tag in tags]
-        if not await self._tables.remove_tags(row.template_id, wanted):
-            raise TemplateNotFound(f"{name[:100]}:{', '.join(wanted)[:100]}")
+        tag_names = [tag.strip().lower() for tag in tags]
+        if not await self._tables.remove_tags(row.template_id, tag_names):
+            raise TemplateNotFound(f"{name[:100]}:{', '.join(tag_names)[:100]}")
 
     # Lifetime
 
@@ -267,21 +285,31 @@ class TemplateBuildService:
         for node_id, node in self._nodes.worth_asking().items():
             if removed := await node.keep_images(sorted(kept)):
                 _log.info("template.images_removed", node=node_id, images=removed)
+        await self._forget_layers()
         await asyncio.to_thread(self._uploads.sweep)
+
+    async def _forget_layers(self) -> None:
+        """What says which image a step has made goes with the image."""
+        nodes = list(self._nodes.worth_asking().values())
+        known = await self._layers.images() if nodes else set()
+        there = {one for one in known for node in nodes if await node.has_image(one)}
+        if known - there:
+            await self._layers.forget(known - there)
 
     # One build
 
     async def _run(self, team_id: str, template: TemplateRow, build: BuildRow, instructions: Instructions) -> None:
         log = self._logs.open(build.build_id)
+        turns = self._turns_of.setdefault(team_id, asyncio.Semaphore(self._most.of_team))
         try:
-            if self._turns.locked():
+            if self._turns.locked() or turns.locked():
                 log.write("waiting for other builds to end")
-            async with self._turns, asyncio.timeout(BUILD_WITHIN_S):
+            async with turns, self._turns, asyncio.timeout(self._most.within_s):
                 await self._build(team_id, template, build, instructions, log)
         except StepFailed as error:
             await self._fail(build, log, error.message, error.step)
         except TimeoutError:
-            await self._fail(build, log, f"the build took longer than {BUILD_WITHIN_S:.0f} s", log.step or "base")
+            await self._fail(build, log, f"the build took longer than {self._most.within_s:.0f} s", log.step or "base")
         except asyncio.CancelledError:
             await asyncio.shield(self._fail(build, log, "the build was cancelled", log.step or "base"))
             raise
@@ -296,15 +324,13 @@ class TemplateBuildService:
         self, team_id: str, template: TemplateRow, build: BuildRow, instructions: Instructions, log: BuildLog
     ) -> None:
         log.step = "base"
-        name = instructions.from_template or base_template(instructions.from_image or "", log)
-        if instructions.registry:
-            log.write("this server reaches no registry: the credentials for one are not used", "warn")
-        try:
-            await self._catalog.prepare(name, BUILD_WITHIN_S)
-            base = await self._catalog.find(name, team_id)
-        except (TemplateNotFound, BuildFailed) as error:
-            raise StepFailed("base", error.message) from error
-        log.write(f"FROM {instructions.from_template or instructions.from_image}")
+        if instructions.from_template is not None:
+            base = await self._template(instructions.from_template, team_id)
+            log.write(f"FROM {instructions.from_template}")
+        else:
+            image = instructions.from_image or ""
+            wanted = BaseOrder(team_id, image, build.limits, instructions.registry, instructions.force)
+            base = await self._bases.find(wanted, self._nodes.worth_asking(), log)
 
         async def on_image(images: tuple[str, ...]) -> None:
             await self._tables.change_build(build.build_id, images=list(images), updated_at=self._clock.now())
@@ -343,6 +369,13 @@ class TemplateBuildService:
         await self._tables.change_build(build.build_id, error=message, error_step=step, **changes)
 
     # Inside
+
+    async def _template(self, name: str, team_id: str) -> Template:
+        try:
+            await self._catalog.prepare(name, self._most.within_s)
+            return await self._catalog.find(name, team_id)
+        except (TemplateNotFound, BuildFailed) as error:
+            raise StepFailed("base", error.message) from error
 
     def _node_for(self, base: Template) -> NodeClient:
         """One that has the base. Raises StepFailed."""
@@ -391,7 +424,7 @@ class TemplateBuildService:
         disk_mib = sizes.free_disk_mib if (sizes.free_disk_mib or 0) > Limits().disk_mib else None
         asked = {"atoll.cpu": sizes.cpu_count, "atoll.memory": sizes.memory_mib, "atoll.disk": disk_mib}
         given = {key: str(value) for key, value in asked.items() if value is not None}
-        return limits_for(Limits(), given, self._maximum)
+        return limits_for(Limits(), given, self._most.largest)
 
     async def stop(self) -> None:
         """Ends the builds that run; they fail with that reason."""

@@ -15,7 +15,9 @@ from uuid import UUID
 
 from atoll.model.errors import InvalidRequest
 
-RESERVED = frozenset({"base", "code-interpreter", "code-interpreter-v1", "browser", "desktop", "mcp-gateway"})
+RESERVED = frozenset(
+    {"base", "code-interpreter", "code-interpreter-v1", "browser", "desktop", "mcp-gateway", "image-import"}
+)
 """Names of built-in templates."""
 
 DEFAULT_TAG = "default"

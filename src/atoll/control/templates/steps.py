@@ -38,7 +38,10 @@ set -eu
 source=$1 target=$2 owner=$3 mode=$4 archive=$5
 work=$(mktemp -d /tmp/.copy.XXXXXXXX)
 trap 'rm -rf "$work" "$archive"' EXIT
-tar -xf "$archive" -C "$work" --no-same-owner
+LC_ALL=C read -rN2 head <"$archive" || true
+zip=; [ "$head" != $'\x1f\x8b' ] || zip=z
+tar -"${zip}"xf "$archive" -C "$work" --no-same-owner
+merge=(); if tar --version 2>/dev/null | grep -q GNU; then merge=(--keep-directory-symlink --no-overwrite-dir); fi
 cd "$work"
 shopt -s nullglob dotglob globstar
 IFS=
@@ -51,7 +54,7 @@ for one in "${found[@]}"; do
   [ -z "$mode" ] || chmod -R "$mode" "$one"
   if [ -d "$one" ] && [ ! -L "$one" ]; then
     [ -d "$target" ] || { mkdir -p "$target"; chown "$owner" "$target"; }
-    tar -C "$one" -cf - . | tar -C "$target" -xpf - --keep-directory-symlink --no-overwrite-dir
+    tar -C "$one" -cf - . | tar -C "$target" -xpf - "${merge[@]}"
   elif [ -n "$into" ] || [ -d "$target" ]; then
     [ -d "$target" ] || { mkdir -p "$target"; chown "$owner" "$target"; }
     mv -f -- "$one" "${target%/}/"
@@ -61,7 +64,7 @@ for one in "${found[@]}"; do
   fi
 done
 """
-"""As root, by bash: source pattern, absolute target, owner, mode (may be empty), archive."""
+"""As root, by bash: source pattern, absolute target, owner, mode (may be empty), archive. The tar may be busybox's."""
 
 WORKDIR_SCRIPT = r"""
 set -eu
@@ -73,7 +76,18 @@ mkdir -p "$1"
 
 USER_SCRIPT = r"""
 set -eu
-id -u "$1" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$1"
+if id -u "$1" >/dev/null 2>&1; then
+  :
+elif command -v useradd >/dev/null; then
+  useradd --create-home --shell /bin/bash "$1"
+else
+  number=1000
+  while grep -q "^[^:]*:[^:]*:$number:" /etc/passwd /etc/group; do number=$((number + 1)); done
+  echo "$1:x:$number:" >>/etc/group
+  echo "$1:x:$number:$number::/home/$1:/bin/bash" >>/etc/passwd
+  mkdir -p "/home/$1"
+  chown "$number:$number" "/home/$1"
+fi
 if [ "${2:-}" = true ]; then
   mkdir -p /etc/sudoers.d
   printf '%s ALL=(ALL:ALL) NOPASSWD: ALL\n' "$1" >"/etc/sudoers.d/$1"

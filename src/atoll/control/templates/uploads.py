@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,8 @@ from atoll.model.errors import Forbidden, InvalidRequest, QuotaExceeded
 LINK_S = 3600.0
 KEPT_S = 7 * 86400.0
 MAX_BYTES = 4 << 30
+MAX_TEAM_BYTES = 16 << 30
+"""Of all archives of one team, those under way included: they stay for days, and the disk is everybody's."""
 LEAST_FREE = 0.05
 """Of the file system: an upload never takes the last part of it, which is the server's own records' too."""
 PREFIX = "/templates/uploads/"
@@ -47,9 +50,12 @@ def check_hash(text: str) -> str:
 class Uploads:
     """The archives below one directory, of one server."""
 
-    def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES, max_team_bytes: int = MAX_TEAM_BYTES) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
+        self._max_team_bytes = max_team_bytes
+        self._arriving: Counter[str] = Counter()
+        """Bytes of each team that are under way."""
         self._key = secrets.token_bytes(32)
 
     def find(self, team_id: str, files_hash: str) -> Path | None:
@@ -84,24 +90,40 @@ class Uploads:
         for folder in (draft.parent, target.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            await self._write(draft, pieces)
+            await self._write(draft, team_id, pieces)
             await asyncio.to_thread(draft.rename, target)
         finally:
             with contextlib.suppress(OSError):
                 draft.unlink()
 
-    async def _write(self, draft: Path, pieces: AsyncIterator[bytes]) -> None:
+    async def _write(self, draft: Path, team_id: str, pieces: AsyncIterator[bytes]) -> None:
         total, waiting = 0, bytearray()
-        with draft.open("xb") as file:
-            async for piece in pieces:
-                total += len(piece)
-                if total > self._max_bytes:
-                    raise InvalidRequest(f"the archive is larger than {self._max_bytes >> 20} MiB")
-                waiting += piece
-                if len(waiting) >= _PIECE:
-                    await asyncio.to_thread(self._append, file, bytes(waiting))
-                    waiting.clear()
-            await asyncio.to_thread(self._append, file, bytes(waiting))
+        kept = await asyncio.to_thread(self._kept, team_id)
+        try:
+            with draft.open("xb") as file:
+                async for piece in pieces:
+                    total += len(piece)
+                    self._arriving[team_id] += len(piece)
+                    if total > self._max_bytes:
+                        raise InvalidRequest(f"the archive is larger than {self._max_bytes >> 20} MiB")
+                    if kept + self._arriving[team_id] > self._max_team_bytes:
+                        raise QuotaExceeded(
+                            f"the team's uploads would have more than {self._max_team_bytes >> 20} MiB",
+                            hint=f"those that no build uses are removed after {KEPT_S / 86400:.0f} days",
+                        )
+                    waiting += piece
+                    if len(waiting) >= _PIECE:
+                        await asyncio.to_thread(self._append, file, bytes(waiting))
+                        waiting.clear()
+                await asyncio.to_thread(self._append, file, bytes(waiting))
+        finally:
+            self._arriving[team_id] -= total
+
+    def _kept(self, team_id: str) -> int:
+        """Bytes of its archives. Blocks."""
+        with contextlib.suppress(FileNotFoundError):
+            return sum(entry.stat().st_size for entry in os.scandir(self._directory / team_id))
+        return 0
 
     def _append(self, file: BinaryIO, data: bytes) -> None:
         usage = shutil.disk_usage(self._directory)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from urllib.parse import unquote
 
+from atoll.guest.errors import GuestError
+
 MAX_PART_HEAD = 32 * 1024
 """Bytes of one part's headers."""
 MAX_PREAMBLE = 4 * 1024
@@ -26,7 +28,7 @@ _PARAMETER = re.compile(r';\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)\s*=\s*(?:"((?:\\.|
 _ESCAPED_CHARACTER = re.compile(r"%(22|0[0-9A-F]|1[0-9A-F])")
 
 
-class MultipartError(ValueError):
+class MultipartError(GuestError, ValueError):
     """The body is not well-formed, too long in its heads, or ends early; the message says where."""
 
 

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from atoll.guest.errors import GuestError
+
 _RANGE = re.compile(r"\s*+bytes\s*+=\s*+(\d{0,20})\s*+-\s*+(\d{0,20})\s*+", re.ASCII)
 _RANGES = re.compile(r"\s*bytes\s*=[\s\d,-]*", re.ASCII)
 _QVALUE = re.compile(r"\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*", re.ASCII | re.IGNORECASE)
@@ -27,11 +29,11 @@ class Span:
         return f"bytes {self.offset}-{self.offset + self.count - 1}/{size}"
 
 
-class RangeNotSatisfiable(ValueError):
+class RangeNotSatisfiable(GuestError, ValueError):
     """No byte of the range exists: answer 416."""
 
 
-class NotAcceptable(ValueError):
+class NotAcceptable(GuestError, ValueError):
     """The client takes neither gzip nor identity: answer 406."""
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import posixpath
 
+from atoll.guest.errors import GuestError
+
 PATH_MAX = 4096
 """Linux' limit on one path, in bytes, with the closing NUL."""
 
 
-class InvalidPath(ValueError):
+class InvalidPath(GuestError, ValueError):
     """The text cannot be a path; the message says why."""
 
 

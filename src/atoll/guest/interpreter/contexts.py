@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, kernelspecs
 from atoll.guest.interpreter.kernel import CwdMissing, Kernel, KernelDied, KernelPlace, KernelStartFailed
 from atoll.guest.interpreter.kernelspecs import KernelSpec
@@ -34,15 +35,15 @@ RUNTIME_DIR = "/run/jupyter"
 _INTERRUPT_AGAIN_S = 2.0
 
 
-class UnknownContext(Exception):
+class UnknownContext(GuestError):
     """No context of that id."""
 
 
-class UnknownLanguage(Exception):
+class UnknownLanguage(GuestError):
     """No kernel for that language; the message says which there are."""
 
 
-class TooManyContexts(Exception):
+class TooManyContexts(GuestError):
     """MAX_CONTEXTS are there already."""
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, zmtp
 from atoll.guest.interpreter.kernelspecs import KernelSpec
 from atoll.guest.pid1.reaper import Exit, Reaper
@@ -63,11 +64,11 @@ Sink = Callable[[dict[str, Any]], None]
 """Takes the lines of the client's stream, in order."""
 
 
-class KernelDied(Exception):
+class KernelDied(GuestError):
     """The process ended; the message says how."""
 
 
-class KernelStartFailed(Exception):
+class KernelStartFailed(GuestError):
     """The kernel never became ready; the message says why, with the end of its output."""
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import contexts, kernelspecs
 from atoll.guest.interpreter.contexts import Contexts, TooManyContexts, UnknownContext, UnknownLanguage
 from atoll.guest.interpreter.kernel import CwdMissing, KernelStartFailed
@@ -27,7 +28,7 @@ MAX_BODY = 32 * 1024 * 1024
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-class _Refused(Exception):
+class _Refused(GuestError):
     """An answer other than 2xx."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Callable, Sequence
 from enum import Enum
 
+from atoll.guest.errors import GuestError
+
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message that are kept; the frames beyond are read and thrown away and reported as None."""
 
@@ -40,7 +42,7 @@ class SocketType(Enum):
     SUB = b"SUB"
 
 
-class ZmtpError(Exception):
+class ZmtpError(GuestError):
     """The peer does not speak ZMTP 3 with the NULL mechanism, or broke its framing."""
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from atoll.guest.errors import GuestError
 from atoll.guest.process import credentials
 from atoll.guest.process.users import User
 
@@ -51,7 +52,7 @@ def run_where_programs_start(work: Callable[[], object]) -> None:
         work()
 
 
-class CwdMissing(Exception):
+class CwdMissing(GuestError):
     """The working directory does not exist, is no directory, or is closed to the user."""
 
 

@@ -81,6 +81,15 @@ BROWSER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
+IMAGE_IMPORT = Recipe(
+    name="image-import",
+    summary="base with skopeo: where images of registries are fetched and unpacked; builds use it, sandboxes need not",
+    script="image-import.sh",
+    parent="base",
+    # bash and busybox: what an image without a shell is given
+    apt_packages=("skopeo", "zstd", "bash-static", "busybox-static"),
+)
+
 MCP_GATEWAY = Recipe(
     name="mcp-gateway",
     summary="base with a gateway that runs MCP servers: what `Sandbox.create(mcp=…)` uses",
@@ -92,7 +101,7 @@ MCP_GATEWAY = Recipe(
 )
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
-    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, MCP_GATEWAY)}
+    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, MCP_GATEWAY, IMAGE_IMPORT)}
 )
 
 

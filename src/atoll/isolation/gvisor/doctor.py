@@ -11,9 +11,9 @@ from pathlib import Path
 
 from atoll.isolation.base import BackendConfig, Finding, Verdict
 from atoll.isolation.gvisor import runsc
+from atoll.isolation.linux import findings as shared
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.sys import shared_limits, syscalls
+from atoll.isolation.linux.sys import shared_limits
 from atoll.model.errors import BackendUnavailable
 
 _TRIAL_WITHIN_S = 20.0
@@ -25,7 +25,7 @@ _TRY_NETWORK = (
 
 async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
     """All findings of this tier."""
-    findings = [_machine(), _user(), *_cgroups(cgroups)]
+    findings = [shared.machine(), _user(), *_cgroups(cgroups)]
     try:
         program = await runsc.find(config.environ, config.tools_dir)
     except BackendUnavailable as error:
@@ -39,16 +39,9 @@ async def examine(config: BackendConfig, cgroups: Cgroups) -> list[Finding]:
         findings.append(
             Finding("sudo", Verdict.OK, "this release ignores set-uid programs: `sudo` is answered by the guest")
         )
-    findings.append(await asyncio.to_thread(_disk, config.run_dir))
+    findings.append(await asyncio.to_thread(shared.disk, config.run_dir))
     findings += shared_limits.findings()
     return findings
-
-
-def _machine() -> Finding:
-    if syscalls.MACHINE in syscalls.SUPPORTED_MACHINES:
-        return Finding("machine", Verdict.OK, syscalls.MACHINE)
-    known = ", ".join(sorted(syscalls.SUPPORTED_MACHINES))
-    return Finding("machine", Verdict.FAIL, f"{syscalls.MACHINE} is not known", f"use one of: {known}")
 
 
 def _user() -> Finding:
@@ -59,35 +52,17 @@ def _user() -> Finding:
 
 def _cgroups(cgroups: Cgroups) -> list[Finding]:
     if not cgroups.v1 and cgroups.v2 is None:
-        fix = "in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)"
-        return [Finding("cgroups", Verdict.FAIL, "none can be written: helpers could not be kept hold of", fix)]
-    findings = []
-    for controller in ("memory", "cpu"):
-        if controller in cgroups.limited:
-            where = "version 1" if controller in cgroups.v1 else "version 2"
-            beyond = "; beyond it the guest ends the largest process" if controller == "memory" else ""
-            findings.append(Finding(f"limit {controller}", Verdict.OK, f"cgroup {where}{beyond}"))
-        else:
-            detail = "no writable cgroup controller: this limit is NOT enforced"
-            findings.append(Finding(f"limit {controller}", Verdict.WARN, detail))
-    findings.append(Finding("limit pids", Verdict.OK, "kept by gVisor's own kernel"))
-    if cgroups.can_freeze:
-        findings.append(Finding("freeze", Verdict.OK, "cgroup freezer"))
-    else:
-        findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
-    return findings
-
-
-def _disk(run_dir: Path) -> Finding:
-    near = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
-    if not (reason := disk_image.why_not(near)):
-        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
-    return Finding(
-        "limit disk",
-        Verdict.WARN,
-        f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}",
-        "apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices",
-    )
+        return [
+            Finding(
+                "cgroups", Verdict.FAIL, "none can be written: helpers could not be kept hold of", shared.CGROUPS_FIX
+            )
+        ]
+    return [
+        shared.limit(cgroups, "memory", more="; beyond it the guest ends the largest process"),
+        shared.limit(cgroups, "cpu"),
+        Finding("limit pids", Verdict.OK, "kept by gVisor's own kernel"),
+        shared.freezer(cgroups),
+    ]
 
 
 async def _network() -> Finding:
@@ -103,18 +78,8 @@ async def _network() -> Finding:
 
 async def why_no_network() -> str:
     """Tries the sandbox's network once, in a process of its own: "" where it works, else the reason."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-c", _TRY_NETWORK, json.dumps(sys.path),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        _, output = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        raise
-    return "" if process.returncode == 0 else output.decode(errors="replace").strip()[-300:] or "it does not work"
+    done = await shared.trial([sys.executable, "-I", "-S", "-c", _TRY_NETWORK, json.dumps(sys.path)], _TRIAL_WITHIN_S)
+    return "" if done.status == 0 else done.err[-300:] or "it does not work"
 
 
 async def _trial(program: runsc.Runsc, platform: str) -> Finding:
@@ -122,25 +87,15 @@ async def _trial(program: runsc.Runsc, platform: str) -> Finding:
     with tempfile.TemporaryDirectory(prefix="atoll-runsc-") as scratch:
         place = Path(scratch)
         await asyncio.to_thread(_make_trial, place, program)
-        process = await asyncio.create_subprocess_exec(
-            str(program.path), f"--root={place / 'state'}", f"--platform={platform}", "--network=none",
-            "--ignore-cgroups", "run", f"--bundle={place}", f"trial-{os.getpid()}",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
+        command = [str(program.path), f"--root={place / 'state'}", f"--platform={platform}", "--network=none"]
+        command += ["--ignore-cgroups", "run", f"--bundle={place}", f"trial-{os.getpid()}"]
         try:
-            out, _ = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
+            done = await shared.trial(command, _TRIAL_WITHIN_S)
         except TimeoutError:
-            process.kill()
-            await process.wait()
             detail = f"platform {platform} hangs: a trial did not end within {_TRIAL_WITHIN_S:.0f} s"
             return Finding("sandbox", Verdict.FAIL, detail, f"choose another with {runsc.PLATFORM_SETTING}")
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-    text = out.decode(errors="replace").strip()
-    if process.returncode == 0 and "runsc version" in text:
+    text = f"{done.out}\n{done.err}".strip()
+    if done.status == 0 and "runsc version" in text:
         return Finding("sandbox", Verdict.OK, f"a trial ran to its end on platform {platform}")
     words = text.splitlines()[-1][:300] if text else "without a word"
     return Finding("sandbox", Verdict.FAIL, f"a trial failed: {words}")

@@ -46,7 +46,7 @@ def fetch(tools_dir: Path, etc: Path = Path("/etc")) -> Path:
         release = parse_os_release((etc / "os-release").read_text())
     except OSError as error:
         raise BackendUnavailable(f"runsc cannot be fetched: the system does not say what it is: {error}") from error
-    suite = wanted_suite(release)
+    suite = suite_for(release)
     source = choose_source(read_sources(etc / "apt"), release.get("VERSION_CODENAME", ""))
     try:
         with tempfile.TemporaryDirectory(prefix="atoll-apt-") as scratch:
@@ -62,7 +62,7 @@ def parse_os_release(text: str) -> dict[str, str]:
     return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
 
 
-def wanted_suite(release: Mapping[str, str]) -> str:
+def suite_for(release: Mapping[str, str]) -> str:
     """The suite that has a usable runsc. Raises BackendUnavailable: not a Debian that we know."""
     codename = release.get("VERSION_CODENAME", "")
     if release.get("ID") != "debian" or not re.fullmatch(r"[a-z]+", codename):

@@ -172,7 +172,7 @@ class GvisorHandle(LinuxSandbox):
                 raise PlatformError(f"the disk of sandbox {self.sandbox_id!r} cannot be kept: {error}") from error
         return {**self._record, "kept": mode.value}
 
-    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+    async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:
         """See SandboxHandle."""
         if not self._record.get("disk_mib"):
             raise NotOffered(f"the tier {self.tier!r} makes no snapshots without disks of its own; see `atoll doctor`")
@@ -185,10 +185,11 @@ class GvisorHandle(LinuxSandbox):
 
             def copy() -> None:
                 kept.copy(self._state_dir / IMAGE, layer)
-                kept.sync(layer)
+                if durable:
+                    kept.sync(layer)
 
             with_memory = mode is PauseMode.MEMORY
-            await self._save(standstill, memory if with_memory else None, copy, memory_last=False)
+            await self._save(standstill, memory if with_memory else None, copy, memory_last=False, durable=durable)
             if was_frozen:
                 await self.freeze()
         return Captured(layer, memory if with_memory else None)
@@ -203,7 +204,13 @@ class GvisorHandle(LinuxSandbox):
                 raise SandboxGone(self.sandbox_id, f"it stood still and cannot go on: {error}") from error
 
     async def _save(
-        self, standstill: Standstill, memory: Path | None, keep_disk: Callable[[], None], *, memory_last: bool
+        self,
+        standstill: Standstill,
+        memory: Path | None,
+        keep_disk: Callable[[], None],
+        *,
+        memory_last: bool,
+        durable: bool = True,
     ) -> None:
         """Memory and disk as of one moment. `memory_last`: it then stands still; otherwise it goes on.
 
@@ -221,7 +228,7 @@ class GvisorHandle(LinuxSandbox):
                 await self._container().checkpoint(memory)
             await asyncio.to_thread(keep_disk)
             if memory is not None:
-                await asyncio.to_thread(saved.write, memory, self._engine())
+                await asyncio.to_thread(saved.write, memory, self._engine(), durable=durable)
             done = True
         except (OSError, ValueError, TimeoutError, PlatformError) as error:
             self._check_alive()

@@ -18,12 +18,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
-from atoll.isolation.linux.disk import mounts
+from atoll.isolation.linux.disk import mounts, volume
 from atoll.isolation.linux.disk.image import IMAGE, mount_image
 from atoll.isolation.linux.disk.kept import UPPER, WORK
 from atoll.isolation.linux.disk.layers import Layers
@@ -81,9 +81,16 @@ class Order:
     """runsc; `command` calls it PROGRAM."""
     memory: str
     """The directory of the image from which it goes on; "": a guest starts."""
+    volumes: list[str] = field(default_factory=list)
+    """Block devices; each is mounted in the stage as `volume_name` says."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+
+def volume_name(number: int) -> str:
+    """Of a volume in the stage."""
+    return f"volume{number}"
 
 
 def choose_stage(needed: list[str]) -> str:
@@ -281,6 +288,9 @@ def _mount(order: Order, userns: int) -> None:
     placed |= {ROOT: root, RUNTIME: mounts.clone(order.runtime, attributes=mounts.RDONLY)}
     if order.memory:
         placed[MEMORY] = mounts.clone(order.memory, attributes=mounts.RDONLY, userns=userns)
+    for number, device in enumerate(order.volumes):
+        placed[volume_name(number)] = mounted = volume.mount(device)
+        mounts.shift_owners(mounted, userns)
     program = mounts.clone(order.program, attributes=mounts.RDONLY)
     # The helpers are unprivileged: what they open must lie where anybody may go, which the place itself is not.
     scratch = mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")])

@@ -16,10 +16,20 @@ _PERIOD_US = 100_000
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "user")
 
 
-def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, network: str) -> dict[str, Any]:
+def config(
+    *,
+    root: str,
+    shared: str,
+    runtime: str,
+    entry: str,
+    limits: Limits,
+    network: str,
+    volumes: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The container: its own root, the guest as first process, a user namespace with all ids of runsc's own.
 
-    `network`: a file that stands for its network namespace; "": it gets an empty one.
+    `network`: a file that stands for its network namespace; "": it gets an empty one. `volumes`: where each is mounted
+    for runsc, by where it lies inside.
     """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
     ids = [{"containerID": 0, "hostID": 0, "size": HOST_IDS_PER_SANDBOX}]
@@ -42,6 +52,10 @@ def config(*, root: str, shared: str, runtime: str, entry: str, limits: Limits, 
             {"destination": CGROUPS, "type": "cgroup", "source": "cgroup"},
             {"destination": SHARED, "type": "bind", "source": shared, "options": ["rw"]},
             {"destination": bundle.AT, "type": "bind", "source": runtime, "options": ["ro"]},
+            *(
+                {"destination": path, "type": "bind", "source": source, "options": ["rw", "nosuid", "nodev"]}
+                for path, source in (volumes or {}).items()
+            ),
         ],
         "linux": {
             "namespaces": [

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted, discard, launch_waiting
+from atoll.isolation.gvisor.start import LaunchContext, LaunchOrder, PooledSandbox, discard, launch_waiting
 from atoll.isolation.linux.process_identity import has_ended
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import Limits
@@ -62,7 +62,7 @@ class Pool:
         self._place = place
         self._size = size
         self._ready: list[tuple[Kind, PooledSandbox]] = []
-        self._wanted: tuple[Kind, Limits] | None = None
+        self._next: tuple[Kind, Limits] | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -73,7 +73,7 @@ class Pool:
 
     async def take(self, kind: Kind, limits: Limits) -> PooledSandbox | None:
         """One that waits, if there is one of that kind; the pool then refills itself with such."""
-        self._wanted = (kind, limits)
+        self._next = (kind, limits)
         found: PooledSandbox | None = None
         for entry in list(self._ready):
             if has_ended(entry[1].pidfd):
@@ -101,9 +101,9 @@ class Pool:
 
     async def _refill(self) -> None:
         """One at a time: a create that waits now needs the processors more."""
-        while self._wanted is not None and not self._closed:
+        while self._next is not None and not self._closed:
             await asyncio.sleep(_REFILL_AFTER_S)
-            kind, limits = self._wanted
+            kind, limits = self._next
             others = [entry for entry in self._ready if entry[0] != kind]
             if len(self._ready) - len(others) >= self._size:
                 return
@@ -112,7 +112,7 @@ class Pool:
                 await discard(self._context, entry[1])
             place = self._place / secrets.token_hex(6)
             try:
-                self._ready.append((kind, await launch_waiting(self._context, Wanted(kind.lowers, limits, place))))
+                self._ready.append((kind, await launch_waiting(self._context, LaunchOrder(kind.lowers, limits, place))))
             except asyncio.CancelledError:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 raise

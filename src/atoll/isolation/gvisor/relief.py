@@ -64,20 +64,20 @@ class Relief:
             self._full.seen()
             if self._full.is_stuck():
                 self._full.give()  # also the guest may need some to answer
-            if self._full.wanting() and (self._task is None or self._task.done()):
+            if self._full.missing_bytes() and (self._task is None or self._task.done()):
                 self._task = self._loop.create_task(self._relieve())
 
     async def _relieve(self) -> None:
         harder = 1
         with contextlib.suppress(OSError):
-            while wanted := self._full.wanting():
-                ended = await self._end_some(harder * wanted + _BEYOND)
+            while missing := self._full.missing_bytes():
+                ended = await self._end_some(harder * missing + _BEYOND)
                 harder = min(_HARDEST, harder * 2)  # those that share memory give back less than they seem to have
                 if not ended and self._full.is_stuck():
                     self._full.let_the_kernel_decide()
                     return
                 for _ in range(_LOOKS if ended else _LOOKS_IN_VAIN):
-                    if not self._full.wanting():
+                    if not self._full.missing_bytes():
                         break
                     await asyncio.sleep(_LOOK_EVERY_S)
             await asyncio.to_thread(self._full.take_back)

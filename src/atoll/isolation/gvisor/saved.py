@@ -49,10 +49,13 @@ class Image:
     engine: Engine
 
 
-def write(place: Path, engine: Engine) -> None:
-    """Declares what lies in `place` to be an image, and makes it stay when the machine goes down. Raises OSError."""
+def write(place: Path, engine: Engine, *, durable: bool = True) -> None:
+    """Declares what lies in `place` to be an image, which with `durable` stays when the machine goes down.
+
+    Raises OSError.
+    """
     files = sorted(path for path in place.iterdir() if path.name != _FACTS)
-    for path in files:
+    for path in files if durable else ():
         kept.sync(path)
     facts = {
         "version": _VERSION,
@@ -61,10 +64,12 @@ def write(place: Path, engine: Engine) -> None:
     }
     draft = place / f"{_FACTS}.new"
     draft.write_text(json.dumps(facts))
-    kept.sync(draft)
+    if durable:
+        kept.sync(draft)
     draft.rename(place / _FACTS)
-    kept.sync(place)
-    kept.sync(place.parent)
+    if durable:
+        kept.sync(place)
+        kept.sync(place.parent)
 
 
 def is_there(place: Path) -> bool:

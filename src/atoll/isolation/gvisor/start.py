@@ -39,6 +39,7 @@ from atoll.isolation.linux.net import control, guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import Limits, SandboxSpec
+from atoll.model.volume import DeviceMount
 
 LAUNCH_WITHIN_S = 30.0
 _TAKE_OVER_WITHIN_S = 20.0
@@ -90,7 +91,7 @@ class LaunchContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LaunchOrder:
     """What is to be launched."""
 
     lowers: tuple[str, ...]
@@ -100,6 +101,7 @@ class Wanted:
     """Whether it stands on what `place` holds already, instead of a new disk."""
     image: Image | None = None
     """What it goes on from, instead of a guest that starts."""
+    volumes: tuple[DeviceMount, ...] = ()
 
 
 @dataclass(slots=True)
@@ -122,19 +124,19 @@ def host_limits(limits: Limits) -> Limits:
     return replace(limits, memory_mib=limits.memory_mib + _OVERHEAD_MIB, pids=base + each * limits.pids)
 
 
-async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbox:
+async def launch_waiting(context: LaunchContext, plan: LaunchOrder) -> PooledSandbox:
     """Starts one in its place, which it makes if need be. Raises CreateFailed; nothing is left running then."""
-    place, limits = wanted.place, wanted.limits
+    place, limits = plan.place, plan.limits
     stages = {"launch": time.monotonic()}
     group = context.cgroups.group(f"g{secrets.token_hex(6)}")
     id_base = context.ids.take()
     context.unfinished.add(group.name)
     try:
         pieces = None
-        if context.disks is not None and not wanted.on_disk:
+        if context.disks is not None and not plan.on_disk:
             pieces = await context.disks.pieces(limits.disk_mib)
-        await asyncio.to_thread(_make_place, wanted, group, pieces)
-        pid = await _run_launcher(context, group, id_base, wanted)
+        await asyncio.to_thread(_make_place, plan, group, pieces)
+        pid = await _run_launcher(context, group, id_base, plan)
         stages["started"] = time.monotonic()
         pidfd = os.pidfd_open(pid)
         try:
@@ -143,7 +145,7 @@ async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbo
                 "id_base": id_base,
                 "egress": _holder(place) if context.network else None,
                 "disk_mib": limits.disk_mib if context.disks is not None else None,
-                "engine": asdict(wanted.image.engine if wanted.image is not None else context.engine),
+                "engine": asdict(plan.image.engine if plan.image is not None else context.engine),
                 **recorded.describe(pid),
             }
             directory.begin(place, "gvisor", record)
@@ -161,20 +163,20 @@ async def launch_waiting(context: LaunchContext, wanted: Wanted) -> PooledSandbo
     return PooledSandbox(group, id_base, place, pidfd, line, record, stages)
 
 
-async def restore(context: LaunchContext, wanted: Wanted, spec: SandboxSpec, *, renamed: bool) -> PooledSandbox:
-    """One that goes on from `wanted.image`; its line is closed. `renamed`: it is to be the sandbox of `spec`, another.
+async def restore(context: LaunchContext, plan: LaunchOrder, spec: SandboxSpec, *, renamed: bool) -> PooledSandbox:
+    """One that goes on from `plan.image`; its line is closed. `renamed`: it is to be the sandbox of `spec`, another.
 
     Raises CreateFailed; nothing is left running then.
     """
-    made = await launch_waiting(context, wanted)
+    made = await launch_waiting(context, plan)
     made.line.close()
     try:
         if renamed:
             body = {"spec": spec.for_guest().as_json()}
-            await control.request(wanted.place / GUEST_SOCKET, "POST", "/identity", body, within_s=_TAKE_OVER_WITHIN_S)
+            await control.request(plan.place / GUEST_SOCKET, "POST", "/identity", body, within_s=_TAKE_OVER_WITHIN_S)
     except BaseException as error:
         os.close(made.pidfd)
-        await asyncio.shield(_undo(context, made.group, made.id_base, wanted.place))
+        await asyncio.shield(_undo(context, made.group, made.id_base, plan.place))
         if isinstance(error, OSError | ValueError | TimeoutError):
             raise CreateFailed(f"it cannot take another name: {error or type(error).__name__}") from error
         raise
@@ -252,25 +254,25 @@ async def connect(place: Path, pidfd: int) -> socket.socket:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _make_place(wanted: Wanted, group: Group, disk: Sequence[Piece] | None) -> None:
+def _make_place(plan: LaunchOrder, group: Group, disk: Sequence[Piece] | None) -> None:
     """`disk`: what a new one consists of; None: there is one, or none is used."""
-    place = wanted.place
+    place = plan.place
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (launch.BUNDLE, launch.STATE):  # of what ran here before
         shutil.rmtree(place / name, ignore_errors=True)
         (place / name).mkdir(mode=0o700)
     (place / launch.MARK).unlink(missing_ok=True)
-    if wanted.on_disk:
+    if plan.on_disk:
         kept.wait_until_released(place / IMAGE)
     elif disk is not None:
         (place / IMAGE).unlink(missing_ok=True)  # of an attempt that failed
-        make_image(place / IMAGE, wanted.limits.disk_mib, disk)
+        make_image(place / IMAGE, plan.limits.disk_mib, disk)
     group.create()
-    group.limit(host_limits(wanted.limits))
+    group.limit(host_limits(plan.limits))
 
 
-async def _run_launcher(context: LaunchContext, group: Group, id_base: int, wanted: Wanted) -> int:
-    place, limits, image = wanted.place, wanted.limits, wanted.image
+async def _run_launcher(context: LaunchContext, group: Group, id_base: int, plan: LaunchOrder) -> int:
+    place, limits, image = plan.place, plan.limits, plan.image
     stage = launch.choose_stage(sys.path)
     config = oci.config(
         root=f"{stage}/{launch.ROOT}",
@@ -279,12 +281,13 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         entry=context.entry,
         limits=limits,
         network=f"{stage}/{launch.NETWORK}" if context.network else "",
+        volumes={one.path: f"{stage}/{launch.volume_name(number)}" for number, one in enumerate(plan.volumes)},
     )
     (place / launch.BUNDLE / "config.json").write_text(json.dumps(config))
     action = ["run"] if image is None else ["restore", f"--image-path={stage}/{launch.MEMORY}"]
     order = launch.Order(
         place=str(place),
-        lowers=list(wanted.lowers),
+        lowers=list(plan.lowers),
         runtime=str(context.runtime if image is None else context.runtimes / image.engine.runtime),
         id_base=id_base,
         ids=oci.HOST_IDS_PER_SANDBOX,
@@ -299,6 +302,7 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, want
         ],
         program=str(context.runsc.path),
         memory=str(image.place) if image is not None else "",
+        volumes=[one.device for one in plan.volumes],
     )  # fmt: skip
     with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from atoll.isolation.base import (
     BackendConfig,
     Capability,
+    Captured,
     Finding,
     IsolationBackend,
     ReclaimReport,
@@ -23,12 +24,13 @@ from atoll.isolation.base import (
 from atoll.isolation.gvisor import bundle, doctor, fetch, runsc, saved, start
 from atoll.isolation.gvisor.handle import GvisorHandle
 from atoll.isolation.gvisor.pool import Kind, Pool
-from atoll.isolation.gvisor.start import LaunchContext, PooledSandbox, Wanted
+from atoll.isolation.gvisor.start import LaunchContext, LaunchOrder, PooledSandbox
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
@@ -138,14 +140,16 @@ class GvisorBackend(IsolationBackend):
         context, pool = self._started()
         kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
         if paths.memory is not None:
-            return await self._from_snapshot(spec, Wanted(kind.lowers, spec.limits, place), paths.memory)
-        waiting = None if spec.one_off else await pool.take(kind, spec.limits)
+            plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+            return await self._from_snapshot(spec, plan, paths.memory)
+        waiting = None if spec.one_off or paths.volumes else await pool.take(kind, spec.limits)
         if waiting is None:
             if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
                     await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
-                waiting = await start.launch_waiting(context, Wanted(kind.lowers, spec.limits, place))
+                plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+                waiting = await start.launch_waiting(context, plan)
         record = await start.take_over(context, waiting, spec, place)
         handle = self._live.add(spec, place, record, waiting.pidfd)
         handle.stages = {"asked": asked, **{name: at for name, at in waiting.stages.items() if at >= asked}}
@@ -164,13 +168,13 @@ class GvisorBackend(IsolationBackend):
         context, _ = self._started()
         limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
         kind, place = _kind(limits, paths), paths.state_dir.absolute()
-        wanted = Wanted(kind.lowers, limits, place, on_disk=True)
+        plan = LaunchOrder(kind.lowers, limits, place, on_disk=True, volumes=paths.volumes)
         if mode is PauseMode.MEMORY:
-            made = await self._from_pause(spec, wanted)
+            made = await self._from_pause(spec, plan)
             handle = self._live.add(spec, place, _with_limits(made.record, record), made.pidfd)
         else:
             async with self._cold:
-                waiting = await start.launch_waiting(context, wanted)
+                waiting = await start.launch_waiting(context, plan)
             started = await start.take_over(context, waiting, replace(spec, limits=limits), place)
             handle = self._live.add(spec, place, _with_limits(started, record), waiting.pidfd)
         await asyncio.to_thread(saved.remove, place)
@@ -184,9 +188,17 @@ class GvisorBackend(IsolationBackend):
             return PauseMode.FILESYSTEM
         return None
 
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
     async def copy_written(self, state_dir: Path, target: Path) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(copy_written, state_dir, target)
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await fold.run(layers, below, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
@@ -208,29 +220,29 @@ class GvisorBackend(IsolationBackend):
             raise CreateFailed("the gvisor tier is not started")
         return self._context, self._pool
 
-    async def _from_pause(self, spec: SandboxSpec, wanted: Wanted) -> PooledSandbox:
+    async def _from_pause(self, spec: SandboxSpec, plan: LaunchOrder) -> PooledSandbox:
         """The image is used up from the moment at which programs may write to the disk."""
         context, _ = self._started()
-        memory, used = wanted.place / saved.MEMORY, wanted.place / saved.USED
+        memory, used = plan.place / saved.MEMORY, plan.place / saved.USED
         image = saved.find(memory, context.engine, context.runtimes)
         try:
             os.rename(memory, used)
         except OSError as error:
             raise CreateFailed(f"the memory of sandbox {spec.sandbox_id!r} cannot be taken: {error}") from error
         try:
-            return await start.restore(context, replace(wanted, image=replace(image, place=used)), spec, renamed=False)
+            return await start.restore(context, replace(plan, image=replace(image, place=used)), spec, renamed=False)
         except start.NotLaunched:
             os.rename(used, memory)
             raise
 
-    async def _from_snapshot(self, spec: SandboxSpec, wanted: Wanted, memory: Path) -> SandboxHandle:
+    async def _from_snapshot(self, spec: SandboxSpec, plan: LaunchOrder, memory: Path) -> SandboxHandle:
         context, _ = self._started()
         try:
             image = saved.find(memory, context.engine, context.runtimes)
         except MemoryLost as error:
             raise CreateFailed(error.message, hint="make it with the snapshot's file system alone") from error
-        made = await start.restore(context, replace(wanted, image=image), spec, renamed=True)
-        return self._live.add(spec, wanted.place, made.record, made.pidfd)
+        made = await start.restore(context, replace(plan, image=image), spec, renamed=True)
+        return self._live.add(spec, plan.place, made.record, made.pidfd)
 
     def _handle(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any], pidfd: int) -> GvisorHandle:
         return GvisorHandle(spec, state_dir, record, pidfd, self._cgroups, self._forget, self._context)

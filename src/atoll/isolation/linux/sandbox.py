@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from atoll.isolation.base import GUEST_SOCKET, DiskUse, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
-from atoll.isolation.linux.disk import growth
+from atoll.isolation.linux.disk import growth, loops
 from atoll.isolation.linux.disk import usage as disk_usage
 from atoll.isolation.linux.disk.image import IMAGE
 from atoll.isolation.linux.net import control
@@ -218,8 +218,8 @@ class LinuxSandbox(SandboxHandle):
 
     def _allow_disk(self, more: int | None) -> None:
         image = self._state_dir / IMAGE
-        if self._device is None or not growth.is_on(self._device, image):
-            self._device = growth.device_of(image)
+        if self._device is None or not loops.is_on(self._device, image):
+            self._device = loops.device_of(image)
         if self._device is not None and (seen := self._disk_seen()) is not None:
             with contextlib.suppress(OSError):
                 growth.allow(self._device, seen, more)

@@ -105,7 +105,10 @@ class SandboxInit:
             self._step = "what was asked for"
             spec = SandboxSpec.from_json(messages.unseal(descriptors.pop()))
             if not booted:
-                self._enter(descriptors.pop(0), spec.limits, body)
+                root, *descriptors = descriptors
+                count = len(body.get("volumes", ()))
+                volumes, descriptors = descriptors[:count], descriptors[count:]
+                self._enter(root, spec.limits, body, volumes)
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept, *descriptors})
             log, listener = descriptors
             self._apply_identity(spec, log)
@@ -273,7 +276,7 @@ class SandboxInit:
 
     # -- a template's root ---------------------------------------------------------------------------------------------
 
-    def _enter(self, mount: int, limits: Limits, word: Mapping[str, Any]) -> None:
+    def _enter(self, mount: int, limits: Limits, word: Mapping[str, Any], volumes: Sequence[int] = ()) -> None:
         """The root becomes this process's, and the wall around whatever it may start stands."""
         self._show_machine(limits, word["processors"], word["boot_s"])
         self._step = "root file system"
@@ -288,6 +291,10 @@ class SandboxInit:
         _ensure_directory(root, "tmp", 0o1777)
         self._step = "change root"
         mounts.enter_root(root)
+        for one, path in zip(volumes, word.get("volumes", ()), strict=True):
+            self._step = f"the volume at {path}"
+            os.makedirs(path, exist_ok=True)
+            mounts.attach_and_close(one, mounts.AT_FDCWD, path)
         self._reach("root")
         self._step = "bounding set and filter"
         self._confine()

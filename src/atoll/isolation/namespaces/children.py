@@ -85,7 +85,7 @@ class Child:
         self.state = ChildState.PREPARING
         self.request: Request | None = None
         self.root: PreparedRoot | None = None
-        self.wanted: PoolKey | None = None
+        self.key: PoolKey | None = None
         """What its root is made from, once it is being booted."""
         self.started_ticks = syscalls.start_time(pid)
         self.boot_s = 0

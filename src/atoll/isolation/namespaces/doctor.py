@@ -8,9 +8,9 @@ import platform
 import sys
 
 from atoll.isolation.base import Finding, Verdict
+from atoll.isolation.linux import findings as shared
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.sys import caps, kernel_log, rootless, shared_limits, syscalls
+from atoll.isolation.linux.sys import caps, kernel_log, rootless, shared_limits
 from atoll.isolation.namespaces import posture
 from atoll.isolation.namespaces.layout import RunLayout
 
@@ -24,18 +24,13 @@ _OLDEST_KERNEL = (5, 19)  # idmapped layers under overlayfs
 
 async def examine(layout: RunLayout, cgroups: Cgroups) -> list[Finding]:
     """All findings of this tier."""
-    findings = [_machine(), _kernel(), *await asyncio.to_thread(_user)]
+    findings = [shared.machine(), _kernel(), *await asyncio.to_thread(_user)]
     if all(finding.verdict is not Verdict.FAIL for finding in findings):
         findings += await _trial(layout)
     findings += shared_limits.findings(posture.TERMINALS)
-    return [*findings, *_cgroups(cgroups), _reserve(cgroups), _kernel_log(), await asyncio.to_thread(_disk, layout)]
-
-
-def _machine() -> Finding:
-    if syscalls.MACHINE in syscalls.SUPPORTED_MACHINES:
-        return Finding("machine", Verdict.OK, syscalls.MACHINE)
-    known = ", ".join(sorted(syscalls.SUPPORTED_MACHINES))
-    return Finding("machine", Verdict.FAIL, f"{syscalls.MACHINE} is not known", f"use one of: {known}")
+    limits = [shared.limit(cgroups, name, _fix(shared.CGROUPS_FIX)) for name in ("memory", "cpu", "pids")]
+    disk = await asyncio.to_thread(shared.disk, layout.path, _fix(shared.DISK_FIX))
+    return [*findings, *limits, shared.freezer(cgroups), _reserve(cgroups), _kernel_log(), disk]
 
 
 def _kernel() -> Finding:
@@ -69,48 +64,18 @@ def _user() -> list[Finding]:
 
 async def _trial(layout: RunLayout) -> list[Finding]:
     """Makes the namespaces and mounts of a sandbox once, in a process of its own that ends with them."""
-    near = next(path for path in (layout.path, *layout.path.parents) if path.is_dir())
+    near = shared.nearest(layout.path)
     prefix = await asyncio.to_thread(rootless.prefix) if rootless.is_needed() else []
-    process = await asyncio.create_subprocess_exec(
-        *prefix, sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near), "yes" if prefix else "no",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    command = [*prefix, sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path), str(near), "yes" if prefix else "no"]
     try:
-        out, err = await asyncio.wait_for(process.communicate(), _TRIAL_WITHIN_S)
+        done = await shared.trial(command, _TRIAL_WITHIN_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return [Finding("sandbox", Verdict.FAIL, f"a trial did not end within {_TRIAL_WITHIN_S:.0f} s")]
     try:
-        return [Finding(row[0], Verdict(row[1]), row[2], row[3]) for row in json.loads(out)]
+        return [Finding(row[0], Verdict(row[1]), row[2], row[3]) for row in json.loads(done.out)]
     except (ValueError, IndexError):
-        words = err.decode(errors="replace").strip().splitlines()
+        words = done.err.splitlines()
         return [Finding("sandbox", Verdict.FAIL, f"a trial failed: {words[-1] if words else 'without a word'}")]
-
-
-def _cgroups(cgroups: Cgroups) -> list[Finding]:
-    findings = []
-    for controller in ("memory", "cpu", "pids"):
-        if controller in cgroups.v1:
-            detail = f"version 1 at {cgroups.v1[controller]}"
-        elif controller in cgroups.v2_controllers:
-            detail = f"version 2 at {cgroups.v2}"
-        else:
-            findings.append(
-                Finding(
-                    f"limit {controller}",
-                    Verdict.WARN,
-                    "no writable cgroup controller: this limit is NOT enforced",
-                    _fix("in a container: run it with a writable /sys/fs/cgroup (privileged, own cgroup namespace)"),
-                )
-            )
-            continue
-        findings.append(Finding(f"limit {controller}", Verdict.OK, detail))
-    if cgroups.can_freeze:
-        findings.append(Finding("freeze", Verdict.OK, "cgroup freezer"))
-    else:
-        findings.append(Finding("freeze", Verdict.WARN, "no freezer: sandboxes cannot be paused"))
-    return findings
 
 
 def _reserve(cgroups: Cgroups) -> Finding:
@@ -138,19 +103,6 @@ def _kernel_log() -> Finding:
         Verdict.WARN,
         f"that processes ended because memory ran out is reported, but not which: {reason}",
         _fix("in a container: give it /dev/kmsg and CAP_SYSLOG"),
-    )
-
-
-def _disk(layout: RunLayout) -> Finding:
-    near = next(path for path in (layout.path, *layout.path.parents) if path.is_dir())
-    reason = disk_image.why_not(near)
-    if not reason:
-        return Finding("limit disk", Verdict.OK, "each sandbox has a disk of its own size (loop device, ext4)")
-    return Finding(
-        "limit disk",
-        Verdict.WARN,
-        f"a sandbox may fill the data directory, this limit is NOT enforced: {reason}",
-        _fix("apt-get install e2fsprogs; in a container: give it /dev/loop-control and loop devices"),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from atoll.isolation.base import GUEST_SOCKET, Captured, EgressSockets
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.disk import kept
+from atoll.isolation.linux.disk.layers import SUFFIX
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
@@ -170,7 +171,7 @@ class NamespacesHandle(LinuxSandbox):
         self._frozen = True
         self._record = {name: value for name, value in self._record.items() if name not in ("flushed", "frozen")}
 
-    async def snapshot(self, mode: PauseMode, target: Path) -> Captured:
+    async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:
         """See SandboxHandle. It stands still while the written parts of its disk are copied."""
         self._check_alive()
         if mode is PauseMode.MEMORY:
@@ -179,7 +180,7 @@ class NamespacesHandle(LinuxSandbox):
             )
         if not self._record.get("disk_mib"):
             raise NotOffered(f"the tier {self.tier!r} makes no snapshots without disks of its own; see `atoll doctor`")
-        layer = target / "layer.img"
+        layer = target / f"layer{SUFFIX}"
         try:
             await asyncio.to_thread(self._disk_files.flush, ahead=True)
             was_frozen = self._frozen
@@ -190,7 +191,8 @@ class NamespacesHandle(LinuxSandbox):
             finally:
                 if self._can_freeze and not was_frozen and not self._dead.is_set():
                     await self.thaw()
-            await asyncio.to_thread(_sync_copy, layer)
+            if durable:
+                await asyncio.to_thread(kept.sync, layer)
         except OSError as error:
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be copied: {error}") from error
@@ -221,8 +223,3 @@ class NamespacesHandle(LinuxSandbox):
                 return False
             await asyncio.sleep(0.002)
         return True
-
-
-def _sync_copy(layer: Path) -> None:
-    kept.sync(layer)
-    kept.sync(layer.parent)

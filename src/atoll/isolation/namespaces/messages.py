@@ -1,12 +1,12 @@
 """Messages between server, zygote and new sandboxes: one JSON object per seqpacket, with descriptors.
 
-    server → zygote   create{id, lower_dirs, state_dir, limits, resumes} +[listener, sealed spec, kept disk?]
+    server → zygote   create{id, lower_dirs, state_dir, limits, resumes, volumes} +[listener, sealed spec, kept disk?]
                       cancel{id}
                       disk{image, size_mib} +[mount]   no_disk{size_mib, error}
     zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
-                      exited{pid, status}   disk_wanted{size_mib}
+                      exited{pid, status}   disk_needed{size_mib}
     zygote → child    mapped{}   boot{limits, processors, boot_s} +[root mount]
-                      go{limits, processors, boot_s} +[root mount, log, listener, sealed spec]
+                      go{limits, processors, boot_s, volumes} +[root mount, volumes' mounts, log, listener, sealed spec]
     child  → zygote   parked{egress}   started{stages}   failed{error}
 
 Framed by `atoll.packets`. What only the sandbox may know (its part of the spec, with secrets) travels in a sealed

@@ -21,7 +21,7 @@ class Member(Protocol[KeyOut]):
     """A child of the pool, or on its way into it."""
 
     @property
-    def wanted(self) -> KeyOut | None:
+    def key(self) -> KeyOut | None:
         """What its root was made for; None while it fits everything."""
         ...
 
@@ -99,19 +99,19 @@ def next_step(
     """
     if len(members) < size and may_park:
         return Park()
-    booted: Counter[Hashable] = Counter(member.wanted for member in members)
+    booted: Counter[Hashable] = Counter(member.key for member in members)
     shares = demand.shares(size, booted)  # type: ignore[arg-type]
     lacking = next((key for key, share in shares.items() if booted[key] < share and may_boot(key)), None)
     if lacking is None:
         return None
     ready = [member for member in members if member.is_ready]
-    if (plain := next((member for member in ready if member.wanted is None), None)) is not None:
+    if (plain := next((member for member in ready if member.key is None), None)) is not None:
         return Boot(plain, lacking)
     # One on its way will do as well: it is not worth the end of another.
-    if any(member.wanted is None for member in members):
+    if any(member.key is None for member in members):
         return None
-    wanted: Mapping[Any, int] = shares
-    useless = (member for member in ready if booted[member.wanted] > wanted.get(member.wanted, 0))
+    share_of: Mapping[Any, int] = shares
+    useless = (member for member in ready if booted[member.key] > share_of.get(member.key, 0))
     return Drop(found) if (found := next(useless, None)) is not None else None
 
 
@@ -119,7 +119,7 @@ def candidates(key: Hashable, members: Iterable[Child], *, booted_only: bool = F
     """Those that can become a sandbox of `key`: the further they are on their way, the earlier in the list."""
 
     def distance(member: Child) -> int:
-        return (0 if member.is_ready else 1) + (0 if member.wanted is not None else 2)
+        return (0 if member.is_ready else 1) + (0 if member.key is not None else 2)
 
-    usable = (member for member in members if member.wanted == key or (member.wanted is None and not booted_only))
+    usable = (member for member in members if member.key == key or (member.key is None and not booted_only))
     return sorted(usable, key=distance)

@@ -27,9 +27,11 @@ class Request:
         self.state_dir: str = body["state_dir"]
         self.limits = Limits.from_json(body["limits"])
         self.one_off: bool = body["one_off"]
+        self.volumes: list[tuple[str, str]] = [(device, path) for device, path in body["volumes"]]
+        """(block device, path inside)."""
         self.handed_on = [listener, sealed_spec]
         """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
-        self.wanted: PoolKey | None = None
+        self.key: PoolKey | None = None
         self.disk: Disk | None = None
         """Kept for it, where no child of the pool brings one along."""
         self.resumes: bool = body["resumes"]

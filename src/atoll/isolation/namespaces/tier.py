@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from atoll.isolation.base import (
     GUEST_SOCKET,
     BackendConfig,
     Capability,
+    Captured,
     EgressSockets,
     Finding,
     IsolationBackend,
@@ -24,8 +25,9 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
+from atoll.isolation.linux.disk import fold
 from atoll.isolation.linux.disk import image as disk_image
-from atoll.isolation.linux.disk.written import copy_written
+from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LiveSandboxes
@@ -252,9 +254,19 @@ class NamespacesBackend(IsolationBackend):
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
 
+    async def keep_written(self, state_dir: Path, target: Path) -> Captured:
+        """See IsolationBackend."""
+        return Captured(await asyncio.to_thread(keep_written, state_dir, target))
+
     async def copy_written(self, state_dir: Path, target: Path) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(copy_written, state_dir, target)
+
+    async def fold(self, layers: Sequence[Path], below: Sequence[Path], target: Path) -> Captured:
+        """See IsolationBackend."""
+        if self._rootless:
+            return await super().fold(layers, below, target)
+        return Captured(await fold.run(layers, below, target))
 
     async def reclaim(self, spare: Set[str]) -> ReclaimReport:
         """See IsolationBackend."""
@@ -337,11 +349,11 @@ async def _reopen(own: DiskFiles) -> OwnLayer:
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        opening.add_done_callback(_close_unwanted)
+        opening.add_done_callback(_close_unused)
         raise
 
 
-def _close_unwanted(opening: asyncio.Future[OwnLayer]) -> None:
+def _close_unused(opening: asyncio.Future[OwnLayer]) -> None:
     if opening.exception() is None:
         opening.result().close()
 

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from atoll.isolation import directory
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
+from atoll.isolation.linux.disk import mounts, volume
 from atoll.isolation.linux.disk.image import Disk
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import caps, syscalls
@@ -169,7 +170,7 @@ class Zygote:
         """Disks that the next creates will need, by size: a few of each that is asked for most."""
         if self._no_disk or time.monotonic() < self._order_again_at:
             return Counter()
-        booted = Counter(child.wanted for child in self._young if child.is_free)
+        booted = Counter(child.key for child in self._young if child.is_free)
         sizes = {key.size_mib for key in self._demand.shares(self._park, booted) if key.size_mib is not None}
         sizes = sizes or {Limits().disk_mib}  # before anybody has asked
         have = {size: self._disks.count(size) + self._disks_in_pool(size) + self._ordered[size] for size in sizes}
@@ -178,7 +179,7 @@ class Zygote:
     def _order_disks(self, lacking: Counter[int]) -> None:
         for size_mib in lacking.elements():
             self._ordered[size_mib] += 1
-            self._send({"op": "disk_wanted", "size_mib": size_mib})
+            self._send({"op": "disk_needed", "size_mib": size_mib})
 
     def _park_one(self) -> None:
         try:
@@ -187,22 +188,22 @@ class Zygote:
             self._parking_failures = _GIVE_UP_PARKING_AFTER
             print(f"cannot park a sandbox: {error}", file=sys.stderr, flush=True)
 
-    def _boot(self, child: Child, wanted: PoolKey) -> None:
+    def _boot(self, child: Child, key: PoolKey) -> None:
         """Sends a parked child into a root made for it."""
         try:
-            child.group.limit(wanted.limits)
-            disk = self._disks.take(wanted.size_mib) if wanted.size_mib is not None else None
+            child.group.limit(key.limits)
+            disk = self._disks.take(key.size_mib) if key.size_mib is not None else None
             root = PreparedRoot(
-                child.pid, child.id_base, wanted, self._layout.prepared / child.group.name, disk, self._layers
+                child.pid, child.id_base, key, self._layout.prepared / child.group.name, disk, self._layers
             )
         except (OSError, ValueError):
-            self._demand.forget(wanted)
+            self._demand.forget(key)
             return
-        child.root, child.wanted = root, wanted
+        child.root, child.key = root, key
         child.move(ChildState.BOOTING)
         mount = root.hand_over()
         try:
-            messages.send(child.control, {"op": "boot", **self._size(child, wanted.limits)}, (mount,))
+            messages.send(child.control, {"op": "boot", **self._size(child, key.limits)}, (mount,))
         except OSError as error:
             self._discard(child, str(error))
         finally:
@@ -249,11 +250,11 @@ class Zygote:
         self._serve_waiting()
 
     def _take(self, request: Request) -> None:
-        if not request.resumes:
+        if not request.resumes and not request.volumes:  # a root that has been entered takes no more mounts
             with contextlib.suppress(OSError):  # `_start` says what is wrong
-                request.wanted = self._wanted(request)
+                request.key = self._key_of(request)
                 if not request.one_off:
-                    self._demand.note(request.wanted)
+                    self._demand.note(request.key)
         self._waiting.add(request)
 
     def _cancel(self, number: int) -> None:
@@ -312,11 +313,11 @@ class Zygote:
     def _fitting(self, request: Request, *, booted_only: bool = False) -> Child | None:
         """A child of the pool, or on its way to it, that can become this sandbox: the further it is, the better."""
         free = [child for child in self._young if child.is_free]
-        found = pool.candidates(request.wanted or object(), free, booted_only=booted_only)
+        found = pool.candidates(request.key or object(), free, booted_only=booted_only)
         # Those that were killed from outside are left to `_ended`, which comes to them in its turn.
         return next((child for child in found if not child.is_gone()), None)
 
-    def _wanted(self, request: Request) -> PoolKey:
+    def _key_of(self, request: Request) -> PoolKey:
         size_mib = None if self._no_disk else request.limits.disk_mib
         return PoolKey.of(request.lower_dirs, size_mib, request.limits)
 
@@ -349,9 +350,10 @@ class Zygote:
             else:
                 child.group.limit(request.limits)
                 descriptors.append(self._root(child, request, state_dir))
+                descriptors += _mounts(child, request)
             log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
-            body = {"op": "go", **self._size(child, request.limits)}
+            body = {"op": "go", "volumes": [path for _, path in request.volumes], **self._size(child, request.limits)}
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, body, [*descriptors, *request.handed_on])
@@ -359,7 +361,7 @@ class Zygote:
             request.stages["sent"] = time.monotonic()
         except (OSError, ValueError) as error:
             child.request = None
-            if child.wanted is not None:
+            if child.key is not None:
                 self._drop(child)
             self._refuse(request, str(error))
         finally:
@@ -468,8 +470,8 @@ class Zygote:
             self._waiting.add_first(child.request)
             child.request = None
         if child.request is None:
-            if child.wanted is not None:
-                self._demand.forget(child.wanted)  # its template's fault, most likely
+            if child.key is not None:
+                self._demand.forget(child.key)  # its template's fault, most likely
             else:
                 self._parking_failures += 1
             print(f"a sandbox made ahead failed: {reason}", file=sys.stderr, flush=True)
@@ -518,6 +520,25 @@ class Zygote:
             root.discard()
         self._disks.close()
         self._layers.close()
+
+
+def _mounts(child: Child, request: Request) -> list[int]:
+    """Of its volumes, whose owners are shifted as those of its root are. Raises OSError."""
+    if not request.volumes:
+        return []
+    made: list[int] = []
+    userns = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for device, _ in request.volumes:
+            made.append(volume.mount(device))
+            mounts.shift_owners(made[-1], userns)
+    except BaseException:
+        for mount in made:
+            os.close(mount)
+        raise
+    finally:
+        os.close(userns)
+    return made
 
 
 class _ServerGone(Exception):

@@ -50,8 +50,8 @@ class Created:
 
 OnExit = Callable[[int, int], None]
 OnOrphan = Callable[[Created], Coroutine[Any, Any, None]]
-OnDiskWanted = Callable[["ZygoteClient", int], None]
-"""(zygote, MiB) for each disk that the zygote wants: its `stock` or `refuse_disk` has to follow, once."""
+OnDiskNeeded = Callable[["ZygoteClient", int], None]
+"""(zygote, MiB) for each disk that the zygote needs: its `stock` or `refuse_disk` has to follow, once."""
 
 
 def _environment() -> dict[str, str]:
@@ -94,6 +94,7 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths, resumes
         "limits": spec.limits.as_json(),
         "resumes": resumes,
         "one_off": spec.one_off,
+        "volumes": [[mount.device, mount.path] for mount in paths.volumes],
     }
 
 
@@ -107,7 +108,7 @@ class ZygoteClient:
         line: socket.socket,
         on_exit: OnExit,
         on_orphan: OnOrphan,
-        on_disk_wanted: OnDiskWanted,
+        on_disk_needed: OnDiskNeeded,
     ) -> None:
         self.name = name
         """What the names of all cgroups begin with that this zygote makes."""
@@ -115,7 +116,7 @@ class ZygoteClient:
         self._line = line
         self._on_exit = on_exit
         self._on_orphan = on_orphan
-        self._on_disk_wanted = on_disk_wanted
+        self._on_disk_needed = on_disk_needed
         self._orphans = OwnedTasks()
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
@@ -137,7 +138,7 @@ class ZygoteClient:
         no_disk: str,
         on_exit: OnExit,
         on_orphan: OnOrphan,
-        on_disk_wanted: OnDiskWanted,
+        on_disk_needed: OnDiskNeeded,
     ) -> ZygoteClient:
         """A zygote that is ready to fork. `no_disk`: why sandboxes get no disks of their own, "" where they do.
         `on_exit(pid, status)` is called for sandboxes that ended, `on_orphan` gets a sandbox whose creator has gone and
@@ -165,7 +166,7 @@ class ZygoteClient:
                 env=_environment(),
                 start_new_session=True,
             )
-        client = ZygoteClient(name, process, ours, on_exit, on_orphan, on_disk_wanted)
+        client = ZygoteClient(name, process, ours, on_exit, on_orphan, on_disk_needed)
         try:
             await asyncio.wait_for(asyncio.shield(client._ready), _READY_WITHIN_S)
         except (ZygoteLost, TimeoutError) as error:
@@ -296,8 +297,8 @@ class ZygoteClient:
 
     def _take(self, body: dict[str, Any], descriptors: list[int]) -> None:
         kind = body["op"]
-        if kind == "disk_wanted":
-            self._on_disk_wanted(self, body["size_mib"])
+        if kind == "disk_needed":
+            self._on_disk_needed(self, body["size_mib"])
         elif kind == "exited":
             self._on_exit(body["pid"], body["status"])
         elif kind == "ready" and not self._ready.done():

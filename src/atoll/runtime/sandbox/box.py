@@ -71,6 +71,13 @@ class Executed(NamedTuple):
     output: str
 
 
+class Snapshot(NamedTuple):
+    """`why_no_memory`: the platform's reason; "" where what runs is in it."""
+
+    snapshot_id: str
+    why_no_memory: str
+
+
 class E2BBox:
     """A sandbox of `template`, or the one named by `sandbox_id`. Ends with `close`, at the latest LEASE_S after us.
 
@@ -292,6 +299,24 @@ class E2BBox:
         """Where `execute` begins: the user's home."""
         return self.execute("pwd").output.strip()
 
+    def snapshot(self) -> Snapshot:
+        """What it is now; it goes on. With memory where the platform can, else of its files.
+
+        Raises AgentRuntimeDisconnectedError, and what the SDK raises (the platform makes no snapshots at all).
+        """
+        with lost_sandbox_raises():
+            try:
+                return Snapshot(self.sandbox.create_snapshot(mode="full").snapshot_id, "")
+            except SandboxException as error:
+                if re.match(r"400:", str(error)) is None:
+                    raise
+                made = self.sandbox.create_snapshot(mode="filesystem")
+                return Snapshot(made.snapshot_id, str(error))
+
+    def delete_snapshot(self, snapshot_id: str) -> bool:
+        """False: there is none. Raises what the SDK raises."""
+        return bool(Sandbox.delete_snapshot(snapshot_id, **self._connection))
+
     def close(self) -> None:
         """Ends the sandbox. Idempotent; never raises for one that is gone already."""
         if self.closed:
@@ -311,7 +336,7 @@ class E2BBox:
         self._lease.stop()
         if pause:
             try:
-                self.sandbox.pause()
+                self._pause()
                 return
             except LOST:
                 return
@@ -325,6 +350,18 @@ class E2BBox:
             self.sandbox.set_timeout(seconds)
         except Exception as error:
             _log.warning("the sandbox may end earlier than asked (%s)", error)
+
+    def _pause(self) -> None:
+        """With memory where the platform can."""
+        try:
+            self.sandbox.pause()
+        except LOST:
+            raise
+        except SandboxException as error:
+            if re.match(r"400:", str(error)) is None:
+                raise
+            self.sandbox.pause(mode="filesystem")
+            _log.info("the sandbox is paused with its disk alone (%s)", error)
 
 
 E2BSandbox = E2BBox

@@ -72,6 +72,7 @@ class RemoteNode:
         dial: how ports of its sandboxes are reached; None: through the connection, which carries descriptors.
         presence: gets each connection, each heartbeat and each loss.
         is_waited_for: whether entering waits for the node. One that is not is registered whenever it is there.
+        expected_id: which node it has to say that it is; None: any.
 
     Entering raises NodeUnreachable, PlatformError (a node of another version).
     """
@@ -83,11 +84,13 @@ class RemoteNode:
         dial: Dial | None = None,
         presence: NodePresence | None = None,
         is_waited_for: bool = True,
+        expected_id: str | None = None,
     ) -> None:
         self._connect = connect
         self._dial = dial
         self._presence = presence
         self._is_waited_for = is_waited_for
+        self._expected_id = expected_id
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Call] = {}
         self._channel: Channel | None = None
@@ -98,7 +101,7 @@ class RemoteNode:
         self._tiers: dict[str, tuple[str, ...]] = {}
         self._early: list[dict[str, Any]] = []
         self._deliveries = OwnedTasks()
-        self._node_id = ""
+        self._node_id = expected_id or ""
         self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -150,7 +153,10 @@ class RemoteNode:
             except (KeyError, TypeError, ValueError) as error:
                 _log.error("node.nonsense", node=self._node_id, error=repr(error))
             except (OSError, ChannelClosed) as error:
-                _log.debug("node.connection_lost", node=self._node_id, error=str(error))
+                is_news = pause == _FIRST_PAUSE_S and not self._is_waited_for
+                (_log.warning if is_news else _log.debug)(
+                    "node.connection_lost", node=self._node_id, error=str(error) or type(error).__name__
+                )
             except AtollError as error:
                 if not first.done() and self._is_waited_for:
                     first.set_exception(error)
@@ -164,7 +170,10 @@ class RemoteNode:
         if not isinstance(hello, dict) or hello.get("version") != VERSION:
             found = hello.get("version") if isinstance(hello, dict) else None
             raise PlatformError(f"the node speaks version {found!r} of the protocol, this server {VERSION}")
-        self._node_id = str(hello["node_id"])
+        node_id = str(hello["node_id"])
+        if self._expected_id is not None and node_id != self._expected_id:
+            raise PlatformError(f"the node {self._expected_id!r} says that it is {node_id[:64]!r}")
+        self._node_id = node_id
         self._take_tiers(hello["tiers"])
         self._replace_routes(hello["routes"])
         status = STATUS.validate_python(hello["status"])
@@ -361,9 +370,11 @@ class RemoteNode:
         )
         return paused
 
-    async def resume(self, sandbox_id: str, mode: PauseMode) -> NodeSandbox:
+    async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
         """See NodeClient."""
-        resumed: NodeSandbox = await self._call("resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode)
+        resumed: NodeSandbox = await self._call(
+            "resume", LONG_ANSWER_WITHIN_S, sandbox_id=sandbox_id, mode=mode, network=network
+        )
         return resumed
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
@@ -401,10 +412,24 @@ class RemoteNode:
         """See NodeClient."""
         await self._call("commit", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id)
 
-    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None) -> NodeSnapshot:
+    async def commit_layers(
+        self, sandbox_id: str, directory: str, first: int, below: str | None, image_ids: Sequence[str]
+    ) -> None:
+        """See NodeClient."""
+        await self._call(
+            "commit_layers",
+            COPY_WITHIN_S,
+            sandbox_id=sandbox_id,
+            directory=directory,
+            first=first,
+            below=below,
+            image_ids=image_ids,
+        )
+
+    async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient."""
         made: NodeSnapshot = await self._call(
-            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode
+            "snapshot", COPY_WITHIN_S, sandbox_id=sandbox_id, image_id=image_id, mode=mode, durable=durable
         )
         return made
 
@@ -417,6 +442,16 @@ class RemoteNode:
         """See NodeClient."""
         removed: int = await self._call("keep_images", COPY_WITHIN_S, image_ids=image_ids)
         return removed
+
+    async def create_volume(self, volume_id: str, size_mib: int, token_digest: str) -> None:
+        """See NodeClient."""
+        await self._call(
+            "create_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id, size_mib=size_mib, token_digest=token_digest
+        )
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """See NodeClient."""
+        await self._call("remove_volume", LONG_ANSWER_WITHIN_S, volume_id=volume_id)
 
     async def templates(self) -> Sequence[Template]:
         """See NodeClient."""

@@ -28,6 +28,7 @@ from atoll.wire.unix import accepting, bind, connect
 
 _PIECE = 1 << 16
 _PURPOSE_WITHIN_S = 10.0
+_CONNECT_WITHIN_S = 10.0
 
 
 @asynccontextmanager
@@ -50,16 +51,6 @@ def unix(path: Path) -> Connect:
 # Other machines
 
 
-def mutual_tls(certificate: Path, key: Path, authority: Path, *, server: bool) -> ssl.SSLContext:
-    """Shows `certificate`, and accepts only peers with one of the same `authority` (PEM files). Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(authority)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
 @asynccontextmanager
 async def listening_tls(sock: socket.socket, server: NodeServer, context: ssl.SSLContext) -> AsyncIterator[None]:
     """Serves peers with the right certificate on the bound `sock` within the block. Raises OSError."""
@@ -78,7 +69,9 @@ async def listening_tls(sock: socket.socket, server: NodeServer, context: ssl.SS
         finally:
             channel.close()
 
-    listener = await asyncio.start_server(serve, sock=sock, ssl=context, limit=_PIECE)
+    listener = await asyncio.start_server(
+        serve, sock=sock, ssl=context, limit=_PIECE, ssl_handshake_timeout=_PURPOSE_WITHIN_S
+    )
     try:
         yield
     finally:
@@ -136,7 +129,8 @@ class TlsNode:
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self._address
-        return await asyncio.open_connection(host, port, ssl=self._context, limit=_PIECE)
+        async with asyncio.timeout(_CONNECT_WITHIN_S):  # a TimeoutError is an OSError
+            return await asyncio.open_connection(host, port, ssl=self._context, limit=_PIECE)
 
     async def aclose(self) -> None:
         """Cuts what it relays."""

@@ -113,6 +113,13 @@ class Sandbox(Out):
     """Atoll's own: of cpu, memory, pids and disk what this machine does not hold the sandbox to."""
 
 
+class MountedVolume(Out):
+    """A volume of the sandbox, and where it lies inside."""
+
+    name: str
+    path: str
+
+
 class ListedSandbox(Out):
     """One of a list."""
 
@@ -126,6 +133,7 @@ class ListedSandbox(Out):
     memory_mb: int = Field(serialization_alias="memoryMB")
     disk_size_mb: int = Field(serialization_alias="diskSizeMB")
     metadata: dict[str, str]
+    volume_mounts: list[MountedVolume] = Field(default_factory=list, serialization_alias="volumeMounts")
     state: Literal["running", "paused"]
     envd_version: str = Field(default=ENVD_VERSION, serialization_alias="envdVersion")
     tier: str = ""
@@ -203,6 +211,7 @@ def _common(record: SandboxRecord) -> dict[str, Any]:
         "memory_mb": record.limits.memory_mib,
         "disk_size_mb": record.limits.disk_mib,
         "metadata": dict(record.metadata),
+        "volume_mounts": [MountedVolume(name=mount.name, path=mount.path) for mount in record.volumes],
         "tier": record.tier,
         "state": shown_state(record).value,
     }

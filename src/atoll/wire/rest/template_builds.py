@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -47,12 +47,40 @@ class StepIn(In):
     files_hash: Annotated[str, Field(max_length=64)] | None = Field(default=None, validation_alias="filesHash")
 
 
+class RegistryIn(In):
+    """Credentials for a registry: a name and a password, or those of a cloud for its own."""
+
+    type: Literal["registry", "aws", "gcp"]
+    username: Annotated[str, Field(max_length=1024)] = ""
+    password: Annotated[str, Field(max_length=16384)] = ""
+    aws_access_key_id: Annotated[str, Field(max_length=256)] = Field(default="", validation_alias="awsAccessKeyId")
+    aws_secret_access_key: Annotated[str, Field(max_length=256)] = Field(
+        default="", validation_alias="awsSecretAccessKey"
+    )
+    aws_region: Annotated[str, Field(max_length=40)] = Field(default="", validation_alias="awsRegion")
+    service_account_json: Annotated[str, Field(max_length=16384)] = Field(
+        default="", validation_alias="serviceAccountJson"
+    )
+
+    def as_order(self) -> dict[str, str]:
+        """By the client's names."""
+        return {
+            "type": self.type,
+            "username": self.username,
+            "password": self.password,
+            "awsAccessKeyId": self.aws_access_key_id,
+            "awsSecretAccessKey": self.aws_secret_access_key,
+            "awsRegion": self.aws_region,
+            "serviceAccountJson": self.service_account_json,
+        }
+
+
 class BuildStart(In):
     """POST /v2/templates/{id}/builds/{build}."""
 
     from_image: Annotated[str, Field(max_length=512)] | None = Field(default=None, validation_alias="fromImage")
     from_template: Name | None = Field(default=None, validation_alias="fromTemplate")
-    from_image_registry: dict[str, Any] | None = Field(default=None, validation_alias="fromImageRegistry")
+    from_image_registry: RegistryIn | None = Field(default=None, validation_alias="fromImageRegistry")
     force: bool | None = None
     steps: Annotated[list[StepIn], Field(max_length=1024)] = Field(default_factory=list)
     start_cmd: Command | None = Field(default=None, validation_alias="startCmd")

@@ -6,6 +6,7 @@ import os
 
 from inside import TAG
 
+block = os.urandom(1 << 20)
 total = 0
 path = "/var/tmp/sparse-" + TAG
 try:
@@ -13,7 +14,7 @@ try:
         f.truncate(100 << 30)
         for n in range(200):
             f.seek(n << 28)
-            total += f.write(os.urandom(1 << 20))
+            total += f.write(block)
 except OSError as error:
     print(error)
 finally:

@@ -6,6 +6,7 @@ import os
 
 from inside import TAG
 
+block = os.urandom(1 << 20)
 total, kept = 0, []
 try:
     for n in range(20):
@@ -14,7 +15,7 @@ try:
         os.unlink(path)
         kept.append(f)
         for _ in range(10):
-            total += f.write(os.urandom(1 << 20))
+            total += f.write(block)
 except OSError as error:
     print(error)
 print("WROTE", total, "DONE", flush=True)

@@ -9,4 +9,4 @@ print("begin", flush=True)
 for _ in range(40):
     kept.append(b"x" * (10 << 20))
 print("DONE", flush=True)
-time.sleep(1)
+time.sleep(0.5)

@@ -46,7 +46,7 @@ class FullMemory:
             raise
 
     def fileno(self) -> int:
-        """Readable when there is something to look at: call `seen`, then `wanting`."""
+        """Readable when there is something to look at: call `seen`, then `missing_bytes`."""
         return self._poll.fileno() if self._poll is not None else self._descriptors[0]
 
     def seen(self) -> None:
@@ -58,7 +58,7 @@ class FullMemory:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._descriptors[0])
 
-    def wanting(self) -> int:
+    def missing_bytes(self) -> int:
         """How many bytes are in use beyond the limit, without caches of files; at least 1 if somebody waits."""
         usage = self._group.usage().memory_bytes or 0
         return max(usage - self._limit, int(self.is_stuck()), 0)

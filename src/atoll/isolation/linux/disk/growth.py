@@ -8,32 +8,15 @@ What is allocated already can still be written.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 from atoll.isolation.base import DiskUse
 
-_BLOCKS = Path("/sys/block")
 _EXT4 = Path("/sys/fs/ext4")
 _OWN_RESERVE = 4096
 _OWN_RESERVE_SHARE = 50
 """What an ext4 reserves by itself: a fiftieth, at most 4096 clusters."""
-
-
-def device_of(image: Path) -> str | None:
-    """The loop device on that file; None: there is none. Raises no error."""
-    searched = str(image)
-    with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
-        for entry in entries:
-            if entry.name.startswith("loop") and _backing(entry.name) == searched:
-                return entry.name
-    return None
-
-
-def is_on(device: str, image: Path) -> bool:
-    """Whether that device is still the image's: numbers are given out anew."""
-    return _backing(device) == str(image)
 
 
 def use_of(image: Path, seen: os.statvfs_result) -> DiskUse:
@@ -52,10 +35,3 @@ def allow(device: str, seen: os.statvfs_result, more: int | None) -> None:
         os.write(descriptor, str(reserve).encode())
     finally:
         os.close(descriptor)
-
-
-def _backing(device: str) -> str | None:
-    try:
-        return (_BLOCKS / device / "loop/backing_file").read_text().removesuffix("\n")
-    except OSError:
-        return None

@@ -42,7 +42,7 @@ _OPTIONS: Sequence[tuple[str, str | None]] = (
 _FEATURES = "^has_journal,^resize_inode,flex_bg,uninit_bg,^64bit"
 
 
-class _Info(ctypes.Structure):
+class LoopInfo(ctypes.Structure):
     """struct loop_info64."""
 
     _fields_ = [
@@ -58,7 +58,7 @@ class _Config(ctypes.Structure):
     """struct loop_config."""
 
     _fields_ = [
-        ("fd", ctypes.c_uint32), ("block_size", ctypes.c_uint32), ("info", _Info), ("reserved", ctypes.c_uint64 * 8),
+        ("fd", ctypes.c_uint32), ("block_size", ctypes.c_uint32), ("info", LoopInfo), ("reserved", ctypes.c_uint64 * 8),
     ]  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def attach(path: Path, *, read_only: bool = False) -> tuple[str, int]:
                 device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
                 descriptor = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
                 try:
-                    config = _Config(fd=backing, info=_Info(flags=flags, name=b"atoll"))
+                    config = _Config(fd=backing, info=LoopInfo(flags=flags, name=b"atoll"))
                     fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)
                 except OSError as error:
                     os.close(descriptor)

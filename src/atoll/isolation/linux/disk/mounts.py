@@ -133,6 +133,19 @@ def enter_root(directory: int) -> None:
     os.chdir("/")
 
 
+def overlay_shown(lowers: Sequence[int]) -> int:
+    """A detached overlay of at least two descriptors, top first, that shows them and takes nothing."""
+    paths = [f"/proc/self/fd/{lower}" for lower in lowers]
+    options: list[tuple[str, str | None]] = [("source", "overlay"), *_lowers(paths), ("redirect_dir", "follow")]
+    return new("overlay", [*options, ("metacopy", "off")], attributes=RDONLY | NODEV | NOSUID)
+
+
+def _lowers(paths: Sequence[str]) -> list[tuple[str, str | None]]:
+    joined = ":".join(paths)
+    # Longer values the kernel does not take; one by one it takes them since 6.7.
+    return [("lowerdir", joined)] if len(joined) < _LONGEST_VALUE else [("lowerdir+", path) for path in paths]
+
+
 def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool, rootless: bool = False) -> int:
     """A detached overlay of descriptors, `lowers` top first.
 
@@ -142,12 +155,9 @@ def overlay(lowers: Sequence[int], upper: int, work: int, *, volatile: bool, roo
     a directory of a lower layer says EXDEV then.
     """
     paths = [f"/proc/self/fd/{lower}" for lower in lowers]
-    joined = ":".join(paths)
-    # Longer values the kernel does not take; one by one it takes them since 6.7.
-    layers = [("lowerdir", joined)] if len(joined) < _LONGEST_VALUE else [("lowerdir+", path) for path in paths]
     options: list[tuple[str, str | None]] = [
         ("source", "overlay"),
-        *layers,
+        *_lowers(paths),
         ("upperdir", f"/proc/self/fd/{upper}"),
         ("workdir", f"/proc/self/fd/{work}"),
         # Renaming a directory of the template must work: without redirects it fails with EXDEV, which dpkg, pip and

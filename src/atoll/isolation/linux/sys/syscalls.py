@@ -36,6 +36,7 @@ _SHARED_NUMBERS = {
     "fsmount": 432,
     "clone3": 435,
     "close_range": 436,
+    "openat2": 437,
     "pidfd_getfd": 438,
     "mount_setattr": 442,
 }

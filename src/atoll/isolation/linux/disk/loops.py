@@ -1,0 +1,68 @@
+"""Which loop device shows a file: found by the file itself, as device and inode number.
+
+The path that the kernel shows (`backing_file`) depends on the mounts of the process that attached the file: for a data
+directory that is a mount of its own it may be another one than ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_BLOCKS = "/sys/block"
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64 = 232
+"""The size of `struct loop_info64`; it begins with the two numbers that identify a file."""
+
+
+def device_of(image: Path) -> str | None:
+    """The name of the device on that file (`loop3`); None: there is none. Raises no error."""
+    with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
+        for entry in entries:
+            if entry.name.startswith("loop") and is_on(entry.name, image):
+                return entry.name
+    return None
+
+
+def devices() -> dict[tuple[int, int], str]:
+    """`identity` of a file → the name of the device on it, of all that there are. Raises no error."""
+    found = {}
+    with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
+        for entry in entries:
+            if entry.name.startswith("loop") and os.path.exists(f"{entry.path}/loop/backing_file"):
+                with contextlib.suppress(OSError):
+                    found[_file_of(entry.name)] = entry.name
+    return found
+
+
+def identity(image: Path) -> tuple[int, int] | None:
+    """None: there is no such file."""
+    try:
+        file = image.stat()
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino
+
+
+def is_on(device: str, image: Path) -> bool:
+    """Whether that device is the image's now: numbers are given out anew."""
+    if not os.path.exists(f"{_BLOCKS}/{device}/loop/backing_file"):
+        return False
+    try:
+        return _file_of(device) == identity(image)
+    except OSError:
+        return False
+
+
+def _file_of(device: str) -> tuple[int, int]:
+    """Raises OSError: it shows nothing."""
+    descriptor = os.open(f"/dev/{device}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        shown = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
+    finally:
+        os.close(descriptor)
+    lo_device, lo_inode = struct.unpack_from("=QQ", shown)
+    return lo_device, lo_inode
