@@ -28,12 +28,13 @@ from support.images import (
     member,
     own_address,
     registry,
+    registry_program,
     write_layout,
 )
 from support.lying_registry import PASSWORD, USER, lying_registry
 from support.tiers import one_tier
 
-NEEDS = [text for need in ("program:skopeo", "program:docker-registry", "program:zstd") if (text := fault(need))]
+NEEDS = [text for need in ("program:skopeo", "program:zstd") if (text := fault(need))]
 NEEDS += [] if own_address() else ["this machine has no address besides loopback"]
 NEEDS += [] if Path("/bin/busybox").exists() else ["the package busybox-static is not installed"]
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(NEEDS), reason="; ".join(NEEDS))]
@@ -41,6 +42,8 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(NEEDS), reason="
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    if registry_program() is None:
+        pytest.skip("Debian's package docker-registry cannot be had here")
     with registry(tmp_path_factory.mktemp("registry")) as running:
         yield running
 
@@ -151,6 +154,8 @@ def test_an_image_without_bash_users_or_python_is_a_template_with_its_layers_and
     assert run("[ -c /dev/null ] && command -v python3 || echo none").stdout == "none\n"
     if musl:
         assert run("hello").stdout == "hello from musl\n"
+    wget = f"busybox wget -T 5 -q -O - http://{store.address}/v2/ && echo reached || echo closed"
+    assert run(wget).stdout == "closed\n", "registries' networks are for builds alone"
     sandbox.files.write("/work/here/by-sdk", "x")
     assert [entry.name for entry in sandbox.files.list("/srv/dir")] == ["new"]
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.egress.forbidden import host_addresses
+from support.python_environment import cache_dir
 
 OCI = "application/vnd.oci.image"
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -130,6 +132,23 @@ def write_layout(
     return directory
 
 
+def registry_program() -> str | None:
+    """Debian's docker-registry, unpacked and not installed: that would start a service. None where it cannot be had."""
+    if found := shutil.which("docker-registry"):
+        return found
+    place = cache_dir() / "docker-registry"
+    program = place / "usr" / "bin" / "docker-registry"
+    if not program.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as folder, contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                ["apt-get", "-q", "download", "docker-registry"], cwd=folder, capture_output=True, check=True
+            )
+            package = next(iter(Path(folder).glob("*.deb")), folder)
+            subprocess.run(["dpkg-deb", "-x", str(package), str(place)], capture_output=True, check=True)
+    return str(program) if program.exists() else None
+
+
 class Registry:
     """Debian's docker-registry, on an address of this machine."""
 
@@ -156,7 +175,7 @@ def registry(directory: Path) -> Iterator[Registry]:
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/registry}}}}\n"
         f"http: {{addr: '{host}:{port}'}}\nlog: {{level: error}}\n"
     )
-    program = shutil.which("docker-registry")
+    program = registry_program()
     assert program is not None
     with (directory / "registry.log").open("wb") as log:
         command = [program, "serve", str(settings)]

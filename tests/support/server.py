@@ -47,6 +47,7 @@ class ServerProcess:
         port: int = 0,
         wrap: Sequence[str] = (),
         words: Sequence[str] | None = None,
+        python: Path | str = sys.executable,
     ) -> ServerProcess:
         """Starts a server on a free port and waits until it is ready. Raises ServerDied.
 
@@ -61,7 +62,7 @@ class ServerProcess:
             clean["ATOLL_TEMPLATES_DIR"] = str(templates_dir)
         command = [
             *wrap,
-            sys.executable,
+            str(python),
             "-m",
             "atoll.cli.main",
             *(("serve", "--port", str(port)) if words is None else words),

@@ -17,7 +17,14 @@ _OPAQUE = ".wh..wh..opq"
 
 
 def apply_marks(layer: Path) -> None:
-    """Blocks. Raises OSError."""
+    """Blocks. Raises OSError, ValueError (directories too deep in one another)."""
+    try:
+        _apply(layer)
+    except RecursionError as error:
+        raise ValueError("the layer has too many directories in one another") from error
+
+
+def _apply(layer: Path) -> None:
     attribute = "trusted.overlay.opaque" if os.geteuid() == 0 else "user.overlay.opaque"
     for _, directories, files, descriptor in os.fwalk(layer, follow_symlinks=False):
         present = {*directories, *files}

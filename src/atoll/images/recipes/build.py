@@ -94,10 +94,11 @@ def remove_tree(path: Path) -> None:
     mounted = [line.split()[4] for line in MOUNT_TABLE.read_text().splitlines()]
     if busy := [point for point in mounted if f"{point}/".startswith(resolved)]:
         raise BuildFailed(f"{path} cannot be removed: {busy[0]} is mounted", hint=f"run: umount -R {busy[0]}")
-    if os.geteuid() == 0:
-        shutil.rmtree(path)
-    else:
-        subprocess.run([*_user_namespace(), "rm", "-rf", "--", str(path)], check=False)
+    prefix = _user_namespace() if os.geteuid() != 0 else []
+    # By `rm`: what sandboxes have written may be deeper than Python's own goes.
+    done = subprocess.run([*prefix, "rm", "-rf", "--", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode != 0 and not prefix:
+        raise OSError(f"{path} cannot be removed: {done.stderr.strip()[-300:]}")
 
 
 Report = Callable[[str, float, str], None]
