@@ -29,6 +29,7 @@ from e2b import (
 from atoll.guest.files import upload_body as arrivals
 from atoll.guest.files import uploads
 from atoll.guest.files.downloads import content_type, disposition
+from atoll.guest.files.metadata import Kept
 from atoll.guest.files.space import file_system_of, shortage
 from atoll.guest.files.upload_body import PIECE, gunzip
 from atoll.guest.process.users import User
@@ -235,7 +236,7 @@ def test_without_exchange_a_file_is_replaced_by_rename(
 async def test_a_directory_that_takes_the_name_during_an_upload_stays(home: Path) -> None:
     (home / "f").write_text("old")
     user = User("u", os.getuid(), os.getgid(), (), str(home), "/bin/sh")
-    upload = uploads.Upload.begin(str(home / "f"), user, {})
+    upload = uploads.Upload.begin(str(home / "f"), user, {}, Kept())
     upload.write(b"new")
     (home / "f").unlink()
     (home / "f").mkdir()
@@ -698,7 +699,7 @@ async def test_a_gzip_body_cut_short_is_refused(cut: int) -> None:
 
 def test_an_upload_that_is_aborted_twice_is_no_trouble(home: Path) -> None:
     user = User("u", os.getuid(), os.getgid(), (), str(home), "/bin/sh")
-    upload = uploads.Upload.begin(str(home / "f"), user, {})
+    upload = uploads.Upload.begin(str(home / "f"), user, {}, Kept())
     upload.write(b"x")
     upload.abort()
     upload.abort()

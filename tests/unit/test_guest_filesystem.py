@@ -19,6 +19,7 @@ from atoll.guest.files import safe_open as handles
 from atoll.guest.files import service as filesystem
 from atoll.guest.files.copying import TEMPORARY_MOVE, copy_entry
 from atoll.guest.files.entries import permissions
+from atoll.guest.files.metadata import Kept
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="giving files to another user needs root")
@@ -98,7 +99,7 @@ def test_a_link_tells_where_it_leads_and_a_dangling_one_stays_visible(sbx: Sandb
 def test_a_link_has_its_targets_type_for_clients_that_know_no_links(home: Path) -> None:
     """E2B's envd sends the target's type; the JavaScript SDK shows it."""
     (home / "to-home").symlink_to(home)
-    entry = filesystem.entry_at(str(home / "to-home"), make_state(str(home)).users)
+    entry = filesystem.entry_at(str(home / "to-home"), make_state(str(home)).users, Kept())
     assert entry.is_symlink
     assert entry.type == filesystem_pb.FileType.DIRECTORY.value
 
@@ -265,7 +266,7 @@ async def test_a_copy_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="deeper than"):
-            await copy_entry(fd, "source", fd, ".copy")
+            await copy_entry(fd, "source", fd, ".copy", Kept())
         await directories.remove_at(fd, ".copy")
     finally:
         os.close(fd)
@@ -305,7 +306,7 @@ def test_the_daemons_own_proc_is_shut_and_the_rest_of_proc_open(sbx: Sandbox, ho
 
 
 def test_without_openat2_magic_links_are_resolved_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(handles, "_has_openat2", False)
+    monkeypatch.setattr(handles, "_HAS_OPENAT2", False)
     hidden = tmp_path / "hidden"
     hidden.write_text("guest's own")
     fd = os.open(hidden, os.O_RDONLY)

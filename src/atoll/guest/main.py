@@ -35,11 +35,11 @@ from atoll.guest.pid1 import checkpoint, elevate, notes, quota, relief, trust, w
 from atoll.guest.pid1.checkpoint import Checkpoint
 from atoll.guest.pid1.init import Init, prepare_process, run_start_cmd
 from atoll.guest.pid1.reaper import Reaper
-from atoll.guest.process import spawn
 from atoll.guest.process.service import ProcessService, ProcessTable
 from atoll.guest.process.users import Users
 from atoll.guest.server import Router
 from atoll.guest.state import GuestState
+from atoll.guest.tier_parts import TierParts
 from atoll.guest.transport import Transport
 from atoll.guest.watch.service import Watch
 from atoll.http1.server import Handler, Request, Response
@@ -56,19 +56,21 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
 CONTROL_PORT = 0
 _HANG_UP_AFTER_S = 0.005
 
-start_programs_in = spawn.start_programs_in
-show_machine = machine.show
-"""For a tier that has a thread for the one and files for the other, before `main`."""
+
+def begin() -> TierParts:
+    """In the guest's own process, before anything else of it: the tier sets there what it has, and hands it back."""
+    return TierParts()
 
 
-def main(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
+def main(listener: socket.socket, spec: SandboxSpec, tier: TierParts | None = None) -> NoReturn:
     """Serves until the sandbox ends. Never returns."""
     status = 1
+    tier = tier or TierParts()
     try:
         prepare_process()
         gc.freeze()
-        with _runner as runner:
-            runner.run(serve(listener, spec))
+        with tier.runner as runner:
+            runner.run(serve(listener, spec, tier=tier))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -79,16 +81,12 @@ def main(listener: socket.socket, spec: SandboxSpec) -> NoReturn:
         os._exit(status)
 
 
-_runner = asyncio.Runner()
-"""Makes its loop when it is first used: never in the zygote, whose loop would be shared by all."""
-
-
-def prepare() -> None:
+def prepare(tier: TierParts) -> None:
     """For a sandbox made ahead of need, in its own process, before `main` and before it is known whose it will be.
 
     What the guest writes to while it starts becomes this process's own here, and no longer while somebody waits.
     """
-    warmup.rehearse(build_servers, _runner)
+    warmup.rehearse(build_servers, tier.runner)
 
 
 def warm_up() -> None:
@@ -96,10 +94,12 @@ def warm_up() -> None:
     warmup.exercise(build_servers)
 
 
-async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None = None) -> None:
+async def serve(
+    listener: socket.socket, spec: SandboxSpec, users: Users | None = None, tier: TierParts | None = None
+) -> None:
     """Everything, on the running loop, until it is cancelled."""
     loop = asyncio.get_running_loop()
-    state = GuestState(spec, users or Users())
+    state = GuestState(spec, users or Users(), tier)
     sys.stderr = Tee(state.log, sys.stderr)
     if spec.ca_certificate is not None:
         trust.install(spec.ca_certificate, state.env_vars)
@@ -107,14 +107,14 @@ async def serve(listener: socket.socket, spec: SandboxSpec, users: Users | None 
     guest = Guest(state, reaper, ProcessTable(state, reaper, loop), loop, Checkpoint(state))
     reaper.start()
     servers = build_servers(guest)
-    if (shown := machine.shown()) is not None:
+    if (shown := state.tier.machine) is not None:
         shown.start(loop)
         servers |= {port: shown.watched(servers[port]) for port in (ENVD_PORT, INTERPRETER_PORT)}
     transport = Transport(servers, loop, guest.connections)
     await transport.start(listener)
     guest.checkpoint.serve(transport)
-    if elevate.is_held():
-        elevate.Elevation(guest).start()
+    if state.tier.sudo is not None:
+        elevate.Elevation(guest).start(state.tier.sudo)
     run_start_cmd(state, guest.processes)
     await loop.create_future()
 
@@ -188,11 +188,12 @@ def _control(guest: Guest) -> Router:
     router.add("POST", "/notes", notes.handler(guest.state.log))
     router.add("POST", "/init", Init(guest.state).handle)
     router.add(*machine.LIMITS_ROUTE, machine.limits_handler(guest.state))
-    if checkpoint.is_held():
+    tier = guest.state.tier
+    if tier.shared is not None:
         router.add(*checkpoint.CHECKPOINT_ROUTE, guest.checkpoint.prepare)
         router.add(*checkpoint.IDENTITY_ROUTE, guest.checkpoint.identify)
-    if quota.is_held():
-        router.add("GET", "/quota", quota.read)
-        router.add("POST", "/quota", quota.change)
+    if tier.quota is not None:
+        router.add("GET", "/quota", tier.quota.read)
+        router.add("POST", "/quota", tier.quota.change)
         router.add(*relief.ROUTE, relief.handle)
     return router

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from atoll.guest.log import GuestLog
 from atoll.guest.process.users import User, Users, expand_path, user_in_header
+from atoll.guest.tier_parts import TierParts
 from atoll.http1.server import Headers
 from atoll.model.sandbox import SandboxSpec
 
@@ -18,8 +19,9 @@ class GuestState:
     `/limits` (`guest/machine/shown.py`) changes `limits`; `/identity` (`guest/pid1/checkpoint.py`) all of them.
     """
 
-    def __init__(self, spec: SandboxSpec, users: Users) -> None:
+    def __init__(self, spec: SandboxSpec, users: Users, tier: TierParts | None = None) -> None:
         self.spec = spec
+        self.tier = tier or TierParts()
         self.users = users
         self.env_vars: dict[str, str] = {**_identity(spec), **spec.env_vars}
         self.access_token = spec.access_token

@@ -99,7 +99,7 @@ class BackendConfig:
     guest_entry: str = "atoll.guest.main:main"
     """Import path of the guest, called in the sandbox's first process as main(listener, spec).
 
-    Its module may have a `start_programs_in(run)`, called before: programs are to be started by `run(start)`."""
+    Its module may have a `begin()`: what that returns gets what the tier has (`guest/tier_parts.py`); a third one."""
     tools_dir: Path | None = None
     """Where programs lie that `atoll doctor --fix` has unpacked for us; None: only the machine's own are used."""
     environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

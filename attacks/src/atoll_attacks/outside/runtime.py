@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+READY = "READY"
+"""Said before anything hostile is read."""
 TERMINAL = "\x1b[10000@" * 20_000 + "\x1b[50L" * 20_000 + "\tx" * 50_000 + "\x1b[" + "1" * 9_000 + "H" + "\r" * 400_000
 MICROAGENT = f"---\nname: a{' ' * 200_000}b\ntriggers:\n- a\n---\ntext\n"
 
@@ -51,6 +53,7 @@ def _with_runtime(act: Callable[..., None]) -> None:
 
     with E2BRuntime(template="base") as runtime:
         asyncio.run(runtime.connect())
+        print(READY, flush=True)
         act(runtime)
 
 

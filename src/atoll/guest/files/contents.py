@@ -121,7 +121,7 @@ class Files:
         path = request.query.get("path")
         if not path:
             raise HttpError(400, "the 'path' query parameter is required for application/octet-stream uploads")
-        upload = Upload.begin(self._resolve(path, user), user, metadata)
+        upload = Upload.begin(self._resolve(path, user), user, metadata, self._state.tier.metadata)
         upload.expected = _announced(request) if arrivals.is_plain(request) else None
         try:
             async for chunk in chunks:
@@ -171,7 +171,7 @@ class Files:
                 f"you cannot upload multiple files to the same path '{shown(path)}' in one upload request, "
                 "only the first specified file was uploaded",
             )
-        upload = Upload.begin(path, user, metadata)
+        upload = Upload.begin(path, user, metadata, self._state.tier.metadata)
         upload.request_size = _announced(request)
         return upload
 
@@ -185,7 +185,7 @@ class Files:
         except ConnectError as error:
             raise HttpError(HTTP_STATUS[error.code], error.message) from error
         paths = [self._resolve(source, user) for source in sources]
-        upload = Upload.begin(self._resolve(destination, user), user, {})
+        upload = Upload.begin(self._resolve(destination, user), user, {}, self._state.tier.metadata)
         try:
             for path in paths:
                 fd, found = downloads.open_regular(path)

@@ -8,7 +8,7 @@ import os
 import stat
 
 from atoll.guest.files.directories import BATCH
-from atoll.guest.files.metadata import copy_attributes
+from atoll.guest.files.metadata import Kept, copy_attributes
 from atoll.guest.files.safe_open import refuse_own_proc
 
 PIECE = 4 * 1024 * 1024
@@ -46,15 +46,15 @@ async def copy_content(source: int, target: int) -> int:
         await asyncio.sleep(0)
 
 
-async def copy_entry(source_dir: int, source: str, target_dir: int, target: str, depth: int = 0) -> None:
+async def copy_entry(source_dir: int, source: str, target_dir: int, target: str, kept: Kept, depth: int = 0) -> None:
     """Copies a file, link or tree with owner, mode, times and attributes to a name that is free. Raises OSError."""
     if depth > MAX_DEPTH:
         raise OSError(errno.ELOOP, f"tree is deeper than {MAX_DEPTH} directories; move it with `mv`", source)
     found = os.stat(source, dir_fd=source_dir, follow_symlinks=False)
     if stat.S_ISDIR(found.st_mode):
-        await _copy_tree(source_dir, source, target_dir, target, found, depth)
+        await _copy_tree(source_dir, source, target_dir, target, found, kept, depth)
     elif stat.S_ISREG(found.st_mode):
-        await _copy_file(source_dir, source, target_dir, target, found)
+        await _copy_file(source_dir, source, target_dir, target, found, kept)
     elif stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(source, dir_fd=source_dir), target, dir_fd=target_dir)
         os.chown(target, found.st_uid, found.st_gid, dir_fd=target_dir, follow_symlinks=False)
@@ -65,14 +65,16 @@ async def copy_entry(source_dir: int, source: str, target_dir: int, target: str,
         raise OSError(errno.EXDEV, "a device or socket cannot be moved to another file system", source)
 
 
-async def _copy_file(source_dir: int, source: str, target_dir: int, target: str, found: os.stat_result) -> None:
+async def _copy_file(
+    source_dir: int, source: str, target_dir: int, target: str, found: os.stat_result, kept: Kept
+) -> None:
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source_dir)
     try:
         refuse_own_proc(reading, source)
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target_dir)
         try:
             await copy_content(reading, writing)
-            copy_attributes(reading, writing)
+            copy_attributes(reading, writing, kept)
             _copy_status(writing, found)
         finally:
             os.close(writing)
@@ -81,7 +83,7 @@ async def _copy_file(source_dir: int, source: str, target_dir: int, target: str,
 
 
 async def _copy_tree(
-    source_dir: int, source: str, target_dir: int, target: str, found: os.stat_result, depth: int
+    source_dir: int, source: str, target_dir: int, target: str, found: os.stat_result, kept: Kept, depth: int
 ) -> None:
     reading = os.open(source, _DIRECTORY, dir_fd=source_dir)
     try:
@@ -92,10 +94,10 @@ async def _copy_tree(
             with os.scandir(reading) as entries:
                 names = [entry.name for entry in entries]
             for count, name in enumerate(names, 1):
-                await copy_entry(reading, name, writing, name, depth + 1)
+                await copy_entry(reading, name, writing, name, kept, depth + 1)
                 if count % BATCH == 0:
                     await asyncio.sleep(0)
-            copy_attributes(reading, writing)
+            copy_attributes(reading, writing, kept)
             _copy_status(writing, found)
         finally:
             os.close(writing)

@@ -77,7 +77,7 @@ def type_of(mode: int) -> FileType:
     return FileType.FILE_TYPE_UNSPECIFIED
 
 
-def describe(directory: int, name: str, path: str, names: Names) -> EntryInfo:
+def describe(directory: int, name: str, path: str, names: Names, kept: metadata.Kept) -> EntryInfo:
     """The entry `name` in the open directory; `path` is what the caller knows it by. Raises OSError."""
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     mode = found.st_mode
@@ -98,7 +98,7 @@ def describe(directory: int, name: str, path: str, names: Names) -> EntryInfo:
         group=names.group_name_of(found.st_gid),
         modified_time=Timestamp.from_ns(found.st_mtime_ns),
         symlink_target=target,
-        metadata={} if is_link else metadata.read(path, found),
+        metadata={} if is_link else metadata.read(path, found, kept),
         is_symlink=is_link,
     )
 

@@ -30,7 +30,7 @@ _EACH = 1024
 _File = tuple[int, int]
 
 
-def read(file: str | int, found: os.stat_result) -> dict[str, str]:
+def read(file: str | int, found: os.stat_result, kept: Kept) -> dict[str, str]:
     """That of what stands at a path or is open as a descriptor, with the status `found`; {} where there is none.
 
     Regular files and directories have some. Never raises.
@@ -39,11 +39,11 @@ def read(file: str | int, found: os.stat_result) -> dict[str, str]:
         return {}
     for follow in (False, True) if isinstance(file, str) else (True,):
         try:
-            return _stored(file, follow=follow) or dict(_kept.get(found))
+            return _stored(file, follow=follow) or dict(kept.get(found))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # in gVisor the filter refuses the calls that do not follow links
                 break
-    return dict(_kept.get(found))
+    return dict(kept.get(found))
 
 
 def _stored(file: str | int, *, follow: bool) -> dict[str, str]:
@@ -60,7 +60,7 @@ def _stored(file: str | int, *, follow: bool) -> dict[str, str]:
     return metadata
 
 
-def replace(file: int, metadata: Mapping[str, str]) -> None:
+def replace(file: int, metadata: Mapping[str, str], kept: Kept) -> None:
     """Gives an open file this metadata in place of what it had. Raises OSError (ENOSPC: too much of it)."""
     try:
         for name in os.listxattr(file):
@@ -71,12 +71,12 @@ def replace(file: int, metadata: Mapping[str, str]) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-        _kept.put(file, metadata)
+        kept.put(file, metadata)
     else:
-        _kept.put(file, {})  # gVisor refuses to set an attribute, but not to list those that it does not have
+        kept.put(file, {})  # gVisor refuses to set an attribute, but not to list those that it does not have
 
 
-def copy_attributes(source: int, target: int) -> None:
+def copy_attributes(source: int, target: int, kept: Kept) -> None:
     """Every extended attribute and the metadata of an open file, as far as the target's file system takes them."""
     with contextlib.suppress(OSError):
         for name in os.listxattr(source):
@@ -84,8 +84,8 @@ def copy_attributes(source: int, target: int) -> None:
                 with contextlib.suppress(OSError):
                     os.setxattr(target, name, os.getxattr(source, name))
     with contextlib.suppress(OSError):
-        if metadata := read(source, os.fstat(source)):
-            replace(target, metadata)
+        if metadata := read(source, os.fstat(source), kept):
+            replace(target, metadata, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,3 @@ class Kept:
             del self._files[entry.watch]
             self._size -= entry.size
         return entry
-
-
-_kept = Kept()

@@ -51,7 +51,30 @@ class _OpenHow(ctypes.Structure):
 
 
 _HOW_SIZE = ctypes.sizeof(_OpenHow)
-_has_openat2 = True
+
+
+def _knows_openat2() -> bool:
+    """Asked once, of a path that is there. EPERM is what some filters answer to calls that they do not know."""
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
+    fd = _openat2("/", how)
+    if fd >= 0:
+        os.close(fd)
+    return fd >= 0 or ctypes.get_errno() != errno.ENOSYS
+
+
+def _openat2(path: str, how: _OpenHow) -> int:
+    return int(
+        _syscall(
+            ctypes.c_long(_NR_OPENAT2),
+            ctypes.c_long(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(_HOW_SIZE),
+        )
+    )
+
+
+_HAS_OPENAT2 = _knows_openat2()
 
 
 class Place(NamedTuple):
@@ -124,24 +147,13 @@ def is_network_filesystem(path: str) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
-    global _has_openat2
-    if _has_openat2:
-        how = _OpenHow(flags, 0, _RESOLVE_NO_MAGICLINKS)
-        fd = _syscall(
-            ctypes.c_long(_NR_OPENAT2),
-            ctypes.c_long(_AT_FDCWD),
-            ctypes.c_char_p(os.fsencode(path)),
-            ctypes.byref(how),
-            ctypes.c_size_t(_HOW_SIZE),
-        )
+    if _HAS_OPENAT2:
+        fd = _openat2(path, _OpenHow(flags, 0, _RESOLVE_NO_MAGICLINKS))
         if fd >= 0:
-            return int(fd)
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EPERM):
-            raise OSError(code, os.strerror(code), path)
+            return fd
         # EPERM is what some seccomp filters answer to calls that they do not know: decide by the plain call.
-        if code == errno.ENOSYS:
-            _has_openat2 = False
+        if (code := ctypes.get_errno()) != errno.EPERM:
+            raise OSError(code, os.strerror(code), path)
     return os.open(path if flags & os.O_NOFOLLOW else os.path.realpath(path), flags)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from atoll.guest.files import directories
 from atoll.guest.files.copying import TEMPORARY_MOVE, copy_entry
 from atoll.guest.files.entries import CachedNames, Names, describe
+from atoll.guest.files.metadata import Kept
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import Place, open_directory, open_place
 from atoll.guest.files.space import FULL, shortage
@@ -115,7 +116,7 @@ class Filesystem:
             _ensure(os.path.dirname(destination), user)
             target = open_place(destination)
             try:
-                await _move(origin, target)
+                await _move(origin, target, self._state.tier.metadata)
             finally:
                 os.close(target.directory)
         except OSError as error:
@@ -135,7 +136,8 @@ class Filesystem:
             raise _not_a_directory(path) from error
         except OSError as error:
             raise failure(error, f"error reading directory '{shown(path)}'") from error
-        return ListDirResponse(entries=await _walk(fd, path, max(request.depth, 1), CachedNames(self._state.users)))
+        names, kept = CachedNames(self._state.users), self._state.tier.metadata
+        return ListDirResponse(entries=await _walk(fd, path, max(request.depth, 1), names, kept))
 
     async def remove(self, request: RemoveRequest, call: Call) -> RemoveResponse:
         _, path = self._where(_named(request.path, "path"), call)
@@ -150,7 +152,7 @@ class Filesystem:
         return user, self._state.resolve(path, user)
 
     def _entry(self, path: str) -> EntryInfo:
-        return entry_at(path, self._state.users)
+        return entry_at(path, self._state.users, self._state.tier.metadata)
 
 
 def _named(path: str, field: str) -> str:
@@ -160,12 +162,12 @@ def _named(path: str, field: str) -> str:
     return path
 
 
-def entry_at(path: str, names: Names) -> EntryInfo:
+def entry_at(path: str, names: Names, kept: Kept) -> EntryInfo:
     """What stands at `path`. Raises ConnectError, not_found when there is nothing."""
     try:
         place = open_place(path)
         try:
-            return describe(place.directory, place.name, path, names)
+            return describe(place.directory, place.name, path, names, kept)
         finally:
             os.close(place.directory)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -189,13 +191,13 @@ def _ensure(path: str, user: User) -> None:
         raise failure(error, f"error creating directory '{shown(path)}'", path) from error
 
 
-async def _walk(fd: int, path: str, depth: int, names: CachedNames) -> list[EntryInfo]:
+async def _walk(fd: int, path: str, depth: int, names: CachedNames, kept: Kept) -> list[EntryInfo]:
     """Entries below the open directory `fd` (closed here) in lexical order, each directory before its content.
 
     What vanishes or may not be read in the meantime is left out: a listing of a living tree is a best effort.
     """
     entries: list[EntryInfo] = []
-    waiting = [(1, inner, info) for inner, info in await _children(fd, path, names)]
+    waiting = [(1, inner, info) for inner, info in await _children(fd, path, names, kept)]
     while waiting:
         level, inner, info = waiting.pop()
         entries.append(info)
@@ -204,7 +206,7 @@ async def _walk(fd: int, path: str, depth: int, names: CachedNames) -> list[Entr
                 fd = open_directory(inner, follow=False)
             except OSError:
                 continue
-            waiting += [(level + 1, *child) for child in await _children(fd, inner, names)]
+            waiting += [(level + 1, *child) for child in await _children(fd, inner, names, kept)]
         if len(entries) + len(waiting) > MAX_ENTRIES:
             raise ConnectError(
                 Code.OUT_OF_RANGE, f"more than {MAX_ENTRIES} entries; list with a smaller depth or a subdirectory"
@@ -212,7 +214,7 @@ async def _walk(fd: int, path: str, depth: int, names: CachedNames) -> list[Entr
     return entries
 
 
-async def _children(fd: int, path: str, names: CachedNames) -> list[tuple[str, EntryInfo]]:
+async def _children(fd: int, path: str, names: CachedNames, kept: Kept) -> list[tuple[str, EntryInfo]]:
     """Paths and entries of one open directory (closed here), last first."""
     found: list[tuple[str, EntryInfo]] = []
     above = path.rstrip("/")
@@ -222,7 +224,7 @@ async def _children(fd: int, path: str, names: CachedNames) -> list[tuple[str, E
         for count, name in enumerate(listed, 1):
             inner = f"{above}/{name}"
             with contextlib.suppress(OSError):
-                found.append((inner, describe(fd, name, inner, names)))
+                found.append((inner, describe(fd, name, inner, names, kept)))
             if count % directories.BATCH == 0:
                 await asyncio.sleep(0)
     finally:
@@ -230,23 +232,23 @@ async def _children(fd: int, path: str, names: CachedNames) -> list[tuple[str, E
     return found
 
 
-async def _move(source: Place, target: Place) -> None:
+async def _move(source: Place, target: Place, kept: Kept) -> None:
     try:
         os.rename(source.name, target.name, src_dir_fd=source.directory, dst_dir_fd=target.directory)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        await _move_by_copy(source, target)
+        await _move_by_copy(source, target, kept)
 
 
-async def _move_by_copy(source: Place, target: Place) -> None:
+async def _move_by_copy(source: Place, target: Place, kept: Kept) -> None:
     """Across file systems (/tmp is one of its own), as `mv` does: copy beside the target, rename, remove the source.
 
     The copy becomes visible whole or not at all; the source goes only after that.
     """
     temporary = TEMPORARY_MOVE + secrets.token_hex(8)
     try:
-        await copy_entry(source.directory, source.name, target.directory, temporary)
+        await copy_entry(source.directory, source.name, target.directory, temporary, kept)
         os.rename(temporary, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
     except BaseException:
         await directories.remove_at(target.directory, temporary)

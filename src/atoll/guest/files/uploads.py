@@ -76,6 +76,7 @@ class Upload:
     _temporary: str
     """Empty when the target itself is written."""
     fd: int
+    _kept: metadata.Kept
     size: int = 0
     expected: int | None = None
     """How many bytes the file will have, where the client says so."""
@@ -83,7 +84,7 @@ class Upload:
     """How many bytes the request has that the file is a part of, where the client says so."""
 
     @staticmethod
-    def begin(path: str, user: User, metadata: Mapping[str, str]) -> Upload:
+    def begin(path: str, user: User, given: Mapping[str, str], kept: metadata.Kept) -> Upload:
         """Makes missing directories and the temporary file. Raises HttpError."""
         directory, name = _place_of(path, user)
         real = path
@@ -103,7 +104,7 @@ class Upload:
             if isinstance(error, OSError):
                 raise failure(error, "error opening file", path) from error
             raise
-        return Upload(path, user, metadata, directory, name, existing, temporary, fd)
+        return Upload(path, user, given, directory, name, existing, temporary, fd, kept)
 
     def write(self, data: bytes) -> None:
         """Appends. Raises HttpError, 507 when the disk is full."""
@@ -181,7 +182,7 @@ class Upload:
         if not self._metadata:
             return
         try:
-            metadata.replace(self.fd, self._metadata)
+            metadata.replace(self.fd, self._metadata, self._kept)
         except OSError as error:
             what = "error storing metadata on"
             if error.errno in FULL:
@@ -224,7 +225,7 @@ class Upload:
             os.ftruncate(target, self.size)
             os.fchown(target, self._user.uid, self._user.gid)
             with contextlib.suppress(OSError):
-                metadata.replace(target, self._metadata)
+                metadata.replace(target, self._metadata, self._kept)
         finally:
             os.close(target)
 

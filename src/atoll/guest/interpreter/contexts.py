@@ -318,7 +318,7 @@ class Contexts:
         # Programs that `pip install` put into the user's home are found, as in a login shell.
         env["PATH"] = f"{user.home}/.local/bin:{env['PATH']}"
         env.setdefault("LANG", "C.UTF-8")
-        return KernelPlace(user, cwd, env, self._runtime_dir)
+        return KernelPlace(user, cwd, env, self._runtime_dir, self.state.tier.start_in)
 
 
 def _report(error: BaseException) -> None:

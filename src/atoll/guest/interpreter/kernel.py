@@ -29,7 +29,7 @@ from atoll.guest.interpreter import jupyter, zmtp
 from atoll.guest.interpreter.kernelspecs import KernelSpec
 from atoll.guest.pid1.reaper import Exit, Reaper
 from atoll.guest.process import tree
-from atoll.guest.process.spawn import CwdMissing, spawn
+from atoll.guest.process.spawn import CwdMissing, StartIn, spawn
 from atoll.guest.process.users import User
 
 START_TIMEOUT_S = 60.0
@@ -118,6 +118,7 @@ class KernelPlace:
     cwd: str
     env: Mapping[str, str] = field(repr=False)
     runtime_dir: str = ""
+    start_in: StartIn | None = None
 
 
 class Kernel:
@@ -277,6 +278,7 @@ class Kernel:
                 env={**self._place.env, **self.spec.env},
                 cwd=self._place.cwd,
                 stderr=writing,
+                start_in=self._place.start_in,
             )
         except BaseException:
             os.close(reading)

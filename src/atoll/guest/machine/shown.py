@@ -22,7 +22,7 @@ from typing import Protocol
 from atoll.guest import metrics
 from atoll.guest.machine import files, sysinfo
 from atoll.guest.machine.files import Figures
-from atoll.guest.process import spawn
+from atoll.guest.process.spawn import StartIn
 from atoll.guest.state import GuestState
 from atoll.http1.server import Handler, HttpError, Request, Response
 from atoll.model.sandbox import Limits
@@ -62,11 +62,20 @@ class Readings:
 class Machine:
     """One per guest. Owns `directory`; never follows a link there (nobody else can write to it)."""
 
-    def __init__(self, directory: int, hardware: Hardware, readings: Readings, boot_s: int, asked: int) -> None:
+    def __init__(
+        self,
+        directory: int,
+        hardware: Hardware,
+        readings: Readings,
+        boot_s: int,
+        asked: int,
+        start_in: StartIn | None = None,
+    ) -> None:
         self._directory = directory
         self._hardware = hardware
         self._boot_s = boot_s
         self._asked = asked
+        self._start_in: StartIn = start_in or _do
         self._read = _with_what_is_seen(readings)
         self._limits = Limits()
         self._processors: tuple[int, ...] = ()
@@ -82,7 +91,7 @@ class Machine:
     def resize(self, limits: Limits, processors: Sequence[int] = ()) -> None:
         """Other limits. `processors`: those that programs run on from now on; none: any. Raises OSError."""
         self._limits, self._processors = limits, tuple(processors) or self._hardware.take(limits.cpu_count)
-        spawn.run_where_programs_start(lambda: os.sched_setaffinity(0, self._processors))
+        self._start_in(lambda: os.sched_setaffinity(0, self._processors))
         self._write("cpuinfo", files.cpuinfo(self._hardware.describe(self._processors)))
         self._write("swaps", files.swaps())
         self._write(PROCESSOR_LIST, files.number_list(self._processors))
@@ -178,6 +187,10 @@ class Machine:
         self._written[name] = text
 
 
+def _do(work: Callable[[], object]) -> None:
+    work()
+
+
 def _with_what_is_seen(readings: Readings) -> Readings:
     """Where no controller counts: what the visible processes have."""
 
@@ -195,30 +208,6 @@ def _processes() -> tuple[int, int]:
     """How many there are, and the number of the newest that lives."""
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return len(numbers), max(numbers)
-
-
-_machine: Machine | None = None
-
-
-def show(
-    directory: int,
-    limits: Limits,
-    processors: Sequence[int],
-    *,
-    hardware: Hardware,
-    memory: Callable[[], Figures],
-    cpu: Callable[[], Figures],
-    boot_s: int,
-    asked: int = -1,
-) -> None:
-    """For a tier, before `main`: what its programs see of the machine is kept in `directory` from now on.
-
-    `boot_s`: CLOCK_BOOTTIME, as the guest sees it, when that of programs began. `asked`: where their calls of
-    sysinfo(2) arrive, if it is ours to answer them. Raises OSError.
-    """
-    global _machine
-    _machine = Machine(directory, hardware, Readings(memory, cpu), boot_s, asked)
-    _machine.resize(limits, processors)
 
 
 class _NoHardware:
@@ -241,11 +230,6 @@ def exercise(scratch: str, rounds: int) -> None:
         os.close(directory)
 
 
-def shown() -> Machine | None:
-    """This guest's, where the tier has one."""
-    return _machine
-
-
 def limits_handler(state: GuestState) -> Handler:
     """`POST /limits` (control port): the host has given this sandbox other limits; 204.
 
@@ -260,8 +244,8 @@ def limits_handler(state: GuestState) -> Handler:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HttpError(400, f"malformed limits: {error}") from error
         state.limits = limits
-        if _machine is not None:
-            _machine.resize(limits, processors)
+        if (machine := state.tier.machine) is not None:
+            machine.resize(limits, processors)
         return Response(204)
 
     return handle

@@ -48,18 +48,10 @@ class Shared:
     """Gives the sandbox another name, as the tier does it. Raises OSError."""
 
 
-_shared: list[Shared] = []
-
-
-def adopt(directory: str, socket_name: str, listens: str, become: Callable[[SandboxSpec], None]) -> None:
-    """From now on this guest can be saved. Before the directory is covered. Raises OSError."""
+def adopt(directory: str, socket_name: str, listens: str, become: Callable[[SandboxSpec], None]) -> Shared:
+    """With it a guest can be saved. Before the directory is covered. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _shared.append(Shared(descriptor, socket_name, listens, become))
-
-
-def is_held() -> bool:
-    """Whether this guest can be saved."""
-    return bool(_shared)
+    return Shared(descriptor, socket_name, listens, become)
 
 
 class Checkpoint:
@@ -91,8 +83,9 @@ class Checkpoint:
         return Response(202, (("connection", "close"),))
 
     async def _stand_still(self) -> None:
+        shared = self._state.tier.shared
         assert self._transport is not None
-        shared = _shared[0]
+        assert shared is not None
         await self._transport.shut()
         _make(shared, SHUT)
         while not _take(shared, GO):  # noqa: ASYNC110 - nobody inside can say so, and a watch would see no host
@@ -107,8 +100,10 @@ class Checkpoint:
             spec = SandboxSpec.from_json((json_object(await request.body.read(_BODY_MAX)))["spec"])
         except (KeyError, TypeError, ValueError) as error:
             raise HttpError(400, f"malformed spec: {error}") from error
+        shared = self._state.tier.shared
+        assert shared is not None
         try:
-            _shared[0].become(spec)
+            shared.become(spec)
         except OSError as error:
             raise HttpError(500, f"it cannot take the name {spec.sandbox_id!r}: {error}") from error
         self._state.become(spec)

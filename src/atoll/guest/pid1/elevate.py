@@ -40,21 +40,14 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("TERM", "LANG", "LANGUAGE", "DISPLAY", "COLORTERM", "DEBIAN_FRONTEND")
 _RULE = re.compile(r"^\s*(%?[A-Za-z0-9_.-]+)\s+ALL\s*=\s*\(\s*(?:ALL|root)(?:\s*:\s*ALL)?\s*\)\s*NOPASSWD:\s*ALL\s*$")
 
-_listeners: list[socket.socket] = []
 
-
-def adopt() -> None:
+def listen() -> socket.socket:
     """Takes the address before any user code can. Before the guest starts. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     listener.bind(ADDRESS)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     listener.listen(128)
-    _listeners.append(listener)
-
-
-def is_held() -> bool:
-    """Whether this guest answers `sudo`."""
-    return bool(_listeners)
+    return listener
 
 
 def allowed(user: User, groups: Iterable[str], rules: Iterable[str]) -> bool:
@@ -85,9 +78,9 @@ class Elevation:
         self._clients = OwnedTasks()
         self._commands = OwnedTasks()
 
-    def start(self) -> None:
-        for listener in _listeners:
-            self._guest.loop.add_reader(listener.fileno(), self._accept, listener)
+    def start(self, listener: socket.socket) -> None:
+        """`listener`: what `listen` returned."""
+        self._guest.loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
@@ -163,13 +156,16 @@ class Elevation:
             argv = [target.shell, "-l", *(["-c", " ".join(argv)] if asked["argv"] else [])]
             env["SHELL"] = target.shell or shell
         cwd = target.home if asked["login"] else str(asked["cwd"])
+        start_in = self._guest.state.tier.start_in
         if (size := asked.get("terminal")) is None:
             stdin, stdout, stderr = descriptors
-            return spawn(argv, user=target, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+            return spawn(
+                argv, user=target, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_in=start_in
+            )
         rows, cols = (max(0, int(side)) for side in size)
         terminal = open_terminal(target, cols, rows)
         try:
-            pid = spawn(argv, user=target, env=env, cwd=cwd, tty=terminal.path)
+            pid = spawn(argv, user=target, env=env, cwd=cwd, tty=terminal.path, start_in=start_in)
             with suppress(OSError):  # it has gone: so will the command
                 socket.send_fds(client, [b"{}"], [terminal.master])
         finally:

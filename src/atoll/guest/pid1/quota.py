@@ -15,44 +15,44 @@ from atoll.http1.server import HttpError, Request, Response
 
 ROUTES = (("GET", "/quota"), ("POST", "/quota"))
 _MAX_BODY = 4096
-_descriptors: dict[str, int] = {}
 
 
-def adopt(directory: str, pids: int) -> None:
-    """From now on the pids controller mounted at `directory` is ours. Before the guest starts. Raises OSError."""
-    for name, flags in (("pids.current", os.O_RDONLY), ("pids.max", os.O_RDWR)):
-        _descriptors[name] = os.open(f"{directory}/{name}", flags | os.O_CLOEXEC)
-    _write_limit(pids)
+class Quota:
+    """One guest's, over two open files of its pids controller."""
+
+    def __init__(self, current: int, most: int) -> None:
+        self._current = current
+        self._most = most
+
+    @staticmethod
+    def adopt(directory: str, pids: int) -> Quota:
+        """Of the pids controller mounted at `directory`. Before the guest starts. Raises OSError."""
+        flags = (("pids.current", os.O_RDONLY), ("pids.max", os.O_RDWR))
+        quota = Quota(*(os.open(f"{directory}/{name}", mode | os.O_CLOEXEC) for name, mode in flags))
+        quota._write_limit(pids)
+        return quota
+
+    async def read(self, request: Request) -> Response:
+        """`GET /quota` (control port): how many processes there are now."""
+        return Response.json({"pids": int(os.pread(self._current, 64, 0))})
+
+    async def change(self, request: Request) -> Response:
+        """`POST /quota` (control port): a new limit of processes."""
+        try:
+            pids = json.loads(await request.body.read(_MAX_BODY))["pids"]
+            if type(pids) is not int or pids < 1:
+                raise ValueError("pids must be a positive number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise HttpError(400, f"malformed quota: {error}") from error
+        self._write_limit(pids)
+        return Response(204)
+
+    def _write_limit(self, pids: int) -> None:
+        os.pwrite(self._most, str(pids).encode(), 0)
+        most = share_of_a_user(pids)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def share_of_a_user(pids: int) -> int:
     """How many of a sandbox's processes one of its users may have. Pure."""
     return pids - max(4, min(32, pids // 8))
-
-
-def is_held() -> bool:
-    """Whether this guest keeps the limit."""
-    return bool(_descriptors)
-
-
-async def read(request: Request) -> Response:
-    """`GET /quota` (control port): how many processes there are now."""
-    return Response.json({"pids": int(os.pread(_descriptors["pids.current"], 64, 0))})
-
-
-async def change(request: Request) -> Response:
-    """`POST /quota` (control port): a new limit of processes."""
-    try:
-        pids = json.loads(await request.body.read(_MAX_BODY))["pids"]
-        if type(pids) is not int or pids < 1:
-            raise ValueError("pids must be a positive number")
-    except (ValueError, KeyError, TypeError) as error:
-        raise HttpError(400, f"malformed quota: {error}") from error
-    _write_limit(pids)
-    return Response(204)
-
-
-def _write_limit(pids: int) -> None:
-    os.pwrite(_descriptors["pids.max"], str(pids).encode(), 0)
-    most = share_of_a_user(pids)
-    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))

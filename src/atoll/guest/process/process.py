@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from atoll.guest.log import CommandLog
 from atoll.guest.pid1.reaper import Exit
 from atoll.guest.process import tree
-from atoll.guest.process.pty import must_announce_size, resize, type_in
+from atoll.guest.process.pty import resize, type_in_gvisor
 from atoll.wire.envd.connect import Code, ConnectError
 from atoll.wire.envd.process import DataEvent, EndEvent, KeepAlive, ProcessConfig, ProcessEvent, ProcessInfo, StartEvent
 
@@ -134,6 +134,8 @@ class Channels:
     stdout: int | None = None
     stderr: int | None = None
     terminal: int | None = None
+    gvisor: bool = False
+    """See TierParts.gvisor_terminals."""
 
 
 class Process:
@@ -158,6 +160,7 @@ class Process:
         self._log = log
         self._stdin = channels.stdin
         self._terminal = channels.terminal
+        self._gvisor = channels.gvisor
         self._input_lock = asyncio.Lock()
         self._outputs: list[_Output] = []
         self._subscriptions: list[Subscription] = []
@@ -350,7 +353,7 @@ class Process:
         """Like `write_stdin`, for the terminal."""
         if self._terminal is None or self.end is not None:
             raise ConnectError(Code.FAILED_PRECONDITION, "tty not assigned to process")
-        await self._write(lambda: self._terminal, data, "tty", type_in)
+        await self._write(lambda: self._terminal, data, "tty", type_in_gvisor if self._gvisor else os.write)
 
     async def _write(
         self,
@@ -403,7 +406,7 @@ class Process:
             resize(self._terminal, cols, rows)
         except OSError as error:
             raise ConnectError(Code.FAILED_PRECONDITION, f"error resizing tty: {error.strerror}") from error
-        if must_announce_size():
+        if self._gvisor:
             self.send_signal(signal.SIGWINCH)
 
     # -- signals ----------------------------------------------------------------------------------------------------

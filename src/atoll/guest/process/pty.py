@@ -17,20 +17,6 @@ _CONTROL = frozenset(b"\x03\x1a\x1c")
 """What these are on every terminal, unless a user has chosen others."""
 _NEVER_TYPED = b"\xff"
 
-_gvisor = False
-
-
-def kernel_is_gvisor() -> None:
-    """From now on what its releases of 2024 get wrong about terminals is put right here: they do not report a new
-    size, and raise signals also where a program has turned them off."""
-    global _gvisor
-    _gvisor = True
-
-
-def must_announce_size() -> bool:
-    """Whether a change of a terminal's size needs a SIGWINCH as well."""
-    return _gvisor
-
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
@@ -63,9 +49,10 @@ def resize(master: int, cols: int, rows: int) -> None:
     fcntl.ioctl(master, termios.TIOCSWINSZ, size)
 
 
-def type_in(master: int, data: bytes | memoryview) -> int:
-    """As `os.write`. A program that takes ^C, ^Z and ^\\ as characters (ssh, vim, tmux) gets them as nothing else."""
-    if not _gvisor or _CONTROL.isdisjoint(data):
+def type_in_gvisor(master: int, data: bytes | memoryview) -> int:
+    """As `os.write`, for gVisor's releases of 2024, which raise signals also where a program has turned them off: one
+    that takes ^C, ^Z and ^\\ as characters (ssh, vim, tmux) gets them as nothing else."""
+    if _CONTROL.isdisjoint(data):
         return os.write(master, data)
     try:
         before = termios.tcgetattr(master)

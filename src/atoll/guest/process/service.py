@@ -12,9 +12,10 @@ from atoll.guest.log import CommandLog
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.process import Channels, Process
 from atoll.guest.process.pty import open_terminal
-from atoll.guest.process.spawn import CwdMissing, spawn
+from atoll.guest.process.spawn import CwdMissing, StartIn, spawn
 from atoll.guest.process.users import User
 from atoll.guest.state import GuestState
+from atoll.guest.tier_parts import TierParts
 from atoll.http1.server import Headers
 from atoll.wire.envd.connect import Call, Code, ConnectError, Service
 from atoll.wire.envd.process import (
@@ -77,9 +78,11 @@ class ProcessTable:
         try:
             if request.pty is not None:
                 env.setdefault("TERM", "xterm-256color")
-                pid, channels = _spawn_in_terminal(argv, user, env, cwd, request.pty)
+                pid, channels = _spawn_in_terminal(argv, user, env, cwd, request.pty, self._state.tier)
             else:
-                pid, channels = _spawn_with_pipes(argv, user, env, cwd, request.stdin is not False)
+                pid, channels = _spawn_with_pipes(
+                    argv, user, env, cwd, request.stdin is not False, self._state.tier.start_in
+                )
         except CwdMissing as error:
             raise ConnectError(Code.INVALID_ARGUMENT, f"cwd '{cwd}' cannot be entered: {error}") from error
         except (OSError, ValueError) as error:
@@ -124,7 +127,7 @@ class ProcessTable:
 
 
 def _spawn_with_pipes(
-    argv: list[str], user: User, env: dict[str, str], cwd: str, with_stdin: bool
+    argv: list[str], user: User, env: dict[str, str], cwd: str, with_stdin: bool, start_in: StartIn | None
 ) -> tuple[int, Channels]:
     with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as always:
         ours: list[int] = []
@@ -140,21 +143,25 @@ def _spawn_with_pipes(
             ours.append(mine)
             theirs.append(child)
         stdin = theirs[0] if with_stdin else None
-        pid = spawn(argv, user=user, env=env, cwd=cwd, stdin=stdin, stdout=theirs[-2], stderr=theirs[-1])
+        pid = spawn(
+            argv, user=user, env=env, cwd=cwd, stdin=stdin, stdout=theirs[-2], stderr=theirs[-1], start_in=start_in
+        )
         on_failure.pop_all()
         return pid, Channels(stdin=ours[0] if with_stdin else None, stdout=ours[-2], stderr=ours[-1])
 
 
-def _spawn_in_terminal(argv: list[str], user: User, env: dict[str, str], cwd: str, pty: PTY) -> tuple[int, Channels]:
+def _spawn_in_terminal(
+    argv: list[str], user: User, env: dict[str, str], cwd: str, pty: PTY, tier: TierParts
+) -> tuple[int, Channels]:
     size = pty.size
     cols, rows = (size.cols or _DEFAULT_SIZE[0], size.rows or _DEFAULT_SIZE[1]) if size else _DEFAULT_SIZE
     terminal = open_terminal(user, cols, rows)
     try:
-        pid = spawn(argv, user=user, env=env, cwd=cwd, tty=terminal.path)
+        pid = spawn(argv, user=user, env=env, cwd=cwd, tty=terminal.path, start_in=tier.start_in)
     except BaseException:
         os.close(terminal.master)
         raise
-    return pid, Channels(terminal=terminal.master)
+    return pid, Channels(terminal=terminal.master, gvisor=tier.gvisor_terminals)
 
 
 def keepalive_interval(headers: Headers) -> float:

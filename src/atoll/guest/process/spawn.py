@@ -9,7 +9,7 @@ its saved id, and the child starts with them:
 Nothing can use that moment: /proc/1 stays closed (the saved id differs, the process is not dumpable after the change),
 pid 1 ignores KILL and STOP from its own namespace. `chdir` and `exec` are thereby checked with the user's rights.
 
-Where the tier has made a thread for it (`start_programs_in`) all this happens there, while the guest waits: programs
+Where the tier has made a thread for it (`start_in`) all this happens there, while the guest waits: programs
 are then born in the users' control group. When that is full the guest starts them itself, out of its reserve.
 """
 
@@ -34,22 +34,8 @@ _IGNORED_BY_PYTHON = [signal.SIGPIPE, signal.SIGXFSZ]
 
 _OUT_OF_ROOM = frozenset({errno.EAGAIN, errno.ENOMEM})
 
-_Elsewhere = Callable[[Callable[[], Any]], Any]
-_elsewhere: _Elsewhere | None = None
-
-
-def start_programs_in(run: _Elsewhere | None) -> None:
-    """From now on `run(start)` calls `start` where programs are to be started."""
-    global _elsewhere
-    _elsewhere = run
-
-
-def run_where_programs_start(work: Callable[[], object]) -> None:
-    """Does `work` in the thread that programs are born of, for what they inherit. Raises what it raises."""
-    if _elsewhere is not None:
-        _elsewhere(work)
-    else:
-        work()
+StartIn = Callable[[Callable[[], Any]], Any]
+"""Calls its argument where programs are to be started, and gives back or raises what that does."""
 
 
 class CwdMissing(GuestError):
@@ -67,12 +53,15 @@ def spawn(
     stderr: int | None = None,
     tty: str | None = None,
     pass_fds: Sequence[int] = (),
+    start_in: StartIn | None = None,
 ) -> int:
     """Starts a program in a session of its own; returns its pid at once, already running the program.
 
     Descriptors that are None become /dev/null; with `tty` (a path such as /dev/pts/3) all three are that terminal, and
     it is the controlling one. No other descriptor is inherited but `pass_fds`. The caller learns of the end from the
-    Reaper. Raises CwdMissing, OSError (program not found, not executable, no more processes).
+    Reaper. `start_in`: the tier's (`tier_parts`).
+
+    Raises CwdMissing, OSError (program not found, not executable, no more processes).
     """
     program = _find_program(argv[0], env)
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
@@ -100,16 +89,16 @@ def spawn(
                 setsigdef=_IGNORED_BY_PYTHON,
             )
 
-    pid = _start(start)
+    pid = _start(start, start_in)
     _offer_to_oom_killer(pid)
     return pid
 
 
-def _start(start: Callable[[], int]) -> int:
-    if _elsewhere is None:
+def _start(start: Callable[[], int], start_in: StartIn | None) -> int:
+    if start_in is None:
         return start()
     try:
-        return int(_elsewhere(start))
+        return int(start_in(start))
     except OSError as error:
         if error.errno not in _OUT_OF_ROOM:
             raise

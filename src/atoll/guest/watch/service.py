@@ -130,7 +130,9 @@ class Watch:
                 f"cannot watch path on network filesystem: {shown(path)} (events may be lost there; "
                 "set allow_network_mounts to watch all the same)",
             )
-        tree = Tree(path, request.recursive, request.include_entry, self._state.users, self._hub)
+        tree = Tree(
+            path, request.recursive, request.include_entry, self._state.users, self._hub, self._state.tier.metadata
+        )
         await self._hub.open(tree)
         return tree
 

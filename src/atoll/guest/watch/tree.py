@@ -15,6 +15,7 @@ from typing import Protocol
 from atoll.guest.files.copying import TEMPORARY_MOVE
 from atoll.guest.files.directories import BATCH
 from atoll.guest.files.entries import Names
+from atoll.guest.files.metadata import Kept
 from atoll.guest.files.paths import shown
 from atoll.guest.files.safe_open import open_directory
 from atoll.guest.files.service import entry_at, failure
@@ -54,6 +55,7 @@ class Tree:
     include_entry: bool
     names: Names
     hub: Registry
+    kept: Kept = field(default_factory=Kept)
     events: list[FilesystemEvent] = field(default_factory=list)
     error: ConnectError | None = None
     polled_at: float = 0.0
@@ -165,7 +167,7 @@ class Tree:
 
     def _entry(self, path: str) -> EntryInfo | None:
         try:
-            return entry_at(self._absolute(path), self.names)
+            return entry_at(self._absolute(path), self.names, self.kept)
         except ConnectError:
             return None
 

@@ -22,8 +22,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atoll.guest.pid1 import checkpoint, elevate, quota
-from atoll.guest.process import pty
+from atoll.guest.pid1 import checkpoint, elevate
+from atoll.guest.pid1.quota import Quota
+from atoll.guest.tier_parts import TierParts
 from atoll.isolation.gvisor import shown, terminals
 from atoll.isolation.gvisor.addresses import NAMESERVER
 from atoll.isolation.gvisor.posture import GUEST_CAPABILITIES, KEPT_CAPABILITIES, RENAMING, seccomp_program
@@ -31,7 +32,7 @@ from atoll.isolation.linux.sandbox_files import write_file, write_identity
 from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.model.sandbox import SandboxSpec
 
-Guest = Callable[[socket.socket, SandboxSpec], NoReturn]
+Guest = Callable[..., NoReturn]
 
 SHARED = "/.atoll/io"
 SOCKET = "guest.sock"
@@ -57,20 +58,21 @@ def main() -> NoReturn:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{SHARED}/{SOCKET}")
     listener.listen(1024)
-    checkpoint.adopt(SHARED, SOCKET, LISTENS, become)
+    parts: TierParts = loaded.begin() if hasattr(loaded, "begin") else TierParts()
+    parts.shared = checkpoint.adopt(SHARED, SOCKET, LISTENS, become)
     os.close(os.open(f"{SHARED}/{LISTENS}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    spec = _take_over(listener, getattr(loaded, "show_machine", None))
-    guest(listener, spec)
+    spec = _take_over(listener, parts)
+    guest(listener, spec, *([parts] if hasattr(loaded, "begin") else []))
 
 
-def _take_over(listener: socket.socket, show_machine: Callable[..., None] | None) -> SandboxSpec:
+def _take_over(listener: socket.socket, parts: TierParts) -> SandboxSpec:
     """Waits for the host's word, prepares, answers. Ends the process when it cannot be done."""
     connection, _ = listener.accept()
     with connection:
         try:
             message = _receive(connection)
             spec = SandboxSpec.from_json(message["spec"])
-            _finish(spec, show_machine, elevation=bool(message["elevation"]) and not spec.no_new_privileges)
+            _finish(spec, parts, elevation=bool(message["elevation"]) and not spec.no_new_privileges)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -90,23 +92,22 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     return message
 
 
-def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elevation: bool) -> None:
+def _finish(spec: SandboxSpec, parts: TierParts, *, elevation: bool) -> None:
     os.environ.clear()
     _name(spec)
     with contextlib.suppress(FileNotFoundError):  # there where gVisor has a network stack of its own
         os.unlink("/dev/net/tun")
         os.rmdir("/dev/net")
     if elevation:
-        elevate.adopt()
+        parts.sudo = elevate.listen()
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.symlink(_SUDO, "/usr/local/bin/sudo")  # before /usr/bin in every usual PATH
-    quota.adopt(f"{CGROUPS}/pids", spec.limits.pids)
+    parts.quota = Quota.adopt(f"{CGROUPS}/pids", spec.limits.pids)
     for place in reversed(_mounts_below(CGROUPS)):
         syscalls.call("umount2", place.encode(), _MNT_DETACH, subject=place)
     if left := _mounts_below(CGROUPS):
         raise OSError(f"{', '.join(left)} cannot be unmounted")
-    if show_machine is not None:
-        shown.show(SHARED, spec.limits, show_machine)
+    shown.show(SHARED, spec.limits, parts.show_machine)
     _cover(SHARED)
     _mount_shared_memory(spec.limits.memory_mib)
     tty = terminals.adopt()
@@ -124,7 +125,7 @@ def _finish(spec: SandboxSpec, show_machine: Callable[..., None] | None, *, elev
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
     if tty is not None:
-        pty.kernel_is_gvisor()
+        parts.gvisor_terminals = True
         terminals.serve(tty)  # last: the thread is to have no more rights than the guest
 
 

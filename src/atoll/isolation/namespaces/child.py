@@ -41,7 +41,8 @@ from atoll.isolation.namespaces import egress, messages, posture
 from atoll.isolation.namespaces.spawn_thread import SpawnThread
 from atoll.model.sandbox import Limits, SandboxSpec
 
-GuestMain = Callable[[socket.socket, SandboxSpec], NoReturn]
+GuestMain = Callable[..., NoReturn]
+"""(listener, spec), and what its module's `begin` returned, where it has one."""
 
 _STAGES = ("/mnt", "/srv", "/opt", "/usr")
 """Where a scratch file system may hide the host's directory: any that exists, in this mount namespace only."""
@@ -67,13 +68,16 @@ class SandboxInit:
         meter: Meter,
         machine: Machine,
         rootless: bool = False,
-        ahead: Callable[[], None] | None = None,
+        ahead: Callable[[Any], None] | None = None,
     ) -> None:
         self._control = control
         self._group = list(group)
         self._users = list(users)
         self._guest = guest
         self._ahead = ahead
+        begin = getattr(sys.modules[guest.__module__], "begin", None)
+        # A guest that has it knows of what the tier offers; any other still works, without.
+        self._parts: Any = begin() if begin is not None else None
         self._programs = programs
         """The filter of the first process, and that of what it starts."""
         self._last_cap = last_cap
@@ -303,9 +307,9 @@ class SandboxInit:
         """Programs run on these processors, and see a machine of that size."""
         self._step = "what is seen of the machine"
         self._programs_start_there()
-        if (show := getattr(sys.modules[self._guest.__module__], "show_machine", None)) is not None:
+        if self._parts is not None:
             machine = {"hardware": self._machine, "memory": self._meter.memory, "cpu": self._meter.cpu}
-            show(self._shown, limits, processors, **machine, boot_s=boot_s, asked=self._asked)
+            self._parts.show_machine(self._shown, limits, processors, **machine, boot_s=boot_s, asked=self._asked)
 
     def _prewarm(self) -> None:
         """The guest makes what does not depend on whose it will be."""
@@ -315,7 +319,7 @@ class SandboxInit:
         write_etc("localhost")
         write_identity("", "")
         if self._ahead is not None:
-            self._ahead()
+            self._ahead(self._parts)
 
     # -- on demand -----------------------------------------------------------------------------------------------------
 
@@ -350,14 +354,13 @@ class SandboxInit:
         mounts.attach_and_close(shared, stage, "dev/shm")
 
     def _programs_start_there(self) -> None:
-        # A guest that knows of it starts its programs there; any other still works, without a reserve of its own.
-        if (start_programs_in := getattr(sys.modules[self._guest.__module__], "start_programs_in", None)) is not None:
-            start_programs_in(self._starter.run)
+        if self._parts is not None:
+            self._parts.start_in = self._starter.run
 
     def _become_guest(self, listener_descriptor: int, spec: SandboxSpec) -> NoReturn:
         self._control.close()
         try:
-            self._guest(socket.socket(fileno=listener_descriptor), spec)
+            self._guest(socket.socket(fileno=listener_descriptor), spec, *([self._parts] if self._parts else []))
         finally:
             os._exit(1)  # whatever a guest does: never back into the zygote's loop, of which this is a fork
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.isolation.namespaces.child import GuestMain
 
@@ -17,10 +17,11 @@ _PRELOAD = (
 
 
 class Guest(NamedTuple):
-    """What becomes of a child. `prepare` runs first, in a child of the pool, before anybody knows whose it will be."""
+    """What becomes of a child. `prepare` runs first, with what its module's `begin` returned, in a child of the pool,
+    before anybody knows whose it will be."""
 
     main: GuestMain
-    prepare: Callable[[], None] | None
+    prepare: Callable[[Any], None] | None
 
 
 def load_guest(entry: str) -> Guest:
