@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from atoll.cli import upkeep
 from atoll.cli.everyday import register
 from atoll.cli.words import AsJson, DataDir
 from atoll.cli.words import errors_printed as _errors_printed
@@ -485,6 +486,7 @@ def connections(
 
 
 register(app)
+upkeep.register(app)
 
 
 @app.command()

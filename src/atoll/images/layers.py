@@ -226,9 +226,13 @@ class ImageLayers:
     def _made(self, layers: Collection[Path]) -> list[Path]:
         return [layer for layer in layers if layer.is_relative_to(self._images)]
 
+    def unfinished_ones(self) -> list[Path]:
+        """What is left of images whose making was cut off."""
+        return [path for path in (self._templates / ".building").glob("image-*") if _is_cut_off(path)]
+
     def remove_unfinished(self) -> int:
         """Removes what is left of images whose making was cut off; returns how many. Blocks. Raises OSError."""
-        left = [path for path in (self._templates / ".building").glob("image-*") if _is_cut_off(path)]
+        left = self.unfinished_ones()
         for path in left:
             with suppress(FileNotFoundError):  # somebody else removes it too
                 remove_tree(path)

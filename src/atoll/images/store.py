@@ -121,21 +121,27 @@ class TemplateStore:
                         remove_tree(build)
         return removed
 
+    def unused_builds(self) -> list[Path]:
+        """What `remove_unused_builds` would remove. Raises OSError."""
+        with leases.exclusive(self._dir):
+            return [build for path in sorted(self._dir.glob("*/builds")) for build in self._unused(path.parent.name)]
+
+    def _unused(self, name: str) -> list[Path]:
+        kept = {layer for template in self.list_templates() for layer in template.layers}
+        if self._read(name) is None:  # a record that cannot be read may name any of them
+            return []
+        kept |= leases.held(self._dir) | self.images.layers_in_use()
+        return [build for build in (self._dir / name / "builds").iterdir() if build not in kept]
+
     def _take_unused(self, name: str) -> list[Path]:
         """Moves them to where the rests of builds are removed from: what a crash leaves of them goes with those."""
         taken = []
         with leases.exclusive(self._dir):
-            kept = {layer for template in self.list_templates() for layer in template.layers}
-            # A record that cannot be read may name any of them.
-            if self._read(name) is None:
-                return []
-            kept |= leases.held(self._dir) | self.images.layers_in_use()
-            for build in (self._dir / name / "builds").iterdir():
-                if build not in kept:
-                    aside = self._dir / ".building" / f"{name}-{build.name}"
-                    aside.parent.mkdir(exist_ok=True)
-                    build.rename(aside)
-                    taken.append(aside)
+            for build in self._unused(name):
+                aside = self._dir / ".building" / f"{name}-{build.name}"
+                aside.parent.mkdir(exist_ok=True)
+                build.rename(aside)
+                taken.append(aside)
         return taken
 
     def hold(self, layers: Collection[Path]) -> bool:

@@ -46,6 +46,9 @@ VERSION = 4
 _RECORD = "record.json"
 """What version 1 had in place of both."""
 
+FILES = (SPEC, STATE, _RECORD)
+"""One in which none of these has content was never finished."""
+
 _READ = (2, 3, 4)
 """Versions of these two files that can be read. 2 knows neither layers nor pauses."""
 
