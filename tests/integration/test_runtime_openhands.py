@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2b import Template
 
 from atoll.config import Settings
 from atoll.images.recipes import RECIPES, Recipe
 from atoll.images.store import TemplateStore
+from atoll.runtime.workspace_start import dormant
 from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
 from support.server import ServerProcess
 from support.tiers import one_tier
@@ -134,7 +137,9 @@ def agent_servers(
         for name in ("usr", "opt", "lib", "lib64"):
             _link(tree / name, layer / DEBIAN_13.lstrip("/"))
         running = ServerProcess.start(
-            tmp_path_factory.mktemp("agent-server") / "data", templates_dir=templates, options=["--end-sandboxes"]
+            tmp_path_factory.mktemp("agent-server") / "data",
+            templates_dir=templates,
+            options=["--end-sandboxes", "--warm", "agent-server-warm=1"],
         )
         yield running.environ
     finally:
@@ -165,6 +170,25 @@ def test_the_real_agent_server_runs_in_a_sandbox(tree: Path, agent_servers: dict
     assert found["lives"] == 0
     assert "before it ended" in found["broken"]
     assert "it printed: no" in found["broken"]
+
+
+def test_an_agent_server_that_waited_takes_the_keys_of_its_workspace(tree: Path, agent_servers: dict[str, str]) -> None:
+    packages = [f"{DEBIAN_13}/{path.relative_to(tree)}" for path in (tree / "opt").glob("*/lib/python3*/site-packages")]
+    packages.sort(reverse=True)  # "later" before "first"
+    start = f"import runpy, sys; sys.path[:0] = {packages};"
+    start += "runpy.run_module('openhands.agent_server', run_name='__main__', alter_sys=True)"
+    libraries = ["--library-path", f"{DEBIAN_13}/usr/lib/x86_64-linux-gnu"]
+    command = [f"{DEBIAN_13}/lib64/ld-linux-x86-64.so.2", *libraries, f"{DEBIAN_13}/usr/bin/python3", "-c", start]
+    builder = Template().from_template("agent-server").set_envs({"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    builder = builder.set_start_cmd(dormant(shlex.join([*command, "--port", "8000"])), "curl -sf localhost:8000/health")
+    given = {"api_key": agent_servers["E2B_API_KEY"], "api_url": agent_servers["E2B_API_URL"]}
+    Template.build(builder, "agent-server-warm", memory_mb=2048, **given)
+    program = REPOSITORY / "tests" / "support" / "openhands_warm_program.py"
+    found = json.loads(run_in(tree, "later", program, agent_servers, timeout_s=600).strip().splitlines()[-1])
+    assert found["info"]["title"] == "OpenHands Agent Server"
+    assert (found["ran"]["exit_code"], found["ran"]["stdout"]) == (0, "yes\n/workspace\n")
+    assert found["keyless"] == 401
+    assert found["again"] == "/workspace\n"
 
 
 def test_workspaces_of_the_newer_sdk(tree: Path, connection: dict[str, str]) -> None:

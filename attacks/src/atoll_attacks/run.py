@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _SANDBOX_LIVES_S = 900
 _AT_ONCE = 4
+_TRIES = 3
 _BESIDE = {Family.POSTURE, Family.ESCAPE, Family.EGRESS}
 """Families whose attempts do not touch one another's sandbox."""
 
@@ -263,12 +264,21 @@ class Range:
             return self._by_policy[policy]
 
     def make(self, metadata: Mapping[str, str], options: Mapping[str, Any] = MappingProxyType({})) -> Sandbox:
-        """A sandbox with what the programs of attempts need; the caller ends it."""
-        from e2b import Sandbox
+        """A sandbox with what the programs of attempts need; the caller ends it.
 
-        sandbox = Sandbox.create(
-            self._template, timeout=_SANDBOX_LIVES_S, metadata=dict(metadata), secure=True, **options
-        )
+        On a very busy machine, as attacks make it, one may not start in time: then another is asked for.
+        """
+        from e2b import Sandbox, SandboxException
+
+        for tries_left in range(_TRIES - 1, -1, -1):
+            try:
+                sandbox = Sandbox.create(
+                    self._template, timeout=_SANDBOX_LIVES_S, metadata=dict(metadata), secure=True, **options
+                )
+                break
+            except SandboxException:
+                if not tries_left:
+                    raise
         for file in MODULES:
             sandbox.files.write(str(INSIDE / file.name), file.read_bytes(), user="root")
         return sandbox

@@ -24,14 +24,8 @@ from pydantic import Field, PrivateAttr
 
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError
 from atoll.runtime.sandbox.box import E2BBox
+from atoll.runtime.workspace_start import AGENT_SERVER, INIT_KEY
 
-AGENT_SERVER = "python3 -m openhands.agent_server --host 0.0.0.0 --port 8000"
-INIT_KEY = "/tmp/.openhands-init-key"
-DORMANT_AGENT_SERVER = (
-    f"umask 077; head -c 24 /dev/urandom | base64 -w0 >{INIT_KEY}; "
-    f"OH_DEFERRED_INIT=true OH_SECRET_KEY=$(cat {INIT_KEY}) exec {AGENT_SERVER}"
-)
-"""A start command for a template that is kept warm: the server waits for the workspace that gives it its keys."""
 SERVER_LOG = "/tmp/openhands-agent-server.log"
 LEFT_S = 3600
 """How long a sandbox of somebody else's lives on after we have left it."""
@@ -201,8 +195,8 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
     With `sandbox_id` and `api_key` of one in which it runs already, it is that one, and is left running.
 
     `server_command` starts it; it listens on `port`, and what it prints goes to SERVER_LOG in the sandbox. Where the
-    template has started it already by DORMANT_AGENT_SERVER, it only gets its keys and `envs`. Ready when GET /health
-    answers. A sandbox made here ends with `cleanup`, or minutes after this process.
+    template has started it already by `workspace_start.dormant`, it only gets its keys and `envs`. Ready when GET
+    /health answers. A sandbox made here ends with `cleanup`, or minutes after this process.
     """
 
     working_dir: str = "/workspace"

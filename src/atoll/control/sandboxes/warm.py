@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from atoll.control.access.auth import DEFAULT_TEAM_ID
+from atoll.control.nodes.placement import NodeState
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.placing import Placing
@@ -83,6 +84,8 @@ class _Kept:
     image_id: str
     node_id: str
     tier: str
+    spec: SandboxSpec
+    """Of the one that had."""
 
 
 @dataclass(slots=True)
@@ -133,7 +136,8 @@ class WarmPool:
         """One that can become `wanted`, which it need not be named after; it waits no more."""
         build = Build.of(template)
         for sandbox_id, one in self._waiting.items():
-            if one.build == build and _fits(one.spec, wanted) and not self._nodes.is_silent(one.node_id):
+            is_ready = self._nodes.state(one.node_id) is NodeState.READY
+            if one.build == build and is_ready and _fits(one.spec, wanted):
                 del self._waiting[sandbox_id]
                 self._quota.release(sandbox_id)
                 self._poked.set()
@@ -148,14 +152,7 @@ class WarmPool:
     def kept(self, template: Template, wanted: SandboxSpec) -> Template | None:
         """As what `wanted` can be made so that its server answers at once, if there is such an image."""
         kept = self._kept.get(Build.of(template))
-        if (
-            kept is None
-            or wanted.volumes
-            or wanted.limits != self._limits_of(template)
-            or wanted.tier not in (None, kept.tier)
-        ):
-            return None
-        return _from(template, kept)
+        return _from(template, kept) if kept is not None and _fits(kept.spec, wanted) else None
 
     def forget_kept(self, template: Template) -> None:
         """The image is no good."""
@@ -284,7 +281,7 @@ class WarmPool:
         except AtollError as error:
             _log.warning("warm.not_kept", template=one.build.template_id, error=str(error))
             return None
-        return _Kept(image_id, one.node_id, tier)
+        return _Kept(image_id, one.node_id, tier, one.spec)
 
     # The end
 

@@ -1,0 +1,18 @@
+"""How the OpenHands agent server is started: by the workspace, or by a template that is kept warm.
+
+Template().from_template(…).set_start_cmd(dormant(), "curl -sf localhost:8000/health")
+"""
+
+from __future__ import annotations
+
+AGENT_SERVER = "python3 -m openhands.agent_server --host 0.0.0.0 --port 8000"
+INIT_KEY = "/tmp/.openhands-init-key"
+"""In the sandbox: what the server's `/api/init` asks for. Made when the server starts; its owner alone may read it."""
+
+
+def dormant(command: str = AGENT_SERVER) -> str:
+    """A start command: the server answers, and does nothing until a workspace has given it its keys."""
+    return (
+        f"umask 077; head -c 24 /dev/urandom | base64 -w0 >{INIT_KEY}; "
+        f"export OH_DEFERRED_INIT=true OH_SECRET_KEY=$(cat {INIT_KEY}); umask 022; exec {command}"
+    )
