@@ -129,7 +129,10 @@ class VolumeStore:
 
     def _devices(self) -> dict[str, str]:
         """Volume → the loop device that is on it."""
-        by_image = {loops.identity(self.place / volume_id / IMAGE): volume_id for volume_id in self._records}
+        by_image = {}
+        for volume_id in list(self._records):  # at once: other threads add and remove meanwhile
+            with contextlib.suppress(OSError):
+                by_image[loops.identity(self.place / volume_id / IMAGE)] = volume_id
         return {by_image[image]: device for image, device in loops.devices().items() if image in by_image}
 
 
