@@ -42,7 +42,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serving(arguments.isolation))
         _point_the_sdk_at(server)
-        bench = _bench(stack, server, arguments.quick)
+        bench = _bench(stack, server, arguments.isolation, arguments.quick)
         for name in arguments.only or SCENARIOS:
             print(f"{name} …", file=sys.stderr, flush=True)
             try:
@@ -70,7 +70,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _bench(stack: contextlib.ExitStack, server: BenchServer, quick: bool) -> Bench:
+def _bench(stack: contextlib.ExitStack, server: BenchServer, isolation: str, quick: bool) -> Bench:
     base, code = find_template("base"), find_template("code-interpreter-v1")
     assert base is not None
     # Not in the server's data directory: the floors must be alike in file system, not in fate.
@@ -85,6 +85,7 @@ def _bench(stack: contextlib.ExitStack, server: BenchServer, quick: bool) -> Ben
         raw_jupyter = stack.enter_context(floors.jupyter(code_root))
     return Bench(
         server=server,
+        isolation=isolation,
         work=work,
         bwrap=floors.Bwrap(root),
         bash=floors.PlainBash(floors.skeleton_home(root, work)),

@@ -18,7 +18,7 @@ from e2b import AsyncSandbox, Sandbox
 from e2b_code_interpreter import Sandbox as Interpreter
 from floors import Bwrap, PlainBash, RawJupyter
 from measure import Row, in_turns, timed
-from server import ENVD, INTERPRETER, BenchServer, Wire
+from server import ENVD, INTERPRETER, BenchServer, Wire, find_template, serving
 
 from atoll.testing import footprint
 
@@ -30,6 +30,7 @@ class Bench:
     """What the scenarios need: the server, the floors, and how long to go on."""
 
     server: BenchServer
+    isolation: str
     work: Path
     bwrap: Bwrap
     bash: PlainBash
@@ -143,6 +144,54 @@ def run_code(bench: Bench) -> list[Row]:
         return in_turns('run_code("1+1")', subjects, bench.rounds(100), "ms", warm_up=5)
     finally:
         sandbox.kill()
+
+
+LOADED_S = 6.0
+"""In which the libraries of a kernel that waits are loaded, on a machine that does nothing else."""
+
+
+def _until_warm(server: BenchServer, count: int) -> None:
+    """So many have been made ready in the life of the server."""
+    deadline = time.monotonic() + 120
+    while server.log.read_text().count("warm.ready") < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the pool was not filled")
+        time.sleep(0.2)
+    time.sleep(LOADED_S)
+
+
+FIRST_CELL = "create → first cell"
+WARM = 4
+
+
+def first_cell(bench: Bench) -> list[Row]:
+    """A sandbox out of the pool (`--warm`) until its first cell has answered, one without a pool, and a bare kernel.
+
+    In the pool for so long that its libraries are loaded; the second cell imports them.
+    """
+    if find_template(Interpreter.default_template) is None:
+        return []
+
+    def once(n: int, server: BenchServer, subject: str) -> list[Row]:
+        where = {"api_key": server.api_key, "api_url": server.url, "sandbox_url": server.url}
+        began = time.perf_counter()
+        sandbox = Interpreter.create(timeout=120, **where)
+        sandbox.run_code("1+1")
+        first = time.perf_counter()
+        sandbox.run_code("import numpy, pandas, matplotlib.pyplot")
+        imported = time.perf_counter()
+        sandbox.kill()
+        steps = ((FIRST_CELL, first - began), ("import numpy, pandas, matplotlib", imported - first))
+        return [Row(name, subject, n, seconds * 1000, "ms") for name, seconds in steps]
+
+    rows: list[Row] = []
+    for n in range(bench.rounds(12)):
+        rows += once(n, bench.server, "without a pool")
+    with serving(bench.isolation, "--warm", f"{Interpreter.default_template}={WARM}") as server:
+        for n in range(bench.rounds(12)):
+            _until_warm(server, n + WARM)
+            rows += once(n, server, "atoll")
+    return rows
 
 
 def small_files(bench: Bench) -> list[Row]:
@@ -309,6 +358,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "create": create,
     "run": run_command,
     "code": run_code,
+    "first": first_cell,
     "small": small_files,
     "large": large_files,
     "concurrent": concurrent_creates,

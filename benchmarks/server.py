@@ -69,7 +69,7 @@ def find_template(name: str) -> Template | None:
 
 
 @contextlib.contextmanager
-def serving(isolation: str) -> Iterator[BenchServer]:
+def serving(isolation: str, *options: str) -> Iterator[BenchServer]:
     """Starts `atoll serve` on a fresh data directory beside the templates; ends it and removes everything after."""
     base = default_data_dir(os.environ)
     base.mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,7 @@ def serving(isolation: str) -> Iterator[BenchServer]:
     command = [
         *(sys.executable, "-m", "atoll.cli.main", "serve", "--host", "127.0.0.1", "--port", "0"),
         *("--data-dir", str(data_dir), "--isolation", isolation, "--ready-fd", str(ready_out)),
+        *options,
     ]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, pass_fds=[ready_out])

@@ -160,9 +160,9 @@ def test_an_unknown_path_or_method_has_the_error_form(api: httpx.Client) -> None
 
 
 def test_what_is_not_offered_says_so(api: httpx.Client) -> None:
-    body = {"templateID": "base", "mcp": {"exa": {}}}
+    body = {"templateID": "base", "iam": {"tokens": {"a": {"audience": "x", "tokenType": "jwt"}}}}
     message = _assert_error(api.post("/v2/sandboxes", json=body), 400)
-    assert "mcp" in message.lower()
+    assert "iam" in message.lower()
 
 
 # --- the guest's protocol ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from atoll.guest.interpreter import contexts, kernel
+from atoll.guest.interpreter import contexts, kernel, output
 from atoll.guest.interpreter.service import Interpreter
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.users import User, Users
@@ -163,7 +163,7 @@ async def test_who_leaves_the_queue_disturbs_nobody(client: httpx.AsyncClient) -
 
 
 async def test_a_quiet_cell_is_kept_alive(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(output, "KEEPALIVE_S", 0.05)
     lines = await execute(client, "late x")
     assert "keepalive" in kinds(lines)
     assert kinds(lines)[-1] == "end_of_execution"
@@ -233,7 +233,7 @@ async def test_a_lost_end_does_not_hang_the_cell(client: httpx.AsyncClient, monk
 
 
 async def test_output_for_a_slow_reader_is_complete_and_bounded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts, "BUFFERED_BYTES", 64 * 1024)
+    monkeypatch.setattr(output, "BUFFERED_BYTES", 64 * 1024)
     largest = 0
     put = contexts.Output.put
 
@@ -313,7 +313,7 @@ async def test_a_context_whose_kernel_did_not_start_is_not_kept(client: httpx.As
     [
         ({"code": "1", "context_id": "x", "language": "python"}, 400, "Only one of"),
         ({"code": "1", "context_id": "nope"}, 404, "Context nope not found"),
-        ({"code": "1", "language": "klingon"}, 400, "'klingon' is not available.*absent, broken, mute, python3"),
+        ({"code": "1", "language": "klingon"}, 400, "'klingon' is not available.*absent, bash, broken, mute, python3"),
         ({"code": "1", "language": "../../etc"}, 400, "not available"),
         ({"code": "1", "language": 7}, 400, "language"),
         ({"code": 1}, 400, "code"),

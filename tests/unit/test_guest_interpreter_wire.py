@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.guest.interpreter import jupyter, kernelspecs, zmtp
-from atoll.guest.interpreter.contexts import _variables
+from atoll.guest.interpreter.variables import code_around
 from atoll.guest.interpreter.zmtp import Decoder, SocketType, ZmtpError, encode, handshake
 
 PEER = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -199,7 +199,7 @@ def test_a_kernels_name_never_leads_out_of_the_folder(name: str) -> None:
     )
 )
 def test_variables_of_a_bash_cell_are_set_exactly_and_undone(env: dict[str, str]) -> None:
-    enter, leave = _variables("bash", env, {})
+    enter, leave = code_around("bash", env, {})
     names = " ".join(env)
     show = f'for n in {names}; do printf "%s\\0" "${{!n-unset}}"; done'
     first = next(iter(env))
@@ -218,10 +218,10 @@ def test_variables_of_a_python_cell_are_data_not_code(env: dict[str, str]) -> No
         class atoll_variables:
             enter = staticmethod(lambda *given: seen.append(given))
 
-    eval(_variables("python3", env, {"P": "1"})[0], {"get_ipython": lambda: Shell})
+    eval(code_around("python3", env, {"P": "1"})[0], {"get_ipython": lambda: Shell})
     assert seen == [(env, {"P": "1"})]
 
 
 def test_nothing_is_run_where_there_is_nothing_to_set() -> None:
-    assert _variables("python3", {}, {}) == ("", "")
-    assert _variables("unknown", {"A": "1"}, {}) == ("", "")
+    assert code_around("python3", {}, {}) == ("", "")
+    assert code_around("unknown", {"A": "1"}, {}) == ("", "")

@@ -26,6 +26,7 @@ from typing import NoReturn
 from atoll.guest.files.contents import OPEN_ROUTES as FILES_OPEN_ROUTES
 from atoll.guest.files.contents import Files
 from atoll.guest.files.service import Filesystem
+from atoll.guest.interpreter import inside
 from atoll.guest.interpreter.service import Interpreter
 from atoll.guest.log import Tee
 from atoll.guest.machine import shown as machine
@@ -159,6 +160,7 @@ def _interpreter(guest: Guest) -> Handler:
     if guest.state.spec.interpreter:
         interpreter = Interpreter(guest.state, guest.reaper)
         interpreter.start()
+        interpreter.contexts.background.start(inside.serve(interpreter.handle, guest.loop))
         return interpreter.handle
 
     async def absent(request: Request) -> Response:

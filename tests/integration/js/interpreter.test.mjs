@@ -89,3 +89,22 @@ test('envs are seen by their cell only', async () => {
     assert.equal((await sandbox.runCode(code)).text, undefined)
   })
 })
+
+test('every language of the package runs, and the contexts of two are there from the start', async () => {
+  await withInterpreter(async (sandbox) => {
+    assert.deepEqual((await sandbox.listCodeContexts()).map((context) => context.language), ['python', 'javascript'])
+    const said = async (code, language) => {
+      const execution = await sandbox.runCode(code, { language, timeoutMs: 80_000, envs: { CELL: 'v' } })
+      assert.equal(execution.error, undefined)
+      return execution.text ?? execution.logs.stdout.join('').trim()
+    }
+    assert.equal(await said("import os; os.environ['CELL']", 'python'), 'v')
+    assert.equal(await said('process.env.CELL', 'javascript'), 'v')
+    assert.equal(await said("const t: string = 't'; t", 'typescript'), 't')
+    assert.equal(await said('echo $CELL', 'bash'), 'v')
+    assert.equal(await said("Sys.getenv('CELL')", 'r'), '[1] "v"')
+    assert.equal(await said('System.getenv("CELL")', 'java'), 'v')
+    const { error } = await sandbox.runCode('(exit 3)', { language: 'bash' })
+    assert.deepEqual([error.name, error.value], ['ExitCode', '3'])
+  })
+})

@@ -2,37 +2,52 @@
 
     Context ─ turn (one cell at a time, first come first served) ─► no kernel ─► starting ─► live ─► dead ─► next cell
 
-A kernel that died is replaced when the next cell comes: a template whose kernel cannot start costs nothing while it
-is not asked, and a killed kernel never needs a hand.
+A kernel that died is replaced when the next cell comes, which is shown; that of a default context at once, and the
+interpreter's health is bad until it is back. One that dies as soon as it has started waits for the next cell: a kernel
+that cannot run costs nothing while it is not asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shlex
+import os
 import sys
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 from atoll.guest.errors import GuestError
-from atoll.guest.interpreter import jupyter, kernelspecs
-from atoll.guest.interpreter.kernel import CwdMissing, Kernel, KernelDied, KernelPlace, KernelStartFailed
-from atoll.guest.interpreter.kernelspecs import KernelSpec
+from atoll.guest.interpreter import jupyter, kernelspecs, variables
+from atoll.guest.interpreter.bash import BashKernel
+from atoll.guest.interpreter.kernel import (
+    LIBRARIES_CELL,
+    CwdMissing,
+    Kernel,
+    KernelDied,
+    KernelPlace,
+    KernelStartFailed,
+)
+from atoll.guest.interpreter.kernelspecs import BASH, KernelSpec
+from atoll.guest.interpreter.output import Output
 from atoll.guest.log import CellLog
 from atoll.guest.pid1.reaper import Reaper
 from atoll.guest.process.users import User
 from atoll.guest.state import GuestState
 from atoll.model.tasks import OwnedTasks
 
-KEEPALIVE_S = 5.0
-BUFFERED_BYTES = 8 * 1024 * 1024
-"""Output that waits for a slow client before the kernel's output is no longer read."""
-MAX_CONTEXTS = 64
+MAX_CONTEXTS = 256
 RUNTIME_DIR = "/run/jupyter"
 _INTERRUPT_AGAIN_S = 2.0
+_NEVER_INTERRUPTED = "javascript"
+"""Deno's kernel has no interrupt, and a signal ends it: a cell that goes on when nobody waits for it any more would run
+for ever."""
+_REVIVED_AFTER_S = 3.0
+"""A kernel that lived shorter is not started again before it is asked for."""
+_WAITS_AFTER_S = 2.0
+"""A kernel that nobody has asked for anything so long after its start is one of a sandbox that waits for a create."""
+_WARM_LANGUAGE, _READY_LANGUAGES = "python", ("python", "javascript")
+"""The kernel that starts with the sandbox, and the contexts that are listed from then on."""
+
+AnyKernel = Kernel | BashKernel
 
 
 class UnknownContext(GuestError):
@@ -47,79 +62,6 @@ class TooManyContexts(GuestError):
     """MAX_CONTEXTS are there already."""
 
 
-class Output:
-    """The lines of one execution on their way to its client: bounded by pausing the kernel, never by losing lines.
-
-    `take` gives all that is there as one piece of bytes. Once the client is gone (`abandon`) lines go nowhere.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._lines: deque[bytes] = deque()
-        self._size = 0
-        self._ended = False
-        self._abandoned = False
-        self._waiter: asyncio.Future[None] | None = None
-        self.source: Kernel | None = None
-        self.log: CellLog | None = None
-        """What goes into the sandbox's log, whether the client is still there or not; from the cell's turn on."""
-
-    @property
-    def abandoned(self) -> bool:
-        return self._abandoned
-
-    def put(self, line: Mapping[str, Any]) -> None:
-        if self.log is not None:
-            self.log.line(line)
-        if self._abandoned or self._ended:
-            return
-        data = jupyter.encode_line(line)
-        self._lines.append(data)
-        self._size += len(data)
-        if self._size >= BUFFERED_BYTES and self.source is not None:
-            self.source.pause_output()
-        self._wake()
-
-    def end(self) -> None:
-        """After this `take` gives what is left, then nothing."""
-        self.put(jupyter.END_OF_EXECUTION)
-        if self.log is not None:
-            self.log.ended()
-        self._ended = True
-        self._wake()
-
-    def abandon(self) -> None:
-        self._abandoned = True
-        self._lines.clear()
-        self._size = 0
-        if self.source is not None:
-            self.source.resume_output()
-
-    async def take(self) -> bytes:
-        """Empty at the end. A keepalive line when nothing came for KEEPALIVE_S."""
-        if not self._lines and not self._ended:
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(KEEPALIVE_S, self._keep_alive)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-        data = b"".join(self._lines)
-        self._lines.clear()
-        self._size = 0
-        if self.source is not None:
-            self.source.resume_output()
-        return data
-
-    def _keep_alive(self) -> None:
-        self.put(jupyter.KEEPALIVE)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class Context:
     """One context. Its kernel is started by the first cell, or ahead of it by `warm_up`."""
 
@@ -131,7 +73,9 @@ class Context:
         self._spec = spec
         self._contexts = contexts
         self._turn = asyncio.Lock()
-        self._kernel: Kernel | None = None
+        self._kernel: AnyKernel | None = None
+        self._started_at = 0.0
+        self._is_down = False
         self._lost: str | None = None
         """How the kernel before this one died by itself, until a cell has reported it."""
         self._known_env: dict[str, str] = {}
@@ -142,10 +86,22 @@ class Context:
         """As E2B's `Context`."""
         return {"id": self.id, "language": self.language, "cwd": self.cwd}
 
+    @property
+    def has_died(self) -> bool:
+        """Its kernel ended by itself and there is no other yet."""
+        return self._is_down and not self._removed
+
     async def warm_up(self) -> None:
         """Starts the kernel if there is none. Raises KernelStartFailed, CwdMissing."""
         async with self._turn:
             await self._live_kernel()
+
+    async def load_libraries(self) -> None:
+        """For a kernel that has run nothing yet: the imports of its first cell will be quick. Raises KernelDied."""
+        async with self._turn:
+            kernel = self._kernel
+            if kernel is not None and kernel.ended is None and not self._contexts.in_use:
+                await kernel.run_silently(LIBRARIES_CELL)
 
     async def execute(self, code: str, env: Mapping[str, str]) -> AsyncIterator[bytes]:
         """Runs a cell; gives its lines as they come, ended by `end_of_execution`.
@@ -169,8 +125,9 @@ class Context:
 
     async def restart(self) -> None:
         """A fresh kernel; whatever runs in the old one ends with an error. Raises KernelStartFailed, CwdMissing."""
-        self._stop("the context was restarted")
-        self._kernel = self._lost = None
+        kernel, self._kernel, self._lost = self._kernel, None, None
+        if kernel is not None:
+            kernel.end("the context was restarted")
         await self.warm_up()
 
     def remove(self) -> None:
@@ -209,9 +166,9 @@ class Context:
         finally:
             output.end()
 
-    async def _run(self, kernel: Kernel, code: str, env: Mapping[str, str], output: Output) -> None:
+    async def _run(self, kernel: AnyKernel, code: str, env: Mapping[str, str], output: Output) -> None:
         changed = {k: v for k, v in self._contexts.state.env_vars.items() if self._known_env.get(k) != v}
-        enter, leave = _variables(self._spec.name, env, changed)
+        enter, leave = variables.code_around(self._spec.name, env, changed)
         if not enter:
             await kernel.run(code, output.put)
             return
@@ -228,24 +185,53 @@ class Context:
         """Until the cell is over: code may swallow KeyboardInterrupt. The turn stays taken meanwhile."""
         kernel = self._kernel
         while kernel is not None and kernel.ended is None and not cell.done():
-            kernel.interrupt()
+            if self._spec.name != _NEVER_INTERRUPTED:
+                await kernel.interrupt()
             await asyncio.wait([cell], timeout=_INTERRUPT_AGAIN_S)
+            if self._spec.name == _NEVER_INTERRUPTED and not cell.done():
+                kernel.end("the kernel was ended because a cell that nobody waited for went on")
 
-    async def _live_kernel(self) -> Kernel:
+    async def _live_kernel(self) -> AnyKernel:
         if self._kernel is not None and self._kernel.ended is None:
             return self._kernel
         if self._kernel is not None:
             self._lost = self._kernel.ended
-        place = self._contexts.place(self._user, self.cwd)
         self._known_env = dict(self._contexts.state.env_vars)
-        kernel = Kernel(self._spec, place, self._contexts.reaper)
-        self._kernel = kernel
         try:
-            await kernel.start()
+            try:
+                return await self._start(self._user)
+            except CwdMissing:
+                # Closed to the user, who is root by `sudo` when asked: a directory of root's is worked in as root.
+                if not os.path.isdir(self.cwd):  # noqa: ASYNC240
+                    raise
+                return await self._start(self._contexts.state.user_named("root"))
         except BaseException:
             self._kernel = None
             raise
+
+    async def _start(self, user: User) -> AnyKernel:
+        place, reaper = self._contexts.place(user, self.cwd), self._contexts.reaper
+        kernel = BashKernel(place, reaper) if self._spec is BASH else Kernel(self._spec, place, reaper)
+        self._kernel = kernel
+        await kernel.start()
+        self._started_at = asyncio.get_running_loop().time()
+        self._is_down = False
+        if self._contexts.is_default(self):
+            kernel.when_ended = self._on_end
         return kernel
+
+    def _on_end(self) -> None:
+        self._is_down = True
+        if not self._removed and asyncio.get_running_loop().time() - self._started_at >= _REVIVED_AFTER_S:
+            self._contexts.background.start(self._revive())
+
+    async def _revive(self) -> None:
+        if not self.has_died:
+            return  # somebody has restarted it
+        try:
+            await self.warm_up()
+        except (KernelStartFailed, CwdMissing) as error:
+            print(f"interpreter: a kernel that died was not started again: {error}", file=sys.stderr)
 
 
 class Contexts:
@@ -258,6 +244,8 @@ class Contexts:
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
         self.background = OwnedTasks(_report)
+        self.in_use = False
+        """Somebody has asked for a cell or a context."""
 
     def all(self) -> list[Context]:
         return list(self._contexts.values())
@@ -268,6 +256,14 @@ class Contexts:
         if context is None:
             raise UnknownContext(context_id)
         return context
+
+    def is_default(self, context: Context) -> bool:
+        return any(default is context for default in self._defaults.values())
+
+    def trouble(self) -> str | None:
+        """What is wrong with the contexts that every sandbox has, for people; None if nothing."""
+        died = [language for language, context in self._defaults.items() if context.has_died]
+        return f"the kernel of the default context died and is being started again: {', '.join(died)}" if died else None
 
     def default_for(self, language: str) -> Context:
         """The context of cells that name none; made on first use. Raises UnknownLanguage, TooManyContexts."""
@@ -303,13 +299,29 @@ class Contexts:
         context.remove()
 
     def warm_up(self) -> None:
-        """Starts the default Python context in the background. A failure is reported by the first cell."""
+        """Makes the contexts that every sandbox has; starts Python's kernel in the background.
+
+        A failure is reported by the first cell.
+        """
         self.background.start(self._warm_up())
 
     async def _warm_up(self) -> None:
+        for language in _READY_LANGUAGES:
+            try:
+                context = self.default_for(language)
+                if language == _WARM_LANGUAGE:
+                    self.background.start(self._start_ahead(context))
+            except UnknownLanguage:
+                continue  # a template of somebody's own; the first cell is shown why
+
+    async def _start_ahead(self, context: Context) -> None:
         try:
-            await self.default_for("python").warm_up()
-        except (UnknownLanguage, KernelStartFailed, CwdMissing) as error:
+            await context.warm_up()
+            await asyncio.sleep(_WAITS_AFTER_S)
+            await context.load_libraries()
+        except KernelDied:
+            return  # reported by the next cell
+        except (KernelStartFailed, CwdMissing) as error:
             print(f"interpreter: the default context is not ready: {error}", file=sys.stderr)
 
     def place(self, user: User, cwd: str) -> KernelPlace:
@@ -318,41 +330,8 @@ class Contexts:
         # Programs that `pip install` put into the user's home are found, as in a login shell.
         env["PATH"] = f"{user.home}/.local/bin:{env['PATH']}"
         env.setdefault("LANG", "C.UTF-8")
-        return KernelPlace(user, cwd, env, self._runtime_dir, self.state.tier.start_in)
+        return KernelPlace(user, cwd, env, f"{self._runtime_dir}/{user.uid}", self.state.tier.start_in)
 
 
 def _report(error: BaseException) -> None:
     print(f"interpreter: background task failed: {error!r}", file=sys.stderr)
-
-
-def _variables(kernel: str, env: Mapping[str, str], permanent: Mapping[str, str]) -> tuple[str, str]:
-    """Code that sets variables before a cell, and code that undoes `env` after it; "" for nothing to do."""
-    if not env and not permanent:
-        return "", ""
-    if kernel == "python3":
-        # JSON is not Python, but a JSON string literal is one.
-        given = json.dumps(json.dumps([dict(env), dict(permanent)]))
-        enter = f"get_ipython().atoll_variables.enter(*__import__('json').loads({given}))"
-        return enter, "get_ipython().atoll_variables.leave()" if env else ""
-    if kernel == "bash":
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in permanent.items()]
-        lines += [
-            f'__atoll_had_{n}="${{{n}+x}}" __atoll_was_{n}="${{{n}-}}"; export {n}={shlex.quote(v)}'
-            for n, v in env.items()
-        ]
-        undo = [
-            f'if [ -n "$__atoll_had_{n}" ]; then export {n}="$__atoll_was_{n}"; else unset {n}; fi; '
-            f"unset __atoll_had_{n} __atoll_was_{n}"
-            for n in env
-        ]
-        return "\n".join(lines), "\n".join(undo)
-    if kernel == "javascript":
-        keep = (
-            f"globalThis.__atoll={{}};for(const[n,v]of Object.entries({json.dumps(dict(permanent))}))Deno.env.set(n,v);"
-        )
-        sets = (
-            f"for(const[n,v]of Object.entries({json.dumps(dict(env))})){{__atoll[n]=Deno.env.get(n);Deno.env.set(n,v)}}"
-        )
-        restore = "{for(const[n,v]of Object.entries(__atoll))v===undefined?Deno.env.delete(n):Deno.env.set(n,v);}"
-        return f"{{{keep}{sets}}}", restore if env else ""
-    return "", ""

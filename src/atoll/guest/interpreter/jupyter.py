@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -100,13 +101,21 @@ def parse(frames: list[bytes | None]) -> Published | None:
         header, parent, content = frames[start + 2], frames[start + 3], frames[start + 5]
         if header is None or parent is None:
             return None
-        parsed = json.loads(content) if content is not None else {}
+        parsed = _content(content) if content is not None else {}
         kind, parent_id = json.loads(header)["msg_type"], json.loads(parent).get("msg_id", "")
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if not (isinstance(kind, str) and isinstance(parent_id, str) and isinstance(parsed, dict)):
         return None
     return Published(kind, parent_id, parsed, content is None)
+
+
+def _content(data: bytes) -> Any:
+    """What a program printed that is no text (half a character, a file's name) arrives as bytes that are no UTF-8."""
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError:
+        return json.loads(data.decode("utf-8", "replace"))
 
 
 def line_of(message: Published) -> dict[str, Any] | None:
@@ -123,11 +132,8 @@ def line_of(message: Published) -> dict[str, Any] | None:
             data = content.get("data")
             return result_line(data if isinstance(data, dict) else {}, message.kind == "execute_result")
         case "error":
-            return error_line(
-                str(content.get("ename", "")),
-                str(content.get("evalue", "")),
-                "\n".join(str(part) for part in content.get("traceback") or ()),
-            )
+            traceback = _plain("\n".join(str(part) for part in content.get("traceback") or ()))
+            return error_line(*_name_and_value(content, traceback), traceback)
     return None
 
 
@@ -163,6 +169,25 @@ def error_line(name: str, value: str, traceback: str) -> dict[str, Any]:
 def encode_line(line: Mapping[str, Any]) -> bytes:
     """One line of the stream. Lone surrogates, which a kernel may print, are replaced: a line is always UTF-8."""
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def _name_and_value(content: Mapping[str, Any], traceback: str) -> tuple[str, str]:
+    """As people know it: Java's kernel names a class that it wraps others in, and shows no reason in the value."""
+    name, value = str(content.get("ename", "")), _plain(str(content.get("evalue", "")))
+    if name == "CompilationException":
+        return name, "\n".join(line for line in traceback.splitlines() if not line.startswith("|")).strip() or value
+    inner, comma, reason = value.partition(", ")
+    if name == "RuntimeException" and comma and "." in inner and inner.replace(".", "").replace("$", "").isidentifier():
+        return inner.rpartition(".")[2], reason
+    return name, value
+
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+
+
+def _plain(text: str) -> str:
+    """Nobody looks at these in a terminal."""
+    return _COLOURS.sub("", text) if "\x1b" in text else text
 
 
 def _unquoted(text: Any) -> Any:

@@ -20,19 +20,19 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, zmtp
+from atoll.guest.interpreter.cell import Cell, Sink, nowhere
 from atoll.guest.interpreter.kernelspecs import KernelSpec
 from atoll.guest.pid1.reaper import Exit, Reaper
 from atoll.guest.process import tree
 from atoll.guest.process.spawn import CwdMissing, StartIn, spawn
 from atoll.guest.process.users import User
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 """A kernel on a machine with a hundred others may need long; one that says nothing for so long never will."""
 
 _POLL_S = 0.01
@@ -43,25 +43,25 @@ drops messages when its reader is slow, and the end may be among them."""
 
 _SHELL, _IOPUB, _STDIN, _CONTROL, _HEARTBEAT = 1, 2, 3, 4, 5
 _STDERR_KEPT = 4096
+_INTERRUPT_TIMEOUT_S = 5.0
 
 _LATE_S = 0.03
 """How long the value of a cell may come after its end: Deno publishes it beside, not before."""
 
 
-def _startup_cells() -> dict[str, str]:
-    """Kernel → the cell that it runs before any other."""
-    folder = Path(__file__).parent
-    python = (folder / "kernel_startup.py").read_text(encoding="utf-8")
-    return {
-        "python3": f"exec({python!r}, {{'__name__': '_startup'}})",
-        "javascript": (folder / "kernel_startup.js").read_text(encoding="utf-8"),
-    }
+def _text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-_STARTUP_CELLS = _startup_cells()
+_STARTUP_CELLS = {
+    "python3": f"exec({_text('kernel_startup.py')!r}, {{'__name__': '_startup'}})",
+    "javascript": _text("kernel_startup.js"),
+    "java": _text("kernel_startup.java"),
+}
+"""Kernel → the cell that it runs before any other."""
 
-Sink = Callable[[dict[str, Any]], None]
-"""Takes the lines of the client's stream, in order."""
+LIBRARIES_CELL = f"exec({_text('kernel_libraries.py')!r}, {{'__name__': '_libraries'}})"
+"""For a Python kernel that waits: takes half a second, and 53 MB for as long as it lives."""
 
 
 class KernelDied(GuestError):
@@ -70,44 +70,6 @@ class KernelDied(GuestError):
 
 class KernelStartFailed(GuestError):
     """The kernel never became ready; the message says why, with the end of its output."""
-
-
-@dataclass(slots=True)
-class _Cell:
-    """A cell under way. `published` are the kinds of what came on `iopub`, `reply` is its outcome on `shell`."""
-
-    sink: Sink
-    done: asyncio.Future[None]
-    published: set[str] = field(default_factory=set)
-    idle: bool = False
-    reply: jupyter.Published | None = None
-    failed: bool = False
-    timer: asyncio.TimerHandle | None = None
-
-    def put(self, message: jupyter.Published) -> None:
-        self.published.add(message.kind)
-        line = jupyter.line_of(message)
-        if line is not None:
-            self.sink(line)
-
-    def put_unpublished_error(self) -> None:
-        """A cell that Deno cannot parse fails in its reply alone, which does not say why."""
-        if self.reply is None or self.reply.content.get("status") != "error" or "error" in self.published:
-            return
-        content = dict(self.reply.content)
-        if content.get("evalue") == "Execution failed":
-            content |= {"ename": "SyntaxError", "evalue": "the cell is neither JavaScript nor TypeScript"}
-        self.put(replace(self.reply, kind="error", content=content))
-
-    def finish(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if not self.done.done():
-            self.done.set_result(None)
-
-
-def _nowhere(_: dict[str, Any]) -> None:
-    """Output that nobody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +90,8 @@ class Kernel:
         self.spec = spec
         self.ended: str | None = None
         """How it ended, for people; None while it lives."""
+        self.when_ended: Callable[[], None] = lambda: None
+        """Called once, when it has ended by itself or by `end`."""
         self._place = place
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
@@ -136,9 +100,10 @@ class Kernel:
         self._stem = os.path.join(place.runtime_dir, f"kernel-{secrets.token_hex(4)}")
         self._uses_tcp = False
         self._ports: dict[int, int] = {}
-        self._cells: dict[str, _Cell] = {}
+        self._cells: dict[str, Cell] = {}
         self._shell: zmtp.ZmtpConnection | None = None
         self._iopub: zmtp.ZmtpConnection | None = None
+        self._control: zmtp.ZmtpConnection | None = None
         self._received = asyncio.Event()
         self._stderr = bytearray()
         self._stderr_fd: int | None = None
@@ -176,13 +141,26 @@ class Kernel:
         for cell in list(self._cells.values()):
             cell.failed = True
             cell.finish()
+        self.when_ended()
 
-    def interrupt(self) -> None:
-        """What Ctrl-C does: the running cell gets KeyboardInterrupt, programs it started get SIGINT."""
+    async def interrupt(self) -> None:
+        """What Ctrl-C does: the running cell gets KeyboardInterrupt, programs it started get SIGINT.
+
+        A kernel that asks for a message instead gets one.
+        """
         if self.ended is not None or not self.pid:
             return
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGINT)
+        if not self.spec.interrupted_by_message:
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGINT)
+            return
+        try:
+            async with asyncio.timeout(_INTERRUPT_TIMEOUT_S):
+                if self._control is None:
+                    self._control = await self._connect(_CONTROL, zmtp.SocketType.DEALER, _unheard)
+                self._control.send(self._session.request("interrupt_request", {})[1])
+        except (OSError, TimeoutError, KernelDied):
+            return
 
     # -- cells ------------------------------------------------------------------------------------------------------
 
@@ -192,13 +170,13 @@ class Kernel:
 
     async def run_silently(self, code: str) -> None:
         """Runs code that nobody sees and that is not counted. Raises KernelDied."""
-        await self._run(code, _nowhere, silent=True)
+        await self._run(code, nowhere, silent=True)
 
     async def _run(self, code: str, sink: Sink, *, silent: bool) -> None:
         if self.ended is not None or self._shell is None:
             raise KernelDied(self.ended or "the kernel is not running")
         message_id, frames = self._session.request("execute_request", jupyter.execute_request(code, silent=silent))
-        cell = _Cell(sink, self._loop.create_future())
+        cell = Cell(sink, self._loop.create_future(), displays_its_value=self.spec.name == "ir")
         self._cells[message_id] = cell
         try:
             self._shell.send(frames)
@@ -247,11 +225,11 @@ class Kernel:
             cell.reply = message
             self._settle(cell)
 
-    def _settle(self, cell: _Cell) -> None:
+    def _settle(self, cell: Cell) -> None:
         """Ends the cell when nothing more is to come of it; else says how long what is missing is waited for."""
         ordered = not self._uses_tcp
         complete = cell.idle and (ordered or cell.reply is not None)
-        if complete and (ordered or cell.sink is _nowhere or cell.published & {"execute_result", "error"}):
+        if complete and (ordered or cell.sink is nowhere or cell.published & {"execute_result", "error"}):
             cell.finish()
             return
         if cell.timer is not None:
@@ -263,9 +241,8 @@ class Kernel:
     def _launch(self) -> None:
         self._make_runtime_dir()
         argv = [word.replace("{connection_file}", f"{self._stem}.json") for word in self.spec.argv]
-        argv = [word.replace("{resource_dir}", self._place.runtime_dir) for word in argv]
         # Only kernels on libzmq are known to take Unix sockets; others get TCP on the sandbox's own loopback.
-        self._uses_tcp = "ipykernel_launcher" not in argv and "bash_kernel" not in argv
+        self._uses_tcp = "ipykernel_launcher" not in argv
         self._ports = _free_ports() if self._uses_tcp else {n: n for n in range(_SHELL, _HEARTBEAT + 1)}
         self._write_connection_file()
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -291,6 +268,7 @@ class Kernel:
 
     def _make_runtime_dir(self) -> None:
         folder, user = self._place.runtime_dir, self._place.user
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(folder, user.uid, user.gid)
@@ -318,7 +296,8 @@ class Kernel:
     async def _connect(
         self, channel: int, kind: zmtp.SocketType, received: Callable[[zmtp.Message], None]
     ) -> zmtp.ZmtpConnection:
-        connection = zmtp.ZmtpConnection(kind, received, self._on_lost, self._session_identity(channel))
+        lost = self._on_lost if channel != _CONTROL else self._on_control_lost
+        connection = zmtp.ZmtpConnection(kind, received, lost, self._session_identity(channel))
         while True:
             if self.ended is not None:
                 raise KernelDied(self.ended)
@@ -352,23 +331,21 @@ class Kernel:
 
     def _on_exit(self, how: Exit) -> None:
         self._exited = True
-        if how.signal is not None:
-            name = signal.Signals(how.signal).name if how.signal in set(signal.Signals) else str(how.signal)
-            hint = " (out of memory?)" if how.signal == signal.SIGKILL else ""
-            self.end(f"the kernel was ended by signal {name}{hint}")
-        else:
-            self.end(f"the kernel exited with code {how.code}")
+        self.end(how_it_ended(how))
 
     def _on_lost(self) -> None:
         """A socket closed under a living process: it cannot be used any more, so it is as good as dead."""
         if self.ended is None and self._iopub is not None:
             self._loop.call_later(_HELLO_S, self._give_up)
 
+    def _on_control_lost(self) -> None:
+        self._control = None
+
     def _give_up(self) -> None:
         self.end("the kernel closed its connection")
 
     def _close(self) -> None:
-        for connection in (self._shell, self._iopub):
+        for connection in (self._shell, self._iopub, self._control):
             if connection is not None:
                 connection.close()
         if self._stderr_fd is not None:
@@ -406,6 +383,19 @@ class Kernel:
         return f"kernel {self.spec.name!r} did not start: {reason}" + (f"\n{output}" if output else "")
 
 
+def _unheard(_: zmtp.Message) -> None:
+    """An answer that nobody waits for."""
+
+
+def how_it_ended(how: Exit) -> str:
+    """For people."""
+    if how.signal is None:
+        return f"the kernel exited with code {how.code}"
+    name = signal.Signals(how.signal).name if how.signal in set(signal.Signals) else str(how.signal)
+    hint = " (out of memory?)" if how.signal == signal.SIGKILL else ""
+    return f"the kernel was ended by signal {name}{hint}"
+
+
 def _free_ports() -> dict[int, int]:
     """Five ports that were free a moment ago, one per channel. A clash makes the start fail; the next one succeeds."""
     with contextlib.ExitStack() as held:
@@ -417,4 +407,4 @@ def _free_ports() -> dict[int, int]:
     return ports
 
 
-__all__ = ["CwdMissing", "Kernel", "KernelDied", "KernelPlace", "KernelStartFailed", "Sink"]
+__all__ = ["CwdMissing", "Kernel", "KernelDied", "KernelPlace", "KernelStartFailed", "Sink", "how_it_ended"]

@@ -14,6 +14,18 @@
     setImmediate: () => node("timers").setImmediate,
     clearImmediate: () => node("timers").clearImmediate,
   };
+  // As in the kernel that E2B has: `$$.html("<b>b</b>")`.
+  const types = {
+    text: "text/plain", html: "text/html", svg: "image/svg+xml", png: "image/png", jpeg: "image/jpeg",
+    json: "application/json", latex: "text/latex", markdown: "text/markdown", js: "application/javascript",
+  };
+  const show = (data) => void Deno.jupyter.display(data, { raw: true });
+  const shows = () => {
+    const each = Object.entries(types).map(([name, type]) => [name, (value) => show({ [type]: value })]);
+    return { mime: show, ...Object.fromEntries(each) };
+  };
+  lazily.display = () => Deno.jupyter.display;
+  lazily.$$ = shows;
   const hidden = { configurable: true, enumerable: false };
   for (const [name, make] of Object.entries(lazily)) {
     const set = (value) => Object.defineProperty(globalThis, name, { value, writable: true, ...hidden });

@@ -8,11 +8,13 @@ Imports no library that the user has not imported. Standard library and the kern
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.abc
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -303,7 +305,71 @@ def _draw_every_script(font_manager: Any) -> None:
     font_manager.FontManager._find_fonts_by_props = find_with_the_rest
 
 
+_MOST_IN_A_PIECE = 1024 * 1024
+_MOST_WAITING = 256
+
+
+def _at_the_readers_pace(thread: Any) -> None:
+    """Output waits for who reads it: by itself the kernel drops messages when many wait, and piles up the others."""
+    zmq = importlib.import_module("zmq")
+
+    def keep_all() -> None:
+        thread.socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
+        thread.socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    thread.schedule(keep_all)
+    send = thread.send_multipart
+
+    def send_and_wait(*args: Any, **kwargs: Any) -> None:
+        send(*args, **kwargs)
+        if len(thread._events) > _MOST_WAITING and threading.current_thread() is not thread.thread:
+            sent = threading.Event()
+            thread.schedule(sent.set)
+            sent.wait()
+
+    thread.send_multipart = send_and_wait
+
+
+def _in_pieces(kind: Any) -> None:
+    """What is printed leaves in messages of a bounded size: one of more than 64 MiB never arrives."""
+    write = kind.write
+
+    def write_in_pieces(self: Any, text: Any) -> Any:
+        written = getattr(self, "_atoll_written", 0)
+        if not isinstance(text, str) or written + len(text) < _MOST_IN_A_PIECE:
+            self._atoll_written = written + len(text) if isinstance(text, str) else written
+            return write(self, text)
+        for start in range(0, len(text), _MOST_IN_A_PIECE):
+            write(self, text[start : start + _MOST_IN_A_PIECE])
+            self.flush()
+        self._atoll_written = 0
+        return len(text)
+
+    kind.write = write_in_pieces
+
+
+class _Forgotten(dict):  # type: ignore[type-arg]
+    """IPython keeps a copy of all that was ever printed or shown, for a notebook's file that nobody writes here."""
+
+    def __missing__(self, key: Any) -> list[Any]:
+        return []
+
+
+def _write_as_the_class_does() -> None:
+    """The cell in which this runs had its streams' `write` put back when it ended, to what it was before."""
+    for stream in (sys.stdout, sys.stderr):
+        vars(stream).pop("write", None)
+    shell.events.unregister("pre_execute", _write_as_the_class_does)
+
+
 def _install() -> None:
+    _at_the_readers_pace(shell.kernel.iopub_thread)
+    _in_pieces(type(sys.stdout))
+    for stream in (sys.stdout, sys.stderr):
+        vars(stream)["flush_timeout"] = None
+    shell._tee = lambda channel: contextlib.nullcontext()
+    shell.history_manager.outputs = _Forgotten()
+    shell.events.register("pre_execute", _write_as_the_class_does)
     formatter = shell.display_formatter
     tables = _DataFormatter(parent=formatter)
     charts = _ChartFormatter(parent=formatter)

@@ -32,6 +32,12 @@ class KernelSpec:
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    interrupted_by_message: bool = False
+    """On its control channel; else by SIGINT."""
+
+
+BASH = KernelSpec("bash", ("/bin/bash", "--noediting", "-i"))
+"""The guest's own (`bash.py`), in every template."""
 
 
 def language_name(asked: str | None) -> str:
@@ -52,23 +58,25 @@ def folders(home: str) -> tuple[str, ...]:
 
 def find(name: str, where: tuple[str, ...]) -> KernelSpec | None:
     """The kernel called `name`; None if there is none or its file is damaged."""
+    if name == BASH.name:
+        return BASH
     if not _NAME.fullmatch(name):
         return None
     for folder in where:
         try:
             spec = json.loads(read_regular(os.path.join(folder, name, "kernel.json"), _MAX_FILE))
-            argv = tuple(str(word) for word in spec["argv"])
+            argv = tuple(str(word).replace("{resource_dir}", os.path.join(folder, name)) for word in spec["argv"])
             env = {str(key): str(value) for key, value in (spec.get("env") or {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if argv:
-            return KernelSpec(name, argv, env)
+            return KernelSpec(name, argv, env, spec.get("interrupt_mode") == "message")
     return None
 
 
 def installed(where: tuple[str, ...]) -> list[str]:
     """Names of all kernels that can be found."""
-    names: set[str] = set()
+    names = {BASH.name}
     for folder in where:
         try:
             names.update(entry for entry in os.listdir(folder) if find(entry, (folder,)) is not None)

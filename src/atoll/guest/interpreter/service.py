@@ -45,7 +45,7 @@ class Interpreter:
         self.contexts = Contexts(state, reaper, runtime_dir)
 
     def start(self) -> None:
-        """Starts the default Python context in the background. Call it on the running loop."""
+        """Makes the default contexts, in the background. Call it on the running loop."""
         self.contexts.warm_up()
 
     async def handle(self, request: Request) -> Response:
@@ -66,7 +66,8 @@ class Interpreter:
     async def _route(self, request: Request) -> Response:
         match (request.method, request.path.strip("/").split("/")):
             case ("GET" | "HEAD", ["health"]):
-                return _text(200, "OK")
+                trouble = self.contexts.trouble()
+                return _text(503, trouble) if trouble else _text(200, "OK")
             case ("POST", ["execute"]):
                 return await self._execute(request)
             case ("GET", ["contexts"]):
@@ -85,6 +86,7 @@ class Interpreter:
 
     async def _execute(self, request: Request) -> Response:
         self._check_token(request)
+        self.contexts.in_use = True
         body = await _json_object(request)
         code, context_id, language = body.get("code"), body.get("context_id"), body.get("language")
         if not isinstance(code, str):
@@ -101,6 +103,7 @@ class Interpreter:
         return Response(200, headers, context.execute(code, env))
 
     async def _make(self, request: Request) -> Response:
+        self.contexts.in_use = True
         body = await _json_object(request)
         language = kernelspecs.language_name(_optional_text("language", body.get("language")))
         context = self.contexts.make(language, _optional_text("cwd", body.get("cwd")))

@@ -40,9 +40,11 @@ CODE_INTERPRETER = Recipe(
     script="code-interpreter-v1.sh",
     parent="base",
     names=("code-interpreter",),
+    # R with its kernel; Debian's JRE has the compiler and JShell, which is all that Java's kernel needs
+    apt_packages=("r-base-core", "r-cran-irkernel", "default-jre-headless"),
     pip_packages=(
-        # the kernels: Python, shell, JavaScript and TypeScript
-        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "bash_kernel>=0.10", "deno>=2.5,<3",
+        # the kernels: Python, JavaScript and TypeScript, Java; the guest is the shell's
+        "jupyter_client>=8.6", "ipykernel>=6.29,<8", "deno>=2.5,<3", "jjava==1.0a8",
         # what plotly and altair need to show a figure in a notebook, and code that runs a loop inside the kernel's
         "nbformat", "nest_asyncio",
         # matplotlib figures as data, by the makers of the SDK that reads it

@@ -144,7 +144,7 @@ def _stamps(facts: Mapping[str, Any]) -> list[str]:
 
 def _texts(package: Path) -> Iterator[Path]:
     """The files of a package of ours: Python, and what the guest hands to kernels of other languages."""
-    return (path for path in package.rglob("*") if path.suffix in (".py", ".js"))
+    return (path for path in package.rglob("*") if path.suffix in (".py", ".js", ".java"))
 
 
 def _digest(stamps: list[str]) -> str:
