@@ -1,7 +1,7 @@
 # Atoll's commands. `make help` lists them; each prepares by itself what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test chaos matrix bench clean
+.PHONY: help setup demo check test chaos soak matrix bench clean
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
@@ -38,6 +38,10 @@ test: ## Run the whole test-suite
 chaos: ## Kill a server's processes while sandboxes live (SEED, FAULTS, TIER): nothing acknowledged is lost
 	@scripts/setup.sh test
 	$(PY) tests/chaos/run.py --faults $(or $(FAULTS),500) $(if $(SEED),--seed $(SEED)) $(if $(TIER),--tier $(TIER))
+
+soak: ## Make, use, pause and end very many sandboxes (CYCLES, PAUSES, TIER): nothing is left, nothing grows
+	@scripts/setup.sh test
+	$(PY) tests/soak/run.py --cycles $(or $(CYCLES),10000) --pauses $(or $(PAUSES),2000) $(if $(TIER),--tier $(TIER))
 
 matrix: ## Run old and new versions of the published clients; writes docs/compatibility.md
 	@scripts/setup.sh test
