@@ -70,6 +70,18 @@ def test_one_device_for_all_who_mount_it_and_its_space_is_watched(store: VolumeS
     assert store.uses() == {}
 
 
+def test_its_space_is_looked_at_while_others_come(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the node ended of it: a dictionary had changed while a thread went through it."""
+
+    def meanwhile(_image: Path) -> None:
+        store._records[str(uuid.uuid4())] = VolumeRecord("", 16, "")
+
+    monkeypatch.setattr("atoll.volumes.store.loops.identity", meanwhile)
+    meanwhile(Path())
+    assert store.uses() == {}
+    store._records.clear()
+
+
 def test_what_was_not_finished_is_gone_and_what_cannot_be_read_is_not_touched(store: VolumeStore) -> None:
     one = VolumeRecord(str(uuid.uuid4()), 16, "digest")
     store.create(one)

@@ -129,7 +129,8 @@ class VolumeStore:
 
     def _devices(self) -> dict[str, str]:
         """Volume → the loop device that is on it."""
-        by_image = {loops.identity(self.place / volume_id / IMAGE): volume_id for volume_id in self._records}
+        known = list(self._records)  # at once: other threads add and remove meanwhile
+        by_image = {loops.identity(self.place / volume_id / IMAGE): volume_id for volume_id in known}
         return {by_image[image]: device for image, device in loops.devices().items() if image in by_image}
 
 
