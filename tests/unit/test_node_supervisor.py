@@ -443,7 +443,7 @@ async def test_one_that_is_being_resumed_is_always_told_of(tmp_path: Path, monke
             await attach(*arguments)
 
         monkeypatch.setattr(node._egress, "attach_adopted", look_and_attach)
-        await node.resume("i0001", PauseMode.FILESYSTEM)
+        await node.resume("i0001", PauseMode.FILESYSTEM, NetworkPolicy())
         assert told == [["i0001"]]
 
 
