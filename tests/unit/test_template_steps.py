@@ -37,7 +37,10 @@ def test_a_reference_is_read_as_e2b_reads_it(text: str, found: Reference) -> Non
     assert parse_reference(text) == found
 
 
-@pytest.mark.parametrize("text", ["", ":", "a:", "/a", "a/", "a b", "a/b/c", "a:b:c", "ä", f"a:{uuid4()}", "a" * 400])
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "a:", "/a", "a/", "a b", "a/b/c", "a:b:c", "ä", "a:2022ca68-83f1-47ee-842f-a49161d6cb11", "a" * 400],
+)
 def test_a_malformed_reference_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_reference(text)
