@@ -77,11 +77,13 @@ def tier(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def server(tier: str, templates_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The tier's server; the SDKs' variables in `os.environ` point at it."""
+    from support.images import registry_environ  # its imports are not there in every environment that loads this file
+
     running = ServerProcess.start(
         tmp_path_factory.mktemp(f"server-{tier}") / "data",
         templates_dir=templates_dir,
         options=["--end-sandboxes", "--isolation", tier],
-        environ=SERVER_ENVIRON[tier],
+        environ={**SERVER_ENVIRON[tier], **registry_environ()},
     )
     with pytest.MonkeyPatch.context() as patch:
         for name in SDK_VARIABLES:

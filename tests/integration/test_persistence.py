@@ -7,7 +7,10 @@ import functools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +20,9 @@ from e2b import AsyncSandbox, CommandExitException, Sandbox, SandboxException, S
 from e2b.exceptions import GuestUnresponsiveException, NotFoundException, SandboxNotFoundException, ServiceBusyException
 from sdk_support import eventually, eventually_async
 
-from support.tiers import one_tier
+from atoll.isolation.linux.disk import loops
+from atoll.isolation.linux.disk.image import IMAGE
+from support.tiers import SERVER_ENVIRON, one_tier
 
 COUNT = "for i in $(seq 100000); do echo $i; sleep 0.02; done"
 
@@ -233,3 +238,30 @@ def _can_be_used(sandbox: Sandbox, options: dict[str, Any]) -> bool:
         return again.commands.run("echo here").stdout == "here\n"
     except (SandboxException, httpx.HTTPError, CommandExitException):
         return False
+
+
+def test_a_node_killed_while_it_copies_a_disk_leaves_no_disk_standing_still(
+    tier: str, start_server: Callable[..., Any]
+) -> None:
+    server = start_server(options=["--isolation", tier], environ=SERVER_ENVIRON[tier])
+    sandbox = Sandbox.create(**_options(server))
+    sandbox.files.write("/home/user/before", "1")
+    image = next((server.data_dir / "sandboxes").glob(f"{sandbox.sandbox_id}/{IMAGE}"))
+    # As the node does it, up to the moment that it would copy: then it is killed.
+    killed = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from atoll.isolation.linux.disk import kept\n"
+        "kept.copy_file = lambda *_: os.kill(os.getpid(), 9)\n"
+        "kept.copy(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, image, server.data_dir / "copy"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    write = sandbox.commands.run("echo 2 > /home/user/after; sync; echo done", background=True)
+    time.sleep(1)  # the control: without a new node it stands still
+    assert write.pid in [one.pid for one in sandbox.commands.list()]
+    os.kill(server.pid_of("node"), signal.SIGKILL)
+    assert write.wait().stdout == "done\n"
+    assert sandbox.files.read("/home/user/before") == "1"
+    sandbox.kill()
+    eventually(lambda: loops.device_of(image) is None, what="its device is free")

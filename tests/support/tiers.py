@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import pytest
 
 from support.host import TOOLS
-from support.images import registry_environ
 
 TIERS = ("namespaces", "gvisor")
 
-SERVER_ENVIRON = {"namespaces": registry_environ(), "gvisor": {"ATOLL_TOOLS_DIR": str(TOOLS), **registry_environ()}}
+SERVER_ENVIRON = {"namespaces": {}, "gvisor": {"ATOLL_TOOLS_DIR": str(TOOLS)}}
 """What a server of a tier needs in its environment."""
 
 OLD = "newer than the gVisor that Debian has (July 2024); programs fall back as on an old kernel"

@@ -31,6 +31,7 @@ from atoll.model.errors import (
     PlatformError,
     SandboxGone,
     StateLost,
+    StorageFull,
     TemplateNotFound,
 )
 from atoll.model.network import NetworkPolicy
@@ -316,7 +317,7 @@ async def test_a_record_that_cannot_be_written_undoes_the_create(
     async with _troubled(tmp_path) as (node, backend):
         with monkeypatch.context() as patch:
             patch.setattr(directory, step, _full_disk)
-            with pytest.raises(CreateFailed, match="No space left"):
+            with pytest.raises(StorageFull, match="No space left"):
                 await node.create(_request())
         for handle in backend.made:
             assert (await asyncio.wait_for(handle.wait(), 5)).killed
@@ -359,7 +360,7 @@ async def test_on_a_full_disk_creates_fail_and_what_runs_is_kept_and_can_be_ende
         with pytest.raises(OSError, match="No space left"):
             (small_disk / "filler").write_bytes(b"x" * (1 << 20))
         for number in range(3, 15):  # more than there are directories made ahead
-            with pytest.raises(CreateFailed, match="No space left"):
+            with pytest.raises(StorageFull, match="No space left"):
                 await node.create(_request(f"i{number:04}"))
         with pytest.raises(OSError, match="No space left"):
             directory.change_network(data_dir / "sandboxes" / "i0001", NetworkPolicy(allow_internet=False))

@@ -297,6 +297,13 @@ class IsolationBackend(ABC):
         Raises SandboxGone if it is no more.
         """
 
+    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+        """Before any of these is adopted, resumed or freed: lets go on what a node that was killed had stopped.
+
+        A disk that was being copied stands still until somebody says otherwise; whoever writes to it waits for ever.
+        """
+        return
+
     async def resume(
         self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode
     ) -> SandboxHandle:

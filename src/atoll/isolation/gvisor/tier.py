@@ -27,7 +27,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, LaunchOrder, PooledSandbox
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
-from atoll.isolation.linux.disk import fold
+from atoll.isolation.linux.disk import fold, kept
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.written import copy_written, keep_written
@@ -160,6 +160,10 @@ class GvisorBackend(IsolationBackend):
         handle = self._live.adopt(spec, state_dir, record)
         await handle.recover()
         return handle
+
+    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
 
     async def resume(
         self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode

@@ -25,7 +25,7 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
-from atoll.isolation.linux.disk import fold
+from atoll.isolation.linux.disk import fold, kept
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
@@ -253,6 +253,10 @@ class NamespacesBackend(IsolationBackend):
     async def adopt(self, spec: SandboxSpec, state_dir: Path, record: Mapping[str, Any]) -> SandboxHandle:
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
+
+    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+        """See IsolationBackend."""
+        await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
 
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""

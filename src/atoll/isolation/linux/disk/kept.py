@@ -17,8 +17,10 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import structlog
 
 from atoll.isolation.linux.disk import loops, mounts
 from atoll.isolation.linux.disk.image import mount_image
@@ -32,6 +34,8 @@ _FITHAW = 0xC0045878
 _FICLONE = 0x40049409
 _RELEASED_WITHIN_S = 5.0
 _CHUNK = 16 << 20
+
+_log = structlog.get_logger("atoll.node")
 
 
 def flush(image: Path, *, ahead: bool = False) -> None:
@@ -50,6 +54,23 @@ def copy(image: Path, target: Path) -> None:
             copy_file(image, target)
         finally:
             fcntl.ioctl(mounted, _FITHAW, 0)
+
+
+def thaw_all(images: Iterable[Path]) -> None:
+    """Those of them that are mounted go on, should a process that was killed in `copy` have left them frozen."""
+    devices = loops.devices()
+    for image in images:
+        device = devices.get(identity) if (identity := loops.identity(image)) is not None else None
+        if device is None:
+            continue
+        try:
+            with _file_system_on(device) as mounted:
+                fcntl.ioctl(mounted, _FITHAW, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it is not frozen
+                _log.warning("disk.not_thawed", image=str(image), error=str(error))
+        else:
+            _log.warning("disk.thawed", image=str(image))
 
 
 def sync(path: Path) -> None:
@@ -98,6 +119,12 @@ def _file_system(image: Path) -> Iterator[int]:
     device = loops.device_of(image)
     if device is None:
         raise OSError(errno.ENODEV, "the disk is not mounted", str(image))
+    with _file_system_on(device) as inside:
+        yield inside
+
+
+@contextlib.contextmanager
+def _file_system_on(device: str) -> Iterator[int]:
     mount = mounts.new("ext4", [("source", f"/dev/{device}")], attributes=mounts.NODEV)
     try:
         inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
