@@ -15,10 +15,7 @@ import typer
 
 from atoll.cli import upkeep
 from atoll.cli.everyday import register
-from atoll.cli.words import AsJson, DataDir
-from atoll.cli.words import errors_printed as _errors_printed
-from atoll.cli.words import print_json as _print_json
-from atoll.cli.words import settings_of as _settings
+from atoll.cli.words import AsJson, DataDir, errors_printed, print_json, settings_of
 from atoll.config import Settings, warm_wishes
 
 app = typer.Typer(
@@ -91,8 +88,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run the server: control plane, edge and sandboxes in one process."""
-    with _errors_printed():
-        settings = _settings(data_dir)
+    with errors_printed():
+        settings = settings_of(data_dir)
         given: dict[str, Any] = {
             "host": host,
             "port": port,
@@ -127,11 +124,11 @@ def env(
     as_json: AsJson = False,
 ) -> None:
     """Print the export lines that point E2B's SDKs at the running server: eval "$(atoll env)"."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli.environment import client_environ, export_lines
 
-        environ = client_environ(_settings(data_dir), by_domain=by_domain)
-        _print_json(dict(environ)) if as_json else typer.echo(export_lines(environ))
+        environ = client_environ(settings_of(data_dir), by_domain=by_domain)
+        print_json(dict(environ)) if as_json else typer.echo(export_lines(environ))
 
 
 @template_app.command("build")
@@ -140,8 +137,8 @@ def template_build(
     data_dir: DataDir = None,
 ) -> None:
     """Build built-in templates that are missing or whose recipe changed."""
-    with _errors_printed():
-        settings = _settings(data_dir)
+    with errors_printed():
+        settings = settings_of(data_dir)
         for name in names or ["base"]:
             _build(settings, name)
 
@@ -157,24 +154,24 @@ def template_import(
     as_json: AsJson = False,
 ) -> None:
     """Make a template of an image on this disk, by the server of the data directory."""
-    with _errors_printed():
+    with errors_printed():
         from rich.console import Console
 
         from atoll.cli import template_import as importing
 
-        made = importing.import_image(_settings(data_dir), source, name, Console(stderr=True))
+        made = importing.import_image(settings_of(data_dir), source, name, Console(stderr=True))
         _print_facts(made, as_json)
 
 
 @template_app.command("list")
 def template_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the templates that a sandbox can be made of."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import templates
 
-        settings = _settings(data_dir)
+        settings = settings_of(data_dir)
         rows = templates.rows(settings.templates_dir)
-        _print_json(rows) if as_json else templates.print_table(rows)
+        print_json(rows) if as_json else templates.print_table(rows)
 
 
 @node_app.command("certificate")
@@ -185,11 +182,11 @@ def node_certificate(
     data_dir: DataDir = None,
 ) -> None:
     """On the control plane's machine: make the key and certificate of a node, to be copied there."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import nodes
 
         target = to or Path(f"{hosts[0].replace('/', '_')}.pem")
-        nodes.write_certificate(_settings(data_dir), hosts, days, target)
+        nodes.write_certificate(settings_of(data_dir), hosts, days, target)
         typer.echo(f"{target}: copy it to the node, where `atoll node serve --certificate` takes it")
 
 
@@ -209,23 +206,23 @@ def node_serve(
     ] = None,
 ) -> None:
     """Run a node alone, for a control plane on another machine (its `--node`)."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import nodes
         from atoll.server import launcher as server
 
         given = {"isolation": isolation, "keep_sandboxes": keep_sandboxes}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        settings = replace(_settings(data_dir), **chosen)
+        settings = replace(settings_of(data_dir), **chosen)
         server.serve_node(settings, nodes.agent(node_id, listen, certificate), server.Wires(ready_fd, None))
 
 
 @team_app.command("create")
 def team_create(name: str, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Make a team and its first API key, which is shown this once."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import teams
 
-        _print_facts(teams.create(_settings(data_dir), name), as_json)
+        _print_facts(teams.create(settings_of(data_dir), name), as_json)
 
 
 @team_app.command("key")
@@ -236,21 +233,21 @@ def team_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a further API key of a team, which is shown this once."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import teams
 
-        _print_facts(teams.add_key(_settings(data_dir), team, name), as_json)
+        _print_facts(teams.add_key(settings_of(data_dir), team, name), as_json)
 
 
 @team_app.command("list")
 def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the teams."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import teams
 
-        found = teams.rows(_settings(data_dir))
+        found = teams.rows(settings_of(data_dir))
         if as_json:
-            _print_json(found)
+            print_json(found)
         for row in () if as_json else found:
             typer.echo(f"{row['team_id']}  {row['name']}  ({row['keys']} keys)")
 
@@ -258,19 +255,19 @@ def team_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 @branch_app.command("list")
 def branch_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the tree of checkpoints."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import branch
 
-        branch.show_all(_settings(data_dir), as_json=as_json)
+        branch.show_all(settings_of(data_dir), as_json=as_json)
 
 
 @branch_app.command("show")
 def branch_show(checkpoint: CheckpointId, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show a checkpoint and all that led to it."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import branch
 
-        branch.show(_settings(data_dir), checkpoint, as_json=as_json)
+        branch.show(settings_of(data_dir), checkpoint, as_json=as_json)
 
 
 @branch_app.command("run")
@@ -282,19 +279,19 @@ def branch_run(
     as_json: AsJson = False,
 ) -> None:
     """Go on from a checkpoint with another action, and take the next one there; returns the command's exit code."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import branch
 
-        raise typer.Exit(branch.go_on(_settings(data_dir), checkpoint, command, note, as_json=as_json))
+        raise typer.Exit(branch.go_on(settings_of(data_dir), checkpoint, command, note, as_json=as_json))
 
 
 @branch_app.command("delete")
 def branch_delete(checkpoint: CheckpointId, data_dir: DataDir = None) -> None:
     """Delete a checkpoint at which no other began, and its snapshot."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import branch
 
-        branch.delete(_settings(data_dir), checkpoint)
+        branch.delete(settings_of(data_dir), checkpoint)
 
 
 @app.command()
@@ -308,19 +305,19 @@ def doctor(
     family: Annotated[str, typer.Option(help="With --attack: only this family of attempts.")] = "",
 ) -> None:
     """Check what this machine can do and say what to do about the rest."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import doctor as checks
 
         if attack:
             from atoll.cli.attack import attack as attack_suite
 
-            raise typer.Exit(attack_suite(_settings(data_dir), family, as_json=as_json))
+            raise typer.Exit(attack_suite(settings_of(data_dir), family, as_json=as_json))
 
         if fix:
-            for line in checks.mend(_settings(data_dir)):
+            for line in checks.mend(settings_of(data_dir)):
                 typer.echo(line, err=True)
-        report = checks.examine(_settings(data_dir))
-        _print_json(report.as_json()) if as_json else checks.print_report(report)
+        report = checks.examine(settings_of(data_dir))
+        print_json(report.as_json()) if as_json else checks.print_report(report)
         raise typer.Exit(0 if report.usable else 1)
 
 
@@ -333,11 +330,11 @@ def run(
     data_dir: DataDir = None,
 ) -> None:
     """Run one thing in a throw-away sandbox; returns its exit code."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import run as runs
 
         text = sys.stdin.read() if code == "-" else code
-        raise typer.Exit(runs.run(_settings(data_dir), text, python=python, template=template, timeout_s=timeout))
+        raise typer.Exit(runs.run(settings_of(data_dir), text, python=python, template=template, timeout_s=timeout))
 
 
 @app.command()
@@ -364,11 +361,11 @@ def replay(
     """Replay a recorded agent run in a sandbox, action by action."""
     if branch != (branch_from is not None):
         raise typer.BadParameter("--from N and --branch belong together")
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli.replay import Options, replay_file
 
         options = Options(template, soft_timeout, timeout, fetch, embedded, as_json, branch_from)
-        raise typer.Exit(replay_file(_settings(data_dir), file, options))
+        raise typer.Exit(replay_file(settings_of(data_dir), file, options))
 
 
 @app.command()
@@ -401,7 +398,7 @@ def agent(
     as_json: AsJson = False,
 ) -> None:
     """Let a model work in a sandbox, or compare a recorded run with what happens now."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.agent import Budget
         from atoll.cli import agent as agents
 
@@ -425,7 +422,7 @@ def agent(
             keep=keep,
             as_json=as_json,
         )
-        raise typer.Exit(agents.agent(_settings(data_dir), options))
+        raise typer.Exit(agents.agent(settings_of(data_dir), options))
 
 
 @app.command()
@@ -450,7 +447,7 @@ def stress(
     as_json: AsJson = False,
 ) -> None:
     """Put the agent runtime under stress and compare with thresholds."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import stress as stresses
 
         options = stresses.Options(
@@ -466,7 +463,7 @@ def stress(
             embedded=embedded,
             as_json=as_json,
         )
-        raise typer.Exit(stresses.stress(_settings(data_dir), options))
+        raise typer.Exit(stresses.stress(settings_of(data_dir), options))
 
 
 @app.command()
@@ -478,11 +475,11 @@ def connections(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sandbox reached or tried to: connections and DNS questions."""
-    with _errors_printed():
+    with errors_printed():
         from atoll.cli import connections as records
 
-        rows = records.fetch(_settings(data_dir), sandbox_id, denied=denied, limit=limit)
-        _print_json(rows) if as_json else records.print_table(rows)
+        rows = records.fetch(settings_of(data_dir), sandbox_id, denied=denied, limit=limit)
+        print_json(rows) if as_json else records.print_table(rows)
 
 
 register(app)
@@ -505,7 +502,7 @@ def _build(settings: Settings, name: str) -> None:
 
 def _print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(dict(facts))
+        print_json(dict(facts))
     for name, value in () if as_json else facts.items():
         typer.echo(f"{name}={value}")
 
