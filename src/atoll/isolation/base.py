@@ -300,7 +300,7 @@ class IsolationBackend(ABC):
     async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
         """Before any of these is adopted, resumed or freed: lets go on what a node that was killed had stopped.
 
-        A disk that was being copied stands still until somebody says otherwise; a process that writes to it waits for ever.
+        A disk that was being copied stands still until then, and with it each process that writes to it.
         """
         return
 

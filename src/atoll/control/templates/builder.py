@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from atoll.control.store.layers import LayerTables
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.guest import GuestClient
+from atoll.control.templates.key_locks import KeyLocks
 from atoll.control.templates.ready import wait_until_ready
 from atoll.control.templates.sandboxes import BuildSandbox, BuildSandboxes, Wanted
 from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key, shell
@@ -83,7 +84,7 @@ class TemplateBuilder:
         self._index = index
         self._sandboxes = sandboxes
         self._uploads = uploads
-        self._making: dict[str, asyncio.Lock] = {}
+        self._making = KeyLocks()
 
     async def build(
         self, order: BuildOrder, log: BuildLog, on_image: Callable[[tuple[str, ...]], Awaitable[None]]
@@ -125,7 +126,7 @@ class TemplateBuilder:
 
     async def _make(self, order: BuildOrder, layer: _Layer, step: Step, to_run: Command, log: BuildLog) -> str:
         where = f"[{log.step}/{len(order.steps)}]"
-        async with self._only_one(layer.key):
+        async with self._making.held(layer.key):
             known = None if layer.fresh else await self._index.find_layer(layer.key)
             if known is not None and await order.node.has_image(known):
                 log.write(f"{where} CACHED {describe(step)}")
@@ -208,12 +209,3 @@ class TemplateBuilder:
             except AtollError as error:
                 raise StepFailed(log.step or "base", f"the sandbox of the build was not made: {error}") from error
             yield sandbox
-
-    @asynccontextmanager
-    async def _only_one(self, key: str) -> AsyncIterator[None]:
-        """Two builds that need the same image make it once."""
-        lock = self._making.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked():
-            self._making.pop(key, None)

@@ -11,12 +11,10 @@ shared by all images of the team that have it. An image is known by its name unt
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +24,7 @@ from atoll.control.store.layers import ImportedImage, LayerTables
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.image.answers import MAX_ANSWER, Fetched, ImportRefused, answer_of, fetched, user_of
 from atoll.control.templates.image.reference import Reference
+from atoll.control.templates.key_locks import KeyLocks
 from atoll.control.templates.sandboxes import BuildSandbox, BuildSandboxes, Wanted
 from atoll.control.templates.steps import Command
 from atoll.control.templates.uploads import read_pieces
@@ -70,7 +69,7 @@ class ImageImporter:
         self._sandboxes = sandboxes
         self._index = index
         self._insecure = frozenset(insecure)
-        self._making: dict[str, asyncio.Lock] = {}
+        self._making = KeyLocks()
 
     async def known(self, order_key: str, node: NodeClient) -> ImportedImage | None:
         """What was imported under that key, if its image is still there."""
@@ -81,7 +80,7 @@ class ImageImporter:
         """Raises ImportRefused, and AtollError where the platform is to blame."""
         source = order.reference.source if order.reference is not None else f"archive {order.archive_hash}"
         key = _key("name", order.team_id, source)
-        async with self._only_one(key):
+        async with self._making.held(key):
             known = None if order.force else await self.known(key, order.node)
             if known is not None:
                 log.write(f"CACHED FROM {order.name} (a build that skips the cache fetches it again)")
@@ -188,15 +187,6 @@ class ImageImporter:
         finally:
             lines.end()
         return answer_of(bytes(output))
-
-    @asynccontextmanager
-    async def _only_one(self, key: str) -> AsyncIterator[None]:
-        """Two builds that need the same image import it once."""
-        lock = self._making.setdefault(key, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked():
-            self._making.pop(key, None)
 
 
 @cache
