@@ -24,7 +24,7 @@ from pydantic import Field, PrivateAttr
 
 from atoll.runtime.errors import LOST, AgentRuntimeDisconnectedError, AgentRuntimeError
 from atoll.runtime.sandbox.box import E2BBox
-from atoll.runtime.workspace_start import AGENT_SERVER, INIT_KEY
+from atoll.runtime.workspace_start import AGENT_SERVER, INIT_KEY, WORKING_DIR
 
 SERVER_LOG = "/tmp/openhands-agent-server.log"
 LEFT_S = 3600
@@ -51,7 +51,7 @@ git rev-parse --verify -q "origin/$branch^{{commit}}" ||
 class E2BWorkspace(BaseWorkspace):  # type: ignore[misc]
     """A sandbox of `template`, or the one named by `sandbox_id`, which is left running. Ends with `cleanup`."""
 
-    working_dir: str = "/workspace"
+    working_dir: str = WORKING_DIR
     template: str | None = None
     sandbox_id: str | None = None
     envs: dict[str, str] = Field(default_factory=dict)
@@ -199,7 +199,7 @@ class E2BAgentServerWorkspace(RemoteWorkspace):  # type: ignore[misc]
     /health answers. A sandbox made here ends with `cleanup`, or minutes after this process.
     """
 
-    working_dir: str = "/workspace"
+    working_dir: str = WORKING_DIR
     host: str = ""
     template: str | None = None
     sandbox_id: str | None = None
