@@ -96,6 +96,8 @@ class Settings:
                          (no limit: only the pace of each client holds it up)
     ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call
                          may ask for less by metadata `atoll.network_mib_s` (no limit)
+    ATOLL_MAX_DISK_MIB_S  how fast a sandbox's disk is read and written, each; a call may ask for less by metadata
+                         `atoll.disk_mib_s` (no limit)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -134,6 +136,7 @@ class Settings:
     """What the operator set of sizes and sums: ATOLL_MAX_…, ATOLL_TEAM_…, ATOLL_TOTAL_…, ATOLL_USED_…, the reserve."""
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
+    max_disk_mib_s: int | None = None
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -175,6 +178,7 @@ class Settings:
             sizes=_wishes(environ),
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
+            max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),

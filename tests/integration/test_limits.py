@@ -10,10 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, SandboxException
 from e2b.exceptions import RateLimitException
 from sdk_support import eventually
 
+from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import kept
+from atoll.isolation.linux.disk.image import IMAGE
 from support.tiers import SERVER_ENVIRON
 
 USED_PIDS = 900
@@ -102,3 +105,31 @@ def test_fork_bombs_in_several_sandboxes_leave_the_host_its_processes(tiny: Any,
     for sandbox in bombers:
         sandbox.kill()
     assert make(pids=600, memory=512).commands.run("echo on").stdout == "on\n"
+
+
+def test_a_disk_has_a_rate_that_holds_for_what_is_written_later_too(
+    create: Callable[..., Sandbox], server: Any
+) -> None:
+    slow, usual = create(metadata={"atoll.disk_mib_s": "8"}), create()
+
+    def seconds(sandbox: Sandbox) -> float:
+        """Until what its programs wrote is on its disk, as the host sees it."""
+        sandbox.commands.run("head -c 32M /dev/urandom > f")
+        began = time.monotonic()
+        kept.flush(server.data_dir / "sandboxes" / sandbox.sandbox_id / IMAGE)
+        return time.monotonic() - began
+
+    assert seconds(slow) > 2.5, "32 MiB at 8 MiB/s"
+    assert seconds(usual) < seconds(slow), "its neighbour has no rate"
+    rates = Cgroups.probe("unused").blkio
+    held = set((rates / "blkio.throttle.write_bps_device").read_text().split("\n")) if rates else set()
+    slow.pause()
+    slow.connect()
+    assert seconds(slow) > 2.5, "after a pause it holds again"
+    slow.kill()
+    if rates is not None:
+        left = set((rates / "blkio.throttle.write_bps_device").read_text().split("\n"))
+        assert len(held - left) == 1, "the device's next owner has no rate"
+    for wrong in ("0", "-1", "fast", "1e3"):
+        with pytest.raises(SandboxException, match="whole number of MiB"):
+            create(metadata={"atoll.disk_mib_s": wrong})

@@ -120,3 +120,30 @@ def test_usage_leaves_out_cache_that_the_kernel_would_give_up(tmp_path: Path) ->
     usage = Cgroups.probe("b", mounts).group("g").usage()
     assert (usage.memory_bytes, usage.cache_bytes, usage.oom_kills, usage.pids) == (400, 700, 2, 3)
     assert usage.cpu_s == pytest.approx(1.5)
+
+
+def test_rates_of_disks_stand_where_the_kernels_own_writers_are_counted(tmp_path: Path) -> None:
+    mounts = _hierarchies(tmp_path / "one", blkio="cgroup blkio", pids="cgroup pids")
+    files = [tmp_path / "one/blkio" / f"blkio.throttle.{way}_bps_device" for way in ("read", "write")]
+    _files(tmp_path / "one/blkio", *(file.name for file in files))
+    first = Cgroups.probe("b", mounts)
+    assert first.group("g").limit_disk("7:3", 8 << 20)
+    assert [file.read_text() for file in files] == ["7:3 8388608"] * 2
+    assert "blkio" not in {path.parent.parent.name for path in first.group("g").paths()}, "its programs stay at the top"
+
+    for file in files:
+        file.write_text("7:999999 5\n8:0 6\n")
+    first.lift_unused_disks()
+    assert [file.read_text()[:11] for file in files] == ["7:999999 0\n"] * 2, "the disk 8:0 is the host's"
+
+    mounts = _hierarchies(tmp_path / "two", unified="cgroup2 rw")
+    _v2(tmp_path / "two/unified", "cpu io memory pids")
+    second = Cgroups.probe("b", mounts)
+    _files(tmp_path / "two/unified/b/g", "io.max")
+    assert second.group("g").limit_disk("7:3", 8 << 20)
+    assert (tmp_path / "two/unified/b/g/io.max").read_text() == "7:3 rbps=8388608 wbps=8388608"
+    _files(tmp_path / "two/unified/b/g", "io.max")
+    assert second.group("g").limit_disk("7:3", None)
+    assert (tmp_path / "two/unified/b/g/io.max").read_text() == "7:3 rbps=max wbps=max"
+
+    assert not Cgroups.probe("b", "").group("g").limit_disk("7:3", 1), "nothing is pretended"

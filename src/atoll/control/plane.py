@@ -138,6 +138,7 @@ class ControlPlane:
             limits_of=lambda template: limits_for(template.limits, {}, policy.maximum),
             placing=placing,
             network=NetworkPolicy(mib_s=policy.network_mib_s),
+            disk_mib_s=policy.disk_mib_s,
             forget_logs=telemetry.forget,
         )
         self._builds = TemplateBuildService(

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from atoll.model.errors import NotOffered, SandboxGone
+from atoll.model.errors import BackendUnavailable, NotOffered, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 
 GUEST_SOCKET = "guest.sock"
@@ -183,6 +183,13 @@ class SandboxHandle(ABC):
         """
         return
 
+    async def limit_disk(self, mib_s: int | None) -> None:
+        """From now on its disk is read and written at most that fast, each; None: as fast as it can be.
+
+        Raises SandboxGone, BackendUnavailable.
+        """
+        raise BackendUnavailable("this tier has no rates of disks")
+
     def on_oom(self, callback: Callable[[OomKill], None]) -> None:
         """`callback` is called on the event loop, once for each process that is killed because memory ran out.
 
@@ -297,7 +304,7 @@ class IsolationBackend(ABC):
         Raises SandboxGone if it is no more.
         """
 
-    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+    async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """Before any of these is adopted, resumed or freed: lets go on what a node that was killed had stopped.
 
         A disk that was being copied stands still until then, and with it each process that writes to it.

@@ -112,10 +112,13 @@ class SandboxSpec:
     `su` fail."""
     volumes: tuple[VolumeMount, ...] = ()
     """Mounted into it, on its node."""
+    disk_mib_s: int | None = None
+    """How much its disk gives and takes in a second, each, in MiB; None: no limit."""
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
         public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
+        public = replace(public, disk_mib_s=None)
         return replace(public, traffic_access_token=None, mask_request_host=None, volumes=())
 
     def as_json(self) -> dict[str, Any]:

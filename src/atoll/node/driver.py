@@ -169,6 +169,7 @@ class SandboxDriver:
         """The task of a sandbox that an earlier server made and that runs."""
         self._state = SandboxState.RUNNING
         self.started.set_result(handle)
+        await self._limit_disk(making.spec, handle, making.spec.disk_mib_s)
         return await self._live(making, handle)
 
     async def adopted_paused(self, making: Making, paused: Paused) -> Ended | None:
@@ -248,6 +249,8 @@ class SandboxDriver:
                     f"sandbox {self.sandbox_id!r} did not start within {CREATE_TIMEOUT_S:.0f} s"
                 ) from error
             undo.push_async_callback(self._free, handle)
+            if spec.disk_mib_s is not None:
+                await handle.limit_disk(spec.disk_mib_s)
             self._move(SandboxState.RUNNING)
             undo.pop_all()
             return handle
@@ -308,10 +311,12 @@ class SandboxDriver:
             except OSError as error:
                 raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
             self._state = SandboxState.PAUSING
+            await self._limit_disk(making.spec, handle, None)  # what is pending is written out now
             record = await handle.pause(mode)
         except AtollError as error:
             if self._state is SandboxState.PAUSING:
                 self._move_if_possible(SandboxState.RUNNING)
+            await self._limit_disk(making.spec, handle, making.spec.disk_mib_s)
             self._watch(handle)
             answer.set_exception(error)
             answer.exception()  # the caller may be gone
@@ -339,6 +344,7 @@ class SandboxDriver:
             return None
         self.paused = None
         self._move_if_possible(SandboxState.RUNNING)
+        await self._limit_disk(making.spec, handle, making.spec.disk_mib_s)
         self._watch(handle)
         command.answer.set_result(handle)
         return handle
@@ -388,6 +394,7 @@ class SandboxDriver:
         self._closed = True
         self._move_if_possible(SandboxState.KILLING)
         if handle is not None:
+            await self._limit_disk(making.spec, handle, None)  # the device's number is somebody else's next
             if keep is not None:
                 await self._free(handle)
             elif await self._end_part(handle.stop()):
@@ -400,6 +407,15 @@ class SandboxDriver:
             await self._save(keep)
         self._directories.discard(self._state_dir)
         return ended
+
+    async def _limit_disk(self, spec: SandboxSpec, handle: SandboxHandle, mib_s: int | None) -> None:
+        """Costs nothing where no rate was asked for. A sandbox that has one does not end for want of it."""
+        if spec.disk_mib_s is None:
+            return
+        try:
+            await handle.limit_disk(mib_s)
+        except AtollError as error:
+            _log.warning("sandbox.disk_rate", sandbox_id=self.sandbox_id, mib_s=mib_s, error=str(error))
 
     async def _save(self, keep: _Keep) -> None:
         try:

@@ -86,7 +86,7 @@ class TakeOver:
                 unusable.add(tier)
                 continue
             here = [one for one in recorded if one.state.tier == tier]
-            await backend.thaw_disks([self._directories.of(one.spec.sandbox_id) for one in here])
+            await backend.settle_disks([self._directories.of(one.spec.sandbox_id) for one in here])
             await asyncio.gather(*(self._take(backend, one) for one in here))
             reclaimed = await backend.reclaim(spare | self._groups_of_paused())
             _log.info("node.reclaimed", tier=tier, processes=reclaimed.processes, cgroups=reclaimed.cgroups)

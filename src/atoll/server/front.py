@@ -97,6 +97,7 @@ def _policy(plan: Plan) -> Policy:
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,
+        disk_mib_s=settings.max_disk_mib_s,
         template_wait_s=settings.template_wait_s,
         build_timeout_s=settings.build_timeout_s,
         team_builds=settings.team_builds,

@@ -25,7 +25,7 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, network_rate
+from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, disk_rate, network_rate
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
@@ -135,7 +135,7 @@ class SandboxCreation:
         mounts, place = await self._volumes.mounts(caller.team_id, order.volumes)
         record = replace(self._new_record(caller, order, template, limits), volumes=tuple(mounts))
         network = await self._filling.of_order(record.team_id, record.network)
-        asked = _Asked(record, order, template, network, place)
+        asked = _Asked(record, order, template, network, disk_rate(order.metadata, self._policy), place)
         if (warm := self._warm.take(template, asked.spec)) is not None:
             try:
                 return await self._hand_out(asked, warm)
@@ -276,12 +276,13 @@ class _Asked:
     order: CreateOrder
     template: Template
     network: NetworkPolicy
+    disk_mib_s: int | None
     place: str | None = None
     """The node where its volumes are."""
 
     @property
     def spec(self) -> SandboxSpec:
-        return spec_for(self.record, self.order, self.template, self.network)
+        return spec_for(self.record, self.order, self.template, self.network, self.disk_mib_s)
 
     def renamed(self, sandbox_id: str) -> _Asked:
         """An id is used once, also where nothing came of it."""

@@ -19,7 +19,10 @@ NO_NEW_PRIVILEGES_KEY = "atoll.no_new_privileges"
 NETWORK_KEY = "atoll.network_mib_s"
 """Metadata by which a create call bounds what may pass between its sandbox and the world in a second (MiB)."""
 
-OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
+DISK_KEY = "atoll.disk_mib_s"
+"""Metadata by which a create call bounds how fast its sandbox's disk is read and written (MiB a second, each)."""
+
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
@@ -44,6 +47,8 @@ class Policy:
     """What the limits of all sandboxes of one team may add up to; None: anything."""
     network_mib_s: int | None = None
     """What may pass between a sandbox and the world in a second; None: no limit."""
+    disk_mib_s: int | None = None
+    """How fast a sandbox's disk is read and written, each; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
     insecure_registries: tuple[str, ...] = ()
@@ -81,13 +86,22 @@ class CreateOrder:
 
 def network_rate(metadata: Mapping[str, str], policy: Policy) -> int | None:
     """MiB a second, or None for no limit. Raises InvalidRequest."""
-    text = metadata.get(NETWORK_KEY)
+    return _rate(NETWORK_KEY, metadata, policy.network_mib_s)
+
+
+def disk_rate(metadata: Mapping[str, str], policy: Policy) -> int | None:
+    """MiB a second, or None for no limit. Raises InvalidRequest."""
+    return _rate(DISK_KEY, metadata, policy.disk_mib_s)
+
+
+def _rate(key: str, metadata: Mapping[str, str], most: int | None) -> int | None:
+    text = metadata.get(key)
     if text is None:
-        return policy.network_mib_s
+        return most
     if not (text.isascii() and text.isdigit() and 0 < len(text) <= 6 and int(text) > 0):
-        raise InvalidRequest(f"metadata {NETWORK_KEY}: a whole number of MiB a second is needed, not {text[:40]!r}")
-    if policy.network_mib_s is not None and int(text) > policy.network_mib_s:
-        raise InvalidRequest(f"metadata {NETWORK_KEY}: {text} is more than this server allows, {policy.network_mib_s}")
+        raise InvalidRequest(f"metadata {key}: a whole number of MiB a second is needed, not {text[:40]!r}")
+    if most is not None and int(text) > most:
+        raise InvalidRequest(f"metadata {key}: {text} is more than this server allows, {most}")
     return int(text)
 
 
@@ -101,6 +115,7 @@ def check_order(order: CreateOrder, policy: Policy) -> None:
     """Raises InvalidRequest naming what is wrong."""
     check_timeout(order.timeout_s, policy)
     network_rate(order.metadata, policy)
+    disk_rate(order.metadata, policy)
     if order.auto_resume and not (order.auto_pause and order.auto_pause_memory):
         raise InvalidRequest(
             "autoResume wakes a sandbox that was paused with its memory at its timeout",

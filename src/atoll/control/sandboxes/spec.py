@@ -26,6 +26,7 @@ def spec_of(
     traffic_access_token: str | None = None,
     mask_request_host: str | None = None,
     volumes: tuple[VolumeMount, ...] = (),
+    disk_mib_s: int | None = None,
 ) -> SandboxSpec:
     """A sandbox of `template` that belongs to nobody yet, unless the rest says whose it is."""
     return SandboxSpec(
@@ -44,11 +45,14 @@ def spec_of(
         mask_request_host=mask_request_host,
         network=network,
         volumes=volumes,
+        disk_mib_s=disk_mib_s,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in metadata,
     )
 
 
-def spec_for(record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy) -> SandboxSpec:
+def spec_for(
+    record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy, disk_mib_s: int | None
+) -> SandboxSpec:
     """What a create call asks for."""
     return spec_of(
         record.sandbox_id,
@@ -61,4 +65,5 @@ def spec_for(record: SandboxRecord, order: CreateOrder, template: Template, netw
         traffic_access_token=record.traffic_access_token,
         mask_request_host=record.mask_request_host,
         volumes=record.volumes,
+        disk_mib_s=disk_mib_s,
     )

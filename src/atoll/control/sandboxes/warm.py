@@ -115,6 +115,7 @@ class WarmPool:
         limits_of: Callable[[Template], Limits],
         placing: Placing,
         network: NetworkPolicy,
+        disk_mib_s: int | None,
         forget_logs: Callable[[str], None],
     ) -> None:
         self._wishes = [_Wish(name, count) for name, count in wishes.items() if count > 0]
@@ -125,6 +126,7 @@ class WarmPool:
         self._limits_of = limits_of
         self._placing = placing
         self._network = network
+        self._disk_mib_s = disk_mib_s
         self._forget_logs = forget_logs
         self._waiting: dict[str, WarmSandbox] = {}
         self._kept: dict[Build, _Kept | None] = {}
@@ -250,7 +252,14 @@ class WarmPool:
     async def _add(self, team_id: str, template: Template) -> None:
         build, limits = Build.of(template), self._limits_of(template)
         kept = self._kept.get(build)
-        spec = spec_of(new_sandbox_id(), template, limits, self._network, access_token=secrets.token_hex(32))
+        spec = spec_of(
+            new_sandbox_id(),
+            template,
+            limits,
+            self._network,
+            access_token=secrets.token_hex(32),
+            disk_mib_s=self._disk_mib_s,
+        )
         source = template if kept is None else _from(template, kept)
         real = replace(spec, image_id=source.image_id, tier=source.tier, one_off=True)
         node_id = self._placing.node_for(source, limits)

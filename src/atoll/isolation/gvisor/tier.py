@@ -161,9 +161,10 @@ class GvisorBackend(IsolationBackend):
         await handle.recover()
         return handle
 
-    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+    async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
+        await asyncio.to_thread(self._cgroups.lift_unused_disks)
 
     async def resume(
         self, spec: SandboxSpec, paths: SandboxPaths, record: Mapping[str, Any], mode: PauseMode

@@ -217,12 +217,32 @@ class LinuxSandbox(SandboxHandle):
         return None
 
     def _allow_disk(self, more: int | None) -> None:
+        if (device := self._loop_device()) is not None and (seen := self._disk_seen()) is not None:
+            with contextlib.suppress(OSError):
+                growth.allow(device, seen, more)
+
+    def _loop_device(self) -> str | None:
         image = self._state_dir / IMAGE
         if self._device is None or not loops.is_on(self._device, image):
             self._device = loops.device_of(image)
-        if self._device is not None and (seen := self._disk_seen()) is not None:
-            with contextlib.suppress(OSError):
-                growth.allow(self._device, seen, more)
+        return self._device
+
+    async def limit_disk(self, mib_s: int | None) -> None:
+        """See SandboxHandle."""
+        try:
+            done = await asyncio.to_thread(self._limit_disk, None if mib_s is None else mib_s << 20)
+        except OSError as error:
+            self._check_alive()
+            raise BackendUnavailable(f"the disk of sandbox {self.sandbox_id!r} has no rate: {error}") from error
+        if not done:
+            raise BackendUnavailable(
+                "this machine cannot limit how fast a sandbox's disk is",
+                hint="it needs disks of their own and the cgroup controller io (version 1: blkio); see `atoll doctor`",
+            )
+
+    def _limit_disk(self, bytes_per_s: int | None) -> bool:
+        device = self._loop_device()
+        return device is not None and self._group.limit_disk(loops.number_of(device), bytes_per_s)
 
     async def update(self, limits: Limits) -> None:
         """See SandboxHandle."""

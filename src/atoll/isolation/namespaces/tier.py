@@ -254,9 +254,10 @@ class NamespacesBackend(IsolationBackend):
         """See IsolationBackend."""
         return self._live.adopt(spec, state_dir, record)
 
-    async def thaw_disks(self, state_dirs: Sequence[Path]) -> None:
+    async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """See IsolationBackend."""
         await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
+        await asyncio.to_thread(self._cgroups.lift_unused_disks)
 
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:
         """See IsolationBackend."""

@@ -32,7 +32,10 @@ from pathlib import Path
 from atoll.model.sandbox import Limits
 
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
-_V2_ENABLED = ("memory", "pids", "cpu")
+_V2_ENABLED = ("memory", "pids", "cpu", "io")
+_RATES = ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device")
+_LOOP_MAJOR = 7
+_DEVICES = Path("/sys/dev/block")
 _PERIOD_US = 100_000
 _SHARES, _WEIGHT, _MAX_WEIGHT = 1024, 100, 10_000
 """Of one processor, in versions 1 and 2: the kernel's own default. Who has twice as many gets twice as much of a busy
@@ -124,6 +127,8 @@ class Cgroups:
     v2_controllers: frozenset[str]
     apart: bool = False
     """Whether a sandbox's users have a group of their own within its group."""
+    blkio: Path | None = None
+    """The top of the version 1 hierarchy of disk rates; see `Group.limit_disk`."""
 
     @staticmethod
     def probe(base: str, mounts: str | None = None, *, apart: bool = False) -> Cgroups:
@@ -131,18 +136,20 @@ class Cgroups:
         text = mounts if mounts is not None else Path("/proc/self/mounts").read_text()
         v1: dict[str, Path] = {}
         v2: Path | None = None
+        blkio: Path | None = None
         controllers: frozenset[str] = frozenset()
         for kind, point, options in _hierarchies(text):
             if not os.access(point, os.W_OK):
                 continue
             if kind == "cgroup":
                 v1.update({name: point for name in _CONTROLLERS if name in options})
+                blkio = point if "blkio" in options and (point / _RATES[0]).exists() else blkio
             elif v2 is None:
                 v2 = point
                 controllers = frozenset((_read(point / "cgroup.controllers") or "").split()) & set(_V2_ENABLED)
         if v2 is not None and not controllers and "freezer" in v1:
             v2 = None  # a hybrid machine: everything of use is in version 1
-        return Cgroups(base, v1, v2, controllers - v1.keys(), apart)
+        return Cgroups(base, v1, v2, controllers - v1.keys(), apart, blkio)
 
     @property
     def limited(self) -> frozenset[str]:
@@ -160,7 +167,7 @@ class Cgroups:
         unified = self.v2 / self.base / name if self.v2 else None
         users = {name: parts[name] / _USERS for name in _APART if self.apart and name in parts}
         users_v2 = unified / _USERS if self.apart and unified and "pids" in self.v2_controllers else None
-        return Group(name, parts, unified, self.v2_controllers, users, users_v2)
+        return Group(name, parts, unified, self.v2_controllers, users, users_v2, self.blkio)
 
     def prepare(self) -> None:
         """Makes the base directories and gives them their weight. Raises OSError with the path that cannot be made."""
@@ -197,6 +204,17 @@ class Cgroups:
     def _all(self) -> str:
         """Within each hierarchy the group of all tiers of this server."""
         return self.base.partition("/")[0]
+
+    def lift_unused_disks(self) -> None:
+        """Version 1: no rate waits for the next who is given a loop device that nobody has now."""
+        if self.blkio is None:
+            return
+        for name in _RATES:
+            for line in (_read(self.blkio / name) or "").splitlines():
+                device = line.partition(" ")[0]
+                if device.startswith(f"{_LOOP_MAJOR}:") and not (_DEVICES / device / "loop/backing_file").exists():
+                    with contextlib.suppress(OSError):
+                        _write(self.blkio / name, f"{device} 0")
 
     def names(self) -> set[str]:
         """Every group below our base, by whatever run of the server it was made."""
@@ -243,6 +261,7 @@ class Group:
     users: Mapping[str, Path] = field(default_factory=dict)
     """Version 1: controller → the group of the users within this one."""
     users_v2: Path | None = None
+    blkio: Path | None = None
 
     def paths(self) -> list[Path]:
         """Its directory in every hierarchy in use."""
@@ -330,6 +349,23 @@ class Group:
         else:
             _write(plain, str(memory))
             _write(both, str(memory))
+
+    def limit_disk(self, device: str, bytes_per_s: int | None) -> bool:
+        """How much may be read from a block device (`major:minor`) of its own in a second, and written to it.
+
+        Version 1 has a rate for each device and group, and what is written later is written by the kernel's own
+        threads, which are in the top group. No sandbox is in another, and the device is the sandbox's own: so the rate
+        stands there. False: there is no controller for it. Raises OSError.
+        """
+        if self.v2 is not None and "io" in self.v2_controllers:
+            rate = "max" if bytes_per_s is None else str(bytes_per_s)
+            _write(self.v2 / "io.max", f"{device} rbps={rate} wbps={rate}")
+            return True
+        if self.blkio is None:
+            return False
+        for name in _RATES:
+            _write(self.blkio / name, f"{device} {bytes_per_s or 0}")
+        return True
 
     def processes(self) -> set[int]:
         """Every process in the group, by pid as the host sees it."""

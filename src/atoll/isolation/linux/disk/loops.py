@@ -27,6 +27,11 @@ def device_of(image: Path) -> str | None:
     return None
 
 
+def number_of(device: str) -> str:
+    """`major:minor`. Raises OSError."""
+    return Path(f"{_BLOCKS}/{device}/dev").read_text().strip()
+
+
 def devices() -> dict[tuple[int, int], str]:
     """`identity` of a file → the name of the device on it, of all that there are. Raises no error."""
     found = {}
