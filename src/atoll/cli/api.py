@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from atoll.cli.environment import client_environ
-from atoll.config import Settings
 from atoll.model.errors import NotFound, PlatformError
 
 _WITHIN_S = 30
 
 
-def get_of_sandbox(settings: Settings, sandbox_id: str, what: str, query: dict[str, Any], *, version: str = "") -> Any:
-    """GET {version}/sandboxes/{id}/{what} of the service that the environment names, else of the data directory's.
-
-    Raises Conflict (no server), NotFound, PlatformError.
-    """
-    named = {"E2B_API_KEY", "E2B_API_URL"} <= os.environ.keys()
-    environ = os.environ if named else client_environ(settings)
+def get_of_sandbox(
+    environ: Mapping[str, str], sandbox_id: str, what: str, query: dict[str, Any], *, version: str = ""
+) -> Any:
+    """GET {version}/sandboxes/{id}/{what} of the service that `environ` names. Raises NotFound, PlatformError."""
     path = f"{version}/sandboxes/{quote(sandbox_id, safe='')}/{what}?{urlencode(query)}"
-    request = urllib.request.Request(environ["E2B_API_URL"] + path, headers={"X-API-Key": environ["E2B_API_KEY"]})
+    base = environ.get("E2B_API_URL") or f"https://api.{environ.get('E2B_DOMAIN', 'e2b.app')}"
+    request = urllib.request.Request(base + path, headers={"X-API-Key": environ["E2B_API_KEY"]})
     try:
         with urllib.request.urlopen(request, timeout=_WITHIN_S) as answer:
             return json.load(answer)

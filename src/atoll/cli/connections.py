@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.cli.api import get_of_sandbox
+from atoll.cli.environment import client_environ
 from atoll.config import Settings
 
 
 def fetch(settings: Settings, sandbox_id: str, *, denied: bool, limit: int) -> list[dict[str, Any]]:
     """Oldest first. Raises Conflict (no server), NotFound, PlatformError."""
     query = {"limit": limit, **({"allowed": "false"} if denied else {})}
-    found: list[dict[str, Any]] = get_of_sandbox(settings, sandbox_id, "network/connections", query)
+    found: list[dict[str, Any]] = get_of_sandbox(client_environ(settings), sandbox_id, "network/connections", query)
     return found
 
 

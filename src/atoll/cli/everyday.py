@@ -83,9 +83,8 @@ def logs(
     with errors_printed():
         from atoll.cli import sandboxes
 
-        settings = settings_of(data_dir)
-        with sandboxes.platform(settings):
-            for line in sandboxes.logs(settings, sandbox_id, follow=follow, limit=limit):
+        with sandboxes.platform(settings_of(data_dir)):
+            for line in sandboxes.logs(sandbox_id, follow=follow, limit=limit):
                 typer.echo(line)
 
 

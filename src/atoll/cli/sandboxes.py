@@ -213,9 +213,9 @@ def _show(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def logs(settings: Settings, sandbox_id: str, *, follow: bool, limit: int) -> Iterator[str]:
+def logs(sandbox_id: str, *, follow: bool, limit: int) -> Iterator[str]:
     """Lines of a sandbox's log, oldest first; with `follow` until the sandbox has ended. Raises NotFound."""
-    entries = _log(settings, sandbox_id, {"direction": "backward", "limit": limit})[::-1]
+    entries = _log(sandbox_id, {"direction": "backward", "limit": limit})[::-1]
     cursor, seen = 0, set[str]()
     while True:
         for entry in entries:
@@ -232,11 +232,11 @@ def logs(settings: Settings, sandbox_id: str, *, follow: bool, limit: int) -> It
             time.sleep(_POLL_S)
             if not _runs(sandbox_id):
                 follow = False
-        entries = _log(settings, sandbox_id, {"cursor": cursor, "limit": limit})
+        entries = _log(sandbox_id, {"cursor": cursor, "limit": limit})
 
 
-def _log(settings: Settings, sandbox_id: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = get_of_sandbox(settings, sandbox_id, "logs", query, version="/v2")["logs"]
+def _log(sandbox_id: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get_of_sandbox(os.environ, sandbox_id, "logs", query, version="/v2")["logs"]
     return found
 
 
