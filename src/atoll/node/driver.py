@@ -409,7 +409,7 @@ class SandboxDriver:
         return ended
 
     async def _limit_disk(self, spec: SandboxSpec, handle: SandboxHandle, mib_s: int | None) -> None:
-        """Costs nothing where no rate was asked for. A sandbox that has one does not end for want of it."""
+        """Costs nothing where no rate was asked for. A sandbox that has one does not end because it cannot be set."""
         if spec.disk_mib_s is None:
             return
         try:
