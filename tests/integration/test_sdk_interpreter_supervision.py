@@ -108,7 +108,7 @@ def test_a_large_table_and_what_memory_does_not_hold(run: Run) -> None:
     assert shown.error is None, shown.error
     assert "6000000 rows" in shown.results[0].text
     assert shown.results[0].data is None
-    failed = run("np.zeros(200_000_000_000)")
+    failed = run("np.zeros(200_000_000_000_000)")
     assert failed.error is not None
     assert failed.error.name in ("MemoryError", "_ArrayMemoryError")
     assert run("6 * 7").text == "42"
