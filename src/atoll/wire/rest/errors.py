@@ -65,6 +65,7 @@ TABLE: dict[type[e.AtollError], Entry] = {
     e.NodeUnreachable: Entry(500, "node_unreachable"),
     # Past the time-out that the SDKs have by themselves, so that they show the message instead of waiting once more.
     e.TemplateNotReady: Entry(503, "template_not_ready", {"Retry-After": "15"}),
+    e.StateLost: Entry(500, "state_lost"),
     e.StorageFull: Entry(507, "storage_full"),
     e.BackendUnavailable: Entry(500, "isolation_unavailable"),
 }
