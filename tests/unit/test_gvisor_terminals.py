@@ -28,9 +28,11 @@ def _ask(opcode: int, node: int = 1, thread: int = 0, body: bytes = b"") -> byte
 def test_each_caller_is_led_to_its_own_terminal() -> None:
     child, master = pty.fork()
     if child == 0:
+        os.write(1, b"!")
         signal.pause()
         os._exit(0)
     try:
+        assert os.read(master, 1) == b"!", "it has its terminal"
         found = terminals.terminal_of(child)
         assert os.readlink(f"/proc/{child}/fd/0") == f"/dev/pts/{found}"
         answer = _ask(LOOKUP, thread=child, body=b"own\0")
