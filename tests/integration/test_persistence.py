@@ -10,13 +10,21 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from e2b import AsyncSandbox, CommandExitException, Sandbox, SandboxException, SandboxQuery, SandboxState
+from e2b import (
+    AsyncSandbox,
+    CommandExitException,
+    Sandbox,
+    SandboxException,
+    SandboxQuery,
+    SandboxState,
+    TimeoutException,
+)
 from e2b.exceptions import GuestUnresponsiveException, NotFoundException, SandboxNotFoundException, ServiceBusyException
 from sdk_support import eventually, eventually_async
 
@@ -240,6 +248,13 @@ def _can_be_used(sandbox: Sandbox, options: dict[str, Any]) -> bool:
         return False
 
 
+def _freeze(group: str) -> None:
+    """A sandbox's processes stand still, as during a copy of its disk."""
+    for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+        for file in Path("/sys/fs/cgroup").glob(f"**/{group}/{name}"):
+            file.write_text(word)
+
+
 def test_a_node_killed_while_it_copies_a_disk_leaves_no_disk_standing_still(
     tier: str, start_server: Callable[..., Any]
 ) -> None:
@@ -258,8 +273,9 @@ def test_a_node_killed_while_it_copies_a_disk_leaves_no_disk_standing_still(
     done = subprocess.run([sys.executable, "-c", killed, image, server.data_dir / "copy"], check=False)
     assert done.returncode == -signal.SIGKILL
     write = sandbox.commands.run("echo 2 > /home/user/after; sync; echo done", background=True)
-    time.sleep(1)  # the control: without a new node it stands still
-    assert write.pid in [one.pid for one in sandbox.commands.list()]
+    _freeze(json.loads((image.parent / "state.json").read_text())["handle"]["group"])
+    with pytest.raises(TimeoutException):  # the control: without a new node nothing moves
+        sandbox.commands.list(request_timeout=2)
     os.kill(server.pid_of("node"), signal.SIGKILL)
     assert write.wait().stdout == "done\n"
     assert sandbox.files.read("/home/user/before") == "1"

@@ -102,6 +102,7 @@ class TakeOver:
             if (handle := await self._adopt(making, found)) is not None:
                 self._run(making, found, handle)
                 await self._egress.attach_adopted(handle, found.network)
+                await _let_go_on(handle)
         elif what is Fate.END:
             if (handle := await self._adopt(making, found)) is not None:
                 await _end(handle)
@@ -162,6 +163,14 @@ class TakeOver:
         if paused is not None and found.state.state is SandboxState.PAUSING:
             paused = replace(paused, record=found.state.handle)
         self._keep(making, found, paused)
+
+
+async def _let_go_on(handle: SandboxHandle) -> None:
+    """It runs, by its record; a node that was killed while it copied the disk has left it standing still."""
+    try:
+        await handle.thaw()
+    except AtollError as error:
+        _log.warning("sandbox.not_thawed", sandbox_id=handle.sandbox_id, error=str(error))
 
 
 async def _end(handle: SandboxHandle) -> None:
