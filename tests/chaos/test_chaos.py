@@ -12,8 +12,8 @@ from support.host import requires
 
 SEED, FAULTS = 11, 10
 OPEN = "left behind: {'fds': {'device': 1}} [] []"
-"""Seen in about one of three runs and not explained yet: after all kills a process of the server has one more device open
-than at the start (no loop device, mount, group or directory is left). Anything else is a failure."""
+"""Seen in about one of three runs and not explained yet: after all kills a process of the server has one more device
+open than at the start (no loop device, mount, group or directory is left). Anything else is a failure."""
 
 
 @requires("root")
