@@ -33,7 +33,6 @@ _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY = 1
 _AUTOCLEAR = 4
 _ATTEMPTS = 64
-_MKFS_WITHIN_S = 30.0
 _OPTIONS: Sequence[tuple[str, str | None]] = (
     ("barrier", "0"),
     ("noinit_itable", None),  # the kernel would write 160 MB of zeros into every 10 GiB disk
@@ -199,22 +198,26 @@ def attach(path: Path, *, read_only: bool = False) -> tuple[str, int]:
     raise OSError(errno.EBUSY, "no loop device is free")
 
 
+def mkfs(path: Path, size_mib: int, features: str, extended: str, *more: str, within_s: float = 30.0) -> None:
+    """An empty ext4 in a file that has its size already. Blocks. Raises OSError, TimeoutError."""
+    try:
+        made = subprocess.run(
+            ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", *more, "-O", features, "-E", extended, str(path)],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"mkfs.ext4 for {size_mib} MiB took more than {within_s:.0f} s") from error
+    if made.returncode != 0:
+        words = made.stderr.decode(errors="replace").strip()
+        raise OSError(errno.EIO, f"mkfs.ext4 for {size_mib} MiB: {words[-300:]}")
+
+
 def _make_template(size_mib: int) -> list[Piece]:
     with tempfile.TemporaryDirectory(prefix="atoll-disk-") as scratch:
         path = Path(scratch) / "image"
         with path.open("wb") as image:
             image.truncate(size_mib << 20)
-        try:
-            made = subprocess.run(
-                ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-O", _FEATURES,
-                 "-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1", str(path)],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=_MKFS_WITHIN_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"mkfs.ext4 for {size_mib} MiB took more than {_MKFS_WITHIN_S:.0f} s") from error
-        if made.returncode != 0:
-            words = made.stderr.decode(errors="replace").strip()
-            raise OSError(errno.EIO, f"mkfs.ext4 for {size_mib} MiB: {words[-300:]}")
+        mkfs(path, size_mib, _FEATURES, "lazy_itable_init=1,nodiscard,packed_meta_blocks=1")
         return list(_written(path))
 
 

@@ -11,15 +11,13 @@ volume is a device, or gives anybody rights. Everything here blocks, and raises 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.disk.image import LoopInfo
+from atoll.isolation.linux.disk.image import LoopInfo, mkfs
 from atoll.isolation.linux.disk.image import attach as new_device
 from atoll.isolation.linux.disk.kept import sync
 
@@ -49,17 +47,8 @@ def make(image: Path, size_mib: int) -> None:
         os.fchmod(file.fileno(), 0o600)
         os.truncate(file.fileno(), size_mib << 20)
     journal = ["-J", f"size={_JOURNAL_MIB}"] if size_mib >= _LEAST_WITH_THAT_JOURNAL_MIB else []
-    try:
-        made = subprocess.run(
-            ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", *journal, "-O", "^resize_inode",
-             "-E", f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={OWNER}:{OWNER}", str(image)],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=_MKFS_WITHIN_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"mkfs.ext4 for {size_mib} MiB took more than {_MKFS_WITHIN_S:.0f} s") from error
-    if made.returncode != 0:
-        words = made.stderr.decode(errors="replace").strip()
-        raise OSError(errno.EIO, f"mkfs.ext4 for {size_mib} MiB: {words[-300:]}")
+    extended = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={OWNER}:{OWNER}"
+    mkfs(image, size_mib, "^resize_inode", extended, *journal, within_s=_MKFS_WITHIN_S)
     device = attach(image)
     try:
         mounted = mount(device.name)
