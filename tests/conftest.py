@@ -67,6 +67,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("tier", tiers_of(metafunc), indirect=True, scope="session")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are no part of a test's name: workers must collect the same names, and packed bytes may hold the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def tier(request: pytest.FixtureRequest) -> str:
     """The isolation tier that the test's sandboxes are in; skips where this machine does not have it."""
