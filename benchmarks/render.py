@@ -24,7 +24,7 @@ class Line:
 TABLE = (
     Line("create → first command", "bwrap + bash", "≤ 15 ms, ≤ 2×"),
     Line('commands.run("true")', "plain bash", "≤ 4 ms, ≤ 2.5×"),
-    Line('run_code("1+1")', "raw jupyter_client", "≤ 1.5×"),
+    Line('run_code("1+1")', "raw jupyter_client", "≤ 1.2×"),
     Line("create → first cell", "without a pool", "≤ 60 ms"),
     Line("import numpy, pandas, matplotlib", "without a pool", "≤ 100 ms"),
     Line("read 4 KiB", "bare file server", "≤ 1.3×"),

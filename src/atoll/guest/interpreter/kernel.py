@@ -44,6 +44,10 @@ drops messages when its reader is slow, and the end may be among them."""
 _SHELL, _IOPUB, _STDIN, _CONTROL, _HEARTBEAT = 1, 2, 3, 4, 5
 _STDERR_KEPT = 4096
 _INTERRUPT_TIMEOUT_S = 5.0
+_ENDS_WITHIN_S = 3.0
+"""A process that closes its sockets in order ends a moment later, and then it is known how."""
+_READ_AFTER_EXIT_S = 1.0
+"""A process that it left behind may hold its sockets open: their end is not waited for longer."""
 
 _LATE_S = 0.03
 """How long the value of a cell may come after its end: Deno publishes it beside, not before."""
@@ -148,7 +152,7 @@ class Kernel:
 
         A kernel that asks for a message instead gets one.
         """
-        if self.ended is not None or not self.pid:
+        if self.ended is not None or not self.pid or self._exited:
             return
         if not self.spec.interrupted_by_message:
             with contextlib.suppress(OSError):
@@ -331,18 +335,28 @@ class Kernel:
 
     def _on_exit(self, how: Exit) -> None:
         self._exited = True
-        self.end(how_it_ended(how))
+        self._end_when_read(how_it_ended(how), self._loop.time() + _READ_AFTER_EXIT_S)
+
+    def _end_when_read(self, reason: str, deadline: float) -> None:
+        """What it had published before it died is read first, at the pace of the reader: it is the cell's output."""
+        now = self._loop.time()
+        if not self._cells or self._iopub is None or self._iopub.is_lost or now > deadline:
+            self.end(reason)
+        elif self.ended is None:
+            deadline = now + _READ_AFTER_EXIT_S if self._iopub.is_paused else deadline
+            self._loop.call_later(_POLL_S, self._end_when_read, reason, deadline)
 
     def _on_lost(self) -> None:
         """A socket closed under a living process: it cannot be used any more, so it is as good as dead."""
         if self.ended is None and self._iopub is not None:
-            self._loop.call_later(_HELLO_S, self._give_up)
+            self._loop.call_later(_ENDS_WITHIN_S, self._give_up)
 
     def _on_control_lost(self) -> None:
         self._control = None
 
     def _give_up(self) -> None:
-        self.end("the kernel closed its connection")
+        if not self._exited:
+            self.end("the kernel closed its connection")
 
     def _close(self) -> None:
         for connection in (self._shell, self._iopub, self._control):

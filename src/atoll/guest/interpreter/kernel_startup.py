@@ -8,11 +8,14 @@ Imports no library that the user has not imported. Standard library and the kern
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.abc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -362,11 +365,53 @@ def _write_as_the_class_does() -> None:
     shell.events.unregister("pre_execute", _write_as_the_class_does)
 
 
+_FLUSHED_AFTER_S = 0.02
+"""ipykernel's own 0.2 s would be lost of what was printed before a kernel is killed from outside."""
+
+
+def _close_orderly() -> None:
+    """What was published arrives: the sockets wait for their reader (a second when he has left) before they close."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with contextlib.suppress(Exception):
+        shell.kernel.parent.close()
+
+
+def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
+    """Of the function `name` of `os`: what the cell has printed before it is not lost."""
+    call, kernel = getattr(os, name), os.getpid()
+
+    @functools.wraps(call)
+    def closing_first(*args: Any, **kwargs: Any) -> Any:
+        in_kernel = os.getpid() == kernel and threading.current_thread() is threading.main_thread()
+        if in_kernel and is_the_end(*args):
+            _close_orderly()
+        return call(*args, **kwargs)
+
+    setattr(os, name, closing_first)
+
+
+def _exit_now() -> None:
+    """`exit()`: in this cell, which is told of it. By itself ipykernel ends a moment later, maybe in the next one."""
+    if not shell.keepkernel_on_exit:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+        os._exit(0)
+
+
 def _install() -> None:
     _at_the_readers_pace(shell.kernel.iopub_thread)
     _in_pieces(type(sys.stdout))
     for stream in (sys.stdout, sys.stderr):
         vars(stream)["flush_timeout"] = None
+        stream.flush_interval = _FLUSHED_AFTER_S
+    for name in ("_exit", "abort"):
+        _ends_itself_orderly(name, lambda *_: True)
+    for name in ("execv", "execve"):
+        _ends_itself_orderly(name, lambda path, *_: os.access(path, os.X_OK))
+    _ends_itself_orderly("kill", lambda pid, number: pid == os.getpid() and number == signal.SIGKILL)
+    shell.ask_exit = _exit_now
     shell._tee = lambda channel: contextlib.nullcontext()
     shell.history_manager.outputs = _Forgotten()
     shell.events.register("pre_execute", _write_as_the_class_does)

@@ -165,6 +165,7 @@ class ZmtpConnection(asyncio.BufferedProtocol):
     def __init__(
         self, kind: SocketType, received: Callable[[Message], None], lost: Callable[[], None], identity: bytes = b""
     ) -> None:
+        self.is_lost = False
         self._hello = handshake(kind, identity)
         self._received = received
         self._lost = lost
@@ -194,6 +195,7 @@ class ZmtpConnection(asyncio.BufferedProtocol):
             self._received(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
         self._lost()
 
     def send(self, frames: Sequence[bytes]) -> None:
@@ -203,13 +205,17 @@ class ZmtpConnection(asyncio.BufferedProtocol):
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(frames))
 
+    @property
+    def is_paused(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing() and not self._transport.is_reading()
+
     def pause(self) -> None:
         """Reads no more until `resume`."""
         if self._transport is not None and self._transport.is_reading():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and not self._transport.is_reading():
+        if self._transport is not None and self.is_paused:
             self._transport.resume_reading()
 
     def close(self) -> None:
