@@ -59,7 +59,7 @@ class NodeStatus:
     """What a node reports of itself when it registers, and with each heartbeat.
 
     `load`: load average per processor. `memory`: the share of its memory that is in use, 0 to 1. `total`: what the
-    limits of its sandboxes may add up to; None: it does not say.
+    limits of its sandboxes may add up to; None: not reported.
     """
 
     sandboxes: int

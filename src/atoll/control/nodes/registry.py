@@ -141,7 +141,7 @@ class NodeRegistry:
         return [load for node_id in self.registered_ids() if (load := self.load(node_id)) is not None]
 
     def total(self, node_id: str) -> Limits | None:
-        """What the limits of its sandboxes may add up to, by its own word. None: it has not said so."""
+        """What the limits of its sandboxes may add up to, by its own word. None: it does not report any."""
         known = self._known.get(node_id)
         return known.status.total if known is not None else None
 
