@@ -21,14 +21,18 @@ def test_the_cell_under_way_is_told_how_its_kernel_ended(interpreter: Sandbox) -
 
 
 def test_running_out_of_memory_ends_the_kernel_not_the_sandbox(interpreter: Sandbox) -> None:
+    other = interpreter.create_code_context()
+    interpreter.run_code("kept = 'other'", context=other)
     interpreter.run_code("kept = 1")
-    eats = "import os\nhoard = []\nwhile True: hoard.append(bytearray(os.urandom(1) * (16 << 20)))"
+    eats = "print('before')\nimport os\nhoard = []\nwhile True: hoard.append(bytearray(os.urandom(1) * (16 << 20)))"
     died = interpreter.run_code(eats, timeout=120)
+    assert died.logs.stdout == ["before\n"]
     assert died.error.name in ("KernelDied", "MemoryError")
     if died.error.name == "KernelDied":
         assert "memory" in died.error.value
         assert interpreter.run_code("kept").error.name == "NameError"
     assert interpreter.run_code("6 * 7").text == "42"
+    assert interpreter.run_code("kept", context=other).text == "other"
 
 
 def test_a_cell_after_the_death_is_told_once_that_the_variables_are_lost(interpreter: Sandbox) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 from e2b_code_interpreter import Execution, Sandbox
-from sdk_support import eventually
 
 Run = Callable[..., Execution]
 
@@ -121,15 +120,3 @@ def test_contexts_of_a_sandbox_with_and_without_a_token(server: Any, interpreter
         assert again.run_code("v", context=context).error.name == "NameError"
         again.remove_code_context(context)
         assert context.id not in {one.id for one in sandbox.list_code_contexts()}
-
-
-def test_running_out_of_memory_in_one_context_is_told_and_leaves_the_others(interpreter: Sandbox) -> None:
-    other = interpreter.create_code_context()
-    interpreter.run_code("kept = 'other'", context=other)
-    eats = "print('before')\nhoard = []\nwhile True: hoard.append(bytearray(b'x') * (16 << 20))"
-    died = interpreter.run_code(eats, timeout=120)
-    assert died.logs.stdout == ["before\n"]
-    assert died.error is not None
-    assert died.error.name in ("KernelDied", "MemoryError")
-    assert interpreter.run_code("6 * 7").text == "42"
-    eventually(lambda: interpreter.run_code("kept", context=other).text == "other", what="the other context lives")
