@@ -405,7 +405,7 @@ def _install() -> None:
     _in_pieces(type(sys.stdout))
     for stream in (sys.stdout, sys.stderr):
         vars(stream)["flush_timeout"] = None
-        stream.flush_interval = _FLUSHED_AFTER_S
+        vars(stream)["flush_interval"] = _FLUSHED_AFTER_S
     for name in ("_exit", "abort"):
         _ends_itself_orderly(name, lambda *_: True)
     for name in ("execv", "execve"):
