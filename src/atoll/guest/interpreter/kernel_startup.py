@@ -393,7 +393,7 @@ def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
 
 
 def _exit_now() -> None:
-    """`exit()`: in this cell, which is told of it. By itself ipykernel ends a moment later, maybe in the next one."""
+    """`exit()`: in this cell, which reports it. By itself ipykernel ends a moment later, maybe in the next one."""
     if not shell.keepkernel_on_exit:
         atexit.unregister(shell.kernel.parent.close)  # only after what the handlers print
         with contextlib.suppress(Exception):
