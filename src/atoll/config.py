@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,3 +194,21 @@ class Settings:
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
         )
+
+
+_VARIABLE = re.compile(r"    (ATOLL_[A-Z_]+(?:, ATOLL_[A-Z_]+)*) {2,}(.*)")
+
+
+def documented() -> Iterator[tuple[Sequence[str], str]]:
+    """(variables, what they mean) of each entry in the table of `Settings`' docstring."""
+    names: Sequence[str] = ()
+    text: list[str] = []
+    for line in (Settings.__doc__ or "").splitlines():
+        if found := _VARIABLE.match(line):
+            if names:
+                yield names, " ".join(text)
+            names, text = found[1].split(", "), [found[2]]
+        elif names and line.strip():
+            text.append(line.strip())
+    if names:
+        yield names, " ".join(text)

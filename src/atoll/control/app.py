@@ -20,6 +20,7 @@ import atoll
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.gate import Gate
 from atoll.control.routes import (
+    documents,
     events,
     figures,
     health,
@@ -49,18 +50,28 @@ def create_app(services: Services, auth: Authenticator) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
 
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
-    The document of the interface is at /openapi.json, which needs no key.
+    The document of the interface is at /openapi.json, the documents for people at /docs; they need no key.
     """
     return Gate(api(services), auth, services.figures.request)
 
 
 def api(services: Services) -> FastAPI:
     """The routes behind the gate; a server uses `create_app`."""
-    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
+    app = _routes()
     app.state.services = services
+    return app
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the interface."""
+    return _document(_routes())
+
+
+def _routes() -> FastAPI:
+    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
     of_teams = (teams, keys, secrets, volumes, events)
-    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
+    for module in (health, documents, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

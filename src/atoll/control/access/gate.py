@@ -17,7 +17,8 @@ from atoll.control.access.rates import CallRates, is_counted
 from atoll.model.errors import AtollError
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
-PUBLIC = frozenset({"/health", "/openapi.json"})
+PUBLIC = frozenset({"/health", "/openapi.json", "/docs"})
+_PUBLIC_BELOW = ("/docs/",)
 
 STREAMED = (
     ("PUT", "/templates/uploads/"),
@@ -77,7 +78,7 @@ class Gate:
         path = scope["path"]
         try:
             streamed = _is_streamed(scope["method"], path)
-            if path not in PUBLIC and not streamed:
+            if path not in PUBLIC and not path.startswith(_PUBLIC_BELOW) and not streamed:
                 scope["state"]["caller"] = caller = await self._auth.authenticate(_presented_key(scope["headers"]))
                 if is_counted(scope["method"], path):
                     self._rates.count(caller.key)
