@@ -85,7 +85,7 @@ def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     page.get_by_label("Files to upload").set_input_files(
         [{"name": "sent.txt", "mimeType": "text/plain", "buffer": b"from the browser"}]
     )
-    page.get_by_role("button", name="Upload").click()
+    page.get_by_role("button", name="Upload", exact=True).click()
     page.get_by_role("link", name="sent.txt", exact=True).click()
     page.get_by_label("Contents").fill("edited")
     page.get_by_role("button", name="Save").click()
@@ -94,7 +94,7 @@ def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
 
     page.get_by_role("link", name="About").click()
     page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Kill").click()
+    page.get_by_role("button", name="Kill", exact=True).click()
     page.get_by_role("heading", name="Sandboxes").wait_for()
     assert not sandbox.is_running()
 
