@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import Sandbox, Template
+from sdk_support import eventually
 
 from atoll.cli import teams
 from atoll.config import Settings
@@ -299,8 +300,10 @@ def test_what_an_sdk_started_is_looked_at(browser: Browser, sandbox: Sandbox) ->
     processes = browser.get(f"{one}/processes").text
     assert "sleep 300" in processes
     assert HOSTILE not in processes
-    assert HOSTILE not in browser.get(f"{one}/logs").text
-    assert "onerror" in browser.get(f"{one}/logs").text
+    logs = eventually(
+        lambda: text if "onerror" in (text := browser.get(f"{one}/logs").text) else "", what="its output in the log"
+    )
+    assert HOSTILE not in logs
     assert browser.post(f"{one}/processes/{command.pid}/kill").status_code == 303
 
 

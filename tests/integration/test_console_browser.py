@@ -127,3 +127,15 @@ def by_keyboard(page: Any, server: Any) -> None:
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_a_cells_chart_is_shown(server: Any, shared_interpreter: Any, tmp_path: Path) -> None:
+    with browser_page(server, tmp_path, "chart") as page:
+        log_in(page, server)
+        page.goto(f"/console/sandboxes/{shared_interpreter.sandbox_id}/code")
+        page.get_by_label("Code").fill("print('<b>bold</b>')\nimport matplotlib.pyplot as p\np.plot([1, 3, 2])")
+        page.get_by_role("button", name="Run").click()
+        page.get_by_text("<b>bold</b>").wait_for()
+        chart = page.get_by_alt_text("Chart")
+        chart.wait_for(timeout=2 * WAIT_MS)  # a library is loaded first
+        assert chart.evaluate("async one => { await one.decode(); return one.naturalWidth; }") > 0

@@ -5,12 +5,13 @@ Nothing that a sandbox sends chooses more than an error's text and its kind by t
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import httpcore
@@ -23,10 +24,16 @@ from atoll.model.seams import RouteTable
 MAX_ANSWER = 4 << 20
 """Bytes of a list of files or processes."""
 _CALL_S = {"timeout": {"connect": 10.0, "read": 20.0, "write": 20.0, "pool": 20.0}}
+_CALL_IN_ALL_S = 30.0
 _CUT = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError)
+_WRONG = (*_CUT, TypeError, AttributeError, KeyError, RecursionError)
+"""What an answer that is none leads to."""
 
 SHELL = ("/bin/bash", "-i", "-l")
 """What the SDKs' `pty.create` starts."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +93,16 @@ class SandboxGuest:
 
     async def list_directory(self, path: str) -> list[Entry]:
         """In order of names, directories first."""
-        answer = await self._call("filesystem.Filesystem/ListDir", {"path": path, "depth": 1})
-        found = [_entry(one) for one in answer.get("entries", ()) if isinstance(one, dict)]
+        found = await self._call("filesystem.Filesystem/ListDir", {"path": path, "depth": 1}, _entries)
         return sorted(found, key=lambda one: (one.kind != "directory", one.name))
-
-    async def stat(self, path: str) -> Entry:
-        """What stands there."""
-        answer = await self._call("filesystem.Filesystem/Stat", {"path": path})
-        return _entry(answer.get("entry") or {})
 
     async def make_directory(self, path: str) -> None:
         """With its parents."""
-        await self._call("filesystem.Filesystem/MakeDir", {"path": path})
+        await self._call("filesystem.Filesystem/MakeDir", {"path": path}, _nothing)
 
     async def remove(self, path: str) -> None:
         """A file, or a directory with all that is in it."""
-        await self._call("filesystem.Filesystem/Remove", {"path": path})
+        await self._call("filesystem.Filesystem/Remove", {"path": path}, _nothing)
 
     @asynccontextmanager
     async def read(self, path: str) -> AsyncIterator[tuple[int | None, AsyncIterator[bytes]]]:
@@ -151,22 +152,21 @@ class SandboxGuest:
 
     async def processes(self) -> list[Process]:
         """In order of their ids."""
-        answer = await self._call("process.Process/List", {})
-        return sorted((_process(one) for one in answer.get("processes", ())), key=lambda one: one.pid)
+        return sorted(await self._call("process.Process/List", {}, _processes), key=lambda one: one.pid)
 
     async def kill(self, pid: int) -> None:
         """SIGKILL."""
-        await self._call("process.Process/SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+        await self._call("process.Process/SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"}, _nothing)
 
     async def send(self, pid: int, data: bytes) -> None:
         """Keys for a terminal."""
         given = {"pty": base64.b64encode(data).decode()}
-        await self._call("process.Process/SendInput", {"process": {"pid": pid}, "input": given})
+        await self._call("process.Process/SendInput", {"process": {"pid": pid}, "input": given}, _nothing)
 
     async def resize(self, pid: int, cols: int, rows: int) -> None:
         """Of a terminal."""
         size = {"cols": cols, "rows": rows}
-        await self._call("process.Process/Update", {"process": {"pid": pid}, "pty": {"size": size}})
+        await self._call("process.Process/Update", {"process": {"pid": pid}, "pty": {"size": size}}, _nothing)
 
     def start_shell(self, cols: int, rows: int) -> AsyncGenerator[Output, None]:
         """A login shell of the template's user in a terminal; it goes on when nobody follows it any more."""
@@ -190,27 +190,28 @@ class SandboxGuest:
                     raise _refused(answer.status, await _bounded(answer))
                 async for flags, piece in messages(answer.aiter_stream()):
                     if flags & LAST:
-                        error = json.loads(piece or b"{}").get("error")
-                        if error:
-                            raise _refused(404 if error.get("code") == "not_found" else 400, piece, error)
+                        if error := json.loads(piece or b"{}").get("error"):
+                            raise _refused(404 if error.get("code") == "not_found" else 400, json.dumps(error).encode())
                     elif (output := _output(json.loads(piece).get("event", {}))) is not None:
                         yield output
-        except _CUT as error:
+        except _WRONG as error:
             raise _unreachable(error) from error
 
-    async def _call(self, method: str, message: dict[str, Any]) -> dict[str, Any]:
+    async def _call(self, method: str, message: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """`read` makes what is returned of the answer's JSON."""
         headers = guest_headers(self._route, "", "application/json")
         content = json.dumps(message).encode()
+        url = guest_url(f"/{method}")
         try:
-            async with self._pool.stream(
-                "POST", guest_url(f"/{method}"), headers=headers, content=content, extensions=_CALL_S
-            ) as answer:
+            async with (
+                asyncio.timeout(_CALL_IN_ALL_S),
+                self._pool.stream("POST", url, headers=headers, content=content, extensions=_CALL_S) as answer,
+            ):
                 body = await _bounded(answer)
                 if answer.status != 200:
                     raise _refused(answer.status, body)
-                found = json.loads(body)
-                return found if isinstance(found, dict) else {}
-        except _CUT as error:
+                return read(json.loads(body))
+        except _WRONG as error:
             raise _unreachable(error) from error
 
 
@@ -223,10 +224,9 @@ async def _bounded(answer: httpcore.Response) -> bytes:
     return bytes(body)
 
 
-def _refused(status: int, body: bytes, error: dict[str, Any] | None = None) -> AtollError:
+def _refused(status: int, body: bytes) -> AtollError:
     try:
-        found = error if error is not None else json.loads(body)
-        text = str(found.get("message", ""))[:500]
+        text = str(json.loads(body).get("message", ""))[:500]
     except (ValueError, AttributeError):
         text = body[:500].decode(errors="replace")
     return NotFound(text or "not found") if status == 404 else InvalidRequest(text or f"the sandbox answered {status}")
@@ -248,6 +248,18 @@ def _output(event: dict[str, Any]) -> Output | None:
     if "end" in event:
         return Output(end=str(event["end"].get("status", ""))[:100] or "ended")
     return None
+
+
+def _nothing(_answer: Any) -> None:
+    """Of an answer that is empty."""
+
+
+def _entries(answer: Any) -> list[Entry]:
+    return [_entry(one) for one in answer.get("entries", ())]
+
+
+def _processes(answer: Any) -> list[Process]:
+    return [_process(one) for one in answer.get("processes", ())]
 
 
 def _entry(given: dict[str, Any]) -> Entry:

@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from atoll.console.guest import Output, SandboxGuest
-from atoll.model.errors import AtollError
+from atoll.model.errors import AtollError, PlatformError
 from atoll.model.seams import RouteTable
 from atoll.model.tasks import OwnedTasks
 
@@ -116,18 +116,16 @@ class Terminals:
                 oldest.task.cancel()
 
     async def _run(self, guest: SandboxGuest, terminal: _Terminal, pid: int | None, size: tuple[int, int]) -> None:
+        why: AtollError = PlatformError("the connection to the process has ended")
         try:
             async with guest, aclosing(guest.start_shell(*size) if pid is None else guest.follow(pid)) as outputs:
                 async for output in outputs:
                     terminal.take(output)
-            terminal.is_cut = terminal.end is None
-            terminal.take(Output(end=terminal.end or "the connection to it has ended"))
         except AtollError as error:
+            why = error
+        finally:
             terminal.is_cut = terminal.end is None
             if not terminal.pid.done():
-                terminal.pid.set_exception(error)
+                terminal.pid.set_exception(why)
                 terminal.pid.exception()  # perhaps nobody waits any more
-            terminal.take(Output(end=terminal.end or str(error)))
-        finally:
-            if not terminal.pid.done():
-                terminal.pid.cancel()
+            terminal.take(Output(end=terminal.end or str(why)))

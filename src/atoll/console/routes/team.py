@@ -47,7 +47,7 @@ async def show_nodes(request: Request) -> Response:
     return page(
         request,
         "nodes.html",
-        nodes=parts(request).nodes.loads((), lambda _: 0),
+        nodes=parts(request).nodes.loads(),
         limits=[
             ("One sandbox", services.policy.maximum),
             ("One team", services.policy.team),

@@ -20,7 +20,7 @@ HTMLElement.prototype.setAttribute = function (name, value) {
   else setAttribute.call(this, name, value);
 };
 
-const terminal = new Terminal({ cursorBlink: false, scrollback: 5000, fontSize: 14, screenReaderMode: true, theme: { background: "#14181b" } });
+const terminal = new Terminal({ cursorBlink: false, scrollback: 5000, fontSize: 14, lineHeight: 1.2, screenReaderMode: true, theme: { background: "#14181b" } });
 const fit = new FitAddon();
 terminal.loadAddon(fit);
 terminal.open(place);
