@@ -43,15 +43,14 @@ async def show_nodes(request: Request) -> Response:
     """The machines that run sandboxes. Raises Forbidden: they are the operator's."""
     if caller(request).team_id != DEFAULT_TEAM_ID:
         raise Forbidden("nodes are the operator's", hint="log in with a key of ATOLL_API_KEYS or DATA_DIR/api-key")
-    services = parts(request).services
+    services, nodes = parts(request).services, parts(request).nodes
     return page(
         request,
         "nodes.html",
-        nodes=parts(request).nodes.loads(),
+        nodes=[(one, nodes.total(one.node_id)) for one in nodes.loads()],
         limits=[
             ("One sandbox", services.policy.maximum),
             ("One team", services.policy.team),
-            ("One node", services.policy.node),
         ],
     )
 
