@@ -146,7 +146,7 @@ class SandboxQuota:
         sums, most = self._per_node.get(node_id), self._most_of(node_id)
         if sums is None or most is None:
             return 0.0
-        return max(sums[name] / max(1, getattr(most, name)) for name in Limits.__slots__)
+        return float(max(sums[name] / max(1, getattr(most, name)) for name in Limits.__slots__))
 
     def in_group(self, team_id: str, group: str, node_id: str) -> int:
         """How many of a team's group are there, paused ones too."""
