@@ -38,7 +38,6 @@ from atoll.isolation.linux.sys import caps, rootless, seccomp, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, posture
-from atoll.isolation.namespaces.closing import close_all_but
 from atoll.isolation.namespaces.spawn_thread import SpawnThread
 from atoll.model.sandbox import Limits, SandboxSpec
 
@@ -364,6 +363,16 @@ class SandboxInit:
             self._guest(socket.socket(fileno=listener_descriptor), spec, *([self._parts] if self._parts else []))
         finally:
             os._exit(1)  # whatever a guest does: never back into the zygote's loop, of which this is a fork
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Closes every other descriptor, known to Python or not."""
+    start = 0
+    for descriptor in [*sorted(keep), 0x7FFFFFFF]:
+        if descriptor > start:
+            # Not os.closerange: where the interpreter was built without close_range it would count to two billion.
+            syscalls.call("close_range", start, descriptor - 1, 0)
+        start = descriptor + 1
 
 
 def set_resource_limits(pids: int) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable
 
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.cgroups.meter import Meter
 from atoll.isolation.linux.sys import caps, oom, rootless
-from atoll.isolation.linux.sys.fork import map_ids
+from atoll.isolation.linux.sys.fork import fork_into, map_ids
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
 from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import messages, posture
 from atoll.isolation.namespaces.child import SandboxInit
 from atoll.isolation.namespaces.children import Child
-from atoll.isolation.namespaces.fork_server import ForkServer
 from atoll.isolation.namespaces.guest_entry import Guest
 
 
@@ -37,27 +35,6 @@ class ChildFactory:
         self._last_cap = caps.last_cap()
         self._may_score = not is_rootless and caps.is_held(caps.Cap.SYS_RESOURCE)  # root in a container may lack it
         self._ids = IdRanges(read_delegated())
-        self._server: ForkServer
-
-    def start(self) -> ForkServer:
-        """Once, when the zygote has the rights that its children are to begin with. Raises OSError."""
-        self._server = ForkServer(self._begin_child)
-        return self._server
-
-    def _begin_child(self, line: socket.socket, joins: Sequence[int], users: Sequence[int], meter: Meter) -> NoReturn:
-        SandboxInit(
-            line,
-            joins,
-            users,
-            self._guest.main,
-            self._programs,
-            self._last_cap,
-            egress=self._egress,
-            meter=meter,
-            machine=self._machine,
-            rootless=self._rootless,
-            ahead=self._guest.prepare,
-        ).run()
 
     def fork(self, unremoved: Callable[[Group], object]) -> Child:
         """A new child with its group and ids, on its way to being parked; `give_ids` must follow.
@@ -78,7 +55,21 @@ class ChildFactory:
             undo += [ours.close, theirs.close]
             id_base = 0 if self._rootless else self._ids.take()
             undo.append(lambda: self._ids.give_back(id_base))
-            pid, pidfd = self._server.fork(theirs, joins, users, meter, id_base or None)
+            pid, pidfd = fork_into(posture.NAMESPACES, owner=id_base or None)
+            if pid == 0:
+                SandboxInit(
+                    theirs,
+                    joins,
+                    users,
+                    self._guest.main,
+                    self._programs,
+                    self._last_cap,
+                    egress=self._egress,
+                    meter=meter,
+                    machine=self._machine,
+                    rootless=self._rootless,
+                    ahead=self._guest.prepare,
+                ).run()
         except OSError:
             for step in reversed(undo):
                 step()

@@ -39,7 +39,6 @@ from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, pool, posture
 from atoll.isolation.namespaces.children import COMING, Child, ChildState, MalformedReport, Report
 from atoll.isolation.namespaces.disk_shelf import DISKS_OF_A_SIZE, DiskShelf
-from atoll.isolation.namespaces.fork_server import ForkServerLost
 from atoll.isolation.namespaces.forking import ChildFactory
 from atoll.isolation.namespaces.guest_entry import Guest, load_guest
 from atoll.isolation.namespaces.layout import RunLayout
@@ -115,8 +114,6 @@ class Zygote:
         if not self._rootless:  # there its capabilities are over its own user namespace only
             caps.limit_to(posture.ZYGOTE_CAPABILITIES)
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
-        forks = self._factory.start()
-        self._selector.register(forks, selectors.EVENT_READ, self._fork_server_ended)
         shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
         self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
@@ -128,14 +125,8 @@ class Zygote:
                 if not events and step is not None and time.monotonic() >= self._refill_at():
                     step()
                 self._unremoved = [group for group in self._unremoved if not group.try_remove()]
-        except (_ServerGone, ForkServerLost):
+        except _ServerGone:
             self._end()
-        finally:
-            forks.close()
-
-    @staticmethod
-    def _fork_server_ended() -> NoReturn:
-        raise ForkServerLost
 
     # -- the pool ------------------------------------------------------------------------------------------------------
 

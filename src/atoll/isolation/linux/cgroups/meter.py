@@ -58,11 +58,6 @@ class Meter:
         return Meter(dict(_opened(paths)))
 
     @property
-    def names(self) -> list[str]:
-        """Of what can be read, in the order of `descriptors`."""
-        return list(self._files)
-
-    @property
     def descriptors(self) -> list[int]:
         return list(self._files.values())
 

@@ -36,10 +36,8 @@ class Forked(NamedTuple):
     pidfd: int
 
 
-def fork_into(namespaces: int, owner: int | None = None, *, siblings: bool = False) -> Forked:
+def fork_into(namespaces: int, owner: int | None = None) -> Forked:
     """Forks; the child begins in new `namespaces` (CLONE_NEW* flags). Returns pid 0 in the child. Raises OSError.
-
-    `siblings`: it becomes a child of the caller's own parent, who reaps it.
 
     `owner`: the host id that the new user namespace belongs to. What the kernel counts by user (inotify instances and
     watches, pending signals, bytes of message queues, locked memory, processes) is counted in the namespace and then
@@ -47,11 +45,9 @@ def fork_into(namespaces: int, owner: int | None = None, *, siblings: bool = Fal
     `keep_capabilities_on_id_change` before; the child begins with it as its effective ids.
     """
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArgs(flags=namespaces | syscalls.CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
-    if siblings:
-        arguments.flags |= syscalls.CLONE_PARENT  # its signal at the end is then that of the caller itself
-    else:
-        arguments.exit_signal = signal.SIGCHLD
+    arguments = _CloneArgs(
+        flags=namespaces | syscalls.CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=signal.SIGCHLD
+    )
     _API.PyOS_BeforeFork()
     try:
         if owner is not None:
