@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli import upkeep
+from atoll.cli import cluster, upkeep
 from atoll.cli.everyday import register
 from atoll.cli.words import AsJson, DataDir, errors_printed, print_json, settings_of
 from atoll.config import Settings, warm_wishes
@@ -32,6 +32,7 @@ branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of th
 app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+app.add_typer(cluster.app, name="nodes")
 
 CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
 

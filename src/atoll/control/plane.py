@@ -17,7 +17,8 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
-from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.nodes.registry import NodeNews, NodeRegistry
+from atoll.control.nodes.service import NodeService
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
@@ -55,8 +56,10 @@ from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
 from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
+from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
-from atoll.model.seams import NodeEvents
+from atoll.model.node_addresses import LOCAL
+from atoll.model.seams import NodeEvents, NodeLinks
 
 
 class ControlPlane:
@@ -75,6 +78,7 @@ class ControlPlane:
 
     Args:
         nodes: those that are there, and those that come later.
+        links: connects to nodes that an operator adds; None: none can be added.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
         mark: see `state_mark`; None: a store that was put back is not noticed.
@@ -88,6 +92,7 @@ class ControlPlane:
         *,
         store: Store,
         nodes: NodeRegistry,
+        links: NodeLinks | None = None,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -246,6 +251,7 @@ class ControlPlane:
             ),
             volumes=volumes,
             events=EventService(store.events, clock, outbound),
+            nodes=NodeService(store.nodes, nodes, links, quota, clock),
         )
 
     async def __aenter__(self) -> Self:
@@ -260,6 +266,8 @@ class ControlPlane:
             await self.services.network.follow_secrets()
             await self._builds.recover()
             await self.services.volumes.recover()
+            self._nodes.happened = self._node_news
+            await self.services.nodes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
             self.reconciliation.catch_up()
@@ -294,6 +302,10 @@ class ControlPlane:
     def _node_returned(self, node_id: str) -> None:
         self.reconciliation.node_returned(node_id)
         self._background.begin(self.services.network.follow_secrets(node_id=node_id))
+
+    def _node_news(self, news: NodeNews, node_id: str) -> None:
+        if not (node_id == LOCAL and news in (NodeNews.JOINED, NodeNews.RETURNED)):  # each start of the server
+            self._journal.note_node(EventType(f"node.lifecycle.{news.value}"), node_id)
 
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:

@@ -33,6 +33,7 @@ from atoll.images import leases
 from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
 from atoll.model.errors import TemplateNotFound
+from atoll.model.seams import NodeImage
 
 FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
@@ -237,6 +238,16 @@ class ImageLayers:
             with suppress(FileNotFoundError):  # somebody else removes it too
                 remove_tree(path)
         return len(left)
+
+    def listed(self) -> list[NodeImage]:
+        """All that are complete, by id. Blocks for as long as it takes to look at their files."""
+        found = []
+        for path in sorted(self._images.glob("*/image.json")):
+            record = self._record(path.parent.name)
+            if record is not None:
+                size = sum(one.lstat().st_blocks * 512 for one in path.parent.rglob("*"))
+                found.append(NodeImage(path.parent.name, size, len(record["layers"]), bool(record.get("memory"))))
+        return found
 
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
+from atoll.model.node_addresses import NodeAddress
 from atoll.model.sandbox import EndReason, OomKill, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.template import Template
 
@@ -55,12 +56,42 @@ class NodeSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeMachine:
+    """The machine of a node, and what is used of it by all together. `disk`: the file system of its data directory."""
+
+    version: str
+    """Of Atoll there."""
+    architecture: str
+    processor: str
+    """Its model, for people."""
+    cpu_count: int
+    cpu_used_pct: float
+    """Of all processors together: at most 100."""
+    memory_mib: int
+    memory_used_mib: int
+    disk_mib: int
+    disk_used_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """What a node reports of itself when it registers, and with each heartbeat. `load`: load average per processor."""
 
     sandboxes: int
     draining: bool = False
     load: float = 0.0
+    machine: NodeMachine | None = None
+    """None: of a node that does not report it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeImage:
+    """An image that sandboxes of a node have made: what it adds to those that it stands on, in bytes on the disk."""
+
+    image_id: str
+    size: int
+    layers: int
+    has_memory: bool
 
 
 class NodeClient(Protocol):
@@ -173,6 +204,10 @@ class NodeClient(Protocol):
         """Whether a create may name it (`SandboxSpec.image_id`)."""
         ...
 
+    async def images(self) -> Sequence[NodeImage]:
+        """All that it has."""
+        ...
+
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """Frees all other images that no sandbox stands on and that are not new; returns how many."""
         ...
@@ -224,6 +259,18 @@ class NodePresence(Protocol):
 
     def lost(self, node_id: str) -> None:
         """Its connection has ended. It is being connected to again."""
+        ...
+
+
+class NodeLinks(Protocol):
+    """The connections to nodes on other machines, while the server runs."""
+
+    async def connect(self, address: NodeAddress) -> None:
+        """Begins one, in place of an earlier one to the node of that id; the node registers whenever it is there."""
+        ...
+
+    async def disconnect(self, node_id: str) -> None:
+        """Ends one, with the routes to its sandboxes; the node goes on. Idempotent."""
         ...
 
 

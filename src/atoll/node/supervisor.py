@@ -21,7 +21,7 @@ from atoll.isolation.guest_client import order
 from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodeImage, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.model.volume import VOLUME_PORT, is_volume_id
 from atoll.node.blocking import in_thread
@@ -31,6 +31,7 @@ from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
+from atoll.node.machine import MachineReading
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -82,6 +83,7 @@ class Supervisor:
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._folding = Folding(templates.images)
         self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
+        self._reading = MachineReading(directories.root)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -137,7 +139,8 @@ class Supervisor:
     def status(self) -> NodeStatus:
         """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
+        machine = self._reading.now()
+        return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2), machine)
 
     # NodeClient
 
@@ -291,6 +294,10 @@ class Supervisor:
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""
         return self._templates.images.has(image_id)
+
+    async def images(self) -> Sequence[NodeImage]:
+        """See NodeClient.images."""
+        return await asyncio.to_thread(self._templates.images.listed)
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """See NodeClient.keep_images."""

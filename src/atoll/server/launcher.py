@@ -85,7 +85,7 @@ def serve(settings: Settings, wires: Wires) -> None:
         _log.info("not protected", reason="the OOM killer may end the server's processes; see `atoll doctor`")
     with running.exclusive(settings.data_dir):
         nodes = parse_nodes(settings.nodes)
-        identity = control_identity(nodes_authority(settings.data_dir)) if nodes else ""
+        identity = control_identity(nodes_authority(settings.data_dir))  # nodes may be added at any time
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)
         if user is not None:

@@ -1,6 +1,6 @@
 """The nodes that control knows, and in which state each is. Fed by the nodes themselves (`NodePresence`).
 
-    registered ─► READY ◄──beats──► DRAINING          as each heartbeat says
+    registered ─► READY ◄──beats──► DRAINING          as each heartbeat says, or an operator
                     │ connection lost, or no beat for SILENT_AFTER_S
                     ▼
                  SILENT ──registered or a beat──► READY, DRAINING      `returned` is called
@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 
 import structlog
 
@@ -32,6 +35,27 @@ _LOOK_EVERY_S = 1.0
 _log = structlog.get_logger("atoll.control")
 
 
+class NodeNews(StrEnum):
+    """What becomes of a node, for logs, figures and events."""
+
+    JOINED = "joined"
+    SILENT = "silent"
+    RETURNED = "returned"
+    GONE = "gone"
+    DRAINING = "draining"
+    UNDRAINED = "undrained"
+    REMOVED = "removed"
+
+
+@dataclass(slots=True)
+class CreateCounts:
+    """How many creates were begun on a node by this control plane, and how they went."""
+
+    begun: int = 0
+    done: int = 0
+    failed: int = 0
+
+
 @dataclass(slots=True)
 class _Known:
     client: NodeClient | None
@@ -40,12 +64,30 @@ class _Known:
     answered_at: float
     is_connected: bool
     was_silent: bool = False
+    state: NodeState | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as an operator sees it."""
+
+    node_id: str
+    state: NodeState
+    has_registered: bool
+    silent_s: float
+    """Since its last word."""
+    since: datetime
+    """When `state` became what it is."""
+    status: NodeStatus
+    creates: CreateCounts
 
 
 class NodeRegistry:
     """`run` is its task. `clock`: monotonic seconds.
 
-    `returned` and `gone` are set by who brings store and nodes into agreement; both get a node's id.
+    `returned` and `gone` are set by who brings store and nodes into agreement; both get a node's id. `happened` gets
+    all news of nodes. `draining`: those that an operator drains, whatever they say themselves.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,6 +95,9 @@ class NodeRegistry:
         self._known: dict[str, _Known] = {}
         self.returned: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str], None] = lambda _: None
+        self.happened: Callable[[NodeNews, str], None] = lambda _, __: None
+        self.draining: set[str] = set()
+        self._creates: defaultdict[str, CreateCounts] = defaultdict(CreateCounts)
 
     # NodePresence
 
@@ -61,6 +106,7 @@ class NodeRegistry:
         is_known = node.node_id in self._known
         self._known[node.node_id] = _Known(node, status, self._clock(), is_connected=True)
         _log.info("node.registered", node=node.node_id, again=is_known, sandboxes=status.sandboxes)
+        self.happened(NodeNews.RETURNED if is_known else NodeNews.JOINED, node.node_id)
         self.returned(node.node_id)
 
     def beat(self, node_id: str, status: NodeStatus) -> None:
@@ -70,10 +116,12 @@ class NodeRegistry:
             return
         if status.draining and not known.status.draining:
             _log.info("node.draining", node=node_id, sandboxes=status.sandboxes)
+            self.happened(NodeNews.DRAINING, node_id)
         known.status, known.answered_at = status, self._clock()
         if known.was_silent:
             known.was_silent = False
             _log.info("node.returned", node=node_id)
+            self.happened(NodeNews.RETURNED, node_id)
             self.returned(node_id)
 
     def lost(self, node_id: str) -> None:
@@ -102,6 +150,8 @@ class NodeRegistry:
     def state(self, node_id: str) -> NodeState:
         """SILENT for one that is not known."""
         known = self._known.get(node_id)
+        if node_id in self.draining:
+            return NodeState.DRAINING
         if known is None or not self._answers(known):
             # Its last word counts on: who was draining will not take more when it is back, unless it says so.
             return NodeState.DRAINING if known is not None and known.status.draining else NodeState.SILENT
@@ -117,6 +167,35 @@ class NodeRegistry:
         registered = {node_id: known.client for node_id, known in self._known.items() if known.client is not None}
         answering = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
         return answering or registered
+
+    def views(self) -> list[NodeView]:
+        """All that are known, by id."""
+        found = []
+        for node_id, known in sorted(self._known.items()):
+            state = NodeState.SILENT if not self._answers(known) else self.state(node_id)
+            if state is not known.state or known.since is None:
+                known.state, known.since = state, datetime.now(UTC)
+            silent_s = max(0.0, self._clock() - known.answered_at)
+            registered = known.client is not None
+            creates = self._creates[node_id]
+            found.append(NodeView(node_id, state, registered, silent_s, known.since, known.status, creates))
+        return found
+
+    def creates_of(self, node_id: str) -> CreateCounts:
+        """To be counted on."""
+        return self._creates[node_id]
+
+    def drain(self, node_id: str, draining: bool) -> None:
+        """An operator says so."""
+        if draining != (node_id in self.draining):
+            (self.draining.add if draining else self.draining.discard)(node_id)
+            self.happened(NodeNews.DRAINING if draining else NodeNews.UNDRAINED, node_id)
+
+    def forget(self, node_id: str) -> None:
+        """It was removed. Idempotent."""
+        self.draining.discard(node_id)
+        if self._known.pop(node_id, None) is not None:
+            self.happened(NodeNews.REMOVED, node_id)
 
     def loads(
         self, holders: Collection[str], held: Callable[[str], int], lacks: Callable[[str], str] = lambda _: ""
@@ -148,6 +227,7 @@ class NodeRegistry:
 
     def look(self) -> None:
         """One look at all of them."""
+        self.views()  # notes since when each is as it is
         for node_id, known in list(self._known.items()):
             if self._answers(known):
                 continue
@@ -155,7 +235,9 @@ class NodeRegistry:
             if not known.was_silent:
                 known.was_silent = True
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)
+                self.happened(NodeNews.SILENT, node_id)
             if silent_s >= GONE_AFTER_S:
                 del self._known[node_id]
                 _log.error("node.gone", node=node_id, silent_s=round(silent_s))
+                self.happened(NodeNews.GONE, node_id)
                 self.gone(node_id)

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0010"
+REVISION = "0011"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -101,6 +101,16 @@ volumes = Table(
     Column("ready", Boolean, nullable=False),  # false while its node makes or removes it
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("team_id", "name", name="volumes_name"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", String(255), primary_key=True),
+    Column("host", String(255), nullable=True),  # of one that was added while a server ran
+    Column("port", Integer, nullable=True),
+    Column("draining", Boolean, nullable=False),
+    Column("added_at", UtcDateTime, nullable=False),
 )
 
 events = Table(

@@ -19,6 +19,7 @@ from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.layers import LayerTables
+from atoll.control.store.nodes import NodeTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
@@ -88,6 +89,7 @@ class Store:
         self.layers: LayerTables
         self.usage: UsageTables
         self.volumes: VolumeTables
+        self.nodes: NodeTables
 
     async def __aenter__(self) -> Self:
         self._database = await open_database(self._url, self._seal)
@@ -98,6 +100,7 @@ class Store:
         self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
         self.volumes = VolumeTables(self._database, self._seal)
+        self.nodes = NodeTables(self._database)
         return self
 
     async def __aexit__(

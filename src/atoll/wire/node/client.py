@@ -26,6 +26,7 @@ from atoll.model.sandbox import EndReason, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.seams import (
     NodeClient,
     NodeEvents,
+    NodeImage,
     NodePause,
     NodePresence,
     NodeSandbox,
@@ -263,6 +264,10 @@ class RemoteNode:
         if self._sink is not None:
             self._sink.add(route)
 
+    def remove_routes(self) -> None:
+        """After `aclose`, where it is not connected to again: nothing of it is found any more."""
+        self._replace_routes([])
+
     def _remove_route(self, sandbox_id: str) -> None:
         self._routes.pop(sandbox_id, None)
         if self._sink is not None:
@@ -436,6 +441,11 @@ class RemoteNode:
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient."""
         found: bool = await self._call("has_image", image_id=image_id)
+        return found
+
+    async def images(self) -> Sequence[NodeImage]:
+        """See NodeClient."""
+        found: Sequence[NodeImage] = await self._call("images", LONG_ANSWER_WITHIN_S)
         return found
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
