@@ -17,12 +17,14 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
+from atoll.control.nodes.leases import NodeLeases
 from atoll.control.nodes.registry import NodeNews, NodeRegistry
 from atoll.control.nodes.service import NodeService
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.failover import SandboxFailover
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
@@ -157,7 +159,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum, policy.has_objects),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -176,6 +178,20 @@ class ControlPlane:
         timeouts = SandboxTimeouts(
             store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
         )
+        self._failover = SandboxFailover(
+            store=store,
+            nodes=nodes,
+            templates=templates,
+            placing=placing,
+            policy=policy,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            filling=filling,
+            sleeping=sleeping,
+        )
         pausing = SandboxPausing(
             store=store,
             nodes=nodes,
@@ -191,7 +207,9 @@ class ControlPlane:
             sleeping=sleeping,
             network=network,
             filling=filling,
+            failover=self._failover,
         )
+        self._leases = NodeLeases(nodes)
         self.reconciliation = Reconciliation(
             store=store,
             nodes=nodes,
@@ -204,7 +222,10 @@ class ControlPlane:
             pausing=pausing,
             sleeping=sleeping,
             warm=warm,
+            failover=self._failover,
+            leases=self._leases,
         )
+        self.node_of = quota.node_of
         self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
@@ -233,7 +254,13 @@ class ControlPlane:
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
-                tables=store.templates, catalog=templates, lookup=lookup, nodes=nodes, creation=creation, clock=clock
+                tables=store.templates,
+                catalog=templates,
+                lookup=lookup,
+                nodes=nodes,
+                creation=creation,
+                clock=clock,
+                has_objects=policy.has_objects,
             ),
             ending=ending,
             pausing=pausing,
@@ -270,6 +297,7 @@ class ControlPlane:
             await self.services.nodes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self._nodes.given_up = self._failover.node_given_up
             self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
@@ -281,6 +309,7 @@ class ControlPlane:
                 services.telemetry,
                 self._dispatcher,
                 self._nodes,
+                self._leases,
                 self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
@@ -310,6 +339,7 @@ class ControlPlane:
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:
             task.cancel()
+        self._failover.stop()
         await self._builds.stop()
         if not self._keep:
             await self.services.ending.kill_all()

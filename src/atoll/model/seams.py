@@ -53,6 +53,8 @@ class NodeSandbox:
     steps_ms: Mapping[str, float] = field(default_factory=dict)
     paused: NodePause | None = None
     """None: it runs."""
+    generation: int = 1
+    """`SandboxSpec.generation`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,14 @@ class NodeClient(Protocol):
         """
         ...
 
+    async def renew(self, lease_s: float) -> None:
+        """Control still counts on all that runs there, for that long from now.
+
+        A node on another machine lets what it runs stand still when this is over, until it is renewed: by then a
+        sandbox of it may have been begun anew elsewhere. Control has ended those there before it renews.
+        """
+        ...
+
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """One reading from the host's side. Raises SandboxGone."""
         ...
@@ -202,6 +212,13 @@ class NodeClient(Protocol):
 
     async def has_image(self, image_id: str) -> bool:
         """Whether a create may name it (`SandboxSpec.image_id`)."""
+        ...
+
+    async def share_image(self, image_id: str) -> None:
+        """Any node with the same object store may be asked for it from now on. Takes as long as a copy of it does.
+
+        Raises NotOffered (the node has no store), TemplateNotFound, PlatformError.
+        """
         ...
 
     async def images(self) -> Sequence[NodeImage]:

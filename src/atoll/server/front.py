@@ -56,7 +56,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     ):
         node.subscribe(control.node_events)
         node.subscribe_routes(routes)
-        remotes.subscribe(control.node_events)
+        remotes.subscribe(control.node_events, control.node_of)
         app = create_app(control.services, Authenticator(plan.keys, store.keys))
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
@@ -95,6 +95,7 @@ def _policy(plan: Plan) -> Policy:
         template_wait_s=settings.template_wait_s,
         build_timeout_s=settings.build_timeout_s,
         team_builds=settings.team_builds,
+        has_objects=bool(settings.objects),
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from atoll.model.node_addresses import NodeAddress
-from atoll.model.seams import NodeEvents, NodePresence, RouteSink
+from atoll.model.seams import NodeEvents, NodePresence, Route, RouteSink
 from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.transport import TlsNode
+
+NodeOf = Callable[[str], str | None]
+"""Sandbox id → the node that has it; None: of no sandbox that is known."""
+
+
+class _RoutesOfNode:
+    """A RouteSink for one node: what it says of a sandbox that another one has changes nothing."""
+
+    def __init__(self, node_id: str, routes: RouteSink, node_of: NodeOf) -> None:
+        self._node_id = node_id
+        self._routes = routes
+        self._node_of = node_of
+
+    def add(self, route: Route) -> None:
+        if self._node_of(route.sandbox_id) in (None, self._node_id):
+            self._routes.add(route)
+
+    def remove(self, sandbox_id: str) -> None:
+        if self._node_of(sandbox_id) in (None, self._node_id):
+            self._routes.remove(sandbox_id)
 
 
 class RemoteNodes:
@@ -25,6 +46,7 @@ class RemoteNodes:
         self._presence = presence
         self._routes = routes
         self._events: NodeEvents | None = None
+        self._node_of: NodeOf = lambda _: None
         self._open: dict[str, tuple[RemoteNode, AsyncExitStack]] = {}
         self._turn = asyncio.Lock()
 
@@ -37,12 +59,15 @@ class RemoteNodes:
         for node_id in list(self._open):
             await self.disconnect(node_id)
 
-    def subscribe(self, events: NodeEvents) -> None:
-        """What happens on all of them goes there from now on, and where their sandboxes are to the routes."""
-        self._events = events
-        for node, _ in self._open.values():
+    def subscribe(self, events: NodeEvents, node_of: NodeOf) -> None:
+        """What happens on all of them goes there from now on, and where their sandboxes are to the routes.
+
+        `node_of`: where a sandbox is by what control knows, so that one that was begun anew elsewhere is reached there.
+        """
+        self._events, self._node_of = events, node_of
+        for node_id, (node, _) in self._open.items():
             node.subscribe(events)
-            node.subscribe_routes(self._routes)
+            node.subscribe_routes(_RoutesOfNode(node_id, self._routes, node_of))
 
     async def connect(self, address: NodeAddress) -> None:
         """See NodeLinks."""
@@ -61,7 +86,7 @@ class RemoteNodes:
                 await stack.enter_async_context(node)
                 if self._events is not None:
                     node.subscribe(self._events)
-                    node.subscribe_routes(self._routes)
+                    node.subscribe_routes(_RoutesOfNode(address.node_id, self._routes, self._node_of))
                 self._open[address.node_id] = node, stack.pop_all()
 
     async def disconnect(self, node_id: str) -> None:

@@ -4,6 +4,8 @@
                     │ connection lost, or no beat for SILENT_AFTER_S
                     ▼
                  SILENT ──registered or a beat──► READY, DRAINING      `returned` is called
+                    │ LOST_AFTER_S
+                  lost: still silent, and may return                   `given_up` is called
                     │ GONE_AFTER_S
                     ▼
                   gone: forgotten                                      `gone` is called
@@ -28,6 +30,11 @@ from atoll.model.errors import NodeUnreachable
 from atoll.model.seams import NodeClient, NodeStatus
 
 SILENT_AFTER_S = 5.0
+LOST_AFTER_S = 9.0
+"""From its last word until what runs on it is shown as lost, and may be begun anew elsewhere: more than LEASE_S, with
+what a renewal may be under way."""
+LEASE_S = 6.0
+"""How long a node may let its sandboxes run without a renewal."""
 GONE_AFTER_S = 300.0
 """From its last word until its sandboxes count as lost."""
 _LOOK_EVERY_S = 1.0
@@ -40,6 +47,7 @@ class NodeNews(StrEnum):
 
     JOINED = "joined"
     SILENT = "silent"
+    LOST = "lost"
     RETURNED = "returned"
     GONE = "gone"
     DRAINING = "draining"
@@ -64,6 +72,7 @@ class _Known:
     answered_at: float
     is_connected: bool
     was_silent: bool = False
+    was_lost: bool = False
     state: NodeState | None = None
     since: datetime | None = None
 
@@ -86,8 +95,8 @@ class NodeView:
 class NodeRegistry:
     """`run` is its task. `clock`: monotonic seconds.
 
-    `returned` and `gone` are set by who brings store and nodes into agreement; both get a node's id. `happened` gets
-    all news of nodes. `draining`: those that an operator drains, whatever they say themselves.
+    `returned`, `given_up` and `gone` are set by who brings store and nodes into agreement; all get a node's id.
+    `happened` gets all news of nodes. `draining`: those that an operator drains, whatever they say themselves.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -95,6 +104,7 @@ class NodeRegistry:
         self._known: dict[str, _Known] = {}
         self.returned: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str], None] = lambda _: None
+        self.given_up: Callable[[str], None] = lambda _: None
         self.happened: Callable[[NodeNews, str], None] = lambda _, __: None
         self.draining: set[str] = set()
         self._creates: defaultdict[str, CreateCounts] = defaultdict(CreateCounts)
@@ -119,7 +129,7 @@ class NodeRegistry:
             self.happened(NodeNews.DRAINING, node_id)
         known.status, known.answered_at = status, self._clock()
         if known.was_silent:
-            known.was_silent = False
+            known.was_silent = known.was_lost = False
             _log.info("node.returned", node=node_id)
             self.happened(NodeNews.RETURNED, node_id)
             self.returned(node_id)
@@ -162,11 +172,20 @@ class NodeRegistry:
         known = self._known.get(node_id)
         return known is None or not self._answers(known)
 
+    def is_lost(self, node_id: str) -> bool:
+        """It is silent for so long that nothing is expected of it: what runs there is not shown as running."""
+        known = self._known.get(node_id)
+        return known is None or known.was_lost
+
     def worth_asking(self) -> dict[str, NodeClient]:
         """Those that are not silent; where all are, all that have registered: one may be back in a moment."""
         registered = {node_id: known.client for node_id, known in self._known.items() if known.client is not None}
         answering = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
         return answering or registered
+
+    def all_ids(self) -> list[str]:
+        """Of all that are known."""
+        return list(self._known)
 
     def views(self) -> list[NodeView]:
         """All that are known, by id."""
@@ -222,7 +241,12 @@ class NodeRegistry:
     async def run(self) -> None:
         """Notices silence, until it is cancelled."""
         while True:
+            began = self._clock()
             await asyncio.sleep(_LOOK_EVERY_S)
+            if (stood_still := self._clock() - began - _LOOK_EVERY_S) > _LOOK_EVERY_S:
+                # This process did, and what nodes have sent meanwhile is still to be read.
+                for known in self._known.values():
+                    known.answered_at += stood_still
             self.look()
 
     def look(self) -> None:
@@ -236,6 +260,11 @@ class NodeRegistry:
                 known.was_silent = True
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)
                 self.happened(NodeNews.SILENT, node_id)
+            if silent_s >= LOST_AFTER_S and not known.was_lost:
+                known.was_lost = True
+                _log.error("node.lost", node=node_id, silent_s=round(silent_s))
+                self.happened(NodeNews.LOST, node_id)
+                self.given_up(node_id)
             if silent_s >= GONE_AFTER_S:
                 del self._known[node_id]
                 _log.error("node.gone", node=node_id, silent_s=round(silent_s))

@@ -22,6 +22,9 @@ NETWORK_KEY = "atoll.network_mib_s"
 DISK_KEY = "atoll.disk_mib_s"
 """Metadata by which a create call bounds how fast its sandbox's disk is read and written (MiB a second, each)."""
 
+RESTART_KEY, RESTART_ALWAYS = "restart", "always"
+"""Metadata by which a create call asks that its sandbox is begun anew elsewhere when its node is lost."""
+
 OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
@@ -51,6 +54,8 @@ class Policy:
     """How fast a sandbox's disk is read and written, each; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
+    has_objects: bool = False
+    """Whether nodes have an object store, through which images and paused sandboxes get to others."""
     insecure_registries: tuple[str, ...] = ()
     """Those of images that are spoken to without TLS."""
     build_timeout_s: int = 3600

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0011"
+REVISION = "0012"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -252,6 +252,8 @@ sandboxes = Table(
     Column("guest_answered", Boolean, nullable=False, server_default="1"),
     Column("mask_request_host", Text, nullable=True),
     Column("volumes", JSON(none_as_null=True), nullable=True),  # VolumeMount, those that it has mounted
+    Column("generation", Integer, nullable=False, server_default="1"),  # grows with each move to another node
+    Column("kept_image", String(40), nullable=True),  # of a paused one, or one that is to be: in the object store
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )

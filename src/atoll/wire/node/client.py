@@ -382,6 +382,10 @@ class RemoteNode:
         )
         return resumed
 
+    async def renew(self, lease_s: float) -> None:
+        """See NodeClient."""
+        await self._call("renew", lease_s=lease_s)
+
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""
         reading: SandboxStats = await self._call("stats", sandbox_id=sandbox_id)
@@ -442,6 +446,10 @@ class RemoteNode:
         """See NodeClient."""
         found: bool = await self._call("has_image", image_id=image_id)
         return found
+
+    async def share_image(self, image_id: str) -> None:
+        """See NodeClient."""
+        await self._call("share_image", COPY_WITHIN_S, image_id=image_id)
 
     async def images(self) -> Sequence[NodeImage]:
         """See NodeClient."""
