@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from atoll.control.nodes.placement import NodeState
+from atoll.control.placement import NodeState
 from atoll.control.store.keys import Team
 from support.control import World, plane
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from atoll.control.nodes.placement import NodeState
 from atoll.control.nodes.registry import NodeView
+from atoll.control.placement import NodeState
 from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, no_content, reply, reply_list
 from atoll.model.errors import Conflict
 from atoll.model.sandbox import Limits

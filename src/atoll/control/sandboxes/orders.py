@@ -25,7 +25,10 @@ DISK_KEY = "atoll.disk_mib_s"
 RESTART_KEY, RESTART_ALWAYS = "restart", "always"
 """Metadata by which a create call asks that its sandbox is begun anew elsewhere when its node is lost."""
 
-OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
+SPREAD_KEY = "atoll.spread"
+"""Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
+
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, SPREAD_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
