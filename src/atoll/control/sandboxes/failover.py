@@ -157,7 +157,7 @@ class SandboxFailover:
         if record.kept_image is None:
             return await self._templates.newest_shared(record) if not record.volumes else None
         template = await self._templates.find(record.template_id, record.team_id)
-        return replace(template, image_id=record.kept_image, shared=True, tier=record.tier)
+        return replace(template, image_id=record.kept_image, node_id=record.node_id, shared=True, tier=record.tier)
 
     # Begun anew
 

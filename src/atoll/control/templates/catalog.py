@@ -133,8 +133,6 @@ class TemplateService:
 
     def holders(self, template: Template) -> frozenset[str]:
         """The nodes that have it, as of the last look."""
-        if template.shared:
-            return frozenset(self._nodes.registered_ids())
         if template.node_id:
             return frozenset({template.node_id})
         return self._listing.holders.get(template.template_id, frozenset())
