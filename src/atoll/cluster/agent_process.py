@@ -83,17 +83,13 @@ class AgentProcess:
 
     def stop(self) -> None:
         """In order; what runs there goes on, for the next. Idempotent."""
-        deadline = time.monotonic() + STOP_S
-        number = signal.SIGTERM
-        while self._is_alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._record.pid, number)
-            number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
-            for _ in range(50):
-                if not self._is_alive():
-                    return
-                time.sleep(0.1)
-            number = signal.SIGKILL
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._record.pid, number)
+            deadline = time.monotonic() + STOP_S
+            while self._is_alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def _start(self) -> None:
         reading, writing = os.pipe()

@@ -150,7 +150,11 @@ class Members:
             self._ray.get(member.actor.certify.remote(identity), timeout=_ANSWER_WITHIN_S * 6)
             _log.info("cluster.certified", node=member.node_id, host=member.host)
         elif report["is_alive"] and member.added != (member.host, report["port"]):
-            self._nodes.put(member.node_id, member.host, int(report["port"]))
+            try:
+                self._nodes.put(member.node_id, member.host, int(report["port"]))
+            except AtollError as error:
+                _log.error("cluster.not_added", node=member.node_id, host=member.host, error=str(error))
+                return
             self._gone.discard(member.node_id)
             member.added = member.host, int(report["port"])
             _log.info("cluster.member", node=member.node_id, host=member.host, port=report["port"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import structlog
 
@@ -166,7 +166,9 @@ class Reconciliation:
         found = await self._there_on(node_id, self._nodes.client(node_id))
         if found is None:
             return False
-        found = {name: one for name, one in found.items() if not await self._end_if_superseded(node_id, one)}
+        for name in await self._superseded(node_id, found):
+            await self._end_superseded(node_id, name)
+            del found[name]
         put_off = self._put_off_until.pop(node_id, set())
         for sandbox_id in put_off:
             record = await self._store.find(sandbox_id)
@@ -182,11 +184,12 @@ class Reconciliation:
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
         return True
 
-    async def _end_if_superseded(self, node_id: str, one: NodeSandbox) -> bool:
-        if not _is_superseded(await self._store.find(one.sandbox_id), node_id, one):
-            return False
-        await self._end_superseded(node_id, one.sandbox_id)
-        return True
+    async def _superseded(self, node_id: str, found: Mapping[str, NodeSandbox]) -> list[str]:
+        """Those of what a node has that only others may run."""
+        records: dict[str, SandboxRecord] = {}
+        for some in batched(found.keys()):
+            records |= await self._store.find_all(some)
+        return [name for name, one in found.items() if _is_superseded(records.get(name), node_id, one)]
 
     async def _end_superseded(self, node_id: str, sandbox_id: str) -> None:
         _log.warning("sandbox.superseded", sandbox_id=sandbox_id, node=node_id)
