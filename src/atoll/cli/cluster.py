@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ app = typer.Typer(help="The nodes of a running server: list, drain, add, remove.
 
 NodeId = Annotated[str, typer.Argument(help="Its id, as `atoll nodes list` shows it.", show_default=False)]
 _MIB = 1 << 20
+_LEAST_COLUMNS = 120
 
 
 @app.command("list")
@@ -72,7 +74,7 @@ def images(node: NodeId, data_dir: DataDir = None, as_json: AsJson = False) -> N
         for one in found:
             has_memory = "yes" if one["hasMemory"] else "-"
             table.add_row(one["imageID"], str(one["sizeBytes"] // _MIB), str(one["layers"]), has_memory)
-        Console().print(table)
+        _print(table)
 
 
 def _ask(settings: Settings, method: str, node: str, body: dict[str, Any] | None = None, more: str = "") -> Any:
@@ -85,6 +87,10 @@ def _table(*titles: str) -> Table:
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if number == 0 else "right", no_wrap=True)
     return table
+
+
+def _print(table: Table) -> None:
+    Console(width=max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)).print(table)
 
 
 def _print_nodes(found: list[dict[str, Any]]) -> None:
@@ -101,4 +107,4 @@ def _print_nodes(found: list[dict[str, Any]]) -> None:
             f"{disk['usedBytes'] // _MIB} of {disk['totalBytes'] // _MIB}",
             one["version"] or "-",
         )
-    Console().print(table)
+    _print(table)
