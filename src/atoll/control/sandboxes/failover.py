@@ -142,8 +142,9 @@ class SandboxFailover:
         return await self._begin_anew(record, template, changes)
 
     async def keep_if_shared(self, record: SandboxRecord) -> bool:
-        """Its node is gone for good: whether it can be brought back later. From now on it is shown as paused then."""
-        if record.state is SandboxState.PAUSED and record.kept_image is not None:
+        """Its node does not have it any more: whether it can be brought back later. It is paused from now on then."""
+        if record.kept_image is not None and record.state in (SandboxState.PAUSED, SandboxState.RESUMING):
+            await self._store.transition(record.sandbox_id, SandboxState.PAUSED)
             return True
         template = await self._templates.newest_shared(record) if record.state in _RUNS and not record.volumes else None
         if template is None or template.image_id is None:
@@ -194,24 +195,25 @@ class SandboxFailover:
     async def _begin_anew(
         self, record: SandboxRecord, template: Template, changes: Mapping[str, Any]
     ) -> SandboxRecord | None:
-        """Raises AtollError; then it is where it was, or on the way to a node that does not have it."""
+        """Raises AtollError: it is where it was, or paused with what is kept of it, or RESUMING where it was to be."""
+        kept_image = template.image_id if template.shared else None
         sandbox_id, before = record.sandbox_id, record.node_id
         node_id = self._placing.node_for(template, record.limits)
         if self._nodes.is_silent(node_id):
             raise NodeUnreachable(f"no node that answers can take sandbox {sandbox_id!r}")
         network = await self._filling.as_it_is_now(record.team_id, record.network)
-        if not await self._store.move(record, node_id):
+        if not await self._store.move(record, node_id, kept_image):
             return None  # it has ended, or was moved by somebody else
         self._quota.take(sandbox_id, record.team_id, node_id, record.limits, beyond_quota=True)
         self._sleeping.remove(sandbox_id)
-        if before != node_id and not self._nodes.is_silent(before):  # it has returned just now
-            await self._nodes.client(before).kill(sandbox_id, EndReason.LOST)
         disk_mib_s, generation = disk_rate(record.metadata, self._policy), record.generation + 1
         try:
+            if before != node_id and not self._nodes.is_silent(before):  # it has returned just now
+                await self._nodes.client(before).kill(sandbox_id, EndReason.LOST)
             spec = spec_again(record, template, network, disk_mib_s, generation)
             made = await self._nodes.client(node_id).create(spec)
         except AtollError:
-            if record.kept_image is not None:  # it can be tried again by the next connect
+            if kept_image is not None:  # it can be tried again by the next connect
                 await self._store.transition(sandbox_id, SandboxState.PAUSED)
                 self._quota.set_aside(sandbox_id)
             raise

@@ -49,6 +49,7 @@ from atoll.model.seams import NodeClient, NodePause
 AUTO_RESUME_S = 300
 """How long a sandbox runs that traffic has woken."""
 _ATTEMPTS = 3
+_LOOK_AGAIN_S = 0.1
 _T = TypeVar("_T")
 
 _log = structlog.get_logger("atoll.control")
@@ -217,6 +218,7 @@ class SandboxPausing:
             if self._lookup.is_lost(record):
                 back = await self._in_turn(record.sandbox_id, self._bring_back(record, timeout_s))
                 if back is None:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
                     continue
                 return Connected(back, resumed=True)
             if record.state is SandboxState.RUNNING:
@@ -224,6 +226,7 @@ class SandboxPausing:
             work = self._resume(record, timeout_s, reboot=reboot, auto_pause=auto_pause)
             if (resumed := await self._in_turn(record.sandbox_id, work)) is not None:
                 return Connected(resumed, resumed=True)
+            await asyncio.sleep(_LOOK_AGAIN_S)  # another process or a failover is at it
 
     async def _bring_back(self, record: SandboxRecord, timeout_s: int) -> SandboxRecord | None:
         """One that ran on a node that is lost, as its newest snapshot is."""

@@ -162,8 +162,10 @@ class Store:
         where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.PAUSED.value
         await self._database.write(update(sandboxes).where(*where).values(pause_mode=mode.value))
 
-    async def move(self, record: SandboxRecord, node_id: str) -> bool:
+    async def move(self, record: SandboxRecord, node_id: str, kept_image: str | None) -> bool:
         """To RESUMING on another node, with the next generation, unless it was moved or ended meanwhile.
+
+        `kept_image`: of what an object store has it is begun there; None: of its template.
 
         False: not done. This is what makes it run on one node only: of two that would move it one does.
         """
@@ -175,7 +177,12 @@ class Store:
                 sandboxes.c.generation == record.generation,
                 sandboxes.c.state.in_([state.value for state in living]),
             )
-            .values(state=SandboxState.RESUMING.value, node_id=node_id, generation=record.generation + 1)
+            .values(
+                state=SandboxState.RESUMING.value,
+                node_id=node_id,
+                generation=record.generation + 1,
+                kept_image=kept_image,
+            )
         )
         return bool(await self._database.write(statement))
 
