@@ -139,7 +139,7 @@ class AgentProcess:
 
 
 def _new_id() -> str:
-    """Of a machine: its name, and what tells it from others of that name."""
+    """Of a machine: its name, and a few random letters, for others may have the same name."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname().partition(".")[0]).strip("-.")
     return f"{name[:40] or 'node'}-{secrets.token_hex(3)}"
 
