@@ -60,6 +60,7 @@ RULES: dict[str, set[str]] = {
         "atoll.isolation.guest_client",
     },
     "atoll.control": MODEL | {"atoll.wire.rest", "atoll.control"},
+    "atoll.console": MODEL | {"atoll.console", "atoll.control", "atoll.wire.rest"},
     "atoll.edge": MODEL | {"atoll.edge"},
     "atoll.cluster": MODEL | {"atoll.cluster", "atoll.tls"},
     "atoll.runtime": MODEL | {"atoll.runtime"},
