@@ -28,6 +28,7 @@ from atoll.control.routes import (
     logs,
     metrics,
     network,
+    nodes,
     not_offered,
     pausing,
     sandboxes,
@@ -71,7 +72,8 @@ def _routes() -> FastAPI:
     app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
     of_teams = (teams, keys, secrets, volumes, events)
-    for module in (health, documents, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
+    of_templates = (template_builds, templates)
+    for module in (health, documents, figures, *of_sandboxes, *of_templates, *of_teams, nodes, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
