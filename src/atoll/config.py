@@ -98,6 +98,8 @@ class Settings:
                          may ask for less by metadata `atoll.network_mib_s` (no limit)
     ATOLL_MAX_DISK_MIB_S  how fast a sandbox's disk is read and written, each; a call may ask for less by metadata
                          `atoll.disk_mib_s` (no limit)
+    ATOLL_GPU_SHARE      how many sandboxes may have one GPU at the same time (1: it is one sandbox's alone)
+    ATOLL_CDI_DIRS       comma list of directories with CDI files, which say what GPUs there are (/etc/cdi,/var/run/cdi)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -137,6 +139,8 @@ class Settings:
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
     max_disk_mib_s: int | None = None
+    gpu_share: int = 1
+    cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -179,6 +183,8 @@ class Settings:
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
+            gpu_share=_positive(environ, "ATOLL_GPU_SHARE", 1),
+            cdi_dirs=tuple(map(Path, _list({"ATOLL_CDI_DIRS": "/etc/cdi,/var/run/cdi", **environ}, "ATOLL_CDI_DIRS"))),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),

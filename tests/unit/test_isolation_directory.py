@@ -138,7 +138,7 @@ def test_whoever_changes_what_is_written_raises_the_version() -> None:
         4,
         ["sandbox_id", "template_id", "limits", "env_vars", "access_token", "default_user", "default_workdir",
          "start_cmd", "interpreter", "ca_certificate", "image_id", "one_off", "tier", "traffic_access_token",
-         "mask_request_host", "network", "no_new_privileges", "volumes", "disk_mib_s",
+         "mask_request_host", "network", "no_new_privileges", "volumes", "disk_mib_s", "gpu", "devices",
          "cpu_count", "memory_mib", "disk_mib", "pids",
          "state", "tier", "handle", "network", "paused", "log_base", "mode", "record",
          "allow_internet", "allow_out", "deny_out", "dns_servers", "rules", "mib_s", "registries"],
