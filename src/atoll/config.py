@@ -18,6 +18,13 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(base) / "atoll"
 
 
+def _one_of(environ: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = environ.get(name) or known[0]
+    if value not in known:
+        raise InvalidRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, str(default))
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) == 0:
@@ -100,6 +107,8 @@ class Settings:
                          `atoll.disk_mib_s` (no limit)
     ATOLL_GPU_SHARE      how many sandboxes may have one GPU at the same time (1: it is one sandbox's alone)
     ATOLL_CDI_DIRS       comma list of directories with CDI files, which say what GPUs there are (/etc/cdi,/var/run/cdi)
+    ATOLL_AUDIT          what the audit log has of API keys: `changes`, `all` (reads too), or `off` (changes)
+    ATOLL_AUDIT_MIB      how large it may be, all files together; the oldest goes (256)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -141,6 +150,8 @@ class Settings:
     max_disk_mib_s: int | None = None
     gpu_share: int = 1
     cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    audit: str = "changes"
+    audit_mib: int = 256
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -185,6 +196,8 @@ class Settings:
             max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
             gpu_share=_positive(environ, "ATOLL_GPU_SHARE", 1),
             cdi_dirs=tuple(map(Path, _list({"ATOLL_CDI_DIRS": "/etc/cdi,/var/run/cdi", **environ}, "ATOLL_CDI_DIRS"))),
+            audit=_one_of(environ, "ATOLL_AUDIT", ("changes", "all", "off")),
+            audit_mib=_positive(environ, "ATOLL_AUDIT_MIB", 256),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),

@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import atoll
+from atoll.control.access.audit_entries import Audit
 from atoll.control.access.auth import Authenticator
-from atoll.control.access.gate import Gate
+from atoll.control.access.gate import Answered, Gate
 from atoll.control.routes import (
     events,
     figures,
@@ -45,13 +46,21 @@ _NEWER = re.compile(r"/(v\d+|sandboxes/[^/]+)/")
 """What an SDK that is newer than this server may call."""
 
 
-def create_app(services: Services, auth: Authenticator) -> ASGIApp:
+def create_app(services: Services, auth: Authenticator, audit: Audit | None = None) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
+
+    `audit`: where what keys do is noted; None: nowhere.
 
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, which needs no key.
     """
-    return Gate(api(services), auth, services.figures.request)
+
+    def answered(one: Answered) -> None:
+        services.figures.request(one.method, one.route, one.status, one.seconds)
+        if audit is not None:
+            audit.answered(one)
+
+    return Gate(api(services), auth, answered)
 
 
 def api(services: Services) -> FastAPI:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from atoll.control.access.audit import DIRECTORY, AuditLog
+from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
@@ -35,7 +37,9 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     kept = control_dir(settings.data_dir)
     routes = LiveRoutes()
     nodes = NodeRegistry()
+    audit_log = AuditLog(kept / DIRECTORY, settings.audit_mib)
     async with (
+        _open(audit_log),
         Store(plan.database_url, Seal(plan.seal_key)) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
         _remote_nodes(plan, nodes) as remotes,
@@ -55,7 +59,8 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         for one in (node, *remotes):
             one.subscribe(control.node_events)
             one.subscribe_routes(routes)
-        app = create_app(control.services, Authenticator(plan.keys, store.keys))
+        audit = Audit(audit_log, Audited(settings.audit))
+        app = create_app(control.services, Authenticator(plan.keys, store.keys), audit)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -68,6 +73,12 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)
+
+
+@asynccontextmanager
+async def _open(log: AuditLog) -> AsyncIterator[None]:
+    with log:
+        yield
 
 
 @asynccontextmanager
