@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli import upkeep
+from atoll.cli import service_words, upkeep
 from atoll.cli.everyday import register
 from atoll.cli.words import AsJson, DataDir, errors_printed, print_json, settings_of
 from atoll.config import Settings, warm_wishes
@@ -33,6 +33,7 @@ branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of th
 app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+app.add_typer(service_words.app, name="service")
 audit_app = typer.Typer(help="What API keys did: a log that cannot be changed unnoticed.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 
