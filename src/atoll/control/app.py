@@ -39,6 +39,7 @@ from atoll.control.routes import (
     volumes,
 )
 from atoll.control.services import Services
+from atoll.control.telemetry.tracing import NoTracing, Tracing
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
@@ -46,10 +47,12 @@ _NEWER = re.compile(r"/(v\d+|sandboxes/[^/]+)/")
 """What an SDK that is newer than this server may call."""
 
 
-def create_app(services: Services, auth: Authenticator, audit: Audit | None = None) -> ASGIApp:
+def create_app(
+    services: Services, auth: Authenticator, audit: Audit | None = None, tracing: Tracing | None = None
+) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
 
-    `audit`: where what keys do is noted; None: nowhere.
+    `audit`: where what keys do is noted, `tracing`: where traces go; None: nowhere.
 
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, which needs no key.
@@ -60,7 +63,7 @@ def create_app(services: Services, auth: Authenticator, audit: Audit | None = No
         if audit is not None:
             audit.answered(one)
 
-    return Gate(api(services), auth, answered)
+    return Gate(api(services), auth, answered, tracing or NoTracing())
 
 
 def api(services: Services) -> FastAPI:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,6 +18,7 @@ from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
+from atoll.control.telemetry.tracing import Tracing, tracing_of
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
@@ -37,9 +40,10 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     kept = control_dir(settings.data_dir)
     routes = LiveRoutes()
     nodes = NodeRegistry()
+    tracing = tracing_of(os.environ)
     audit_log = AuditLog(kept / DIRECTORY, settings.audit_mib)
     async with (
-        _open(audit_log),
+        _open(audit_log, tracing),
         Store(plan.database_url, Seal(plan.seal_key)) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
         _remote_nodes(plan, nodes) as remotes,
@@ -54,13 +58,14 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             keep_sandboxes=settings.keep_sandboxes,
+            tracing=tracing,
         ) as control,
     ):
         for one in (node, *remotes):
             one.subscribe(control.node_events)
             one.subscribe_routes(routes)
         audit = Audit(audit_log, Audited(settings.audit))
-        app = create_app(control.services, Authenticator(plan.keys, store.keys), audit)
+        app = create_app(control.services, Authenticator(plan.keys, store.keys), audit, tracing)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -76,8 +81,8 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
 
 
 @asynccontextmanager
-async def _open(log: AuditLog) -> AsyncIterator[None]:
-    with log:
+async def _open(log: AuditLog, tracing: Tracing) -> AsyncIterator[None]:
+    with log, contextlib.closing(tracing):
         yield
 
 

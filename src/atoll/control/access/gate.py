@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atoll.control.access.auth import Authenticator, Caller
 from atoll.control.access.rates import CallRates, is_counted
+from atoll.control.telemetry.tracing import Facts, Tracing
 from atoll.model.errors import AtollError
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
@@ -63,8 +64,11 @@ _log = structlog.get_logger("atoll.control")
 class Gate:
     """See the module. Puts the Caller into `request.state.caller`."""
 
-    def __init__(self, app: ASGIApp, auth: Authenticator, answered: Callable[[Answered], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, auth: Authenticator, answered: Callable[[Answered], None], tracing: Tracing
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._answered = answered
         self._auth = auth
         self._rates = CallRates(time.monotonic)
@@ -90,8 +94,14 @@ class Gate:
             await send(message)
 
         try:
-            with structlog.contextvars.bound_contextvars(request_id=request_id):
-                await self._let_in(scope, receive, noting)
+            with (
+                self._tracing.request(scope["method"], path, _Headers(scope["headers"])) as facts,
+                structlog.contextvars.bound_contextvars(request_id=request_id, **facts),
+            ):
+                try:
+                    await self._let_in(scope, receive, noting)
+                finally:
+                    facts |= _facts(scope, request_id, status)
         finally:
             # The router has put the route that it found into the scope; a stranger's path is no label.
             route = getattr(scope.get("route"), "path", _UNROUTED)
@@ -165,9 +175,41 @@ class _TooLargeError(Exception):
     """Ends the framework's reading; `_pass_on` knows why."""
 
 
+def _facts(scope: Scope, request_id: str, status: int) -> Facts:
+    """By OpenTelemetry's names where it has one."""
+    target = {**scope.get("path_params", {}), **scope["state"].get("made", {})}
+    facts: Facts = {
+        "http.request.method": scope["method"],
+        "http.route": getattr(scope.get("route"), "path", _UNROUTED),
+        "http.response.status_code": status,
+        "atoll.request_id": request_id,
+    }
+    return facts | ({"atoll.sandbox_id": target["sandbox_id"][:64]} if "sandbox_id" in target else {})
+
+
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     given = next((value.decode("latin-1") for name, value in headers if name == REQUEST_ID), "")
     return given if _USABLE_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+class _Headers(Mapping[str, str]):
+    """Of an ASGI request, by lower-case names; decoded when one is asked for."""
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.lower().encode("latin-1", "replace")
+        for key, value in self._headers:
+            if key == wanted:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name, _ in self._headers)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._headers)
 
 
 def _is_streamed(method: str, path: str) -> bool:
