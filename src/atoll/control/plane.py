@@ -111,11 +111,11 @@ class ControlPlane:
         templates = TemplateService(nodes, store.templates, store.keys)
         uploads = Uploads(templates_dir / "uploads")
         build_logs = BuildLogs(templates_dir / "builds", clock.now)
-        quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node)
+        quota = SandboxQuota(policy.max_sandboxes, policy.team, policy.node, nodes.total)
         sandboxes_of_builds = BuildSandboxes(routes, new_sandbox_id, quota)
         importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
-        figures = Figures(quota.counts, lambda: nodes.loads((), lambda _: 0))
+        figures = Figures(quota.counts, nodes.loads)
 
         def created(tier: str, steps_ms: Mapping[str, float]) -> None:
             figures.created(tier, steps_ms)

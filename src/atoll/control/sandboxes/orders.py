@@ -26,7 +26,10 @@ DISK_KEY = "atoll.disk_mib_s"
 GPU_KEY = "atoll.gpu"
 """Metadata by which a create call asks for GPUs (`model.devices.parse_gpu`)."""
 
-OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, GPU_KEY, *KEYS, "atoll.sid"})
+SPREAD_KEY = "atoll.spread"
+"""Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
+
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, GPU_KEY, SPREAD_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
