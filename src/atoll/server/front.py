@@ -44,7 +44,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     audit_log = AuditLog(kept / DIRECTORY, settings.audit_mib)
     async with (
         _open(audit_log, tracing),
-        Store(plan.database_url, Seal(plan.seal_key)) as store,
+        Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
         _remote_nodes(plan, nodes) as remotes,
         ControlPlane(
