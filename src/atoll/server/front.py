@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from atoll.console import Console
 from atoll.control.access.audit import DIRECTORY, AuditLog
 from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
@@ -64,8 +65,9 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         for one in (node, *remotes):
             one.subscribe(control.node_events)
             one.subscribe_routes(routes)
-        audit = Audit(audit_log, Audited(settings.audit))
-        app = create_app(control.services, Authenticator(plan.keys, store.keys), audit, tracing)
+        auth = Authenticator(plan.keys, store.keys)
+        rest = create_app(control.services, auth, Audit(audit_log, Audited(settings.audit)), tracing)
+        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -78,6 +80,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)
+            await app.aclose()
 
 
 @asynccontextmanager
