@@ -6,6 +6,7 @@ Owns routing, and that every error leaves in E2B's form. What a request means is
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,13 +58,18 @@ def create_app(
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, which needs no key.
     """
+    return Gate(api(services), auth, observer(services, audit), tracing or NoTracing())
+
+
+def observer(services: Services, audit: Audit | None) -> Callable[[Answered], None]:
+    """What is called with every request that was answered: figures, and the audit log if there is one."""
 
     def answered(one: Answered) -> None:
         services.figures.request(one.method, one.route, one.status, one.seconds)
         if audit is not None:
             audit.answered(one)
 
-    return Gate(api(services), auth, answered, tracing or NoTracing())
+    return answered
 
 
 def api(services: Services) -> FastAPI:

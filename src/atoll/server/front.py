@@ -66,8 +66,9 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             one.subscribe(control.node_events)
             one.subscribe_routes(routes)
         auth = Authenticator(plan.keys, store.keys)
-        rest = create_app(control.services, auth, Audit(audit_log, Audited(settings.audit)), tracing)
-        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes)
+        audit = Audit(audit_log, Audited(settings.audit))
+        rest = create_app(control.services, auth, audit, tracing)
+        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes, audit=audit)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
