@@ -16,7 +16,7 @@ def export(settings: Settings, *, since: str = "", team: str = "", sandbox: str 
     for entry in audit.entries(control_dir(settings.data_dir) / audit.DIRECTORY):
         if str(entry.get("at", "")) < since or (team and entry.get("team") != team):
             continue
-        if sandbox and entry.get("target", {}).get("sandbox_id") != sandbox:
+        if sandbox and sandbox not in entry.get("target", {}).values():
             continue
         yield entry
 
