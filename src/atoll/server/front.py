@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from atoll.console import Console
 from atoll.control.access.audit import DIRECTORY, AuditLog
@@ -23,13 +23,13 @@ from atoll.control.telemetry.tracing import Tracing, tracing_of
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
-from atoll.model.node_addresses import LOCAL
+from atoll.model.node_addresses import LOCAL, NodeAddress
 from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
+from atoll.server.remote_nodes import RemoteNodes
 from atoll.server.watchdog import Watchdog
-from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
-from atoll.wire.node.transport import TlsNode, unix
+from atoll.wire.node.transport import unix
 
 EDGE_GRACE_S = 3.0
 """How long running requests may go on after a stop was asked for."""
@@ -47,10 +47,12 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         _open(audit_log, tracing),
         Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
-        _remote_nodes(plan, nodes) as remotes,
+        RemoteNodes(plan.identity, nodes, routes) as remotes,
+        _connected(remotes, plan.nodes),
         ControlPlane(
             store=store,
             nodes=nodes,
+            links=remotes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -62,9 +64,9 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             tracing=tracing,
         ) as control,
     ):
-        for one in (node, *remotes):
-            one.subscribe(control.node_events)
-            one.subscribe_routes(routes)
+        node.subscribe(control.node_events)
+        node.subscribe_routes(routes)
+        remotes.subscribe(control.node_events, control.node_of)
         auth = Authenticator(plan.keys, store.keys)
         audit = Audit(audit_log, Audited(settings.audit))
         rest = create_app(control.services, auth, audit, tracing)
@@ -91,18 +93,10 @@ async def _open(log: AuditLog, tracing: Tracing) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _remote_nodes(plan: Plan, nodes: NodeRegistry) -> AsyncIterator[Sequence[RemoteNode]]:
-    """Those on other machines. Nobody waits for one: it is registered whenever it is there."""
-    async with AsyncExitStack() as stack:
-        made: list[RemoteNode] = []
-        for address in plan.nodes:
-            peer = TlsNode(address.host, address.port, peer_context(plan.identity, server=False))
-            stack.push_async_callback(peer.aclose)
-            remote = RemoteNode(
-                peer.connect, dial=peer.dial, presence=nodes, is_waited_for=False, expected_id=address.node_id
-            )
-            made.append(await stack.enter_async_context(remote))
-        yield made
+async def _connected(remotes: RemoteNodes, addresses: Sequence[NodeAddress]) -> AsyncIterator[None]:
+    for address in addresses:
+        await remotes.connect(address)
+    yield
 
 
 def _policy(plan: Plan) -> Policy:
@@ -121,6 +115,7 @@ def _policy(plan: Plan) -> Policy:
         template_wait_s=settings.template_wait_s,
         build_timeout_s=settings.build_timeout_s,
         team_builds=settings.team_builds,
+        has_objects=bool(settings.objects),
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

@@ -26,6 +26,9 @@ DISK_KEY = "atoll.disk_mib_s"
 GPU_KEY = "atoll.gpu"
 """Metadata by which a create call asks for GPUs (`model.devices.parse_gpu`)."""
 
+RESTART_KEY, RESTART_ALWAYS = "restart", "always"
+"""Metadata by which a create call asks that its sandbox is begun anew elsewhere when its node is lost."""
+
 SPREAD_KEY = "atoll.spread"
 """Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
 
@@ -58,6 +61,8 @@ class Policy:
     """How fast a sandbox's disk is read and written, each; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
+    has_objects: bool = False
+    """Whether nodes have an object store, through which images and paused sandboxes get to others."""
     insecure_registries: tuple[str, ...] = ()
     """Those of images that are spoken to without TLS."""
     build_timeout_s: int = 3600
