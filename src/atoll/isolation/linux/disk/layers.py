@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.disk.image import attach
-from atoll.isolation.linux.disk.kept import UPPER
+from atoll.isolation.linux.disk.image import UPPER, attach
 
 SUFFIX = ".img"
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
