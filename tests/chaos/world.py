@@ -157,9 +157,12 @@ class World:
                 return first
 
     def groups(self) -> list[str]:
-        """Control groups below this server's bases without a process, to say which are left."""
+        """Control groups below this server's bases without a process, to say which are left, and since when (s)."""
         found = [place for base in self._bases for place in base.iterdir() if place.is_dir()]
-        return sorted({f"{one.parent.name}/{one.name}" for one in found if not _members(one)})
+        ages = {
+            f"{one.parent.name}/{one.name}": time.time() - one.stat().st_ctime for one in found if not _members(one)
+        }
+        return sorted(f"{name} {age:.0f} s" for name, age in ages.items())
 
     def directories(self) -> list[Path]:
         """Of sandboxes, and of what is on its way out."""
@@ -175,6 +178,8 @@ def grown(before: tuple[Footprint, dict[str, int]], now: tuple[Footprint, dict[s
     more: dict[str, Any] = {name: pair for name, pair in pairs.items() if pair[1] > pair[0]}
     if fds := now[0].fds - before[0].fds:
         more["fds"] = dict(fds)
+        opened = now[0].opened - before[0].opened
+        more["opened"] = {what: count for (kind, what), count in opened.items() if kind in fds}
     return more
 
 
