@@ -36,7 +36,7 @@ from support.tiers import TIERS
 
 ACTORS = {"namespaces": 4, "gvisor": 3}
 _BACK_WITHIN_S = 60.0
-_LAST_STEP_S = 400.0
+_LAST_STEP_S = 900.0
 _RESTS_WITHIN_S = 30.0
 """In which what is made ahead of need is made again, in steps with pauses between them."""
 

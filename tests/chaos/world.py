@@ -23,6 +23,8 @@ from support.server import STALLS, ServerProcess
 from support.tiers import SERVER_ENVIRON
 
 DISK_MIB, RESERVE_MIB = 6000, 200
+MOST_AHEAD_S = 1200.0
+"""Far less than what a sandbox is given to live."""
 _SERVER_BACK_S = 60.0
 SIZE = {"atoll.memory": "256", "atoll.cpu": "1", "atoll.disk": "1024"}
 """Of every sandbox: what is made ahead of need is made for those that were asked for last."""
@@ -38,6 +40,7 @@ class World:
         self._mark = footprint.new_mark()
         self._port = _free_port()
         self._bases: frozenset[Path] = frozenset()
+        self._offset_file, self._offset_s = self.data_dir / "control" / "clock-offset", 0.0
         self.server = self._start()
         self.restarts_refused: list[str] = []
 
@@ -60,6 +63,7 @@ class World:
             environ={
                 footprint.MARKER: self._mark,
                 "ATOLL_DISK_RESERVE_MIB": str(RESERVE_MIB),
+                "ATOLL_CLOCK_OFFSET_FILE": str(self._offset_file),
                 **SERVER_ENVIRON[self.tier],
             },
         )
@@ -95,6 +99,13 @@ class World:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             return [self.server.pid_of(role)]
         return []
+
+    def jump(self, seconds: float) -> None:
+        """Of the clock that timeouts are of."""
+        self._offset_s = min(self._offset_s + seconds, MOST_AHEAD_S)
+        draft = self._offset_file.with_suffix(".new")
+        draft.write_text(str(self._offset_s))
+        draft.rename(self._offset_file)
 
     @contextlib.contextmanager
     def disk_filled(self) -> Iterator[None]:
