@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from e2b import Sandbox
 
+from atoll.images.layers import ImageLayers
 from atoll.testing import footprint
 from atoll.testing.footprint import Footprint
 from support.server import STALLS, ServerProcess
@@ -152,7 +153,7 @@ class World:
             "directories": len(self.directories()),
             "loop devices": sum(named in line for line in loops),
             "mounts of the host": sum(f"{named}/" in line for line in mounts),
-            "unfinished images": len(list((self._templates / ".building").glob("image-*"))),
+            "unfinished images": len(ImageLayers(self._templates).unfinished_ones()),
         }
 
     def at_rest(self, within_s: float = 60.0) -> tuple[Footprint, dict[str, int]]:

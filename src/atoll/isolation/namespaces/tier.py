@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -57,8 +58,7 @@ PARKED = 6
 
 REBOOT_HINT = 'connect with on_resume="reboot" starts it anew on its disk'
 
-_SWEEP_EVERY_S = 1.0
-_SWEEPS = 60
+_SWEEP_SOON_S, _SOON, _SWEEP_EVERY_S = 1.0, 60, 60.0
 """What ends by itself may take its time on a busy machine."""
 
 _CAPABILITY_OF_CONTROLLER = {
@@ -298,8 +298,8 @@ class NamespacesBackend(IsolationBackend):
         self._sweeping = asyncio.create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        for _ in range(_SWEEPS):
-            await asyncio.sleep(_SWEEP_EVERY_S)
+        for number in itertools.count():
+            await asyncio.sleep(_SWEEP_SOON_S if number < _SOON else _SWEEP_EVERY_S)
             async with self._starting:
                 own = self._zygote.name if self._zygote is not None else None
                 left_over = {name for name in self._unowned() if own is None or not name.startswith(own)}
