@@ -37,8 +37,8 @@ _BOOT += "from atoll.isolation.linux.disk.fold import main; main()"
 
 async def run(layers: Sequence[Path], below: Sequence[Path], target: Path) -> Path:
     """The layer, in `target`, which is empty; on the machine's disk. Both sequences are top first. Raises OSError."""
-    order = {"layers": [str(one) for one in layers], "below": [str(one) for one in below], "target": str(target)}
-    order |= {"parent": os.getpid()}
+    chains = {"layers": [str(one) for one in layers], "below": [str(one) for one in below]}
+    order = {**chains, "target": str(target), "parent": os.getpid()}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
