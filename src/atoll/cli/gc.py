@@ -102,12 +102,12 @@ def _devices(settings: Settings, begun: list[Path]) -> Iterator[Rest]:
     sandbox that there is."""
     data_dir = settings.data_dir.absolute()
     kept = [data_dir / "volumes", *(path.absolute() for path in begun)]
-    for device, told in sorted(loops.told().items()):
-        file = Path(told.removesuffix(loops.DELETED))
+    for device, shown in sorted(loops.shown().items()):
+        file = Path(shown.removesuffix(loops.DELETED))
         if not file.is_relative_to(data_dir) or any(file.is_relative_to(path) for path in kept):
             continue
-        if not told.endswith(loops.DELETED) or not begun:
-            yield Rest("a loop device without a sandbox", f"/dev/{device} ({told})", partial(loops.let_go, device))
+        if not shown.endswith(loops.DELETED) or not begun:
+            yield Rest("a loop device without a sandbox", f"/dev/{device} ({shown})", partial(loops.let_go, device))
 
 
 def _that_nothing_names(settings: Settings, images: ImageLayers, begun: list[Path]) -> Iterator[Rest]:

@@ -45,8 +45,8 @@ def devices() -> dict[tuple[int, int], str]:
     return found
 
 
-def told() -> dict[str, str]:
-    """The name of each device that shows a file → the path that the kernel tells of it, with `DELETED` behind that of
+def shown() -> dict[str, str]:
+    """The name of each device that shows a file → the path that the kernel shows for it, with `DELETED` behind that of
     one without a name. Raises no error."""
     found = {}
     for place in Path(_BLOCKS).glob("loop*/loop/backing_file"):
