@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv
 PACKAGES_RUN=(mmdebstrap ca-certificates)
-PACKAGES_TEST=(nodejs npm libnss-myhostname skopeo zstd busybox-static)
+PACKAGES_TEST=(nodejs npm libnss-myhostname skopeo zstd busybox-static postgresql)
 PACKAGES_BENCH=(bubblewrap)
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }

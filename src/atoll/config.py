@@ -75,7 +75,8 @@ class Settings:
     ATOLL_RUNSC, ATOLL_RUNSC_PLATFORM, ATOLL_GVISOR_READY   the gvisor tier's own: which runsc, on which platform
                          (systrap), and how many sandboxes it keeps started ahead of need (2)
     ATOLL_API_KEYS       comma list; without it one key is generated into DATA_DIR/api-key
-    ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR/control)
+    ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR/control); postgresql+asyncpg://USER:PASSWORD@HOST/DB
+                         needs the extra `atoll[postgres]`
     ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
     ATOLL_TLS            `auto`: the domain also over TLS (its port, else 443), by a CA of our own in DATA_DIR/tls
     ATOLL_TLS_CERT, ATOLL_TLS_KEY   PEM files for the domain and *.domain to use instead

@@ -148,11 +148,12 @@ async def plane(
     clock: Clock | None = None,
     keep: bool = False,
     webhook_networks: Sequence[str] = (),
+    database_url: str | None = None,
 ) -> AsyncIterator[World]:
-    """See the module."""
+    """See the module. `database_url` None: SQLite in the data directory."""
     nodes, routes = NodeRegistry(), LiveRoutes()
     async with (
-        Store(default_url(data_dir)) as store,
+        Store(database_url or default_url(data_dir)) as store,
         supervisor(data_dir, keep=keep) as node,
         _present(nodes, node),
         ControlPlane(

@@ -56,7 +56,7 @@ def test_real_load_counts_where_it_differs_and_promises_where_it_does_not() -> N
 
 
 def test_the_image_is_where_a_sandbox_goes_unless_it_is_crowded_there_and_can_be_fetched() -> None:
-    there, elsewhere = NodeLoad("there", True, 30, load=0.9), NodeLoad("elsewhere", False, 0)
+    there, elsewhere = NodeLoad("there", True, 30, load=0.4), NodeLoad("elsewhere", False, 0)
     assert _choose([there, elsewhere], can_move=True) == "there"
     crowded = replace(there, load=2.0)
     assert _choose([crowded, elsewhere], can_move=True) == "elsewhere"

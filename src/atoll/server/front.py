@@ -37,7 +37,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     routes = LiveRoutes()
     nodes = NodeRegistry()
     async with (
-        Store(plan.database_url, Seal(plan.seal_key)) as store,
+        Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
         _remote_nodes(plan, nodes) as remotes,
         ControlPlane(

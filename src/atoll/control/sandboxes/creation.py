@@ -203,7 +203,7 @@ class SandboxCreation:
                     refused=refused,
                 )
             except QuotaExceeded:
-                if not await self._warm.give_way():
+                if refused or not await self._warm.give_way():  # room is not what a node that refused lacks
                     raise
 
     async def _see_through(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:

@@ -76,9 +76,13 @@ class Store:
     Entering raises InvalidRequest (a URL that cannot be used, a database newer than this Atoll).
     """
 
-    def __init__(self, url: str, seal: Seal | None = None) -> None:
-        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are."""
+    def __init__(self, url: str, seal: Seal | None = None, *, alone: bool = False) -> None:
+        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are.
+
+        `alone`: a control plane's own, which no other may use meanwhile.
+        """
         self._url = url
+        self._alone = alone
         self._seal = seal or Seal()
         self._database: Database
         self.keys: KeyTables
@@ -90,7 +94,7 @@ class Store:
         self.volumes: VolumeTables
 
     async def __aenter__(self) -> Self:
-        self._database = await open_database(self._url, self._seal)
+        self._database = await open_database(self._url, self._seal, alone=self._alone)
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database, self._seal)
         self.secrets = SecretTables(self._database, self._seal)
