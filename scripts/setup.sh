@@ -85,6 +85,8 @@ for group in "$@"; do
     run) ;;
     test)
       need_packages "${PACKAGES_TEST[@]}"
+      # For the tests of the console, which skip without it; Ubuntu has no such package.
+      if apt-cache policy chromium 2>/dev/null | grep -q 'Candidate: [0-9]'; then need_packages chromium; fi
       # For the tests of the gVisor tier; apart from the data directory, where it would change what `auto` chooses.
       ATOLL_TOOLS_DIR="$VENV/atoll-tools" "$VENV/bin/atoll" doctor --fix >/dev/null || true
       ;;

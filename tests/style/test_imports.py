@@ -59,6 +59,7 @@ RULES: dict[str, set[str]] = {
         "atoll.isolation.guest_client",
     },
     "atoll.control": MODEL | {"atoll.wire.rest", "atoll.control"},
+    "atoll.console": MODEL | {"atoll.console", "atoll.control", "atoll.wire.rest"},
     "atoll.edge": MODEL | {"atoll.edge"},
     "atoll.runtime": MODEL | {"atoll.runtime"},
     "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from atoll.console import Console
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
@@ -57,7 +58,9 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         for one in (node, *remotes):
             one.subscribe(control.node_events)
             one.subscribe_routes(routes)
-        app = create_app(control.services, Authenticator(plan.keys, store.keys))
+        auth = Authenticator(plan.keys, store.keys)
+        rest = create_app(control.services, auth)
+        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -70,6 +73,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)
+            await app.aclose()
 
 
 @asynccontextmanager

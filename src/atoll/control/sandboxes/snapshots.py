@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass, replace
+from datetime import datetime
 from uuid import uuid4
 
 from atoll.control.access.auth import Caller
@@ -44,6 +45,21 @@ class Snapshot:
 
     snapshot_id: str
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOrigin:
+    """A snapshot and where it comes from. `sandbox_id`: what it was taken of last; `made_of`: that one's template.
+
+    `made_of` is None once that sandbox is forgotten. `label`: its metadata `atoll.sid`, an agent's session; or "".
+    """
+
+    template_id: str
+    name: str
+    sandbox_id: str
+    created_at: datetime
+    made_of: str | None
+    label: str
 
 
 class SandboxSnapshots:
@@ -121,6 +137,22 @@ class SandboxSnapshots:
             tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
             found += [await self._shown(row, tag) for _, tag in reversed(tags)]
         return found
+
+    async def origins(self, caller: Caller) -> list[SnapshotOrigin]:
+        """The team's, newest first."""
+        found = []
+        for row in await self._tables.of_team(caller.team_id):
+            if row.sandbox_id is None:
+                continue
+            try:
+                sandbox = await self._lookup.get_any(caller, row.sandbox_id)
+            except SandboxNotFound:
+                made_of, label = None, ""
+            else:
+                made_of, label = sandbox.template_id, sandbox.metadata.get("atoll.sid", "")
+            name = row.name if row.name != row.template_id else ""
+            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id, row.created_at, made_of, label))
+        return sorted(found, key=lambda one: one.created_at, reverse=True)
 
     async def fork(
         self, caller: Caller, sandbox_id: str, timeout_s: int, count: int

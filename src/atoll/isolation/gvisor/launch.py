@@ -24,8 +24,7 @@ from typing import NamedTuple, NoReturn
 
 from atoll.isolation.gvisor.addresses import ADDRESS, EGRESS_DNS_PORT, EGRESS_TCP_PORT, GATEWAY, PREFIX
 from atoll.isolation.linux.disk import mounts, volume
-from atoll.isolation.linux.disk.image import IMAGE, mount_image
-from atoll.isolation.linux.disk.kept import UPPER, WORK
+from atoll.isolation.linux.disk.image import IMAGE, UPPER, WORK, mount_image
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.net import netlink, nft
 from atoll.isolation.linux.sys import caps, oom, syscalls

@@ -27,7 +27,7 @@ from atoll.isolation.gvisor.pool import Kind, Pool
 from atoll.isolation.gvisor.start import LaunchContext, LaunchOrder, PooledSandbox
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
-from atoll.isolation.linux.disk import fold, kept
+from atoll.isolation.linux.disk import fold, thaw
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.written import copy_written, keep_written
@@ -163,7 +163,7 @@ class GvisorBackend(IsolationBackend):
 
     async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """See IsolationBackend."""
-        await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
+        await asyncio.to_thread(thaw.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
         await asyncio.to_thread(self._cgroups.lift_unused_disks)
 
     async def resume(

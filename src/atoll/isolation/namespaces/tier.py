@@ -26,7 +26,7 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
-from atoll.isolation.linux.disk import fold, kept
+from atoll.isolation.linux.disk import fold, thaw
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
@@ -257,7 +257,7 @@ class NamespacesBackend(IsolationBackend):
 
     async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """See IsolationBackend."""
-        await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
+        await asyncio.to_thread(thaw.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
         await asyncio.to_thread(self._cgroups.lift_unused_disks)
 
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:

@@ -28,6 +28,8 @@ from typing import NamedTuple
 from atoll.isolation.linux.disk import mounts
 
 IMAGE = "disk.img"
+UPPER, WORK = "upper", "work"
+"""The directories on it: what a sandbox has written, and what the overlay needs beside."""
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY = 1

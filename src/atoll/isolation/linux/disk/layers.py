@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.disk.image import attach
-from atoll.isolation.linux.disk.kept import UPPER
+from atoll.isolation.linux.disk.image import UPPER, attach
 
 SUFFIX = ".img"
 KEPT_S = 10.0
