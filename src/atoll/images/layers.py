@@ -23,7 +23,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from atoll.images import leases
 from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
 from atoll.model.errors import TemplateNotFound
+from atoll.model.seams import NodeImage
 
 FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
@@ -237,6 +238,30 @@ class ImageLayers:
             with suppress(FileNotFoundError):  # somebody else removes it too
                 remove_tree(path)
         return len(left)
+
+    def listed(self) -> list[NodeImage]:
+        """All that are complete, by id. Blocks for as long as it takes to look at their files."""
+        found = []
+        for path in sorted(self._images.glob("*/image.json")):
+            record = self._record(path.parent.name)
+            if record is not None:
+                size = sum(one.lstat().st_blocks * 512 for one in path.parent.rglob("*"))
+                found.append(NodeImage(path.parent.name, size, len(record["layers"]), bool(record.get("memory"))))
+        return found
+
+    def record(self, image_id: str) -> dict[str, Any] | None:
+        """What is kept of an image that is here, for another machine's `adopt`; None: it is not here."""
+        return self._record(image_id)
+
+    def adopt(self, image_id: str, record: Mapping[str, Any]) -> None:
+        """An image of another machine, whose parts are here by now, is one of this node's. Raises OSError."""
+        image = self._images / image_id
+        image.mkdir(parents=True, exist_ok=True)
+        draft = image / "image.json.new"
+        draft.write_text(json.dumps({**record, "data_dir": self._holder}) + "\n")
+        _sync(draft)
+        draft.rename(image / "image.json")
+        _sync(image)
 
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""
