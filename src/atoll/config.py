@@ -112,9 +112,17 @@ class Settings:
                          team run at once (3; others wait, and 4 of all teams run)
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
     ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
+    ATOLL_OBJECTS        file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=URL: where images and paused sandboxes lie for
+                         other nodes; the same on the server and on every node (none: they stay where they are made)
+    ATOLL_CLUSTER        ray://HOST:PORT: each machine of that Ray cluster is a node (docs/nodes.md); `local`: a
+                         cluster of this machine alone, started with the server
+    ATOLL_AGENT_DATA_DIR, ATOLL_AGENT_PORT  read by the agent that Ray keeps on a machine, from its raylet's own:
+                         where its data lies (XDG_DATA_HOME/atoll-agent), and where it listens (a free port, then kept)
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
+    ATOLL_CLOCK_OFFSET_FILE  a file below DATA_DIR/control with the seconds by which the control plane takes its clock
+                         to be off, read each time: for tests of clocks that jump (none)
     """
 
     data_dir: Path
@@ -148,7 +156,10 @@ class Settings:
     team_builds: int = 3
     template_wait_s: int = 50
     nodes: tuple[str, ...] = ()
+    cluster: str = ""
+    objects: str = field(default="", repr=False)
     warm: Mapping[str, int] = field(default_factory=dict)
+    clock_offset_file: Path | None = None
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -186,6 +197,8 @@ class Settings:
             insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
             nodes=_list(environ, "ATOLL_NODES"),
+            cluster=environ.get("ATOLL_CLUSTER", ""),
+            objects=environ.get("ATOLL_OBJECTS", ""),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
@@ -193,4 +206,5 @@ class Settings:
             team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
+            clock_offset_file=_path(environ, "ATOLL_CLOCK_OFFSET_FILE"),
         )

@@ -27,6 +27,7 @@ from atoll.control.services import Services
 from atoll.control.store import Store, default_url
 from atoll.edge.routes import LiveRoutes
 from atoll.images.layers import ImageLayers
+from atoll.images.transfer import ImageTransfer
 from atoll.isolation.registry import BackendFactory
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
@@ -80,6 +81,11 @@ class MemoryTemplates:
     def images(self) -> ImageLayers:
         """None, and none can be made: the fake tier keeps nothing."""
         return ImageLayers(Path("/nonexistent"))
+
+    @property
+    def transfer(self) -> ImageTransfer:
+        """There is no other machine."""
+        return ImageTransfer(Path("/nonexistent"), self.images, None)
 
     def list_templates(self) -> list[Template]:
         return list(self._templates)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from atoll.cli import upkeep
+from atoll.cli.cluster import app as nodes_app
 from atoll.cli.everyday import register
 from atoll.cli.words import AsJson, DataDir, errors_printed, print_json, settings_of
 from atoll.config import Settings, warm_wishes
@@ -32,6 +33,7 @@ branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of th
 app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+app.add_typer(nodes_app, name="nodes")
 
 CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
 
@@ -76,6 +78,9 @@ def serve(
     node: Annotated[
         list[str] | None, typer.Option(help="ID=HOST:PORT of a node on another machine; may be given more than once.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="ray://HOST:PORT: every machine of that Ray cluster is a node; or local.")
+    ] = None,
     warm: Annotated[
         list[str] | None,
         typer.Option(metavar="TEMPLATE=N", help="Keep N started sandboxes of this template for the creates to come."),
@@ -101,6 +106,7 @@ def serve(
             "keep_sandboxes": keep_sandboxes,
             "registry_allow_private": tuple(registry_allow_private) if registry_allow_private else None,
             "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
+            "cluster": cluster,
             "nodes": tuple(node) if node else None,
             "warm": warm_wishes(warm) if warm else None,
         }

@@ -27,6 +27,7 @@ from atoll.control.routes import (
     logs,
     metrics,
     network,
+    nodes,
     not_offered,
     pausing,
     sandboxes,
@@ -60,7 +61,7 @@ def api(services: Services) -> FastAPI:
     app.state.services = services
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
     of_teams = (teams, keys, secrets, volumes, events)
-    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, not_offered):
+    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, nodes, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -17,11 +17,14 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
-from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.nodes.leases import NodeLeases
+from atoll.control.nodes.registry import NodeNews, NodeRegistry
+from atoll.control.nodes.service import NodeService
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.failover import SandboxFailover
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
@@ -55,8 +58,10 @@ from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
 from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
+from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
-from atoll.model.seams import NodeEvents
+from atoll.model.node_addresses import LOCAL
+from atoll.model.seams import NodeEvents, NodeLinks
 
 
 class ControlPlane:
@@ -75,6 +80,7 @@ class ControlPlane:
 
     Args:
         nodes: those that are there, and those that come later.
+        links: connects to nodes that an operator adds; None: none can be added.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
         mark: see `state_mark`; None: a store that was put back is not noticed.
@@ -88,6 +94,7 @@ class ControlPlane:
         *,
         store: Store,
         nodes: NodeRegistry,
+        links: NodeLinks | None = None,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -152,7 +159,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum, policy.has_objects),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -171,6 +178,20 @@ class ControlPlane:
         timeouts = SandboxTimeouts(
             store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
         )
+        self._failover = SandboxFailover(
+            store=store,
+            nodes=nodes,
+            templates=templates,
+            placing=placing,
+            policy=policy,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            filling=filling,
+            sleeping=sleeping,
+        )
         pausing = SandboxPausing(
             store=store,
             nodes=nodes,
@@ -186,7 +207,9 @@ class ControlPlane:
             sleeping=sleeping,
             network=network,
             filling=filling,
+            failover=self._failover,
         )
+        self._leases = NodeLeases(nodes)
         self.reconciliation = Reconciliation(
             store=store,
             nodes=nodes,
@@ -199,7 +222,10 @@ class ControlPlane:
             pausing=pausing,
             sleeping=sleeping,
             warm=warm,
+            failover=self._failover,
+            leases=self._leases,
         )
+        self.node_of = quota.node_of
         self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
@@ -228,7 +254,13 @@ class ControlPlane:
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
-                tables=store.templates, catalog=templates, lookup=lookup, nodes=nodes, creation=creation, clock=clock
+                tables=store.templates,
+                catalog=templates,
+                lookup=lookup,
+                nodes=nodes,
+                creation=creation,
+                clock=clock,
+                has_objects=policy.has_objects,
             ),
             ending=ending,
             pausing=pausing,
@@ -246,6 +278,7 @@ class ControlPlane:
             ),
             volumes=volumes,
             events=EventService(store.events, clock, outbound),
+            nodes=NodeService(store.nodes, nodes, links, quota, clock),
         )
 
     async def __aenter__(self) -> Self:
@@ -260,8 +293,11 @@ class ControlPlane:
             await self.services.network.follow_secrets()
             await self._builds.recover()
             await self.services.volumes.recover()
+            self._nodes.happened = self._node_news
+            await self.services.nodes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self._nodes.given_up = self._failover.node_given_up
             self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
@@ -273,6 +309,7 @@ class ControlPlane:
                 services.telemetry,
                 self._dispatcher,
                 self._nodes,
+                self._leases,
                 self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
@@ -295,9 +332,14 @@ class ControlPlane:
         self.reconciliation.node_returned(node_id)
         self._background.begin(self.services.network.follow_secrets(node_id=node_id))
 
+    def _node_news(self, news: NodeNews, node_id: str) -> None:
+        if not (node_id == LOCAL and news in (NodeNews.JOINED, NodeNews.RETURNED)):  # each start of the server
+            self._journal.note_node(EventType(f"node.lifecycle.{news.value}"), node_id)
+
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:
             task.cancel()
+        self._failover.stop()
         await self._builds.stop()
         if not self._keep:
             await self.services.ending.kill_all()

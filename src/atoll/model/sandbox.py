@@ -114,11 +114,13 @@ class SandboxSpec:
     """Mounted into it, on its node."""
     disk_mib_s: int | None = None
     """How much its disk gives and takes in a second, each, in MiB; None: no limit."""
+    generation: int = 1
+    """Grows whenever it is begun anew on another node under the same id: of two only the later one counts."""
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
         public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
-        public = replace(public, disk_mib_s=None)
+        public = replace(public, disk_mib_s=None, generation=1)
         return replace(public, traffic_access_token=None, mask_request_host=None, volumes=())
 
     def as_json(self) -> dict[str, Any]:
@@ -220,5 +222,9 @@ class SandboxRecord:
     """Before it was paused."""
     mask_request_host: str | None = None
     volumes: tuple[VolumeMount, ...] = ()
+    generation: int = 1
+    """As `SandboxSpec.generation`."""
+    kept_image: str | None = None
+    """What the object store has of it, so that it can go on elsewhere: of a paused one its disk."""
     ended_at: datetime | None = None
     end_reason: EndReason | None = None

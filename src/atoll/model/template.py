@@ -34,6 +34,8 @@ class Template:
     """For one that was built on this platform; None: a built-in one, which a node knows by its id."""
     node_id: str = ""
     """Which node has the image; "": see what the nodes list."""
+    shared: bool = False
+    """Whether an object store has the image, so that every node can get it."""
     public: bool = True
     """Whether every team may use it."""
     tier: str | None = None

@@ -21,7 +21,7 @@ from atoll.isolation.guest_client import order
 from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodeImage, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.model.volume import VOLUME_PORT, is_volume_id
 from atoll.node.blocking import in_thread
@@ -30,8 +30,9 @@ from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
+from atoll.node.lease import Lease
 from atoll.node.live import LiveSandbox, LiveSandboxes
-from atoll.node.machine import memory_in_use
+from atoll.node.machine import MachineReading, memory_in_use
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -52,6 +53,7 @@ class Supervisor:
 
     Args:
         node_id: stable over restarts.
+        is_leased: what it runs stands still while control does not renew its lease (`node.lease`).
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
 
     Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
@@ -69,6 +71,7 @@ class Supervisor:
         node_id: str = "local",
         keep_sandboxes: bool = True,
         total: Limits | None = None,
+        is_leased: bool = False,
     ) -> None:
         self._node_id = node_id
         self._total = total
@@ -85,6 +88,8 @@ class Supervisor:
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._folding = Folding(templates.images)
         self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
+        self._lease = Lease(self.live, is_leased=is_leased)
+        self._reading = MachineReading(directories.root)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -105,6 +110,7 @@ class Supervisor:
             stack.push_async_callback(self._stop, helpers)
             take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
             self.start_report = await take_over.run(left)
+            helpers.append(self._tasks.create_task(self._lease.run(), name="lease"))
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
         return self
@@ -140,8 +146,9 @@ class Supervisor:
     def status(self) -> NodeStatus:
         """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        drains, memory = self._draining or self._stopping, memory_in_use()
-        return NodeStatus(sum(1 for _ in self.live), drains, round(load, 2), round(memory, 2), self._total)
+        drains, memory, machine = self._draining or self._stopping, memory_in_use(), self._reading.now()
+        count = sum(1 for _ in self.live)
+        return NodeStatus(count, drains, round(load, 2), round(memory, 2), self._total, machine)
 
     # NodeClient
 
@@ -158,6 +165,7 @@ class Supervisor:
         if not SANDBOX_ID.fullmatch(sandbox_id) or sandbox_id in self.live:
             raise CreateFailed(f"sandbox id {sandbox_id!r} cannot be used")
         self._disk.check_room()
+        await self._templates.fetch(request)
         base = self._templates.base_of(request)
         backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
@@ -211,6 +219,10 @@ class Supervisor:
         handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
+    async def renew(self, lease_s: float) -> None:
+        """See NodeClient.renew."""
+        await self._lease.renew(lease_s)
+
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
         return await self.live.handle(sandbox_id).stats()
@@ -237,7 +249,12 @@ class Supervisor:
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
         return [
-            NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
+            NodeSandbox(
+                name,
+                live.tier,
+                paused=describe(live) if live.driver.paused is not None else None,
+                generation=live.spec.generation,
+            )
             for name, live in self.live
             if live.made and not live.driver.has_stopped
         ]
@@ -295,6 +312,14 @@ class Supervisor:
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""
         return self._templates.images.has(image_id)
+
+    async def share_image(self, image_id: str) -> None:
+        """See NodeClient.share_image."""
+        await self._templates.share(image_id)
+
+    async def images(self) -> Sequence[NodeImage]:
+        """See NodeClient.images."""
+        return await asyncio.to_thread(self._templates.images.listed)
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """See NodeClient.keep_images."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from atoll.console import Console
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
+from atoll.control.clock import SystemClock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
@@ -18,13 +19,13 @@ from atoll.control.store import Store
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
-from atoll.model.node_addresses import LOCAL
+from atoll.model.node_addresses import LOCAL, NodeAddress
 from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
+from atoll.server.remote_nodes import RemoteNodes
 from atoll.server.watchdog import Watchdog
-from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
-from atoll.wire.node.transport import TlsNode, unix
+from atoll.wire.node.transport import unix
 
 EDGE_GRACE_S = 3.0
 """How long running requests may go on after a stop was asked for."""
@@ -39,10 +40,12 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     async with (
         Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
-        _remote_nodes(plan, nodes) as remotes,
+        RemoteNodes(plan.identity, nodes, routes) as remotes,
+        _connected(remotes, plan.nodes),
         ControlPlane(
             store=store,
             nodes=nodes,
+            links=remotes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -50,12 +53,13 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
+            clock=SystemClock(settings.clock_offset_file),
             keep_sandboxes=settings.keep_sandboxes,
         ) as control,
     ):
-        for one in (node, *remotes):
-            one.subscribe(control.node_events)
-            one.subscribe_routes(routes)
+        node.subscribe(control.node_events)
+        node.subscribe_routes(routes)
+        remotes.subscribe(control.node_events, control.node_of)
         auth = Authenticator(plan.keys, store.keys)
         rest = create_app(control.services, auth)
         app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes)
@@ -75,18 +79,10 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
 
 
 @asynccontextmanager
-async def _remote_nodes(plan: Plan, nodes: NodeRegistry) -> AsyncIterator[Sequence[RemoteNode]]:
-    """Those on other machines. Nobody waits for one: it is registered whenever it is there."""
-    async with AsyncExitStack() as stack:
-        made: list[RemoteNode] = []
-        for address in plan.nodes:
-            peer = TlsNode(address.host, address.port, peer_context(plan.identity, server=False))
-            stack.push_async_callback(peer.aclose)
-            remote = RemoteNode(
-                peer.connect, dial=peer.dial, presence=nodes, is_waited_for=False, expected_id=address.node_id
-            )
-            made.append(await stack.enter_async_context(remote))
-        yield made
+async def _connected(remotes: RemoteNodes, addresses: Sequence[NodeAddress]) -> AsyncIterator[None]:
+    for address in addresses:
+        await remotes.connect(address)
+    yield
 
 
 def _policy(plan: Plan) -> Policy:
@@ -105,6 +101,7 @@ def _policy(plan: Plan) -> Policy:
         template_wait_s=settings.template_wait_s,
         build_timeout_s=settings.build_timeout_s,
         team_builds=settings.team_builds,
+        has_objects=bool(settings.objects),
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

@@ -27,6 +27,7 @@ from atoll.node.supervisor import Supervisor
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
 from atoll.node.volumes import NodeVolumes
+from atoll.objects import open_objects
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
@@ -75,6 +76,7 @@ def supervisor(
     isolation: str = "auto",
     node_id: str = LOCAL,
     keep_sandboxes: bool = True,
+    is_leased: bool = False,
     gateway: EgressGateway | None = None,
     seal: Seal | None = None,
     disk_reserve: int = 0,
@@ -90,7 +92,7 @@ def supervisor(
         templates: what a create may name.
         builds: makes built-in templates that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
-        node_id, keep_sandboxes: see Supervisor.
+        node_id, keep_sandboxes, is_leased: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
         seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
@@ -108,6 +110,7 @@ def supervisor(
         volumes=volumes,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
+        is_leased=is_leased,
         total=total,
     )
 
@@ -115,7 +118,8 @@ def supervisor(
 @asynccontextmanager
 async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
     settings, capacity = plan.settings, plan.capacity
-    templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
+    objects = open_objects(settings.objects) if settings.objects else None
+    templates = TemplateStore(settings.templates_dir, holder=settings.data_dir, objects=objects)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
         supervisor(
@@ -125,6 +129,7 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             isolation=settings.isolation,
             node_id=plan.agent_id or LOCAL,
             keep_sandboxes=settings.keep_sandboxes,
+            is_leased=plan.agent_id is not None,
             gateway=gateway,
             seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,

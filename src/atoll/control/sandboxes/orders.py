@@ -22,6 +22,9 @@ NETWORK_KEY = "atoll.network_mib_s"
 DISK_KEY = "atoll.disk_mib_s"
 """Metadata by which a create call bounds how fast its sandbox's disk is read and written (MiB a second, each)."""
 
+RESTART_KEY, RESTART_ALWAYS = "restart", "always"
+"""Metadata by which a create call asks that its sandbox is begun anew elsewhere when its node is lost."""
+
 SPREAD_KEY = "atoll.spread"
 """Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
 
@@ -54,6 +57,8 @@ class Policy:
     """How fast a sandbox's disk is read and written, each; None: no limit."""
     node: Limits | None = None
     """The same of one node."""
+    has_objects: bool = False
+    """Whether nodes have an object store, through which images and paused sandboxes get to others."""
     insecure_registries: tuple[str, ...] = ()
     """Those of images that are spoken to without TLS."""
     build_timeout_s: int = 3600

@@ -137,6 +137,15 @@ class SandboxQuota:
         """How many it runs or makes."""
         return self._per_node.get(node_id, Counter())["sandboxes"]
 
+    def limits_on(self, node_id: str) -> Limits:
+        """What the limits of all that it runs or makes add up to; of paused ones that hold no memory, their disks."""
+        sums = self._per_node.get(node_id, Counter())
+        return Limits(**{name: sums[name] for name in Limits.__slots__})
+
+    def held_on(self, node_id: str) -> int:
+        """How many of its sandboxes there are, paused ones too."""
+        return sum(held.node_id == node_id for held in self._held.values())
+
     def node_lacks(self, node_id: str, limits: Limits) -> str:
         """Why a sandbox of that size has no room there any more; "" when it has."""
         return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._most_of(node_id), limits)

@@ -74,6 +74,7 @@ class SandboxSnapshots:
         nodes: NodeRegistry,
         creation: SandboxCreation,
         clock: Clock,
+        has_objects: bool = False,
     ) -> None:
         self._tables = tables
         self._catalog = catalog
@@ -81,6 +82,7 @@ class SandboxSnapshots:
         self._nodes = nodes
         self._creation = creation
         self._clock = clock
+        self._has_objects = has_objects
 
     async def create(self, caller: Caller, sandbox_id: str, name: str | None, mode: PauseMode | None) -> Snapshot:
         """`mode` None: with memory where the tier can and no volume is mounted, else of the files alone.
@@ -96,6 +98,8 @@ class SandboxSnapshots:
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
         made = await self._take(record, image_id, mode, durable=True)
+        if self._has_objects:  # what is answered is to outlive its node
+            await self._nodes.client(record.node_id).share_image(image_id)
         now = self._clock.now()
         build = BuildRow(
             build_id=str(uuid4()),
@@ -115,6 +119,7 @@ class SandboxSnapshots:
                 "start_cmd": made.start_cmd,
                 "interpreter": made.interpreter,
                 "tier": made.tier,
+                "shared": self._has_objects,
             },
         )
         if await self._tables.find(template.template_id) is None:
