@@ -132,6 +132,8 @@ class Settings:
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
+    ATOLL_CLOCK_OFFSET_FILE  a file below DATA_DIR/control with the seconds by which the control plane takes its clock
+                         to be off, read each time: for tests of clocks that jump (none)
     """
 
     data_dir: Path
@@ -172,6 +174,7 @@ class Settings:
     cluster: str = ""
     objects: str = field(default="", repr=False)
     warm: Mapping[str, int] = field(default_factory=dict)
+    clock_offset_file: Path | None = None
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -222,4 +225,5 @@ class Settings:
             team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
+            clock_offset_file=_path(environ, "ATOLL_CLOCK_OFFSET_FILE"),
         )

@@ -14,6 +14,7 @@ from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
+from atoll.control.clock import SystemClock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
@@ -60,6 +61,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
+            clock=SystemClock(settings.clock_offset_file),
             keep_sandboxes=settings.keep_sandboxes,
             tracing=tracing,
         ) as control,

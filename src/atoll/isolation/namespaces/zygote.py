@@ -114,9 +114,10 @@ class Zygote:
         if not self._rootless:  # there its capabilities are over its own user namespace only
             caps.limit_to(posture.ZYGOTE_CAPABILITIES)
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
-        shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
+            # First, for it fails where the server is gone: then what is prepared is another zygote's already.
+            self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
+            shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
             while True:
                 step = self._next_step()
                 events = self._selector.select(self._patience(step))
@@ -125,17 +126,20 @@ class Zygote:
                 if not events and step is not None and time.monotonic() >= self._refill_at():
                     step()
                 self._unremoved = [group for group in self._unremoved if not group.try_remove()]
+                self._layers.let_go_unused()
         except _ServerGone:
             self._end()
 
     # -- the pool ------------------------------------------------------------------------------------------------------
 
     def _patience(self, step: Callable[[], None] | None) -> float | None:
-        """How long to wait for an event: until it is time for the next step in quiet, if there is one."""
-        until_step = max(0.0, self._refill_at() - time.monotonic()) if step is not None else None
+        """How long to wait for an event: until it is time for something that is done in quiet, if there is anything."""
+        due = [max(0.0, self._refill_at() - time.monotonic())] if step is not None else []
         if self._unremoved:
-            return min(0.02, until_step) if until_step is not None else 0.02
-        return until_step
+            due.append(0.02)
+        if (unused := self._layers.next_unused_s()) is not None:
+            due.append(unused)
+        return min(due, default=None)
 
     def _refill_at(self) -> float:
         ready = sum(child.is_ready for child in self._young)
