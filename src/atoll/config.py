@@ -19,6 +19,13 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(base) / "atoll"
 
 
+def _one_of(environ: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = environ.get(name) or known[0]
+    if value not in known:
+        raise InvalidRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, str(default))
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) == 0:
@@ -100,6 +107,10 @@ class Settings:
                          may ask for less by metadata `atoll.network_mib_s` (no limit)
     ATOLL_MAX_DISK_MIB_S  how fast a sandbox's disk is read and written, each; a call may ask for less by metadata
                          `atoll.disk_mib_s` (no limit)
+    ATOLL_GPU_SHARE      how many sandboxes may have one GPU at the same time (1: it is one sandbox's alone)
+    ATOLL_CDI_DIRS       comma list of directories with CDI files, which say what GPUs there are (/etc/cdi,/var/run/cdi)
+    ATOLL_AUDIT          what the audit log has of API keys: `changes`, `all` (reads too), or `off` (changes)
+    ATOLL_AUDIT_MIB      how large it may be, all files together; the oldest goes (256)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -122,6 +133,8 @@ class Settings:
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
+    ATOLL_CLOCK_OFFSET_FILE  a file below DATA_DIR/control with the seconds by which the control plane takes its clock
+                         to be off, read each time: for tests of clocks that jump (none)
     """
 
     data_dir: Path
@@ -145,6 +158,10 @@ class Settings:
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
     max_disk_mib_s: int | None = None
+    gpu_share: int = 1
+    cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    audit: str = "changes"
+    audit_mib: int = 256
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -158,6 +175,7 @@ class Settings:
     cluster: str = ""
     objects: str = field(default="", repr=False)
     warm: Mapping[str, int] = field(default_factory=dict)
+    clock_offset_file: Path | None = None
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -189,6 +207,10 @@ class Settings:
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
+            gpu_share=_positive(environ, "ATOLL_GPU_SHARE", 1),
+            cdi_dirs=tuple(map(Path, _list({"ATOLL_CDI_DIRS": "/etc/cdi,/var/run/cdi", **environ}, "ATOLL_CDI_DIRS"))),
+            audit=_one_of(environ, "ATOLL_AUDIT", ("changes", "all", "off")),
+            audit_mib=_positive(environ, "ATOLL_AUDIT_MIB", 256),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
@@ -204,6 +226,7 @@ class Settings:
             team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
+            clock_offset_file=_path(environ, "ATOLL_CLOCK_OFFSET_FILE"),
         )
 
 

@@ -6,6 +6,7 @@ Owns routing, and that every error leaves in E2B's form. What a request means is
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import atoll
+from atoll.control.access.audit_entries import Audit
 from atoll.control.access.auth import Authenticator
-from atoll.control.access.gate import Gate
+from atoll.control.access.gate import Answered, Gate
 from atoll.control.routes import (
     documents,
     events,
@@ -40,6 +42,7 @@ from atoll.control.routes import (
     volumes,
 )
 from atoll.control.services import Services
+from atoll.control.telemetry.tracing import NoTracing, Tracing
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
@@ -47,13 +50,28 @@ _NEWER = re.compile(r"/(v\d+|sandboxes/[^/]+)/")
 """What an SDK that is newer than this server may call."""
 
 
-def create_app(services: Services, auth: Authenticator) -> ASGIApp:
+def create_app(
+    services: Services, auth: Authenticator, audit: Audit | None = None, tracing: Tracing | None = None
+) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
+
+    `audit`: where what keys do is noted, `tracing`: where traces go; None: nowhere.
 
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
     The document of the interface is at /openapi.json, the documents for people at /docs; they need no key.
     """
-    return Gate(api(services), auth, services.figures.request)
+    return Gate(api(services), auth, observer(services, audit), tracing or NoTracing())
+
+
+def observer(services: Services, audit: Audit | None) -> Callable[[Answered], None]:
+    """What is called with every request that was answered: figures, and the audit log if there is one."""
+
+    def answered(one: Answered) -> None:
+        services.figures.request(one.method, one.route, one.status, one.seconds)
+        if audit is not None:
+            audit.answered(one)
+
+    return answered
 
 
 def api(services: Services) -> FastAPI:

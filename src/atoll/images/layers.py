@@ -278,20 +278,9 @@ class ImageLayers:
         """
         doomed = []
         with leases.exclusive(self._templates):
-            held = leases.held(self._templates)
-            kept = set(in_use)
-            for image_id in image_ids:
-                kept |= set(self._read(image_id) or ())
-            images = list(self._images.glob("*"))
-            for path in images:
-                owner = self._owner(path.name)
-                needed = kept if owner == self._holder else kept | held
-                if _age_s(path) < KEPT_S:
-                    continue
-                if path.name in image_ids or any(layer.is_relative_to(path) for layer in needed):
+            for path, is_needed, needed in list(self._old_ones(image_ids, in_use)):
+                if is_needed:
                     doomed += self._superseded(path.name, needed)
-                    continue
-                if owner != self._holder and Path(owner).is_dir():
                     continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)
@@ -301,6 +290,30 @@ class ImageLayers:
             remove_tree(path)
         self.remove_unfinished()
         return len(doomed)
+
+    def unneeded(self, image_ids: Collection[str], in_use: Collection[Path] = ()) -> list[Path]:
+        """The images that `keep` would remove. Raises OSError."""
+        with leases.exclusive(self._templates):
+            return [path for path, is_needed, _ in self._old_ones(image_ids, in_use) if not is_needed]
+
+    def _old_ones(
+        self, image_ids: Collection[str], in_use: Collection[Path]
+    ) -> Iterator[tuple[Path, bool, Collection[Path]]]:
+        """Those that are not new, whether somebody needs them, and which layers are needed. Another server's that it
+        alone may judge are left out."""
+        held = leases.held(self._templates)
+        kept = set(in_use)
+        for image_id in image_ids:
+            kept |= set(self._read(image_id) or ())
+        for path in list(self._images.glob("*")):
+            owner = self._owner(path.name)
+            needed = kept if owner == self._holder else kept | held
+            if _age_s(path) < KEPT_S:
+                continue
+            if path.name in image_ids or any(layer.is_relative_to(path) for layer in needed):
+                yield path, True, needed
+            elif owner == self._holder or not Path(owner).is_dir():
+                yield path, False, needed
 
     def _superseded(self, image_id: str, needed: Collection[Path]) -> list[Path]:
         """Own layers for which a folded one stands now, and that nobody stands on any more, moved aside."""
