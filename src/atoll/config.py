@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,18 +229,16 @@ class Settings:
         )
 
 
-_VARIABLE = re.compile(r"    (ATOLL_[A-Z_]+(?:, ATOLL_[A-Z_]+)*) {2,}(.*)")
-
-
 def documented() -> Iterator[tuple[Sequence[str], str]]:
     """(variables, what they mean) of each entry in the table of `Settings`' docstring."""
     names: Sequence[str] = ()
     text: list[str] = []
     for line in (Settings.__doc__ or "").splitlines():
-        if found := _VARIABLE.match(line):
+        head, _, rest = line.strip().partition("  ")
+        if line.startswith("    ATOLL_"):
             if names:
                 yield names, " ".join(text)
-            names, text = found[1].split(", "), [found[2]]
+            names, text = head.split(", "), [rest.strip()]
         elif names and line.strip():
             text.append(line.strip())
     if names:
