@@ -374,6 +374,10 @@ def _close_orderly() -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
+        # A flush hands its messages to the thread that sends, behind whatever that has to do already.
+        thread, sent = shell.kernel.iopub_thread, threading.Event()
+        thread.schedule(sent.set)
+        sent.wait()
     with contextlib.suppress(Exception):
         shell.kernel.parent.close()
 
@@ -395,7 +399,8 @@ def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
 def _exit_now() -> None:
     """`exit()`: in this cell, which reports it. By itself ipykernel ends a moment later, maybe in the next one."""
     if not shell.keepkernel_on_exit:
-        atexit.unregister(shell.kernel.parent.close)  # only after what the handlers print
+        for last in (shell.kernel.parent.close, shell.kernel.iopub_thread.stop):
+            atexit.unregister(last)  # only after what the handlers print
         with contextlib.suppress(Exception):
             atexit._run_exitfuncs()
         os._exit(0)
