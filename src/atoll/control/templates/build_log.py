@@ -110,11 +110,14 @@ class BuildLogs:
 
     def read(self, build_id: str, offset: int = 0, limit: int = PAGE, level: str = "debug") -> list[BuildLogEntry]:
         """From the entry with number `offset`, no more than `limit`, of `level` or graver. Blocks."""
-        levels = LEVELS[LEVELS.index(level) :] if level in LEVELS else LEVELS
+        levels = LEVELS[LEVELS.index(level) :] if level in LEVELS[1:] else LEVELS
         found: list[BuildLogEntry] = []
         with contextlib.suppress(OSError), self._path(build_id).open(encoding="utf-8") as file:
             number = 0
             for line in file:
+                if number < offset and levels is LEVELS:
+                    number += 1
+                    continue
                 if (entry := _parse(line)) is None or entry.level not in levels:
                     continue
                 if number >= offset:
