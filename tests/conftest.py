@@ -158,10 +158,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if (sent := getattr(session.config, "workeroutput", None)) is not None:
         sent["stalls"] = STALLS
         return
-    if STALLS and exitstatus == 0:
+    if STALLS:
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line("a server's event loop stood still:\n" + "\n".join(STALLS), red=True)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
         return
     _refuse_empty_suites(session, exitstatus)
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,14 +17,14 @@ import pytest_asyncio
 from atoll.control.access.auth import Authenticator
 from atoll.control.app import create_app
 from atoll.control.nodes import registry
-from atoll.control.nodes.placement import NodeState
 from atoll.control.nodes.registry import GONE_AFTER_S, SILENT_AFTER_S, NodeRegistry
+from atoll.control.placement import NodeState
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes import reconciliation
 from atoll.control.store import Store, default_url
 from atoll.control.templates import catalog
 from atoll.edge.routes import LiveRoutes
-from atoll.model.errors import NodeUnreachable
+from atoll.model.errors import NodeUnreachable, StorageFull
 from atoll.model.sandbox import EndReason
 from atoll.model.seams import NodeStatus
 from atoll.node.supervisor import Supervisor
@@ -54,13 +55,13 @@ def test_a_node_is_ready_from_its_first_word_and_silent_without_beats() -> None:
     nodes, now, told = _registry()
     assert nodes.state("a") is NodeState.SILENT
     nodes.registered(_Named("a"), NodeStatus(3, load=0.5))
-    (load,) = nodes.loads({"a"}, lambda _: 7)
-    assert (load.sandboxes, load.has_template, load.state, load.load) == (7, True, NodeState.READY, 0.5)
+    (load,) = nodes.loads()
+    assert (load.sandboxes, load.state, load.load) == (3, NodeState.READY, 0.5)
     now[0] += SILENT_AFTER_S - 1
     nodes.beat("a", NodeStatus(9))
     now[0] += SILENT_AFTER_S - 1
     assert nodes.state("a") is NodeState.READY
-    assert nodes.loads((), lambda _: 7)[0].sandboxes == 9, "another control process has made some too"
+    assert nodes.loads()[0].sandboxes == 9, "another control process has made some too"
     now[0] += 1
     assert nodes.state("a") is NodeState.SILENT
     nodes.look()
@@ -108,7 +109,7 @@ def test_long_silence_is_the_end_of_it_also_for_one_that_never_came() -> None:
     nodes.look()
     assert sorted(told) == [("gone", "a"), ("gone", "b")]
     assert nodes.find("a") is None
-    assert nodes.loads((), lambda _: 0) == []
+    assert nodes.loads() == []
 
 
 # Two nodes on one control plane
@@ -236,6 +237,50 @@ async def test_sandboxes_go_where_fewest_are_and_never_to_a_node_that_drains(
         assert refused.status_code == 429
         assert "no node can take" in refused.text
         assert [await control.kill(one) for one in made] == [204] * 7, "what runs there goes on to its end"
+
+
+async def test_what_a_node_does_not_take_goes_to_another_and_is_refused_only_if_nobody_takes_it(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise StorageFull("the disk is full")
+
+    async with world.control() as control:
+        monkeypatch.setattr(world.agents["one"], "_disk", SimpleNamespace(check_room=full))
+        made = {await control.create() for _ in range(3)}
+        assert made == world.on("two")
+        headers = {"Idempotency-Key": "k"}
+        once = [await control.api.post("/v2/sandboxes", json={"templateID": "base"}, headers=headers) for _ in "12"]
+        assert [answer.status_code for answer in once] == [201, 201]
+        assert once[0].json()["sandboxID"] == once[1].json()["sandboxID"], "the key is the one that was made's"
+        monkeypatch.setattr(world.agents["two"], "_disk", SimpleNamespace(check_room=full))
+        refused = await control.api.post("/v2/sandboxes", json={"templateID": "base"})
+        assert (refused.status_code, "disk is full" in refused.text) == (507, True)
+        monkeypatch.undo()
+
+        # One answers nothing, and nobody knows it yet: its sandbox is made elsewhere, and what it makes later is ended.
+        monkeypatch.setattr(client_side, "LONG_ANSWER_WITHIN_S", 5.0)
+        world.hanging.add("one")
+        async with asyncio.timeout(60):
+            assert await control.create() in world.on("two"), "one has fewest"
+        monkeypatch.undo()
+        world.hanging.discard("one")
+        await _until(_is(lambda: not world.on("one")))
+        for sandbox_id in await control.listed():
+            assert await control.kill(sandbox_id) == 204
+
+
+async def test_a_teams_group_is_kept_apart(world: _World) -> None:
+    async with world.control() as control:
+        for _ in range(3):
+            await control.create()
+        fewest = min(("one", "two"), key=lambda name: len(world.on(name)))
+        body = {"templateID": "base", "metadata": {"atoll.spread": "replicas"}}
+        made = []
+        for _ in range(2):
+            made.append((await control.api.post("/v2/sandboxes", json=body)).json()["sandboxID"])
+            await world.agents["one" if fewest == "two" else "two"].kill(await control.create(), EndReason.KILLED)
+        assert len({name for name in ("one", "two") for one in made if one in world.on(name)}) == 2
 
 
 def _is(claim: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:

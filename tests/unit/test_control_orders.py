@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from e2b import Secret
 
-from atoll.control.nodes.placement import NodeLoad, NodeState, choose_node
 from atoll.control.routes.ordering import order_from, states_from
 from atoll.control.sandboxes.ids import new_sandbox_id, plain_id
 from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order
@@ -136,26 +135,6 @@ def test_what_exists_is_counted_even_beyond_a_quota_that_was_lowered() -> None:
         quota.take(name, "t", "n", SMALL, beyond_quota=True)
     with pytest.raises(QuotaExceeded):
         quota.take("d", "t", "n", SMALL)
-
-
-def test_the_least_loaded_node_with_the_template_is_chosen() -> None:
-    nodes = [
-        NodeLoad("a", True, 5),
-        NodeLoad("b", True, 2, load=0.4),
-        NodeLoad("b2", True, 2, load=0.2),
-        NodeLoad("c", False, 0),
-        NodeLoad("d", True, 0, NodeState.DRAINING),
-        NodeLoad("e", True, 0, NodeState.SILENT),
-        NodeLoad("f", True, 0, lacks="it is full"),
-    ]
-    assert choose_node(nodes) == "b2"
-    assert choose_node(nodes[3:]) == "e", "it may be back in a moment, and there is no other"
-    with pytest.raises(QuotaExceeded):
-        choose_node(nodes[3:5])
-    with pytest.raises(QuotaExceeded):
-        choose_node([NodeLoad("c", False, 0)])
-    with pytest.raises(QuotaExceeded, match="it is full"):
-        choose_node([NodeLoad("c", False, 0), nodes[-1]])
 
 
 def test_sizes_add_up_for_a_team_and_for_a_node() -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import EndReason, OomKill, PauseMode, SandboxSpec, SandboxStats
+from atoll.model.sandbox import EndReason, Limits, OomKill, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.template import Template
 
 
@@ -56,11 +56,17 @@ class NodeSandbox:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What a node reports of itself when it registers, and with each heartbeat. `load`: load average per processor."""
+    """What a node reports of itself when it registers, and with each heartbeat.
+
+    `load`: load average per processor. `memory`: the share of its memory that is in use, 0 to 1. `total`: what the
+    limits of its sandboxes may add up to; None: not reported.
+    """
 
     sandboxes: int
     draining: bool = False
     load: float = 0.0
+    memory: float = 0.0
+    total: Limits | None = None
 
 
 class NodeClient(Protocol):

@@ -48,6 +48,15 @@ def _memory(root: Path) -> int:
     raise OSError("/proc/meminfo has no MemTotal line")
 
 
+def memory_in_use(root: Path = Path("/")) -> float:
+    """The share of the machine's memory that nobody else could have, 0 to 1. Raises OSError."""
+    found = {}
+    for line in (root / "proc/meminfo").read_text().splitlines()[:3]:
+        name, _, rest = line.partition(":")
+        found[name] = int(rest.split()[0])
+    return 1 - found["MemAvailable"] / found["MemTotal"]
+
+
 def _numbers(*paths: Path) -> list[int]:
     """What stands in those that can be read and hold a number (not `max`)."""
     found = []

@@ -20,7 +20,7 @@ from typing import Self
 from atoll.isolation.guest_client import order
 from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
-from atoll.model.sandbox import SANDBOX_ID, EndReason, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
+from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
 from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.model.volume import VOLUME_PORT, is_volume_id
@@ -31,6 +31,7 @@ from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
+from atoll.node.machine import memory_in_use
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -67,8 +68,10 @@ class Supervisor:
         volumes: NodeVolumes | None = None,
         node_id: str = "local",
         keep_sandboxes: bool = True,
+        total: Limits | None = None,
     ) -> None:
         self._node_id = node_id
+        self._total = total
         self._keep = keep_sandboxes
         self.directories = directories
         self._tiers = tiers
@@ -137,7 +140,8 @@ class Supervisor:
     def status(self) -> NodeStatus:
         """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        return NodeStatus(sum(1 for _ in self.live), self._draining or self._stopping, round(load, 2))
+        drains, memory = self._draining or self._stopping, memory_in_use()
+        return NodeStatus(sum(1 for _ in self.live), drains, round(load, 2), round(memory, 2), self._total)
 
     # NodeClient
 

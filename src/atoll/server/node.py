@@ -16,6 +16,7 @@ from atoll.images.store import TemplateStore
 from atoll.isolation import registry
 from atoll.isolation.base import BackendConfig
 from atoll.model.node_addresses import LOCAL
+from atoll.model.sandbox import Limits
 from atoll.model.sealing import Seal
 from atoll.node.backends import Load
 from atoll.node.directories import SandboxDirectories
@@ -80,6 +81,7 @@ def supervisor(
     volumes: NodeVolumes | None = None,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
+    total: Limits | None = None,
 ) -> Supervisor:
     """The node with all its parts.
 
@@ -94,6 +96,7 @@ def supervisor(
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         volumes: those of the machine; None: it has none.
         load_backend, common: see Tiers.
+        total: what the limits of all sandboxes may add up to; None: whatever control goes by.
     """
     directories = SandboxDirectories(data_dir, seal)
     return Supervisor(
@@ -105,6 +108,7 @@ def supervisor(
         volumes=volumes,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
+        total=total,
     )
 
 
@@ -131,6 +135,7 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
                 environ=dict(os.environ),
                 at_once=capacity.at_once,
             ),
+            total=capacity.total,
         ) as agent,
     ):
         known = {template.template_id for template in templates.list_templates()}

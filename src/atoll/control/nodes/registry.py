@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from atoll.control.nodes.placement import NodeLoad, NodeState
+from atoll.control.placement import NodeLoad, NodeState
 from atoll.model.errors import NodeUnreachable
+from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient, NodeStatus
 
 SILENT_AFTER_S = 5.0
@@ -51,6 +52,8 @@ class NodeRegistry:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._known: dict[str, _Known] = {}
+        self._registered: tuple[str, ...] | None = None
+        """Kept until it changes: a create reads it."""
         self.returned: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str], None] = lambda _: None
 
@@ -60,6 +63,7 @@ class NodeRegistry:
         """See NodePresence."""
         is_known = node.node_id in self._known
         self._known[node.node_id] = _Known(node, status, self._clock(), is_connected=True)
+        self._registered = None
         _log.info("node.registered", node=node.node_id, again=is_known, sandboxes=status.sandboxes)
         self.returned(node.node_id)
 
@@ -118,24 +122,28 @@ class NodeRegistry:
         answering = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
         return answering or registered
 
-    def loads(
-        self, holders: Collection[str], held: Callable[[str], int], lacks: Callable[[str], str] = lambda _: ""
-    ) -> list[NodeLoad]:
-        """`holders`: the nodes that have the template; of a node, `held`: how many sandboxes control knows there,
-        `lacks`: why it has no room.
-        """
-        return [
-            NodeLoad(
-                node_id,
-                node_id in holders,
-                max(known.status.sandboxes, held(node_id)),
-                self.state(node_id),
-                known.status.load,
-                lacks(node_id),
-            )
-            for node_id, known in self._known.items()
-            if known.client is not None
-        ]
+    def registered_ids(self) -> Sequence[str]:
+        """Of all that have registered and are not gone, silent ones too."""
+        if self._registered is None:
+            self._registered = tuple(name for name, known in self._known.items() if known.client is not None)
+        return self._registered
+
+    def load(self, node_id: str) -> NodeLoad | None:
+        """What it reports of itself. None: it has not registered."""
+        known = self._known.get(node_id)
+        if known is None or known.client is None:
+            return None
+        status = known.status
+        return NodeLoad(node_id, False, status.sandboxes, self.state(node_id), load=status.load, memory=status.memory)
+
+    def loads(self) -> list[NodeLoad]:
+        """Of all that have registered."""
+        return [load for node_id in self.registered_ids() if (load := self.load(node_id)) is not None]
+
+    def total(self, node_id: str) -> Limits | None:
+        """What the limits of its sandboxes may add up to, by its own word. None: it does not report any."""
+        known = self._known.get(node_id)
+        return known.status.total if known is not None else None
 
     def _answers(self, known: _Known) -> bool:
         return known.is_connected and self._clock() - known.answered_at < SILENT_AFTER_S
@@ -157,5 +165,6 @@ class NodeRegistry:
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)
             if silent_s >= GONE_AFTER_S:
                 del self._known[node_id]
+                self._registered = None
                 _log.error("node.gone", node=node_id, silent_s=round(silent_s))
                 self.gone(node_id)

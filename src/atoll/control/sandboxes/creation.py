@@ -2,6 +2,8 @@
 
 A server that is killed in between ends what its node has made and the store does not call RUNNING.
 
+A node that would not take it, or does not answer, is one of several: the create goes on to the next, under a new id.
+
 A create that is cancelled makes no sandbox, unless an idempotency key can find it again.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -25,7 +27,7 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import CreateOrder, Policy, check_order, disk_rate, network_rate
+from atoll.control.sandboxes.orders import SPREAD_KEY, CreateOrder, Policy, check_order, disk_rate, network_rate
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
@@ -35,12 +37,17 @@ from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Idempotency, Store
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.volumes.service import VolumeService
-from atoll.model.errors import AtollError, Conflict, CreateFailed, QuotaExceeded
+from atoll.model.errors import AtollError, Conflict, CreateFailed, NodeUnreachable, QuotaExceeded
 from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
 from atoll.model.seams import NodeClient, NodeSandbox
 from atoll.model.template import Template
+
+ELSEWHERE_WITHIN_S = 20.0
+"""How long a create goes on to other nodes: its caller waits."""
+MOST_FAILURES = 2
+"""Nodes on which it may fail, rather than be refused: then it is the sandbox that fails."""
 
 _log = structlog.get_logger("atoll.control")
 
@@ -136,18 +143,18 @@ class SandboxCreation:
         record = replace(self._new_record(caller, order, template, limits), volumes=tuple(mounts))
         network = await self._filling.of_order(record.team_id, record.network)
         asked = _Asked(record, order, template, network, disk_rate(order.metadata, self._policy), place)
-        if (warm := self._warm.take(template, asked.spec)) is not None:
+        if not asked.group and (warm := self._warm.take(template, asked.spec)) is not None:
             try:
                 return await self._hand_out(asked, warm)
             except WarmUnusable as error:
                 _log.warning("warm.unusable", sandbox_id=warm.spec.sandbox_id, error=str(error))
         if (kept := self._warm.kept(template, asked.spec)) is not None:
             try:
-                return await self._start(replace(asked.renamed(new_sandbox_id()), template=kept))
+                return await self._start(replace(asked, template=kept))
             except CreateFailed as error:
                 self._warm.forget_kept(template)
                 _log.warning("warm.image_unusable", template=template.template_id, error=str(error))
-        return await self._start(asked.renamed(new_sandbox_id()))
+        return await self._start(asked)
 
     async def _hand_out(self, asked: _Asked, warm: WarmSandbox) -> SandboxRecord:
         """Raises WarmUnusable, and as `create`."""
@@ -162,15 +169,39 @@ class SandboxCreation:
         return await self._see_through(replace(asked, record=record), is_warm=True)
 
     async def _start(self, asked: _Asked) -> SandboxRecord:
-        record = asked.record
-        node_id = await self._node_for(asked.template, record.limits, asked.place)
-        self._quota.take(record.sandbox_id, record.team_id, node_id, record.limits)
-        return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
+        refusals: dict[str, AtollError] = {}
+        until = time.monotonic() + ELSEWHERE_WITHIN_S
+        while True:
+            asked = asked.renamed(new_sandbox_id())
+            record = asked.record
+            try:
+                node_id = await self._node_for(asked, refusals.keys())
+            except QuotaExceeded:
+                if refusals:  # all that could be asked were
+                    raise next(iter(refusals.values())) from None
+                raise
+            self._quota.take(record.sandbox_id, record.team_id, node_id, record.limits, group=asked.group)
+            try:
+                return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
+            except _NotTaken as refusal:
+                refusals[node_id] = refusal.reason
+                failures = sum(isinstance(reason, CreateFailed) for reason in refusals.values())
+                if failures == MOST_FAILURES or time.monotonic() > until:
+                    raise refusal.reason from None
+                _log.warning("sandbox.tried_elsewhere", node=node_id, error=str(refusal.reason))
 
-    async def _node_for(self, template: Template, limits: Limits, only: str | None) -> str:
+    async def _node_for(self, asked: _Asked, refused: Collection[str]) -> str:
+        record = asked.record
         while True:
             try:
-                return self._placing.node_for(template, limits, only)
+                return self._placing.node_for(
+                    asked.template,
+                    record.limits,
+                    asked.place,
+                    team_id=record.team_id,
+                    group=asked.group,
+                    refused=refused,
+                )
             except QuotaExceeded:
                 if not await self._warm.give_way():
                     raise
@@ -194,7 +225,7 @@ class SandboxCreation:
         try:
             if not self._store.in_order:
                 await adding  # what its node reports must find the row
-            made = await _assign(node, asked.spec) if is_warm else await node.create(asked.spec)
+            made = await (_assign(node, asked.spec) if is_warm else _create(node, asked.spec))
             made_at = time.perf_counter()
             await adding
             if template.ready_cmd is not None and not is_warm:
@@ -207,7 +238,11 @@ class SandboxCreation:
                 await node.update_network(record.sandbox_id, now)
         except BaseException as error:
             await asyncio.wait([adding])
-            await self._undo(record, node, error)
+            if isinstance(error, _NotTaken) and isinstance(error.reason, NodeUnreachable):
+                await self._undo_row(record, error)
+                self._background.begin(self._undo(record, node, error))  # the next node is not kept waiting by this one
+            else:
+                await self._undo(record, node, error)
             raise
         self._expiry.set(record.sandbox_id, record.end_at)
         self._journal.note(EventType.CREATED, replace(record, state=SandboxState.RUNNING, tier=made.tier))
@@ -231,10 +266,17 @@ class SandboxCreation:
         _log.error("sandbox.create_failed", sandbox_id=record.sandbox_id, error=str(error))
         try:
             await node.kill(record.sandbox_id, EndReason.CREATE_FAILED)
-            await self._store.end(record.sandbox_id, EndReason.CREATE_FAILED, self._clock.now(), free_key=True)
+            await self._undo_row(record, error)
         except Exception:
             _log.exception("sandbox.undo_failed", sandbox_id=record.sandbox_id)  # the next start settles it
         self._quota.release(record.sandbox_id)
+
+    async def _undo_row(self, record: SandboxRecord, error: BaseException) -> None:
+        """What its node may have made all the same is ended when both are compared: the store says ENDED."""
+        try:
+            await self._store.end(record.sandbox_id, EndReason.CREATE_FAILED, self._clock.now(), free_key=True)
+        except Exception:
+            _log.exception("sandbox.undo_failed", sandbox_id=record.sandbox_id)
 
     async def _end_unused(self, sandbox_id: str, making: asyncio.Future[SandboxRecord]) -> None:
         await asyncio.wait([making])
@@ -284,9 +326,29 @@ class _Asked:
     def spec(self) -> SandboxSpec:
         return spec_for(self.record, self.order, self.template, self.network, self.disk_mib_s)
 
+    @property
+    def group(self) -> str:
+        """Of the team's sandboxes that are to be apart; "": of none."""
+        return self.order.metadata.get(SPREAD_KEY, "")
+
     def renamed(self, sandbox_id: str) -> _Asked:
         """An id is used once, also where nothing came of it."""
         return replace(self, record=replace(self.record, sandbox_id=sandbox_id))
+
+
+class _NotTaken(Exception):
+    """Its node did not make it: another one may."""
+
+    def __init__(self, reason: AtollError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+async def _create(node: NodeClient, spec: SandboxSpec) -> NodeSandbox:
+    try:
+        return await node.create(spec)
+    except AtollError as error:
+        raise _NotTaken(error) from error
 
 
 async def _assign(node: NodeClient, spec: SandboxSpec) -> NodeSandbox:

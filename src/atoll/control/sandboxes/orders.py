@@ -22,7 +22,10 @@ NETWORK_KEY = "atoll.network_mib_s"
 DISK_KEY = "atoll.disk_mib_s"
 """Metadata by which a create call bounds how fast its sandbox's disk is read and written (MiB a second, each)."""
 
-OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, *KEYS, "atoll.sid"})
+SPREAD_KEY = "atoll.spread"
+"""Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
+
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, SPREAD_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024

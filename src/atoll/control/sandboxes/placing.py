@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from atoll.control.nodes.placement import choose_node
+from collections.abc import Collection
+from dataclasses import replace
+
 from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.placement import NodeLoad, Wanted, choose_node
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.templates.catalog import TemplateService
 from atoll.model.sandbox import Limits
@@ -18,8 +21,33 @@ class Placing:
         self._templates = templates
         self._quota = quota
 
-    def node_for(self, template: Template, limits: Limits, only: str | None = None) -> str:
-        """Its id; `only`: that one or none. Raises QuotaExceeded: none has room."""
+    def node_for(
+        self,
+        template: Template,
+        limits: Limits,
+        only: str | None = None,
+        *,
+        team_id: str = "",
+        group: str = "",
+        refused: Collection[str] = (),
+    ) -> str:
+        """Its id. Raises QuotaExceeded: none has room.
+
+        `only`: that one or none. `group`: of the team's sandboxes, which are to be apart. `refused`: not those.
+        """
         holders, quota = self._templates.holders(template), self._quota
-        loads = self._nodes.loads(holders, quota.on_node, lambda node_id: quota.node_lacks(node_id, limits))
-        return choose_node([load for load in loads if only in (None, load.node_id)])
+
+        def look(node_id: str) -> NodeLoad | None:
+            reported = self._nodes.load(node_id)
+            if reported is None:
+                return None
+            return replace(
+                reported,
+                has_template=node_id in holders,
+                sandboxes=max(reported.sandboxes, quota.on_node(node_id)),
+                share=quota.share(node_id),
+                together=quota.in_group(team_id, group, node_id),
+                lacks=quota.node_lacks(node_id, limits),
+            )
+
+        return choose_node(self._nodes.registered_ids(), look, Wanted(holders, only=only, refused=refused))

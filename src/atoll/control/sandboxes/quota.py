@@ -6,6 +6,7 @@ A paused sandbox that holds no memory counts with its disk alone.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from atoll.control.sandboxes.sizing import KEYS
@@ -29,31 +30,50 @@ class _Held:
     """Paused, without memory."""
     is_build: bool = False
     """Of a template build: nobody's to list or to end."""
+    group: str = ""
+    """Those of a team's that are to be apart (`orders.SPREAD_KEY`); "": of none."""
 
 
 class SandboxQuota:
     """A sandbox is held from before it is made until after it is gone, so a quota cannot be outrun.
 
     `count`: how many a team may have. `team`, `node`: what the limits of all sandboxes of one team, and of one node,
-    may add up to; None: anything.
+    may add up to; None: anything. `node_total`: the same of that node by its own word, where it has given it.
     """
 
-    def __init__(self, count: int, team: Limits | None = None, node: Limits | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        team: Limits | None = None,
+        node: Limits | None = None,
+        node_total: Callable[[str], Limits | None] = lambda _: None,
+    ) -> None:
         self._count = count
         self._team = team
         self._node = node
+        self._node_total = node_total
         self._held: dict[str, _Held] = {}
         self._per_team: dict[str, Counter[str]] = {}
         self._per_node: dict[str, Counter[str]] = {}
+        self._per_group: Counter[tuple[str, str, str]] = Counter()
 
-    def take(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits, *, beyond_quota: bool = False) -> None:
+    def take(
+        self,
+        sandbox_id: str,
+        team_id: str,
+        node_id: str,
+        limits: Limits,
+        *,
+        group: str = "",
+        beyond_quota: bool = False,
+    ) -> None:
         """Raises QuotaExceeded, unless it exists already and must be counted whatever the quota is now."""
         if not beyond_quota:
             if team_id != NO_TEAM:
                 self._check_team(team_id, limits)
             if lacks := self.node_lacks(node_id, limits):
                 raise QuotaExceeded(lacks, hint="kill some sandboxes, or try again later")
-        self._replace(sandbox_id, _Held(team_id, node_id, limits))
+        self._replace(sandbox_id, _Held(team_id, node_id, limits, group=group))
 
     def take_for_build(self, sandbox_id: str, team_id: str, node_id: str, limits: Limits) -> None:
         """A sandbox that builds a template counts as any other of the team. Raises QuotaExceeded."""
@@ -71,6 +91,11 @@ class SandboxQuota:
             sums[name].subtract(_amounts(held))
             if not +sums[name]:
                 del sums[name]
+        if held.group:
+            place = (held.team_id, held.group, held.node_id)
+            self._per_group[place] -= 1
+            if not self._per_group[place]:
+                del self._per_group[place]
 
     def set_aside(self, sandbox_id: str) -> None:
         """It is paused and holds no memory: from now on it counts with its disk alone. Idempotent."""
@@ -95,6 +120,8 @@ class SandboxQuota:
         self._held[sandbox_id] = held
         for sums, name in ((self._per_team, held.team_id), (self._per_node, held.node_id)):
             sums.setdefault(name, Counter()).update(_amounts(held))
+        if held.group:
+            self._per_group[held.team_id, held.group, held.node_id] += 1
 
     def node_of(self, sandbox_id: str) -> str | None:
         """None: it is not held."""
@@ -112,7 +139,21 @@ class SandboxQuota:
 
     def node_lacks(self, node_id: str, limits: Limits) -> str:
         """Why a sandbox of that size has no room there any more; "" when it has."""
-        return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._node, limits)
+        return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._most_of(node_id), limits)
+
+    def share(self, node_id: str) -> float:
+        """How much of what its sandboxes' limits may add up to they do, of the scarcest kind; 0: nothing bounds it."""
+        sums, most = self._per_node.get(node_id), self._most_of(node_id)
+        if sums is None or most is None:
+            return 0.0
+        return max(sums[name] / max(1, value) for name, value in most.as_json().items())
+
+    def in_group(self, team_id: str, group: str, node_id: str) -> int:
+        """How many of a team's group are there, paused ones too."""
+        return self._per_group[team_id, group, node_id] if group else 0
+
+    def _most_of(self, node_id: str) -> Limits | None:
+        return self._node_total(node_id) or self._node
 
     def all(self) -> list[str]:
         """The ids of all that take processors and memory, and are a team's sandboxes."""

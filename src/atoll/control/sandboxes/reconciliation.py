@@ -17,6 +17,7 @@ from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import VISIBLE
+from atoll.control.sandboxes.orders import SPREAD_KEY
 from atoll.control.sandboxes.pausing import SandboxPausing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.recovery import AtNode, decide
@@ -103,9 +104,15 @@ class Reconciliation:
         """Only its node knows, and it does not answer: what it says when it is back settles it."""
         self._nodes.expect(record.node_id)
         self._put_off_until[record.node_id].add(record.sandbox_id)
-        self._quota.take(record.sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
+        self._hold(record)
         if record.state is SandboxState.RUNNING:
             self._expiry.set(record.sandbox_id, record.end_at)
+
+    def _hold(self, record: SandboxRecord) -> None:
+        group = record.metadata.get(SPREAD_KEY, "")
+        self._quota.take(
+            record.sandbox_id, record.team_id, record.node_id, record.limits, group=group, beyond_quota=True
+        )
 
     def catch_up(self) -> None:
         """After `recover`: nodes that have registered since it asked. Later ones come by `node_returned`."""
@@ -201,7 +208,7 @@ class Reconciliation:
                 await self._store.set_state(sandbox_id, verdict.state)
         if verdict.state not in VISIBLE:
             return
-        self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
+        self._hold(record)
         if verdict.state is SandboxState.RUNNING:
             self._expiry.set(sandbox_id, record.end_at)
         elif verdict.state is SandboxState.PAUSED and one is not None and one.paused is not None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from atoll.control.access.auth import DEFAULT_TEAM_ID
-from atoll.control.nodes.placement import NodeState
 from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.placement import NodeState
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import NO_TEAM, SandboxQuota

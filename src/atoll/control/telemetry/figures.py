@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from atoll.control.nodes.placement import NodeLoad, NodeState
+from atoll.control.placement import NodeLoad, NodeState
 from atoll.model.events import EventType
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
