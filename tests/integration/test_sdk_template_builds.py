@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,6 +266,64 @@ def test_names_files_and_steps_that_are_wrong_are_refused(server: Any, name: str
         assert client.get(f"/templates/aliases/{name}").json() == {"templateID": template, "public": True}
         assert client.delete(f"/templates/{name}").status_code == 204
         assert client.delete(f"/templates/{name}").status_code == 404
+
+
+@one_tier("commands of the SDK, run as any other")
+def test_every_documented_step_of_the_builder_does_what_it_says(
+    server: Any, name: str, tmp_path: Path, create: Callable[..., Sandbox]
+) -> None:
+    """Packages are files of the test: what a registry or a mirror would answer decides nothing."""
+    package, repository, deb = tmp_path / "npm-tool", tmp_path / "origin", tmp_path / "deb"
+    for directory in (package, repository, deb / "DEBIAN", deb / "opt"):
+        directory.mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "pip_tool-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pip_tool.py", "WORD = 'by-pip'")
+        wheel.writestr("pip_tool-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: pip-tool\nVersion: 1\n")
+        wheel.writestr("pip_tool-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("pip_tool-1.dist-info/RECORD", "")
+    (package / "package.json").write_text('{"name": "npm-tool", "version": "1.0.0", "main": "main.js"}')
+    (package / "main.js").write_text("module.exports = 'by-npm'")
+    control = "Package: deb-tool\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: a test\n"
+    (deb / "DEBIAN" / "control").write_text(control)
+    (deb / "opt" / "deb-tool").write_text("by-apt")
+    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", "deb", "tool.deb"], cwd=tmp_path, check=True)
+    (repository / "tracked").write_text("by-git")
+    for command in ("init -qb main .", "add .", "-c user.name=a -c user.email=a@b commit -qm 1"):
+        subprocess.run(["git", *command.split()], cwd=repository, check=True)
+    (repository / ".git").rename(tmp_path / "repo.git")
+
+    builder = (
+        Template(file_context_path=tmp_path)
+        .from_python_image("3")
+        .copy_items([{"src": "*.whl", "dest": "/srv/"}, {"src": "tool.deb", "dest": "/srv/"}])
+        .copy(["npm-tool", "repo.git"], "/home/user/in/")
+        .copy("npm-tool", "/srv/npm-tool")
+        .copy("repo.git", "/srv/repo.git")
+        .pip_install("/srv/pip_tool-1-py3-none-any.whl")
+        .set_workdir("/home/user/node")
+        .npm_install("/srv/npm-tool")
+        .run_cmd("rm /etc/apt/sources.list.d/*", user="root")
+        .apt_install("/srv/tool.deb", no_install_recommends=True)
+        .git_clone("file:///srv/repo.git", "/home/user/clone", branch="main", depth=1)
+        .make_dir(["/home/user/one", "/home/user/two/deep"], mode=0o750)
+        .make_symlink("/home/user/one", "/home/user/link")
+        .rename("/home/user/two/deep", "/home/user/two/moved")
+        .remove("/home/user/in", recursive=True, force=True)
+        .set_envs({"WORD": "env"})
+        .set_user("root")
+        .run_cmd(["echo $WORD >/opt/word", "id -un >>/opt/word"])
+        .set_user("user")
+        .skip_cache()
+        .run_cmd("true")
+    )
+    Template.build(builder, name, cpu_count=2, memory_mb=1024)
+    run = create(name).commands.run
+    assert run("python3 -c 'import pip_tool; print(pip_tool.WORD)'").stdout == "by-pip\n"
+    assert run("pwd; node -p 'require(\"npm-tool\")'; cat /opt/deb-tool").stdout == "/home/user/node\nby-npm\nby-apt"
+    assert run("cat /home/user/clone/tracked /opt/word").stdout == "by-gitenv\nroot\n"
+    assert run("stat -c %a ~/one; readlink ~/link; ls ~/two; ls -d ~/in || true").stdout == (
+        "750\n/home/user/one\nmoved\n"
+    )
 
 
 @one_tier("commands of the SDK, run as any other")
