@@ -42,6 +42,8 @@ try:
     desktop.open("/home/user/index.js")
     (editor, *_) = windows("mousepad")
     desktop.commands.run(f"xdotool windowactivate --sync {editor}")
+    found["title"] = desktop.get_window_title(editor)
+    found["current"] = desktop.get_window_title(desktop.get_current_window_id())
     # A window is shown before it takes keys, on a busy machine long before.
     for _ in range(5):
         desktop.press(["ctrl", "a"])
@@ -52,7 +54,6 @@ try:
         found["saved"] = desktop.files.read("/home/user/index.js")
         if found["saved"].startswith("typed ="):
             break
-    found["title"] = desktop.get_window_title(desktop.get_current_window_id())
     picture = Image.open(BytesIO(desktop.screenshot()))
     found["picture"] = [picture.format, *picture.size, len(picture.convert("RGB").getcolors(1 << 24)) > 50]
 

@@ -37,6 +37,7 @@ def test_the_calls_of_the_package_work_unchanged(server: Any, desktop_template: 
     assert found["mouse"] == [[100, 200], [300, 500]]
     assert found["saved"].rstrip("\n") == "typed = 'Hello, world!'"
     assert "index.js" in found["title"]
+    assert found["current"]
     assert found["picture"] == ["PNG", 800, 600, True]
     assert "/vnc.html?autoconnect=true&resize=scale&password=" in found["url"]
     assert int(found["page"]) > 0
