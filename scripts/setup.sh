@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv
 PACKAGES_RUN=(mmdebstrap ca-certificates)
-PACKAGES_TEST=(nodejs npm libnss-myhostname skopeo zstd busybox-static)
+PACKAGES_TEST=(nodejs npm libnss-myhostname skopeo zstd busybox-static postgresql)
 PACKAGES_BENCH=(bubblewrap)
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
@@ -85,6 +85,8 @@ for group in "$@"; do
     run) ;;
     test)
       need_packages "${PACKAGES_TEST[@]}"
+      # For the tests of the console, which skip without it; Ubuntu has no such package.
+      if apt-cache policy chromium 2>/dev/null | grep -q 'Candidate: [0-9]'; then need_packages chromium; fi
       # For the tests of the gVisor tier; apart from the data directory, where it would change what `auto` chooses.
       ATOLL_TOOLS_DIR="$VENV/atoll-tools" "$VENV/bin/atoll" doctor --fix >/dev/null || true
       ;;

@@ -3,6 +3,7 @@
 templates_dir     the default location, shared by all servers of the session, built if needed
 tier              the isolation tier: every test that uses `server` runs once in each (`support/tiers.py`)
 server            one real `atoll serve` for all tests of a tier, with real isolation
+postgres, database_url   a PostgreSQL cluster of the session's; an empty database, once SQLite and once PostgreSQL
 make_server       servers of a test's own, for tests that stop, kill or restart them
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from support.host import skip_without
+from support.postgres import Postgres, cluster
 from support.server import STALLS, ServerProcess
 from support.tiers import SERVER_ENVIRON, TIERS, tiers_of
 
@@ -28,6 +30,24 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 SDK_VARIABLES = ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL", "E2B_DOMAIN", "E2B_DEBUG")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL cluster for the session; skips where Debian's `postgresql` is not installed."""
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind."""
+    from atoll.control.store import default_url
+
+    if request.param == "sqlite":
+        return default_url(tmp_path)
+    url: str = request.getfixturevalue("postgres").new_database()
+    return url
 
 
 @pytest.fixture(scope="session")

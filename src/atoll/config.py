@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,13 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
         return Path(chosen).absolute()
     base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local" / "share")
     return Path(base) / "atoll"
+
+
+def _one_of(environ: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = environ.get(name) or known[0]
+    if value not in known:
+        raise InvalidRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -75,7 +82,8 @@ class Settings:
     ATOLL_RUNSC, ATOLL_RUNSC_PLATFORM, ATOLL_GVISOR_READY   the gvisor tier's own: which runsc, on which platform
                          (systrap), and how many sandboxes it keeps started ahead of need (2)
     ATOLL_API_KEYS       comma list; without it one key is generated into DATA_DIR/api-key
-    ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR/control)
+    ATOLL_DATABASE_URL   SQLAlchemy URL (default: SQLite in DATA_DIR/control); postgresql+asyncpg://USER:PASSWORD@HOST/DB
+                         needs the extra `atoll[postgres]`
     ATOLL_DOMAIN         host names `{port}-{id}.{domain}` and `api.{domain}` are routed under this domain
     ATOLL_TLS            `auto`: the domain also over TLS (its port, else 443), by a CA of our own in DATA_DIR/tls
     ATOLL_TLS_CERT, ATOLL_TLS_KEY   PEM files for the domain and *.domain to use instead
@@ -98,6 +106,10 @@ class Settings:
                          may ask for less by metadata `atoll.network_mib_s` (no limit)
     ATOLL_MAX_DISK_MIB_S  how fast a sandbox's disk is read and written, each; a call may ask for less by metadata
                          `atoll.disk_mib_s` (no limit)
+    ATOLL_GPU_SHARE      how many sandboxes may have one GPU at the same time (1: it is one sandbox's alone)
+    ATOLL_CDI_DIRS       comma list of directories with CDI files, which say what GPUs there are (/etc/cdi,/var/run/cdi)
+    ATOLL_AUDIT          what the audit log has of API keys: `changes`, `all` (reads too), or `off` (changes)
+    ATOLL_AUDIT_MIB      how large it may be, all files together; the oldest goes (256)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -111,9 +123,17 @@ class Settings:
                          team run at once (3; others wait, and 4 of all teams run)
     ATOLL_TEMPLATE_WAIT_S  how long a create waits for that before it is refused for now (50)
     ATOLL_NODES          comma list of ID=HOST:PORT: nodes on other machines (docs/nodes.md)
+    ATOLL_OBJECTS        file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=URL: where images and paused sandboxes lie for
+                         other nodes; the same on the server and on every node (none: they stay where they are made)
+    ATOLL_CLUSTER        ray://HOST:PORT: each machine of that Ray cluster is a node (docs/nodes.md); `local`: a
+                         cluster of this machine alone, started with the server
+    ATOLL_AGENT_DATA_DIR, ATOLL_AGENT_PORT  read by the agent that Ray keeps on a machine, from its raylet's own:
+                         where its data lies (XDG_DATA_HOME/atoll-agent), and where it listens (a free port, then kept)
     ATOLL_WARM           comma list `TEMPLATE=N`: how many started sandboxes of a template wait for a create, so that
                          what its start command runs answers at once; another team's template as `team/name` (none)
     ATOLL_NAME_SERVERS   comma list of addresses that sandboxes' DNS questions are put to (default: the host's own)
+    ATOLL_CLOCK_OFFSET_FILE  a file below DATA_DIR/control with the seconds by which the control plane takes its clock
+                         to be off, read each time: for tests of clocks that jump (none)
     """
 
     data_dir: Path
@@ -137,6 +157,10 @@ class Settings:
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
     max_disk_mib_s: int | None = None
+    gpu_share: int = 1
+    cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    audit: str = "changes"
+    audit_mib: int = 256
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -147,7 +171,10 @@ class Settings:
     team_builds: int = 3
     template_wait_s: int = 50
     nodes: tuple[str, ...] = ()
+    cluster: str = ""
+    objects: str = field(default="", repr=False)
     warm: Mapping[str, int] = field(default_factory=dict)
+    clock_offset_file: Path | None = None
     keep_sandboxes: bool = True
     """On a clean stop sandboxes go on running and the next server adopts them; False ends them (embedded, tests)."""
 
@@ -179,12 +206,18 @@ class Settings:
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
+            gpu_share=_positive(environ, "ATOLL_GPU_SHARE", 1),
+            cdi_dirs=tuple(map(Path, _list({"ATOLL_CDI_DIRS": "/etc/cdi,/var/run/cdi", **environ}, "ATOLL_CDI_DIRS"))),
+            audit=_one_of(environ, "ATOLL_AUDIT", ("changes", "all", "off")),
+            audit_mib=_positive(environ, "ATOLL_AUDIT_MIB", 256),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
             insecure_registries=_list(environ, "ATOLL_INSECURE_REGISTRIES"),
             name_servers=_list(environ, "ATOLL_NAME_SERVERS"),
             nodes=_list(environ, "ATOLL_NODES"),
+            cluster=environ.get("ATOLL_CLUSTER", ""),
+            objects=environ.get("ATOLL_OBJECTS", ""),
             prepare_templates=_list(
                 {"ATOLL_PREPARE_TEMPLATES": "base,code-interpreter-v1", **environ}, "ATOLL_PREPARE_TEMPLATES"
             ),
@@ -192,4 +225,21 @@ class Settings:
             team_builds=_positive(environ, "ATOLL_TEAM_BUILDS", 3),
             template_wait_s=_positive(environ, "ATOLL_TEMPLATE_WAIT_S", 50),
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
+            clock_offset_file=_path(environ, "ATOLL_CLOCK_OFFSET_FILE"),
         )
+
+
+def documented() -> Iterator[tuple[Sequence[str], str]]:
+    """(variables, what they mean) of each entry in the table of `Settings`' docstring."""
+    names: Sequence[str] = ()
+    text: list[str] = []
+    for line in (Settings.__doc__ or "").splitlines():
+        head, _, rest = line.strip().partition("  ")
+        if line.startswith("    ATOLL_"):
+            if names:
+                yield names, " ".join(text)
+            names, text = head.split(", "), [rest.strip()]
+        elif names and line.strip():
+            text.append(line.strip())
+    if names:
+        yield names, " ".join(text)

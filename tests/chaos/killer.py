@@ -62,6 +62,8 @@ class Killer:
         if fault.kind == "fill":
             with self._world.disk_filled():
                 time.sleep(fault.for_s)
+        elif fault.kind == "jump":
+            self._world.jump(fault.for_s)
         elif fault.victim == "launcher" and fault.kind == "kill":
             self._world.restart()
         elif not self._signal(fault):

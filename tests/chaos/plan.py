@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROLES = ("front", "node", "egress", "zygote", "launcher")
 POINTS = ("create", "write", "pause", "resume", "auto_pause", "snapshot", "from_snapshot", "fork", "kill", "build")
 """Moments: just after an actor has asked for this."""
+
+JUMPING, JUMPS_S = 0.06, (-20.0, -5.0, 5.0, 60.0)
+"""How many of the faults are jumps of the server's clock, and how far. Back less than a pause at a timeout is waited
+for: timeouts are of that clock."""
 
 _STEPS = {
     "write": 6,
@@ -55,7 +59,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kind`: kill, freeze, fill. `victim`: a role; "" for the disk. `point`: "" for any moment. Times in seconds."""
+    """`kind`: kill, freeze, fill, jump. `victim`: a role; "" for the disk and for the clock, which jumps by `for_s`.
+    `point`: "" for any moment. Times in seconds."""
 
     kind: str
     victim: str
@@ -92,4 +97,8 @@ def faults(seed: int, count: int, tier: str, *, small_disk: bool) -> list[Fault]
         delay = rng.random() * longest if point else rng.random() * (0.8 if tier == "namespaces" else 4.0)
         held = {"kill": 0.0, "freeze": rng.choice((0.1, 0.5, 2.0, 6.5)), "fill": rng.uniform(0.5, 2.0)}[kind]
         made.append(Fault(kind, victim, point, round(delay, 4), held))
-    return made
+    jumps = random.Random(f"{seed}/jumps")
+    return [
+        replace(one, kind="jump", victim="", for_s=jumps.choice(JUMPS_S)) if jumps.random() < JUMPING else one
+        for one in made
+    ]

@@ -36,7 +36,7 @@ from support.tiers import TIERS
 
 ACTORS = {"namespaces": 4, "gvisor": 3}
 _BACK_WITHIN_S = 60.0
-_LAST_STEP_S = 400.0
+_LAST_STEP_S = 900.0
 _RESTS_WITHIN_S = 30.0
 """In which what is made ahead of need is made again, in steps with pauses between them."""
 
@@ -163,9 +163,10 @@ def main() -> int:
                 report = run(world, given.seed, given.faults, can_fill=mounted is not None)
                 log = world.server.log
                 if report.violations:
-                    kept = Path(tempfile.gettempdir()) / f"atoll-chaos-{tier}-{given.seed}.log"
-                    kept.write_bytes(log.read_bytes())
-                    print(f"the server's log: {kept}")
+                    for one in (log, *world.data_dir.glob("run/*/*.log")):
+                        kept = Path(tempfile.gettempdir()) / f"atoll-chaos-{tier}-{given.seed}-{one.name}"
+                        kept.write_bytes(one.read_bytes())
+                        print(f"a log of the server: {kept}")
         print(json.dumps(asdict(report), indent=1), flush=True)
         if given.report is not None:
             with given.report.open("a") as out:

@@ -17,12 +17,15 @@ from typing import Any
 import httpx
 from e2b import Sandbox
 
+from atoll.images.layers import ImageLayers
 from atoll.testing import footprint
 from atoll.testing.footprint import Footprint
 from support.server import STALLS, ServerProcess
 from support.tiers import SERVER_ENVIRON
 
 DISK_MIB, RESERVE_MIB = 6000, 200
+MOST_AHEAD_S = 1200.0
+"""Far less than what a sandbox is given to live."""
 _SERVER_BACK_S = 60.0
 SIZE = {"atoll.memory": "256", "atoll.cpu": "1", "atoll.disk": "1024"}
 """Of every sandbox: what is made ahead of need is made for those that were asked for last."""
@@ -38,6 +41,7 @@ class World:
         self._mark = footprint.new_mark()
         self._port = _free_port()
         self._bases: frozenset[Path] = frozenset()
+        self._offset_file, self._offset_s = self.data_dir / "control" / "clock-offset", 0.0
         self.server = self._start()
         self.restarts_refused: list[str] = []
 
@@ -60,6 +64,7 @@ class World:
             environ={
                 footprint.MARKER: self._mark,
                 "ATOLL_DISK_RESERVE_MIB": str(RESERVE_MIB),
+                "ATOLL_CLOCK_OFFSET_FILE": str(self._offset_file),
                 **SERVER_ENVIRON[self.tier],
             },
         )
@@ -95,6 +100,13 @@ class World:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             return [self.server.pid_of(role)]
         return []
+
+    def jump(self, seconds: float) -> None:
+        """Of the clock that timeouts are of."""
+        self._offset_s = min(self._offset_s + seconds, MOST_AHEAD_S)
+        draft = self._offset_file.with_suffix(".new")
+        draft.write_text(str(self._offset_s))
+        draft.rename(self._offset_file)
 
     @contextlib.contextmanager
     def disk_filled(self) -> Iterator[None]:
@@ -141,7 +153,7 @@ class World:
             "directories": len(self.directories()),
             "loop devices": sum(named in line for line in loops),
             "mounts of the host": sum(f"{named}/" in line for line in mounts),
-            "unfinished images": len(list((self._templates / ".building").glob("image-*"))),
+            "unfinished images": len(ImageLayers(self._templates).unfinished_ones()),
         }
 
     def at_rest(self, within_s: float = 60.0) -> tuple[Footprint, dict[str, int]]:
@@ -157,9 +169,12 @@ class World:
                 return first
 
     def groups(self) -> list[str]:
-        """Control groups below this server's bases without a process, to say which are left."""
+        """Control groups below this server's bases without a process, to say which are left, and since when (s)."""
         found = [place for base in self._bases for place in base.iterdir() if place.is_dir()]
-        return sorted({f"{one.parent.name}/{one.name}" for one in found if not _members(one)})
+        ages = {
+            f"{one.parent.name}/{one.name}": time.time() - one.stat().st_ctime for one in found if not _members(one)
+        }
+        return sorted(f"{name} {age:.0f} s" for name, age in ages.items())
 
     def directories(self) -> list[Path]:
         """Of sandboxes, and of what is on its way out."""
@@ -175,6 +190,8 @@ def grown(before: tuple[Footprint, dict[str, int]], now: tuple[Footprint, dict[s
     more: dict[str, Any] = {name: pair for name, pair in pairs.items() if pair[1] > pair[0]}
     if fds := now[0].fds - before[0].fds:
         more["fds"] = dict(fds)
+        opened = now[0].opened - before[0].opened
+        more["opened"] = {what: count for (kind, what), count in opened.items() if kind in fds}
     return more
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import threading
@@ -14,12 +15,12 @@ import pytest
 
 from atoll.isolation.base import BackendConfig, Capability, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.disk import image
+from atoll.isolation.linux.disk import image, kept
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.tier import NamespacesBackend
 from atoll.model.errors import BackendUnavailable, CreateFailed, SandboxGone
-from atoll.model.sandbox import Limits, SandboxPaths, SandboxSpec
+from atoll.model.sandbox import Limits, PauseMode, SandboxPaths, SandboxSpec
 from atoll.testing import inside
 from atoll.testing.backend_contract import Asked, eventually
 from support.host import requires
@@ -321,3 +322,35 @@ async def test_children_that_wait_end_with_the_server(place: Place) -> None:
     assert await eventually(lambda: len(place.groups()) == 3 or not backend.capabilities)
     await backend.aclose()
     assert place.groups() == set()
+
+
+async def test_a_pause_whose_end_takes_too_long_keeps_the_sandbox_all_the_same(
+    place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a node that was stopped meanwhile: whatever it waits for is late when it goes on."""
+    if Capability.LIMITS_DISK not in backend.capabilities:
+        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
+    spec, paths = place.asked()
+    handle = await backend.create(spec, paths)
+    assert (await inside.run(handle, "echo kept > ~/kept")).code == 0
+    late = []
+
+    async def is_emptied() -> bool:
+        late.append("group")
+        return False
+
+    def wait(image: Path) -> None:
+        late.append("disk")
+        raise OSError(errno.EBUSY, "the disk is still in use")
+
+    with monkeypatch.context() as slow:
+        slow.setattr(handle, "_empty_group", is_emptied)
+        record = await handle.pause(PauseMode.FILESYSTEM)
+    again = await backend.resume(spec, paths, record, PauseMode.FILESYSTEM)
+    with monkeypatch.context() as slow:
+        slow.setattr(kept, "wait_until_released", wait)
+        record = await again.pause(PauseMode.FILESYSTEM)
+    assert set(late) == {"group", "disk"}
+    last = await backend.resume(spec, paths, record, PauseMode.FILESYSTEM)
+    assert (await inside.run(last, "cat ~/kept")).out == "kept\n"
+    await last.kill()

@@ -368,3 +368,23 @@ def test_an_old_client_runs_the_core_scenario(
     if result.trouble.startswith("not installed"):  # type: ignore[attr-defined]
         pytest.skip(result.trouble)  # type: ignore[attr-defined]
     assert result.failures == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_http2", [False, True], ids=["http1", "http2"])
+def test_the_console_by_tls_is_no_sandboxs(domain: Domain, sandbox: Sandbox, is_http2: bool) -> None:
+    """Sandboxes are of the same site: their pages get the cookie sent along, and change nothing for all that."""
+    url = f"https://{domain.name}"
+    theirs = f"https://8000-{sandbox.sandbox_id}.{domain.name}"
+    with httpx.Client(base_url=url, verify=domain.trust, http2=is_http2, timeout=60) as client:
+        form = {"key": domain.server.api_key}
+        assert client.post("/console/login", data=form, headers={"Origin": theirs}).status_code == 403
+        cookie = client.post("/console/login", data=form, headers={"Origin": url}).headers["set-cookie"]
+        assert cookie.startswith("__Host-atoll-console=")
+        assert {"Secure", "HttpOnly", "Path=/", "SameSite=strict"} <= set(cookie.split("; "))
+        text = client.get("/console/").text
+        csrf = text.partition('<meta name="csrf" content="')[2].partition('"')[0]
+        kill = f"/console/sandboxes/{sandbox.sandbox_id}/kill"
+        assert client.post(kill, data={"csrf": csrf}, headers={"Origin": theirs}).status_code == 403
+        assert sandbox.is_running()
+        assert client.post(kill, data={"csrf": csrf}, headers={"Origin": url}).status_code == 303
+        assert not sandbox.is_running()

@@ -6,6 +6,7 @@ Each test has a server of its own, so that no other test's sandboxes are in the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -33,6 +34,7 @@ from sdk_support import (
 
 from atoll.testing import footprint
 from atoll.testing.footprint import Footprint
+from support.tiers import one_tier
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="counting other processes' descriptors and namespaces needs root"),
@@ -383,6 +385,37 @@ def test_whatever_is_killed_in_the_middle_nothing_acknowledged_is_lost_and_nothi
         Sandbox.kill(sandbox_id, **observed.options)
     _use_and_kill(observed)
     observed.settles_at(before, convergence_s())
+
+
+def test_a_snapshot_that_sandboxes_stood_on_is_let_go(observed: Observed) -> None:
+    before = observed.at_rest()
+    source = observed.create()
+    snapshot = source.create_snapshot(mode="filesystem").snapshot_id
+    child = Sandbox.create(snapshot, timeout=300, **observed.options)
+    for sandbox in (child, source):
+        sandbox.kill()
+    Sandbox.delete_snapshot(snapshot, **observed.options)
+    _use_and_kill(observed)  # as before the first reading: what is made ahead of need is made for who asked last
+    observed.settles_at(before, 60)
+
+
+@one_tier("the other has no zygote")
+def test_a_killed_zygote_leaves_no_group_and_takes_no_paused_sandbox_with_it(observed: Observed) -> None:
+    _use_and_kill(observed)
+    paused = observed.create()
+    command = paused.commands.run("sleep 86373", background=True, timeout=0)
+    state = json.loads((Path(observed.server.data_dir) / "sandboxes" / paused.sandbox_id / "state.json").read_bytes())
+    group = str(state["handle"]["group"])
+    zygote = group.partition("-")[0]
+    paused.pause()
+    _kill_in_the_middle(observed, "zygote")
+    _use_and_kill(observed)  # by another zygote: the groups that waited at the first one are cleared up
+    eventually(
+        lambda: {path.name for base in observed.bases for path in base.glob(f"{zygote}-*")} == {group},
+        what="nothing of the killed zygote is left but the sandbox that is paused",
+    )
+    paused.connect()
+    assert command.pid in {one.pid for one in paused.commands.list()}
 
 
 def test_sandboxes_that_died_while_no_server_ran_are_cleared_up(observed: Observed) -> None:

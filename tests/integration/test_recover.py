@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from e2b import Sandbox
 
 from atoll.cli.gc import own_base
 from atoll.config import Settings
+from atoll.images.layers import ImageLayers
+from atoll.isolation.linux.disk import loops
 from support.host import requires
 from support.server import ServerDied
 
@@ -91,3 +95,52 @@ def test_gc_removes_what_a_server_left_that_was_never_started_again_and_no_sandb
     shown = _atoll(data_dir, templates_dir, "gc", "--yes")
     assert base in shown
     assert not any(path.exists() for path in groups)
+
+
+@requires("root")
+def test_gc_removes_devices_images_and_records_that_nothing_names(
+    start_server: Callable[..., Any], templates_dir: Path
+) -> None:
+    server = start_server()
+    data_dir, images = server.data_dir, ImageLayers(templates_dir, server.data_dir)
+    sandbox = Sandbox.create(timeout=300, **_options(server))
+    before = _images(templates_dir)
+    sandbox.create_snapshot(mode="filesystem")
+    (named,) = _images(templates_dir) - before
+    server.kill()
+    imported, forgotten = secrets.token_hex(20), secrets.token_hex(20)
+    with images.capturing(imported, (), ""):
+        pass
+    for image_id in (named, imported):
+        os.utime(templates_dir / ".images" / image_id, (1, 1))
+    with sqlite3.connect(data_dir / "control" / "atoll.db") as database:
+        database.execute("INSERT INTO template_layers (key, image_id) VALUES (?, ?)", ("k" * 40, forgotten))
+    (data_dir / "sandboxes" / "gone").mkdir()
+    image = data_dir / "sandboxes" / "gone" / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    device = subprocess.run(
+        ["losetup", "--show", "-f", image], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        shown = _atoll(data_dir, templates_dir, "gc")
+        assert f"would remove a loop device without a sandbox: {device} ({image})" in shown
+        assert f"would remove an image that nothing names: {templates_dir}/.images/{imported}" in shown
+        assert f"would remove a record of an image that is gone: {forgotten}" in shown
+        assert named not in shown, "a snapshot"
+        assert shown.count("loop device") == 1, "that of the sandbox is in use"
+        _atoll(data_dir, templates_dir, "gc", "--yes")
+        assert loops.device_of(image) is None
+    finally:
+        if loops.is_on(device.removeprefix("/dev/"), image):
+            subprocess.run(["losetup", "-d", device], check=True)
+    assert _images(templates_dir) & {named, imported} == {named}
+    assert forgotten not in _atoll(data_dir, templates_dir, "gc")
+    server.start()
+    again = Sandbox.connect(sandbox.sandbox_id, **_options(server))
+    assert again.commands.run("echo alive").stdout == "alive\n"
+    assert again.kill()
+
+
+def _images(templates_dir: Path) -> set[str]:
+    place = templates_dir / ".images"
+    return set(os.listdir(place)) if place.is_dir() else set()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +189,48 @@ def test_a_long_chain_of_snapshots_is_folded_and_shows_the_same(
     assert last.commands.run("cd /home/user && cat f* l* d/* | md5sum; ls -R . | md5sum").stdout == expected
     assert last.commands.run("cd /home/user; stat -c %h f12; ls d").stdout.split() == ["2", "only"]
     last.kill()
+
+
+@one_tier("layers are folded by the same program in every tier")
+@pytest.mark.timeout(600)
+def test_a_chain_of_fifty_snapshots_outlives_kills_in_the_middle_of_folding(
+    start_server: Callable[..., Any], templates_dir: Path
+) -> None:
+    server = start_server()
+    options = {"api_key": server.api_key, "api_url": server.url, "sandbox_url": server.url}
+    images = templates_dir / ".images"
+    before = set(images.iterdir()) if images.is_dir() else set()
+    snapshot = None
+    for number in range(50):
+        sandbox = Sandbox.create(snapshot, timeout=300, **options)
+        assert sandbox.commands.run("ls | wc -l").stdout.strip() == str(number), "what was answered before is there"
+        sandbox.files.write(f"f{number}", f"{number}")
+        snapshot = sandbox.create_snapshot(mode="filesystem").snapshot_id
+        if number in (12, 13):
+            node = server.pid_of("node")
+            program = eventually(lambda of=node: _folding(of), what="the chain is being folded")
+            os.kill(program if number == 12 else node, signal.SIGKILL)
+            eventually(lambda of=program: not Path(f"/proc/{of}").exists(), what="the program has ended, with its node")
+            eventually(sandbox.is_running, what="a node is there")
+        assert sandbox.kill()
+
+    def folded() -> bool:
+        made = [json.loads((one / "image.json").read_bytes()) for one in set(images.iterdir()) - before]
+        return any(one.get("superseded") for one in made)
+
+    eventually(folded, what="a chain is folded after all", within_s=60)
+    last = Sandbox.create(snapshot, timeout=300, **options)
+    assert last.commands.run("cat $(ls -v)").stdout == "".join(map(str, range(50)))
+    assert last.kill()
+
+
+def _folding(node: int) -> int | None:
+    """The program that folds layers for this node."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (
+                b"fold import main" in (place / "cmdline").read_bytes()
+                and f"PPid:\t{node}\n" in (place / "status").read_text()
+            ):
+                return int(place.name)
+    return None

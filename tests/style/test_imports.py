@@ -49,6 +49,7 @@ RULES: dict[str, set[str]] = {
         "atoll.isolation.namespaces",
     },
     "atoll.egress": MODEL | {"atoll.egress", "atoll.tls", "atoll.isolation.base"},
+    "atoll.objects": {"atoll.objects", "atoll.model.errors"},
     "atoll.node": MODEL
     | {
         "atoll.node",
@@ -59,7 +60,9 @@ RULES: dict[str, set[str]] = {
         "atoll.isolation.guest_client",
     },
     "atoll.control": MODEL | {"atoll.wire.rest", "atoll.control"},
+    "atoll.console": MODEL | {"atoll.console", "atoll.control", "atoll.wire.rest"},
     "atoll.edge": MODEL | {"atoll.edge"},
+    "atoll.cluster": MODEL | {"atoll.cluster", "atoll.tls"},
     "atoll.runtime": MODEL | {"atoll.runtime"},
     "atoll.agent": MODEL | {"atoll.runtime", "atoll.agent"},
     "atoll.stress": MODEL | {"atoll.runtime", "atoll.stress"},

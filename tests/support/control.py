@@ -27,6 +27,7 @@ from atoll.control.services import Services
 from atoll.control.store import Store, default_url
 from atoll.edge.routes import LiveRoutes
 from atoll.images.layers import ImageLayers
+from atoll.images.transfer import ImageTransfer
 from atoll.isolation.registry import BackendFactory
 from atoll.model.addresses import ForbiddenNetworks
 from atoll.model.errors import TemplateNotFound
@@ -80,6 +81,11 @@ class MemoryTemplates:
     def images(self) -> ImageLayers:
         """None, and none can be made: the fake tier keeps nothing."""
         return ImageLayers(Path("/nonexistent"))
+
+    @property
+    def transfer(self) -> ImageTransfer:
+        """There is no other machine."""
+        return ImageTransfer(Path("/nonexistent"), self.images, None)
 
     def list_templates(self) -> list[Template]:
         return list(self._templates)
@@ -148,11 +154,12 @@ async def plane(
     clock: Clock | None = None,
     keep: bool = False,
     webhook_networks: Sequence[str] = (),
+    database_url: str | None = None,
 ) -> AsyncIterator[World]:
-    """See the module."""
+    """See the module. `database_url` None: SQLite in the data directory."""
     nodes, routes = NodeRegistry(), LiveRoutes()
     async with (
-        Store(default_url(data_dir)) as store,
+        Store(database_url or default_url(data_dir)) as store,
         supervisor(data_dir, keep=keep) as node,
         _present(nodes, node),
         ControlPlane(

@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_a_long_run_has_every_fault_every_point_and_every_step() -> None:
     faults = plan.faults(1, 500, "namespaces", small_disk=True)
-    assert {fault.kind for fault in faults} == {"kill", "freeze", "fill"}
+    assert {fault.kind for fault in faults} == {"kill", "freeze", "fill", "jump"}
     assert {fault.victim for fault in faults if fault.kind == "kill"} == set(plan.ROLES)
     assert {fault.point for fault in faults} == {*plan.POINTS, ""}
     assert not any(fault.victim == "zygote" for fault in plan.faults(1, 500, "gvisor", small_disk=True))

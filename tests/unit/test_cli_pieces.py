@@ -16,8 +16,7 @@ from atoll.cli.environment import client_environ, environ_for, export_lines
 from atoll.cli.logs import mask_secrets
 from atoll.config import Settings
 from atoll.model.errors import Conflict, InvalidRequest
-from atoll.server.launcher import url_of
-from atoll.server.plan import check_database
+from atoll.server.plan import check_database, url_of
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from atoll.control.events import journal
 from atoll.control.events.dispatcher import AT_ONCE_PER_WEBHOOK, WebhookDispatcher
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.retries import DELAYS_S, MAX_ATTEMPTS
-from atoll.control.store import Store, default_url
+from atoll.control.store import Store
 from atoll.control.store.schema import deliveries
 from atoll.model.events import Delivery, DeliveryState, EventType, Webhook
 from atoll.model.sandbox import EndReason
@@ -189,8 +189,8 @@ def _webhook(url: str, webhook_id: str = "w1", enabled: bool = True) -> Webhook:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with Store(default_url(tmp_path)) as opened:
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with Store(database_url) as opened:
         yield opened
 
 

@@ -17,7 +17,7 @@ import pytest_asyncio
 from atoll.control.access.auth import Authenticator
 from atoll.control.app import create_app
 from atoll.control.nodes import registry
-from atoll.control.nodes.registry import GONE_AFTER_S, SILENT_AFTER_S, NodeRegistry
+from atoll.control.nodes.registry import GONE_AFTER_S, LEASE_S, LOST_AFTER_S, SILENT_AFTER_S, NodeRegistry
 from atoll.control.placement import NodeState
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes import reconciliation
@@ -112,6 +112,23 @@ def test_long_silence_is_the_end_of_it_also_for_one_that_never_came() -> None:
     assert nodes.loads() == []
 
 
+def test_what_is_silent_for_long_is_lost_until_it_speaks() -> None:
+    nodes, now, _ = _registry()
+    lost = list[str]()
+    nodes.given_up = lost.append
+    nodes.registered(_Named("a"), NodeStatus(0))
+    now[0] += LOST_AFTER_S - 1
+    nodes.look()
+    assert not nodes.is_lost("a")
+    now[0] += 1
+    nodes.look()
+    nodes.look()
+    assert (nodes.is_lost("a"), lost) == (True, ["a"])
+    nodes.beat("a", NodeStatus(0))
+    assert not nodes.is_lost("a")
+    assert LOST_AFTER_S > LEASE_S + 2, "by then a node's lease is over, with the renewal that was under way"
+
+
 # Two nodes on one control plane
 
 
@@ -152,6 +169,11 @@ class _Control:
 
     async def kill(self, sandbox_id: str) -> int:
         return (await self.api.delete(f"/sandboxes/{sandbox_id}")).status_code
+
+    async def events(self, kind: str) -> set[str]:
+        """To which sandboxes that has happened."""
+        found = (await self.api.get(f"/events/sandboxes?types=sandbox.lifecycle.{kind}")).json()
+        return {one["sandboxId"] for one in found}
 
     async def listed(self) -> set[str]:
         return {one["sandboxID"] for one in (await self.api.get("/v2/sandboxes")).json()}
@@ -294,6 +316,7 @@ async def test_a_node_that_hangs_blocks_neither_a_start_nor_the_other(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "SILENT_AFTER_S", 1.5)
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 1000.0)  # what is lost nobody waits for any more
     monkeypatch.setattr(server_side, "BEAT_S", 0.05)
     async with world.control() as control:
         mine = {await control.create() for _ in range(4)}
@@ -327,6 +350,7 @@ async def test_a_node_that_hangs_blocks_neither_a_start_nor_the_other(
 async def test_a_node_that_is_away_at_the_start_is_settled_when_it_comes_and_lost_when_it_does_not(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 1000.0)  # what is lost is listed no more
     async with world.control() as control:
         made = {await control.create() for _ in range(4)}
     ended = next(iter(world.on("two")))
@@ -352,3 +376,49 @@ def _async(ask: Callable[[], Awaitable[set[str]]], judge: Callable[[set[str]], b
         return judge(await ask())
 
     return look
+
+
+async def test_what_is_lost_is_not_shown_and_a_kill_of_it_holds_when_its_node_is_back(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SILENT_AFTER_S", 0.5)
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(server_side, "BEAT_S", 0.02)
+    async with asyncio.timeout(60), world.control() as control:
+        made = {await control.create() for _ in range(4)}
+        gone = world.on("two")
+        await world.stop_listening("two")
+        await _until(_async(lambda: control.listed(), lambda listed: listed == made - gone))
+        killed, kept = sorted(gone)
+        answer = await control.api.get(f"/sandboxes/{kept}")
+        assert (answer.status_code, "it is lost" in answer.text) == (404, True)
+        assert await control.kill(killed) == 204
+        monkeypatch.setattr(registry, "LOST_AFTER_S", 1000.0)
+        monkeypatch.setattr(registry, "SILENT_AFTER_S", 1000.0)
+        await world.listen("two")
+        await _until(_is(lambda: killed not in world.on("two")))
+        await _until(_async(lambda: control.listed(), lambda listed: listed == made - {killed}))
+        await _until(_async(lambda: control.events("returned"), lambda found: found == {kept}))
+        assert await control.events("lost") == gone
+
+
+async def test_what_asks_for_it_is_begun_anew_elsewhere_and_the_earlier_one_ends(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SILENT_AFTER_S", 0.5)
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(server_side, "BEAT_S", 0.02)
+    async with asyncio.timeout(60), world.control() as control:
+        body = {"templateID": "base", "metadata": {"restart": "always"}}
+        made = {(await control.api.post("/v2/sandboxes", json=body)).json()["sandboxID"] for _ in range(4)}
+        moved = world.on("two")
+        assert len(moved) == 2
+        await world.stop_listening("two")
+        await _until(_is(lambda: world.on("one") == made))
+        await _until(_async(lambda: control.listed(), lambda listed: listed == made))
+        assert world.on("two") == moved, "it does not know yet"
+    # The control plane is started again, and meanwhile both have the same: the later one counts.
+    await world.listen("two")
+    async with asyncio.timeout(60), world.control() as control:
+        await _until(_is(lambda: not world.on("two")))
+        assert await control.listed() == world.on("one") == made

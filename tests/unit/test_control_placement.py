@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -56,7 +60,7 @@ def test_real_load_counts_where_it_differs_and_promises_where_it_does_not() -> N
 
 
 def test_the_image_is_where_a_sandbox_goes_unless_it_is_crowded_there_and_can_be_fetched() -> None:
-    there, elsewhere = NodeLoad("there", True, 30, load=0.9), NodeLoad("elsewhere", False, 0)
+    there, elsewhere = NodeLoad("there", True, 30, load=0.4), NodeLoad("elsewhere", False, 0)
     assert _choose([there, elsewhere], can_move=True) == "there"
     crowded = replace(there, load=2.0)
     assert _choose([crowded, elsewhere], can_move=True) == "elsewhere"
@@ -137,6 +141,18 @@ def test_a_burst_on_many_nodes_spreads_without_looking_at_all_of_them() -> None:
         counts[choose_node(node_ids, look, Wanted(frozenset(node_ids)), random)] += 1
     assert looks <= 5000 * 8
     assert max(counts.values()) <= 8, "five each is even; one random choice would make it twelve or more"
+
+
+def test_the_simulator_loses_and_refuses_nobody_and_repeats_itself() -> None:
+    command = [sys.executable, str(Path(__file__).parents[2] / "benchmarks" / "simulate.py")]
+    command += ["--nodes", "100", "--sandboxes", "1000", "--templates", "10"]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True, timeout=60) for _ in range(2)]
+    first, second = ([json.loads(line) for line in run.stdout.splitlines()] for run in runs)
+    assert [row["refused"] for row in first] == [0, 0, 0, 0]
+    assert first[2]["live"] == first[1]["live"], "all of the lost nodes' sandboxes have another"
+    for row in (*first, *second):
+        del row["placement_us"]
+    assert first == second
 
 
 def test_a_node_is_full_by_its_own_measure_and_groups_are_a_teams() -> None:

@@ -20,8 +20,8 @@ from support.control import API_KEY, World, plane
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with plane(tmp_path) as made:
+async def world(tmp_path: Path, database_url: str) -> AsyncIterator[World]:
+    async with plane(tmp_path, database_url=database_url) as made:
         yield made
 
 

@@ -27,8 +27,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
-    async with plane(tmp_path, clock=clock) as made:
+async def world(tmp_path: Path, database_url: str, clock: ManualClock) -> AsyncIterator[World]:
+    async with plane(tmp_path, clock=clock, database_url=database_url) as made:
         yield made
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk import kept, loops
 from support.host import requires
 
@@ -54,3 +57,19 @@ def test_the_device_of_a_disk_is_found_by_the_file_whatever_path_the_kernel_tell
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
     assert loops.device_of(moved) is None
+
+
+def test_a_file_system_is_made_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is killed meanwhile leaves nothing that anybody would have to look for."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real, seen = disk_image.mkfs, []
+
+    def mkfs(*given: Any, **named: Any) -> None:
+        real(*given, **named)
+        seen.append(list(tmp_path.iterdir()))
+
+    monkeypatch.setattr(disk_image, "mkfs", mkfs)
+    assert sum(len(piece.data) for piece in disk_image.Templates().pieces(16)) > 4096
+    assert seen == [[]]

@@ -8,20 +8,24 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Connection, Inspector, create_engine, inspect
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from atoll.control.access.auth import DEFAULT_TEAM_ID
-from atoll.control.store import ApiKey, Idempotency, Store, Team, default_url
+from atoll.control.store import ApiKey, Idempotency, Store, Team, database, default_url
 from atoll.control.store.migrate import MIGRATIONS
 from atoll.control.store.schema import REVISION, metadata
 from atoll.model.errors import Conflict, InvalidRequest
 from atoll.model.lifecycle import TRANSITIONS
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxState
+from support.postgres import Postgres
 
 NOW = datetime(2030, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 S = SandboxState
@@ -50,8 +54,8 @@ def _record(sandbox_id: str = "i0001", state: SandboxState = S.CREATING, **field
 
 
 @pytest.fixture
-async def store(tmp_path: Path):
-    async with Store(default_url(tmp_path)) as opened:
+async def store(database_url: str):
+    async with Store(database_url) as opened:
         yield opened
 
 
@@ -70,28 +74,28 @@ async def test_times_are_utc_whatever_zone_they_came_in(store: Store) -> None:
     assert found.started_at.tzinfo is UTC
 
 
-async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
-    async with Store(default_url(tmp_path)) as store:
+async def test_everything_survives_closing_and_opening(database_url: str) -> None:
+    async with Store(database_url) as store:
         await store.add(_record())
-    async with Store(default_url(tmp_path)) as store:
+    async with Store(database_url) as store:
         assert await store.find("i0001") == _record()
         assert await store.keys.team_name(DEFAULT_TEAM_ID) == "default"
 
 
-async def test_what_was_written_survives_a_killed_process(tmp_path: Path) -> None:
+async def test_what_was_written_survives_a_killed_process(database_url: str) -> None:
     child = f"""
 import asyncio, os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
-from test_store import Store, _record, default_url, Path
+from test_store import Store, _record
 async def main():
-    store = await Store(default_url(Path({str(tmp_path)!r}))).__aenter__()
+    store = await Store({database_url!r}).__aenter__()
     await store.add(_record())
     await store.running("i0001", "fake")
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
     await asyncio.to_thread(subprocess.run, [sys.executable, "-c", child], check=False, timeout=60)
-    async with Store(default_url(tmp_path)) as store:
+    async with Store(database_url) as store:
         found = await store.find("i0001")
         assert found is not None
         assert (found.state, found.tier) == (S.RUNNING, "fake")
@@ -202,13 +206,47 @@ async def test_a_hundred_writers_at_once_all_get_through(store: Store) -> None:
 # Migrations
 
 
-async def test_the_migrations_make_the_tables_that_the_code_expects(tmp_path: Path) -> None:
-    async with Store(default_url(tmp_path)):
+async def test_the_migrations_make_the_tables_that_the_code_expects(
+    database_url: str, request: pytest.FixtureRequest
+) -> None:
+    async with Store(database_url):
         pass
-    migrated = inspect(create_engine(default_url(tmp_path)))
-    expected_engine = create_engine("sqlite://")
-    metadata.create_all(expected_engine)
-    expected = inspect(expected_engine)
+    empty = "sqlite://"
+    if database_url.startswith("postgresql"):
+        empty = request.getfixturevalue("postgres").new_database()
+    _compare(await _tables(database_url), await _tables(empty, metadata.create_all))
+
+
+async def _tables(url: str, first: Callable[[Connection], None] = lambda _: None) -> _Tables:
+    """What is in a database after `first`."""
+    if url.startswith("sqlite"):
+        with create_engine(url).begin() as connection:
+            first(connection)
+            return _Tables(inspect(connection))
+    engine = create_async_engine(url)
+    async with engine.begin() as asynchronous:
+        await asynchronous.run_sync(first)
+        found = await asynchronous.run_sync(lambda connection: _Tables(inspect(connection)))
+    await engine.dispose()
+    return found
+
+
+class _Tables:
+    """An Inspector's answers, all read: its connection need not be open any more."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._names = inspector.get_table_names()
+        kinds = ("get_columns", "get_indexes", "get_foreign_keys")
+        self._found = {(kind, name): getattr(inspector, kind)(name) for kind in kinds for name in self._names}
+
+    def get_table_names(self) -> list[str]:
+        return self._names
+
+    def __getattr__(self, kind: str) -> Callable[[str], Any]:
+        return lambda name: self._found[kind, name]
+
+
+def _compare(migrated: _Tables, expected: _Tables) -> None:
     assert set(migrated.get_table_names()) - {"alembic_version"} == set(expected.get_table_names())
     for table in expected.get_table_names():
         columns = [
@@ -258,6 +296,26 @@ async def test_a_database_of_a_newer_atoll_is_refused_and_left_alone(tmp_path: P
         assert connection.execute("SELECT count(*) FROM sandboxes").fetchone() == (1,)
 
 
+async def test_servers_that_start_at_once_migrate_an_empty_database_once(postgres: Postgres) -> None:
+    url = postgres.new_database()
+    stores = await asyncio.gather(*(Store(url).__aenter__() for _ in range(4)))
+    assert [await one.keys.team_name(DEFAULT_TEAM_ID) for one in stores] == ["default"] * 4
+    for one in stores:
+        await one.__aexit__(None, None, None)
+
+
+async def test_one_control_plane_at_a_time_uses_a_database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres.new_database()
+    monkeypatch.setattr(database, "_CLAIM_WITHIN_S", 0.5)
+    async with Store(url, alone=True):
+        with pytest.raises(InvalidRequest, match="another server uses"):
+            await Store(url, alone=True).__aenter__()
+        async with Store(url) as beside:  # as `atoll team` does
+            assert await beside.keys.teams()
+    async with Store(url, alone=True) as next_one:
+        assert await next_one.keys.teams()
+
+
 async def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "atoll.db") as connection:
         connection.execute("CREATE TABLE sandboxes (x)")  # in the way
@@ -268,7 +326,16 @@ async def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path) -> None:
     assert names == {"sandboxes"}
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite:////proc/none/atoll.db", "martian://x", "postgresql+none://h/d"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "sqlite:////proc/none/atoll.db",
+        "martian://x",
+        "postgresql+none://h/d",
+        "postgresql+asyncpg://x@127.0.0.1:1/d",
+    ],
+)
 async def test_a_url_that_cannot_be_used_is_told_so(url: str) -> None:
     with pytest.raises(InvalidRequest):
         await Store(url).__aenter__()

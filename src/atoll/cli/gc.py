@@ -6,6 +6,7 @@ anything of this data directory while a server runs on it, which clears up after
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from atoll.cli import running
+from sqlalchemy import make_url
+
+from atoll.cli import recover, running
 from atoll.config import Settings
+from atoll.control.store import Store
 from atoll.images.layers import ImageLayers
 from atoll.images.recipes.build import remove_tree
 from atoll.images.store import TemplateStore
 from atoll.isolation import directory
+from atoll.isolation.directory import Recorded
 from atoll.isolation.linux.cgroups.groups import Cgroups
+from atoll.isolation.linux.disk import loops
 from atoll.isolation.linux.run_dir import RunDir
+from atoll.model.sealing import Seal, kept_key
+from atoll.server.plan import control_dir, database_url
 
 IDLE_S = 60.0
 """A group of another server that is empty for so long is none that is just being made."""
@@ -79,12 +87,69 @@ def _of_this(settings: Settings) -> Iterator[Rest]:
             base = point / own_base(settings)
             if base.is_dir() and not _processes(base):
                 yield Rest("groups of a server that is gone", str(base), partial(_remove_groups, base))
+    yield from _devices(settings, begun)
     images = ImageLayers(settings.templates_dir, settings.data_dir)
     for path in images.unfinished_ones():
         yield Rest("an image whose making was cut off", str(path), images.remove_unfinished)
     store = TemplateStore(settings.templates_dir, holder=settings.data_dir)
     for path in store.unused_builds():
         yield Rest("a build that a newer one has superseded", str(path), store.remove_unused_builds)
+    yield from _that_nothing_names(settings, images, begun)
+
+
+def _devices(settings: Settings, begun: list[Path]) -> Iterator[Rest]:
+    """On files of this data directory that are no sandbox's and no volume's. A file without a name may be that of any
+    sandbox that there is."""
+    data_dir = settings.data_dir.absolute()
+    kept = [data_dir / "volumes", *(path.absolute() for path in begun)]
+    for device, shown in sorted(loops.shown().items()):
+        file = Path(shown.removesuffix(loops.DELETED))
+        if not file.is_relative_to(data_dir) or any(file.is_relative_to(path) for path in kept):
+            continue
+        if not shown.endswith(loops.DELETED) or not begun:
+            yield Rest("a loop device without a sandbox", f"/dev/{device} ({shown})", partial(loops.let_go, device))
+
+
+def _that_nothing_names(settings: Settings, images: ImageLayers, begun: list[Path]) -> Iterator[Rest]:
+    """Images, and records of images that are gone. Nothing, unless the database fits what is here (see `recover`)."""
+    url, key = make_url(database_url(settings)), settings.data_dir / "secret-key"
+    if (
+        settings.nodes
+        or not key.exists()
+        or (url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists())
+    ):
+        return  # images may be on other nodes; or there is no database
+    seal = Seal(kept_key(key))
+    there = [directory.read(path, seal.open_spec) for path in begun]
+    in_use = {layer for one in there if isinstance(one, Recorded) for layer in one.layers}
+    named = asyncio.run(_named(settings, seal))
+    if named is None or not all(isinstance(one, Recorded) and one.layers for one in there):
+        return
+    by_builds, by_steps = named
+    unneeded = images.unneeded(by_builds, in_use)
+    for path in unneeded:
+        yield Rest("an image that nothing names", str(path), partial(images.keep, by_builds, in_use))
+    for image_id in sorted(one for one in by_steps if not images.has(one)):
+        yield Rest("a record of an image that is gone", image_id, partial(_forget, settings, seal, image_id))
+
+
+async def _named(settings: Settings, seal: Seal) -> tuple[set[str], set[str]] | None:
+    """The images that builds name, and those that steps and imports remember; None: the database does not fit."""
+    async with Store(database_url(settings), seal) as store:
+        mark = control_dir(settings.data_dir) / "state-mark"
+        found = await recover.look(settings.data_dir, store, mark, seal)
+        if any(line.needs_yes for line in found.lines):
+            return None
+        builds = await store.templates.all_builds()
+        return {image for build in builds for image in build.images}, await store.layers.images()
+
+
+def _forget(settings: Settings, seal: Seal, image_id: str) -> None:
+    async def work() -> None:
+        async with Store(database_url(settings), seal) as store:
+            await store.layers.forget([image_id])
+
+    asyncio.run(work())
 
 
 def _has_content(path: Path) -> bool:

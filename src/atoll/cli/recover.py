@@ -73,7 +73,7 @@ async def _recover(settings: Settings, *, yes: bool, team: str | None) -> list[L
     seal = Seal(kept_key(settings.data_dir / "secret-key"))
     mark = control / "state-mark"
     async with Store(database_url(settings), seal) as store:
-        found = await _look(settings.data_dir, store, mark, seal)
+        found = await look(settings.data_dir, store, mark, seal)
         if yes:
             team_id = await _team(store, team)
             for one in found.unknown:
@@ -82,7 +82,8 @@ async def _recover(settings: Settings, *, yes: bool, team: str | None) -> list[L
     return list(found.lines)
 
 
-async def _look(data_dir: Path, store: Store, mark: Path, seal: Seal) -> Found:
+async def look(data_dir: Path, store: Store, mark: Path, seal: Seal) -> Found:
+    """What the next start makes of it; nothing is touched. Raises OSError."""
     place = data_dir / "sandboxes"
     there = (
         {path.name: directory.read(path, seal.open_spec) for path in sorted(place.iterdir())} if place.is_dir() else {}

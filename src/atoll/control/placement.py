@@ -22,7 +22,7 @@ BEST_OF = 8
 DRAWS = 8 * BEST_OF
 """Random nodes that are looked at for BEST_OF that can take it."""
 LOOK_AT_ALL = 64
-CROWDED = 1.0
+CROWDED = 0.5
 """The pressure from which a node that would have to fetch the image first may be better."""
 _ALIKE, _ALIKE_SHARE = 0.25, 0.25
 """Pressures that differ by less than that, and that share of the lower one, are alike: they lag and they waver."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,14 @@ from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.events.journal import Journal
 from atoll.control.events.outbound import Outbound
 from atoll.control.events.webhooks import EventService
-from atoll.control.nodes.registry import NodeRegistry
+from atoll.control.nodes.leases import NodeLeases
+from atoll.control.nodes.registry import NodeNews, NodeRegistry
+from atoll.control.nodes.service import NodeService
 from atoll.control.retention import Retention
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.failover import SandboxFailover
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
@@ -44,6 +47,7 @@ from atoll.control.store import Store
 from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.telemetry.tracing import NoTracing, Tracing
 from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
@@ -55,8 +59,10 @@ from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
 from atoll.control.volumes.service import VolumeService
 from atoll.model.addresses import ForbiddenNetworks
+from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
-from atoll.model.seams import NodeEvents
+from atoll.model.node_addresses import LOCAL
+from atoll.model.seams import NodeEvents, NodeLinks
 
 
 class ControlPlane:
@@ -75,11 +81,13 @@ class ControlPlane:
 
     Args:
         nodes: those that are there, and those that come later.
+        links: connects to nodes that an operator adds; None: none can be added.
         logs_dir, metrics_dir: where the logs and the readings of sandboxes are kept; made when needed.
         templates_dir: where uploads and logs of template builds are kept.
         mark: see `state_mark`; None: a store that was put back is not noticed.
         routes: the edge's: the way to the sandboxes that build templates, and where traffic wakes paused ones.
         webhook_forbidden: what webhooks may not reach, now.
+        tracing: where traces of creates go; None: nowhere.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
 
@@ -88,6 +96,7 @@ class ControlPlane:
         *,
         store: Store,
         nodes: NodeRegistry,
+        links: NodeLinks | None = None,
         policy: Policy | None = None,
         logs_dir: Path,
         metrics_dir: Path,
@@ -97,8 +106,9 @@ class ControlPlane:
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
-        clock = clock or SystemClock()
+        clock, traced = clock or SystemClock(), tracing or NoTracing()
         policy = policy or Policy()
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
@@ -113,6 +123,11 @@ class ControlPlane:
         importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         figures = Figures(quota.counts, nodes.loads)
+
+        def created(tier: str, steps_ms: Mapping[str, float]) -> None:
+            figures.created(tier, steps_ms)
+            traced.created(tier, steps_ms)
+
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
@@ -152,7 +167,7 @@ class ControlPlane:
             logs=build_logs,
             clock=clock,
             background=background,
-            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum),
+            limits=BuildLimits(policy.build_timeout_s, policy.team_builds, policy.maximum, policy.has_objects),
             also_kept=warm.images,
         )
         sleeping = SleepingRoutes(routes)
@@ -171,6 +186,20 @@ class ControlPlane:
         timeouts = SandboxTimeouts(
             store=store, lookup=lookup, policy=policy, clock=clock, expiry=expiry, journal=journal
         )
+        self._failover = SandboxFailover(
+            store=store,
+            nodes=nodes,
+            templates=templates,
+            placing=placing,
+            policy=policy,
+            clock=clock,
+            background=background,
+            quota=quota,
+            expiry=expiry,
+            journal=journal,
+            filling=filling,
+            sleeping=sleeping,
+        )
         pausing = SandboxPausing(
             store=store,
             nodes=nodes,
@@ -186,7 +215,9 @@ class ControlPlane:
             sleeping=sleeping,
             network=network,
             filling=filling,
+            failover=self._failover,
         )
+        self._leases = NodeLeases(nodes)
         self.reconciliation = Reconciliation(
             store=store,
             nodes=nodes,
@@ -199,7 +230,10 @@ class ControlPlane:
             pausing=pausing,
             sleeping=sleeping,
             warm=warm,
+            failover=self._failover,
+            leases=self._leases,
         )
+        self.node_of = quota.node_of
         self._mark = StateMark(mark, store, clock) if mark is not None else None
         self._retention = Retention(store, logbook, clock)
         self.node_events: NodeEvents = NodeReports(ending, telemetry, journal, warm)
@@ -220,7 +254,7 @@ class ControlPlane:
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
-            created=figures.created,
+            created=created,
         )
         self.services = Services(
             policy=policy,
@@ -228,7 +262,13 @@ class ControlPlane:
             sandboxes=lookup,
             creation=creation,
             snapshots=SandboxSnapshots(
-                tables=store.templates, catalog=templates, lookup=lookup, nodes=nodes, creation=creation, clock=clock
+                tables=store.templates,
+                catalog=templates,
+                lookup=lookup,
+                nodes=nodes,
+                creation=creation,
+                clock=clock,
+                has_objects=policy.has_objects,
             ),
             ending=ending,
             pausing=pausing,
@@ -246,6 +286,7 @@ class ControlPlane:
             ),
             volumes=volumes,
             events=EventService(store.events, clock, outbound),
+            nodes=NodeService(store.nodes, nodes, links, quota, clock),
         )
 
     async def __aenter__(self) -> Self:
@@ -260,8 +301,11 @@ class ControlPlane:
             await self.services.network.follow_secrets()
             await self._builds.recover()
             await self.services.volumes.recover()
+            self._nodes.happened = self._node_news
+            await self.services.nodes.recover()
             self._nodes.returned = self._node_returned
             self._nodes.gone = self.reconciliation.node_gone
+            self._nodes.given_up = self._failover.node_given_up
             self.reconciliation.catch_up()
             self._background.keep_running(self._journal.run())
             services = self.services
@@ -273,6 +317,7 @@ class ControlPlane:
                 services.telemetry,
                 self._dispatcher,
                 self._nodes,
+                self._leases,
                 self._warm,
             )
             housekeeping = [self._background.keep_running(owner.run()) for owner in owners]
@@ -295,9 +340,14 @@ class ControlPlane:
         self.reconciliation.node_returned(node_id)
         self._background.begin(self.services.network.follow_secrets(node_id=node_id))
 
+    def _node_news(self, news: NodeNews, node_id: str) -> None:
+        if not (node_id == LOCAL and news in (NodeNews.JOINED, NodeNews.RETURNED)):  # each start of the server
+            self._journal.note_node(EventType(f"node.lifecycle.{news.value}"), node_id)
+
     async def _stop(self, housekeeping: Sequence[asyncio.Task[None]]) -> None:
         for task in housekeeping:
             task.cancel()
+        self._failover.stop()
         await self._builds.stop()
         if not self._keep:
             await self.services.ending.kill_all()

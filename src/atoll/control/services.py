@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from atoll.control.access.keys import KeyService
 from atoll.control.access.teams import TeamService
 from atoll.control.events.webhooks import EventService
+from atoll.control.nodes.service import NodeService
 from atoll.control.sandboxes.creation import SandboxCreation
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.lookup import SandboxLookup
@@ -53,3 +54,4 @@ class Services:
     secrets: SecretService
     volumes: VolumeService
     events: EventService
+    nodes: NodeService

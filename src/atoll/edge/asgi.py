@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 8 * 1024 * 1024
 """Bodies that an application reads whole. Uploads (any other content type) are streamed and have no limit here."""
 
+_ASKED_OFTEN = ("/health", "/console/")
+"""Every few seconds by something that waits: logged at level debug alone."""
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -150,7 +153,7 @@ class AsgiExchange:
         finally:
             ms = round((time.perf_counter() - started) * 1e3, 1)
             status = self._response.status if self._response is not None else 0
-            log = edge.log.debug if self._path == "/health" else edge.log.info
+            log = edge.log.debug if self._path.startswith(_ASKED_OFTEN) else edge.log.info
             log("request", method=self._method, path=self._path, status=status, ms=ms)
 
     @property

@@ -23,7 +23,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from atoll.images import leases
 from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
 from atoll.model.errors import TemplateNotFound
+from atoll.model.seams import NodeImage
 
 FORMAT = 1
 IMAGE_ID = re.compile(r"[0-9a-f]{40}")
@@ -238,6 +239,30 @@ class ImageLayers:
                 remove_tree(path)
         return len(left)
 
+    def listed(self) -> list[NodeImage]:
+        """All that are complete, by id. Blocks for as long as it takes to look at their files."""
+        found = []
+        for path in sorted(self._images.glob("*/image.json")):
+            record = self._record(path.parent.name)
+            if record is not None:
+                size = sum(one.lstat().st_blocks * 512 for one in path.parent.rglob("*"))
+                found.append(NodeImage(path.parent.name, size, len(record["layers"]), bool(record.get("memory"))))
+        return found
+
+    def record(self, image_id: str) -> dict[str, Any] | None:
+        """What is kept of an image that is here, for another machine's `adopt`; None: it is not here."""
+        return self._record(image_id)
+
+    def adopt(self, image_id: str, record: Mapping[str, Any]) -> None:
+        """An image of another machine, whose parts are here by now, is one of this node's. Raises OSError."""
+        image = self._images / image_id
+        image.mkdir(parents=True, exist_ok=True)
+        draft = image / "image.json.new"
+        draft.write_text(json.dumps({**record, "data_dir": self._holder}) + "\n")
+        _sync(draft)
+        draft.rename(image / "image.json")
+        _sync(image)
+
     def layers_in_use(self) -> set[Path]:
         """Every layer that an image stands on."""
         found: set[Path] = set()
@@ -253,20 +278,9 @@ class ImageLayers:
         """
         doomed = []
         with leases.exclusive(self._templates):
-            held = leases.held(self._templates)
-            kept = set(in_use)
-            for image_id in image_ids:
-                kept |= set(self._read(image_id) or ())
-            images = list(self._images.glob("*"))
-            for path in images:
-                owner = self._owner(path.name)
-                needed = kept if owner == self._holder else kept | held
-                if _age_s(path) < KEPT_S:
-                    continue
-                if path.name in image_ids or any(layer.is_relative_to(path) for layer in needed):
+            for path, is_needed, needed in list(self._old_ones(image_ids, in_use)):
+                if is_needed:
                     doomed += self._superseded(path.name, needed)
-                    continue
-                if owner != self._holder and Path(owner).is_dir():
                     continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)
@@ -276,6 +290,30 @@ class ImageLayers:
             remove_tree(path)
         self.remove_unfinished()
         return len(doomed)
+
+    def unneeded(self, image_ids: Collection[str], in_use: Collection[Path] = ()) -> list[Path]:
+        """The images that `keep` would remove. Raises OSError."""
+        with leases.exclusive(self._templates):
+            return [path for path, is_needed, _ in self._old_ones(image_ids, in_use) if not is_needed]
+
+    def _old_ones(
+        self, image_ids: Collection[str], in_use: Collection[Path]
+    ) -> Iterator[tuple[Path, bool, Collection[Path]]]:
+        """Those that are not new, whether somebody needs them, and which layers are needed. Another server's that it
+        alone may judge are left out."""
+        held = leases.held(self._templates)
+        kept = set(in_use)
+        for image_id in image_ids:
+            kept |= set(self._read(image_id) or ())
+        for path in list(self._images.glob("*")):
+            owner = self._owner(path.name)
+            needed = kept if owner == self._holder else kept | held
+            if _age_s(path) < KEPT_S:
+                continue
+            if path.name in image_ids or any(layer.is_relative_to(path) for layer in needed):
+                yield path, True, needed
+            elif owner == self._holder or not Path(owner).is_dir():
+                yield path, False, needed
 
     def _superseded(self, image_id: str, needed: Collection[Path]) -> list[Path]:
         """Own layers for which a folded one stands now, and that nobody stands on any more, moved aside."""

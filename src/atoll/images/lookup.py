@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.images.layers import ImageLayers
+from atoll.images.transfer import ImageTransfer
 from atoll.model.template import Template
 
 
@@ -19,6 +20,11 @@ class Templates(Protocol):
     @property
     def images(self) -> ImageLayers:
         """Those that sandboxes have made."""
+        ...
+
+    @property
+    def transfer(self) -> ImageTransfer:
+        """Their way from and to other machines."""
         ...
 
     def list_templates(self) -> Sequence[Template]:

@@ -31,6 +31,7 @@ from atoll.images.layers import ImageLayers
 from atoll.images.recipes.build import Workplace, build_layer, remove_tree
 from atoll.images.recipes.builtin import RECIPES, recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress, Recipe, revision
+from atoll.images.transfer import ImageTransfer, Objects
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
@@ -57,11 +58,13 @@ class TemplateStore:
         recipes: Mapping[str, Recipe] = RECIPES,
         *,
         holder: Path | None = None,
+        objects: Objects | None = None,
         build: Builder = build_layer,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._dir = templates_dir.absolute()
         self.images = ImageLayers(self._dir, holder)
+        self.transfer = ImageTransfer(self._dir, self.images, objects)
         self._leases = leases.Leases(self._dir, holder) if holder is not None else None
         self._recipes = recipes
         self._build = build
@@ -250,6 +253,7 @@ class TemplateStore:
                 interpreter=record["interpreter"],
                 tier=record.get("tier"),
                 no_new_privileges=record.get("no_new_privileges", False) is True,
+                gpu=record.get("gpu"),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -270,6 +274,7 @@ class TemplateStore:
             "start_cmd": None,
             "interpreter": recipe.interpreter,
             "no_new_privileges": recipe.no_new_privileges,
+            "gpu": recipe.gpu,
             "recipe_revision": self._revision(recipe),
         }
         target = self._dir / recipe.name / "template.json"

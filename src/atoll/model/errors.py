@@ -64,8 +64,8 @@ class NotFound(CallerError):
 class SandboxNotFound(NotFound):
     """No sandbox of that id is known to this team."""
 
-    def __init__(self, sandbox_id: str) -> None:
-        super().__init__(f"sandbox {sandbox_id!r} not found")
+    def __init__(self, sandbox_id: str, detail: str = "") -> None:
+        super().__init__(f"sandbox {sandbox_id!r} not found" + (f": {detail}" if detail else ""))
         self.sandbox_id = sandbox_id
 
 

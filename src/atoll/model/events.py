@@ -21,6 +21,28 @@ class EventType(StrEnum):
     OUT_OF_MEMORY = "sandbox.lifecycle.out_of_memory"
     """Ours: the kernel ended a process of it because memory ran out; the sandbox lives on."""
 
+    LOST = "sandbox.lifecycle.lost"
+    """Ours: its node does not answer; nobody can say what has become of it."""
+    RETURNED = "sandbox.lifecycle.returned"
+    """Ours: its node is back, and it runs on."""
+    RESTARTED = "sandbox.lifecycle.restarted"
+    """Ours: it was begun anew on another node, under its id."""
+
+    # Ours, of nodes: events of the operator's team that name no sandbox.
+    NODE_JOINED = "node.lifecycle.joined"
+    NODE_SILENT = "node.lifecycle.silent"
+    NODE_RETURNED = "node.lifecycle.returned"
+    NODE_LOST = "node.lifecycle.lost"
+    NODE_GONE = "node.lifecycle.gone"
+    NODE_DRAINING = "node.lifecycle.draining"
+    NODE_UNDRAINED = "node.lifecycle.undrained"
+    NODE_REMOVED = "node.lifecycle.removed"
+
+    @property
+    def is_of_node(self) -> bool:
+        """Else of a sandbox."""
+        return self.value.startswith("node.")
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

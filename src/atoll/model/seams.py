@@ -17,6 +17,7 @@ from typing import Protocol
 
 from atoll.model.logs import LogEntry
 from atoll.model.network import NetworkConnection, NetworkPolicy
+from atoll.model.node_addresses import NodeAddress
 from atoll.model.sandbox import EndReason, Limits, OomKill, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.template import Template
 
@@ -52,6 +53,26 @@ class NodeSandbox:
     steps_ms: Mapping[str, float] = field(default_factory=dict)
     paused: NodePause | None = None
     """None: it runs."""
+    generation: int = 1
+    """`SandboxSpec.generation`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMachine:
+    """The machine of a node, and what is used of it by all together. `disk`: the file system of its data directory."""
+
+    version: str
+    """Of Atoll there."""
+    architecture: str
+    processor: str
+    """Its model, for people."""
+    cpu_count: int
+    cpu_used_pct: float
+    """Of all processors together: at most 100."""
+    memory_mib: int
+    memory_used_mib: int
+    disk_mib: int
+    disk_used_mib: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +88,18 @@ class NodeStatus:
     load: float = 0.0
     memory: float = 0.0
     total: Limits | None = None
+    machine: NodeMachine | None = None
+    """None: of a node that does not report it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeImage:
+    """An image that sandboxes of a node have made: what it adds to those that it stands on, in bytes on the disk."""
+
+    image_id: str
+    size: int
+    layers: int
+    has_memory: bool
 
 
 class NodeClient(Protocol):
@@ -111,6 +144,14 @@ class NodeClient(Protocol):
 
         FILESYSTEM starts a new guest on its disk, whatever was kept. Raises SandboxGone, Conflict (it is not paused),
         MemoryLost (it is paused with its disk alone from now on), CreateFailed (it stays paused).
+        """
+        ...
+
+    async def renew(self, lease_s: float) -> None:
+        """Control still counts on all that runs there, for that long from now.
+
+        A node on another machine lets what it runs stand still when this is over, until it is renewed: by then a
+        sandbox of it may have been begun anew elsewhere. Control has ended those there before it renews.
         """
         ...
 
@@ -179,6 +220,17 @@ class NodeClient(Protocol):
         """Whether a create may name it (`SandboxSpec.image_id`)."""
         ...
 
+    async def share_image(self, image_id: str) -> None:
+        """Any node with the same object store may be asked for it from now on. Takes as long as a copy of it does.
+
+        Raises NotOffered (the node has no store), TemplateNotFound, PlatformError.
+        """
+        ...
+
+    async def images(self) -> Sequence[NodeImage]:
+        """All that it has."""
+        ...
+
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """Frees all other images that no sandbox stands on and that are not new; returns how many."""
         ...
@@ -230,6 +282,18 @@ class NodePresence(Protocol):
 
     def lost(self, node_id: str) -> None:
         """Its connection has ended. It is being connected to again."""
+        ...
+
+
+class NodeLinks(Protocol):
+    """The connections to nodes on other machines, while the server runs."""
+
+    async def connect(self, address: NodeAddress) -> None:
+        """Begins one, in place of an earlier one to the node of that id; the node registers whenever it is there."""
+        ...
+
+    async def disconnect(self, node_id: str) -> None:
+        """Ends one, with the routes to its sandboxes; the node goes on. Idempotent."""
         ...
 
 

@@ -34,9 +34,13 @@ class Template:
     """For one that was built on this platform; None: a built-in one, which a node knows by its id."""
     node_id: str = ""
     """Which node has the image; "": see what the nodes list."""
+    shared: bool = False
+    """Whether an object store has the image, so that every node can get it."""
     public: bool = True
     """Whether every team may use it."""
     tier: str | None = None
     """The isolation tier that its sandboxes need; None: the server's own."""
     no_new_privileges: bool = False
     """`SandboxSpec.no_new_privileges` of all its sandboxes."""
+    gpu: str | None = None
+    """`SandboxSpec.gpu` of those whose create call says nothing of it."""

@@ -1,12 +1,15 @@
-"""What this machine has for sandboxes, from its kernel: read once when a server starts."""
+"""What this machine has for sandboxes, from its kernel: read once when a server starts; and what is used of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from pathlib import Path
 
+import atoll
 from atoll.model.capacity import Machine
+from atoll.model.seams import NodeMachine
 
 _DISK = "disk.img"
 
@@ -30,6 +33,61 @@ def machine_here(data_dir: Path, root: Path = Path("/")) -> Machine:
         disk_size_mib=(space.f_blocks * space.f_frsize) >> 20,
         disk_free_mib=free >> 20,
     )
+
+
+class MachineReading:
+    """`now` with each heartbeat. `place`: somewhere on the file system of sandboxes."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._processor = _processor()
+        self._last = (0, 0)
+
+    def now(self) -> NodeMachine:
+        """Of the whole machine; the processors since it was asked last."""
+        total, idle = _processor_ticks()
+        before, self._last = self._last, (total, idle)
+        spent = max(1, total - before[0])
+        memory = _meminfo()
+        size = used = 0
+        with contextlib.suppress(OSError):
+            space = os.statvfs(self._place)
+            size, used = space.f_blocks * space.f_frsize, (space.f_blocks - space.f_bfree) * space.f_frsize
+        return NodeMachine(
+            version=atoll.__version__,
+            architecture=platform.machine(),
+            processor=self._processor,
+            cpu_count=os.cpu_count() or 1,
+            cpu_used_pct=round(100 * (1 - min(1.0, (idle - before[1]) / spent)), 1),
+            memory_mib=memory.get("MemTotal", 0) >> 10,
+            memory_used_mib=(memory.get("MemTotal", 0) - memory.get("MemAvailable", 0)) >> 10,
+            disk_mib=size >> 20,
+            disk_used_mib=used >> 20,
+        )
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """All, and idle ones, since the machine was started."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = [int(one) for one in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]
+    return 0, 0
+
+
+def _meminfo() -> dict[str, int]:
+    """In KiB."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return {name: int(value.split()[0]) for name, _, value in lines}
+    return {}
 
 
 def _held_by_sandboxes(data_dir: Path) -> int:

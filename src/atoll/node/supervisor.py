@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ from atoll.isolation.guest_client import order
 from atoll.model.errors import Conflict, CreateFailed, PlatformError, PortClosed, SandboxGone
 from atoll.model.network import NetworkConnection, NetworkPolicy
 from atoll.model.sandbox import SANDBOX_ID, EndReason, Limits, PauseMode, SandboxPaths, SandboxSpec, SandboxStats
-from atoll.model.seams import NodeEvents, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
+from atoll.model.seams import NodeEvents, NodeImage, NodePause, NodeSandbox, NodeSnapshot, NodeStatus, Route, RouteSink
 from atoll.model.template import Template
 from atoll.model.volume import VOLUME_PORT, is_volume_id
 from atoll.node.blocking import in_thread
@@ -30,8 +31,10 @@ from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
+from atoll.node.gpus import NodeGpus
+from atoll.node.lease import Lease
 from atoll.node.live import LiveSandbox, LiveSandboxes
-from atoll.node.machine import memory_in_use
+from atoll.node.machine import MachineReading, memory_in_use
 from atoll.node.pausing import NodePausing, describe
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
@@ -52,6 +55,7 @@ class Supervisor:
 
     Args:
         node_id: stable over restarts.
+        is_leased: what it runs stands still while control does not renew its lease (`node.lease`).
         keep_sandboxes: on exit leave them running for the next server to adopt; False ends them.
 
     Entering raises BackendUnavailable when the tier (or for `auto` every tier) does not work here.
@@ -66,9 +70,11 @@ class Supervisor:
         egress: NodeEgress,
         disk: DiskSpace,
         volumes: NodeVolumes | None = None,
+        gpus: NodeGpus | None = None,
         node_id: str = "local",
         keep_sandboxes: bool = True,
         total: Limits | None = None,
+        is_leased: bool = False,
     ) -> None:
         self._node_id = node_id
         self._total = total
@@ -79,12 +85,15 @@ class Supervisor:
         self._egress = egress
         self._disk = disk
         self._volumes = volumes or NoVolumes()
+        self._gpus = gpus or NodeGpus()
         self._sink: RouteSink | None = None
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
         self.live = LiveSandboxes(self._tasks, directories, egress, self._reports)
         self._folding = Folding(templates.images)
         self._pausing = NodePausing(self._tasks, self.live, egress, templates.images, self._folding)
+        self._lease = Lease(self.live, is_leased=is_leased)
+        self._reading = MachineReading(directories.root)
         self._stack = AsyncExitStack()
         self._stopping = self._draining = False
         self.start_report = StartReport(0, 0, 0)
@@ -103,8 +112,10 @@ class Supervisor:
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
             helpers.append(self._tasks.create_task(self._disk.run(self.live.handles, self._volumes), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
-            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
+            parts = (self._egress, self._templates, self._volumes, self._gpus)
+            take_over = TakeOver(self.directories, self._tiers, self.live, *parts)
             self.start_report = await take_over.run(left)
+            helpers.append(self._tasks.create_task(self._lease.run(), name="lease"))
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
         return self
@@ -140,8 +151,9 @@ class Supervisor:
     def status(self) -> NodeStatus:
         """What control gets with each heartbeat."""
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        drains, memory = self._draining or self._stopping, memory_in_use()
-        return NodeStatus(sum(1 for _ in self.live), drains, round(load, 2), round(memory, 2), self._total)
+        drains, memory, machine = self._draining or self._stopping, memory_in_use(), self._reading.now()
+        count = sum(1 for _ in self.live)
+        return NodeStatus(count, drains, round(load, 2), round(memory, 2), self._total, machine)
 
     # NodeClient
 
@@ -158,11 +170,14 @@ class Supervisor:
         if not SANDBOX_ID.fullmatch(sandbox_id) or sandbox_id in self.live:
             raise CreateFailed(f"sandbox id {sandbox_id!r} cannot be used")
         self._disk.check_room()
+        await self._templates.fetch(request)
         base = self._templates.base_of(request)
         backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
         paths = SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory)
-        making = Making(backend, spec, paths, self._volumes)
+        spec = await self._gpus.prepared(spec, (live.spec for _, live in self.live))
+        # Nothing is awaited from the choice of devices until they are this sandbox's.
+        making = Making(backend, spec, paths, self._volumes, self._gpus)
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
@@ -184,7 +199,10 @@ class Supervisor:
         if live is None:
             raise SandboxGone(spec.sandbox_id)
         async with live.turn:
-            handle, before, prepared = self.live.handle(spec.sandbox_id), live.spec, self._egress.prepared(spec)
+            handle, before = self.live.handle(spec.sandbox_id), live.spec
+            if before.devices:  # with what their use needs in the environment
+                spec = replace(spec, devices=before.devices, env_vars={**before.env_vars, **spec.env_vars})
+            prepared = self._egress.prepared(spec)
             word = {"envVars": dict(spec.env_vars), "accessToken": spec.access_token or ""}
             await order(handle, "/init", word)
             await live.driver.become(prepared)
@@ -211,9 +229,17 @@ class Supervisor:
         handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
+    async def renew(self, lease_s: float) -> None:
+        """See NodeClient.renew."""
+        await self._lease.renew(lease_s)
+
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
-        return await self.live.handle(sandbox_id).stats()
+        stats = await self.live.handle(sandbox_id).stats()
+        live = self.live.get(sandbox_id)
+        if live is None or not live.spec.devices:
+            return stats
+        return replace(stats, gpus=await self._gpus.use_of(live.spec.devices))
 
     def unenforced(self, tier: str) -> Sequence[str]:
         """See NodeClient.unenforced."""
@@ -237,7 +263,12 @@ class Supervisor:
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
         return [
-            NodeSandbox(name, live.tier, paused=describe(live) if live.driver.paused is not None else None)
+            NodeSandbox(
+                name,
+                live.tier,
+                paused=describe(live) if live.driver.paused is not None else None,
+                generation=live.spec.generation,
+            )
             for name, live in self.live
             if live.made and not live.driver.has_stopped
         ]
@@ -295,6 +326,14 @@ class Supervisor:
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient.has_image."""
         return self._templates.images.has(image_id)
+
+    async def share_image(self, image_id: str) -> None:
+        """See NodeClient.share_image."""
+        await self._templates.share(image_id)
+
+    async def images(self) -> Sequence[NodeImage]:
+        """See NodeClient.images."""
+        return await asyncio.to_thread(self._templates.images.listed)
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:
         """See NodeClient.keep_images."""

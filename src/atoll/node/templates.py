@@ -70,6 +70,16 @@ class NodeTemplates:
         memory = self.images.memory(spec.image_id)
         return Base(layers, None) if memory is None else Base(layers, memory[1], memory[0])
 
+    async def fetch(self, spec: SandboxSpec) -> None:
+        """What it is to stand on comes from another machine, where it is not here. Raises TemplateNotFound,
+        PlatformError."""
+        if spec.image_id is not None and not self.images.has(spec.image_id):
+            await asyncio.to_thread(self._store.transfer.fetch, spec.image_id)
+
+    async def share(self, image_id: str) -> None:
+        """See NodeClient.share_image."""
+        await asyncio.to_thread(self._store.transfer.share, image_id)
+
     def list(self) -> Sequence[Template]:
         """All that a create may name."""
         return self._store.list_templates()

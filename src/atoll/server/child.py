@@ -14,7 +14,7 @@ from typing import NoReturn
 import structlog
 
 from atoll.model.errors import AtollError
-from atoll.server import front, gateway, node
+from atoll.server import cluster, front, gateway, node
 from atoll.server.plan import Plan, control_dir, node_dir, root_place
 from atoll.server.process import live, say
 from atoll.server.rights import Rights, give_up
@@ -33,6 +33,7 @@ class Role(StrEnum):
     NODE = "node"
     FRONT = "front"
     EGRESS = gateway.NAME
+    CLUSTER = cluster.NAME
 
 
 class Child:
@@ -126,6 +127,8 @@ def _be(role: Role, plan: Plan, parent: int, writing: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         if role is Role.EGRESS:
             gateway.become(_orders(plan, parent, writing))
+        if role is Role.CLUSTER:
+            cluster.become(_cluster_orders(plan, parent, writing))
         plan.egress.close()
         if role is Role.NODE:
             if plan.agent_id is None:
@@ -155,6 +158,21 @@ def _orders(plan: Plan, parent: int, writing: int) -> gateway.Orders:
         settings.name_servers,
         settings.log_level,
         settings.log_format,
+    )
+
+
+def _cluster_orders(plan: Plan, parent: int, writing: int) -> cluster.ClusterOrders:
+    settings = plan.settings
+    return cluster.ClusterOrders(
+        parent,
+        writing,
+        str(settings.data_dir),
+        settings.cluster,
+        settings.isolation,
+        plan.url,
+        settings.log_level,
+        settings.log_format,
+        plan.keys[0],
     )
 
 

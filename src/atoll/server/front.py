@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
+from atoll.console import Console
+from atoll.control.access.audit import DIRECTORY, AuditLog
+from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
+from atoll.control.clock import SystemClock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
+from atoll.control.telemetry.tracing import Tracing, tracing_of
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
-from atoll.model.node_addresses import LOCAL
+from atoll.model.node_addresses import LOCAL, NodeAddress
 from atoll.model.sealing import Seal
 from atoll.server.plan import Plan, control_dir
+from atoll.server.remote_nodes import RemoteNodes
 from atoll.server.watchdog import Watchdog
-from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
-from atoll.wire.node.transport import TlsNode, unix
+from atoll.wire.node.transport import unix
 
 EDGE_GRACE_S = 3.0
 """How long running requests may go on after a stop was asked for."""
@@ -35,13 +42,18 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     kept = control_dir(settings.data_dir)
     routes = LiveRoutes()
     nodes = NodeRegistry()
+    tracing = tracing_of(os.environ)
+    audit_log = AuditLog(kept / DIRECTORY, settings.audit_mib)
     async with (
-        Store(plan.database_url, Seal(plan.seal_key)) as store,
+        _open(audit_log, tracing),
+        Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
-        _remote_nodes(plan, nodes) as remotes,
+        RemoteNodes(plan.identity, nodes, routes) as remotes,
+        _connected(remotes, plan.nodes),
         ControlPlane(
             store=store,
             nodes=nodes,
+            links=remotes,
             policy=_policy(plan),
             logs_dir=kept / "logs",
             metrics_dir=kept / "metrics",
@@ -49,13 +61,18 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             mark=kept / "state-mark",
             routes=routes,
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
+            clock=SystemClock(settings.clock_offset_file),
             keep_sandboxes=settings.keep_sandboxes,
+            tracing=tracing,
         ) as control,
     ):
-        for one in (node, *remotes):
-            one.subscribe(control.node_events)
-            one.subscribe_routes(routes)
-        app = create_app(control.services, Authenticator(plan.keys, store.keys))
+        node.subscribe(control.node_events)
+        node.subscribe_routes(routes)
+        remotes.subscribe(control.node_events, control.node_of)
+        auth = Authenticator(plan.keys, store.keys)
+        audit = Audit(audit_log, Audited(settings.audit))
+        rest = create_app(control.services, auth, audit, tracing)
+        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes, audit=audit)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -68,21 +85,20 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)
+            await app.aclose()
 
 
 @asynccontextmanager
-async def _remote_nodes(plan: Plan, nodes: NodeRegistry) -> AsyncIterator[Sequence[RemoteNode]]:
-    """Those on other machines. Nobody waits for one: it is registered whenever it is there."""
-    async with AsyncExitStack() as stack:
-        made: list[RemoteNode] = []
-        for address in plan.nodes:
-            peer = TlsNode(address.host, address.port, peer_context(plan.identity, server=False))
-            stack.push_async_callback(peer.aclose)
-            remote = RemoteNode(
-                peer.connect, dial=peer.dial, presence=nodes, is_waited_for=False, expected_id=address.node_id
-            )
-            made.append(await stack.enter_async_context(remote))
-        yield made
+async def _open(log: AuditLog, tracing: Tracing) -> AsyncIterator[None]:
+    with log, contextlib.closing(tracing):
+        yield
+
+
+@asynccontextmanager
+async def _connected(remotes: RemoteNodes, addresses: Sequence[NodeAddress]) -> AsyncIterator[None]:
+    for address in addresses:
+        await remotes.connect(address)
+    yield
 
 
 def _policy(plan: Plan) -> Policy:
@@ -101,6 +117,7 @@ def _policy(plan: Plan) -> Policy:
         template_wait_s=settings.template_wait_s,
         build_timeout_s=settings.build_timeout_s,
         team_builds=settings.team_builds,
+        has_objects=bool(settings.objects),
         insecure_registries=settings.insecure_registries,
         warm=settings.warm,
     )

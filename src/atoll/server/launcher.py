@@ -26,8 +26,10 @@ import structlog
 
 from atoll.cli import logs, running
 from atoll.cli.domain import open_domain
+from atoll.cluster.members import check_address
 from atoll.config import Settings
 from atoll.control.access.auth import configured_keys
+from atoll.control.telemetry.tracing import is_asked_for
 from atoll.edge import bind
 from atoll.isolation.linux.sys import oom
 from atoll.model.capacity import Capacity, derive
@@ -85,11 +87,14 @@ def serve(settings: Settings, wires: Wires) -> None:
         _log.info("not protected", reason="the OOM killer may end the server's processes; see `atoll doctor`")
     with running.exclusive(settings.data_dir):
         nodes = parse_nodes(settings.nodes)
-        identity = control_identity(nodes_authority(settings.data_dir)) if nodes else ""
+        if settings.cluster:
+            check_address(settings.cluster)
+        identity = control_identity(nodes_authority(settings.data_dir))  # nodes may be added at any time
         keys = configured_keys(settings.api_keys, settings.data_dir)
         user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)
         if user is not None:
             check_database(settings)
+        is_asked_for(os.environ)  # says now what is missing for it
         with contextlib.ExitStack() as sockets:
             prepare_directories(settings.data_dir, user)
             tls = open_domain(settings, control_dir(settings.data_dir), user)
@@ -147,7 +152,10 @@ class Launcher:
         self._front = Child(Role.FRONT, plan)
         self._egress = Child(Role.EGRESS, plan)
         is_agent = plan.agent_id is not None
+        self._cluster = Child(Role.CLUSTER, plan)
         self._children = (self._node, self._egress) if is_agent else (self._front, self._node, self._egress)
+        if plan.settings.cluster and not is_agent:
+            self._children = (self._cluster, *self._children)
         """In the order of a stop."""
         self._stopping = False
         self._certificates = plan.tls.files if plan.tls is not None else None
@@ -171,7 +179,7 @@ class Launcher:
     def _first_start(self, waking: int) -> None:
         self._start(self._egress)  # it needs longer than a fork, and nobody needs it yet
         started = [self._egress]
-        for child in (self._node, self._front, self._egress):
+        for child in (self._node, self._front, self._egress, self._cluster):
             if child not in self._children:
                 continue
             if child not in started:
@@ -193,10 +201,10 @@ class Launcher:
         if plan.agent_id is not None:
             host, port = plan.sock.getsockname()[:2]
             _log.info("node ready", node=plan.agent_id, host=host, port=port, data_dir=str(settings.data_dir))
-            _report_ready(self._wires.ready_fd, {"node": plan.agent_id, "host": host, "port": port})
+            _report_ready(self._wires.ready_fd, {"node": plan.agent_id, "host": host, "port": port, "pid": os.getpid()})
             yield
             return
-        url = url_of(settings.host, plan.sock.getsockname()[1])
+        url = plan.url
         bundle = plan.tls.ca_bundle if plan.tls is not None else None
         domain = plan.tls.domain if plan.tls is not None else None
         origin = "configured" if settings.api_keys else "generated"
@@ -298,14 +306,6 @@ def _has_ended(lifeline: int | None) -> bool:
         return not os.read(lifeline, 4096)
     except OSError:
         return True
-
-
-def url_of(host: str, port: int) -> str:
-    """Where a client on this machine reaches a server that listens on `host`."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    if ":" in reachable and not reachable.startswith("["):
-        reachable = f"[{reachable}]"
-    return f"http://{reachable}:{port}"
 
 
 def _report_ready(fd: int | None, facts: Mapping[str, str | int]) -> None:

@@ -23,10 +23,12 @@ from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.egress import NodeEgress
 from atoll.node.gateway import EgressGateway, NoGateway
+from atoll.node.gpus import NodeGpus
 from atoll.node.supervisor import Supervisor
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
 from atoll.node.volumes import NodeVolumes
+from atoll.objects import open_objects
 from atoll.server.plan import Plan
 from atoll.server.watchdog import Watchdog
 from atoll.tls import Authority
@@ -75,10 +77,12 @@ def supervisor(
     isolation: str = "auto",
     node_id: str = LOCAL,
     keep_sandboxes: bool = True,
+    is_leased: bool = False,
     gateway: EgressGateway | None = None,
     seal: Seal | None = None,
     disk_reserve: int = 0,
     volumes: NodeVolumes | None = None,
+    gpus: NodeGpus | None = None,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
     total: Limits | None = None,
@@ -90,11 +94,12 @@ def supervisor(
         templates: what a create may name.
         builds: makes built-in templates that are missing; None: nothing does.
         isolation: the name of a tier, or `auto`.
-        node_id, keep_sandboxes: see Supervisor.
+        node_id, keep_sandboxes, is_leased: see Supervisor.
         gateway: the way out of sandboxes; None: they reach nothing.
         seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         volumes: those of the machine; None: it has none.
+        gpus: likewise.
         load_backend, common: see Tiers.
         total: what the limits of all sandboxes may add up to; None: whatever control goes by.
     """
@@ -106,8 +111,10 @@ def supervisor(
         egress=NodeEgress(gateway or NoGateway(), directories),
         disk=DiskSpace(data_dir, disk_reserve),
         volumes=volumes,
+        gpus=gpus,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
+        is_leased=is_leased,
         total=total,
     )
 
@@ -115,7 +122,8 @@ def supervisor(
 @asynccontextmanager
 async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]:
     settings, capacity = plan.settings, plan.capacity
-    templates = TemplateStore(settings.templates_dir, holder=settings.data_dir)
+    objects = open_objects(settings.objects) if settings.objects else None
+    templates = TemplateStore(settings.templates_dir, holder=settings.data_dir, objects=objects)
     async with (
         TemplateBuilds(program(settings.templates_dir)) as builds,
         supervisor(
@@ -125,10 +133,12 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             isolation=settings.isolation,
             node_id=plan.agent_id or LOCAL,
             keep_sandboxes=settings.keep_sandboxes,
+            is_leased=plan.agent_id is not None,
             gateway=gateway,
             seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
             volumes=MachineVolumes(settings.data_dir),
+            gpus=NodeGpus(settings.cdi_dirs, settings.gpu_share),
             common=BackendConfig(
                 settings.data_dir / "run",
                 tools_dir=settings.tools_dir,

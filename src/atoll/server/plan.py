@@ -52,6 +52,11 @@ class Plan:
         return self.settings.domain or f"localhost:{self.sock.getsockname()[1]}"
 
     @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the server."""
+        return url_of(self.settings.host, self.sock.getsockname()[1])
+
+    @property
     def node_socket(self) -> Path:
         """Where the node listens for the front."""
         return node_dir(self.settings.data_dir) / "control.sock"
@@ -70,6 +75,14 @@ class Plan:
     @property
     def database_url(self) -> str:
         return database_url(self.settings)
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    if ":" in reachable and not reachable.startswith("["):
+        reachable = f"[{reachable}]"
+    return f"http://{reachable}:{port}"
 
 
 def node_dir(data_dir: Path) -> Path:

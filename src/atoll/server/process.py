@@ -19,8 +19,8 @@ import structlog
 import uvloop
 
 from atoll.isolation.linux.sys.fork import rewrite_command_line
+from atoll.isolation.linux.sys.syscalls import end_with_parent
 from atoll.model.errors import AtollError, PlatformError
-from atoll.server.rights import end_with_parent
 from atoll.wire.node.codec import error_to_json
 
 Work = Callable[[Callable[[], None], asyncio.Event], Awaitable[None]]

@@ -11,7 +11,6 @@ import errno
 import os
 import pwd
 import resource
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from atoll.isolation.linux.sys import caps, seccomp, syscalls
 from atoll.isolation.linux.sys.seccomp import Rule
 from atoll.isolation.namespaces import posture, system_calls
 
-_PR_SET_PDEATHSIG = 1
 _USERS = range(65500, 61184, -1)
 """Ids that systems keep for services without a name (systemd's dynamic users)."""
 
@@ -51,13 +49,6 @@ def unused_users(count: int) -> list[int]:
     """User ids that belong to nobody on this machine; the same every time, unless somebody has taken one."""
     taken = {entry.pw_uid for entry in pwd.getpwall()}
     return [user for user in _USERS if user not in taken][:count]
-
-
-def end_with_parent(parent: int) -> None:
-    """The kernel ends this process as soon as `parent`, which started it, has ended."""
-    syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def give_up(rights: Rights, scratch: Path) -> None:

@@ -31,6 +31,7 @@ class Footprint:
     `fds` are the helpers' descriptors by kind, without TCP sockets: those belong to clients and their keep-alive.
     `mounts` are the mount table lines of every mount namespace that a helper lives in.
     `cgroups` are the groups below the given bases (`cgroup_bases`), in every hierarchy.
+    `opened` says of `fds` what they are: (kind, "process: target"), for people; it is left out of comparisons.
     """
 
     processes: int
@@ -38,6 +39,7 @@ class Footprint:
     mounts: int
     cgroups: int
     fds: Counter[str] = field(default_factory=Counter)
+    opened: Counter[tuple[str, str]] = field(default_factory=Counter, compare=False, repr=False)
 
 
 def processes_of(mark: str) -> dict[int, int]:
@@ -76,6 +78,7 @@ def take(mark: str, bases: frozenset[Path] = frozenset()) -> Footprint:
     helpers = helpers_of(mark)
     tables: dict[int, list[str]] = {}
     fds: Counter[str] = Counter()
+    opened: Counter[tuple[str, str]] = Counter()
     namespaces: set[str] = set()
     for pid in processes:
         for kind in _NAMESPACES:
@@ -91,6 +94,7 @@ def take(mark: str, bases: frozenset[Path] = frozenset()) -> Footprint:
             continue
         for kind, target in _fds(pid):
             fds[kind] += 1
+            opened[kind, f"{_name(pid)}: {target}"] += 1
             if kind == "namespace":
                 namespaces.add(target)
     mounts = [line for table in tables.values() for line in table]
@@ -100,6 +104,7 @@ def take(mark: str, bases: frozenset[Path] = frozenset()) -> Footprint:
         mounts=len(mounts),
         cgroups=sum(len(directories) for base in bases for _, directories, _ in os.walk(base)),
         fds=fds,
+        opened=opened,
     )
 
 
@@ -135,6 +140,13 @@ def new_mark() -> str:
 
 def _all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()[:60].replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "gone"
 
 
 def _fds(pid: int) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from atoll.control.access.auth import DEFAULT_TEAM_ID
 from atoll.control.clock import Clock
 from atoll.control.events.dispatcher import WebhookDispatcher
 from atoll.control.store import Store
@@ -42,6 +43,7 @@ class _Note:
     at: datetime
     more: Mapping[str, Any] = field(default_factory=dict)
     record: SandboxRecord | None = None
+    node_id: str | None = None
 
 
 class Journal:
@@ -73,6 +75,12 @@ class Journal:
         self._happened(kind)
         self._news.set()
 
+    def note_node(self, kind: EventType, node_id: str) -> None:
+        """It has just happened to this node."""
+        self._notes.append(_Note(kind, "", self._clock.now(), node_id=node_id))
+        self._happened(kind)
+        self._news.set()
+
     async def run(self) -> None:
         """Until `close`. Not to be cancelled: what it is just writing would be lost."""
         while not self._closed:
@@ -96,10 +104,14 @@ class Journal:
             notes, self._notes = self._notes, []
             if not notes:
                 return
-            unknown = {note.sandbox_id for note in notes if note.record is None}
+            unknown = {note.sandbox_id for note in notes if note.record is None and note.node_id is None}
             found = await self._store.find_all(unknown) if unknown else {}
             pairs = [(note, note.record or found.get(note.sandbox_id)) for note in notes]
-            happened = [await self._event(note, record) for note, record in pairs if record is not None]
+            happened = [
+                _node_event(note) if note.node_id is not None else await self._event(note, record)
+                for note, record in pairs
+                if record is not None or note.node_id is not None
+            ]
             if not happened:
                 return
             bodies = [(event, wire.event_body(event)) for event in happened]
@@ -116,7 +128,8 @@ class Journal:
                     raise
                 await asyncio.sleep(PAUSE_S)
 
-    async def _event(self, note: _Note, record: SandboxRecord) -> Event:
+    async def _event(self, note: _Note, record: SandboxRecord | None) -> Event:
+        assert record is not None
         return Event(
             event_id=str(uuid.uuid4()),
             type=note.type,
@@ -163,6 +176,11 @@ class Journal:
                 continue  # its webhook was removed just now
         if new:
             self._dispatcher.wake()
+
+
+def _node_event(note: _Note) -> Event:
+    data = {"node_id": note.node_id}
+    return Event(str(uuid.uuid4()), note.type, DEFAULT_TEAM_ID, "", "", "", "", note.at, data)
 
 
 def _data(note: _Note, record: SandboxRecord) -> dict[str, Any]:

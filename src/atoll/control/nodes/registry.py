@@ -1,9 +1,11 @@
 """The nodes that control knows, and in which state each is. Fed by the nodes themselves (`NodePresence`).
 
-    registered ─► READY ◄──beats──► DRAINING          as each heartbeat says
+    registered ─► READY ◄──beats──► DRAINING          as each heartbeat says, or an operator
                     │ connection lost, or no beat for SILENT_AFTER_S
                     ▼
                  SILENT ──registered or a beat──► READY, DRAINING      `returned` is called
+                    │ LOST_AFTER_S
+                  lost: still silent, and may return                   `given_up` is called
                     │ GONE_AFTER_S
                     ▼
                   gone: forgotten                                      `gone` is called
@@ -15,8 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 
 import structlog
 
@@ -26,11 +31,38 @@ from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient, NodeStatus
 
 SILENT_AFTER_S = 5.0
+LOST_AFTER_S = 9.0
+"""From its last word until what runs on it is shown as lost, and may be begun anew elsewhere: more than LEASE_S, with
+what a renewal may be under way."""
+LEASE_S = 6.0
+"""How long a node may let its sandboxes run without a renewal."""
 GONE_AFTER_S = 300.0
 """From its last word until its sandboxes count as lost."""
 _LOOK_EVERY_S = 1.0
 
 _log = structlog.get_logger("atoll.control")
+
+
+class NodeNews(StrEnum):
+    """What becomes of a node, for logs, figures and events."""
+
+    JOINED = "joined"
+    SILENT = "silent"
+    LOST = "lost"
+    RETURNED = "returned"
+    GONE = "gone"
+    DRAINING = "draining"
+    UNDRAINED = "undrained"
+    REMOVED = "removed"
+
+
+@dataclass(slots=True)
+class CreateCounts:
+    """How many creates were begun on a node by this control plane, and how they went."""
+
+    begun: int = 0
+    done: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -41,12 +73,31 @@ class _Known:
     answered_at: float
     is_connected: bool
     was_silent: bool = False
+    was_lost: bool = False
+    state: NodeState | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as an operator sees it."""
+
+    node_id: str
+    state: NodeState
+    has_registered: bool
+    silent_s: float
+    """Since its last word."""
+    since: datetime
+    """When `state` became what it is."""
+    status: NodeStatus
+    creates: CreateCounts
 
 
 class NodeRegistry:
     """`run` is its task. `clock`: monotonic seconds.
 
-    `returned` and `gone` are set by who brings store and nodes into agreement; both get a node's id.
+    `returned`, `given_up` and `gone` are set by who brings store and nodes into agreement; all get a node's id.
+    `happened` gets all news of nodes. `draining`: those that an operator drains, whatever they say themselves.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,6 +107,10 @@ class NodeRegistry:
         """Kept until it changes: a create reads it."""
         self.returned: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str], None] = lambda _: None
+        self.given_up: Callable[[str], None] = lambda _: None
+        self.happened: Callable[[NodeNews, str], None] = lambda _, __: None
+        self.draining: set[str] = set()
+        self._creates: defaultdict[str, CreateCounts] = defaultdict(CreateCounts)
 
     # NodePresence
 
@@ -65,6 +120,7 @@ class NodeRegistry:
         self._known[node.node_id] = _Known(node, status, self._clock(), is_connected=True)
         self._registered = None
         _log.info("node.registered", node=node.node_id, again=is_known, sandboxes=status.sandboxes)
+        self.happened(NodeNews.RETURNED if is_known else NodeNews.JOINED, node.node_id)
         self.returned(node.node_id)
 
     def beat(self, node_id: str, status: NodeStatus) -> None:
@@ -74,10 +130,12 @@ class NodeRegistry:
             return
         if status.draining and not known.status.draining:
             _log.info("node.draining", node=node_id, sandboxes=status.sandboxes)
+            self.happened(NodeNews.DRAINING, node_id)
         known.status, known.answered_at = status, self._clock()
         if known.was_silent:
-            known.was_silent = False
+            known.was_silent = known.was_lost = False
             _log.info("node.returned", node=node_id)
+            self.happened(NodeNews.RETURNED, node_id)
             self.returned(node_id)
 
     def lost(self, node_id: str) -> None:
@@ -106,6 +164,8 @@ class NodeRegistry:
     def state(self, node_id: str) -> NodeState:
         """SILENT for one that is not known."""
         known = self._known.get(node_id)
+        if node_id in self.draining:
+            return NodeState.DRAINING
         if known is None or not self._answers(known):
             # Its last word counts on: who was draining will not take more when it is back, unless it says so.
             return NodeState.DRAINING if known is not None and known.status.draining else NodeState.SILENT
@@ -116,11 +176,46 @@ class NodeRegistry:
         known = self._known.get(node_id)
         return known is None or not self._answers(known)
 
+    def is_lost(self, node_id: str) -> bool:
+        """It is silent for so long that nothing is expected of it: what runs there is not shown as running."""
+        known = self._known.get(node_id)
+        return known is None or known.was_lost
+
     def worth_asking(self) -> dict[str, NodeClient]:
         """Those that are not silent; where all are, all that have registered: one may be back in a moment."""
         registered = {node_id: known.client for node_id, known in self._known.items() if known.client is not None}
         answering = {node_id: client for node_id, client in registered.items() if not self.is_silent(node_id)}
         return answering or registered
+
+    def views(self) -> list[NodeView]:
+        """All that are known, by id."""
+        found = []
+        for node_id, known in sorted(self._known.items()):
+            state = NodeState.SILENT if not self._answers(known) else self.state(node_id)
+            if state is not known.state or known.since is None:
+                known.state, known.since = state, datetime.now(UTC)
+            silent_s = max(0.0, self._clock() - known.answered_at)
+            registered = known.client is not None
+            creates = self._creates[node_id]
+            found.append(NodeView(node_id, state, registered, silent_s, known.since, known.status, creates))
+        return found
+
+    def creates_of(self, node_id: str) -> CreateCounts:
+        """To be counted on."""
+        return self._creates[node_id]
+
+    def drain(self, node_id: str, draining: bool) -> None:
+        """An operator says so."""
+        if draining != (node_id in self.draining):
+            (self.draining.add if draining else self.draining.discard)(node_id)
+            self.happened(NodeNews.DRAINING if draining else NodeNews.UNDRAINED, node_id)
+
+    def forget(self, node_id: str) -> None:
+        """It was removed. Idempotent."""
+        self.draining.discard(node_id)
+        self._registered = None
+        if self._known.pop(node_id, None) is not None:
+            self.happened(NodeNews.REMOVED, node_id)
 
     def registered_ids(self) -> Sequence[str]:
         """Of all that have registered and are not gone, silent ones too."""
@@ -151,11 +246,17 @@ class NodeRegistry:
     async def run(self) -> None:
         """Notices silence, until it is cancelled."""
         while True:
+            began = self._clock()
             await asyncio.sleep(_LOOK_EVERY_S)
+            if (stood_still := self._clock() - began - _LOOK_EVERY_S) > _LOOK_EVERY_S:
+                # This process did, and what nodes have sent meanwhile is still to be read.
+                for known in self._known.values():
+                    known.answered_at += stood_still
             self.look()
 
     def look(self) -> None:
         """One look at all of them."""
+        self.views()  # notes since when each is as it is
         for node_id, known in list(self._known.items()):
             if self._answers(known):
                 continue
@@ -163,8 +264,15 @@ class NodeRegistry:
             if not known.was_silent:
                 known.was_silent = True
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)
+                self.happened(NodeNews.SILENT, node_id)
+            if silent_s >= LOST_AFTER_S and not known.was_lost:
+                known.was_lost = True
+                _log.error("node.lost", node=node_id, silent_s=round(silent_s))
+                self.happened(NodeNews.LOST, node_id)
+                self.given_up(node_id)
             if silent_s >= GONE_AFTER_S:
                 del self._known[node_id]
                 self._registered = None
                 _log.error("node.gone", node=node_id, silent_s=round(silent_s))
+                self.happened(NodeNews.GONE, node_id)
                 self.gone(node_id)

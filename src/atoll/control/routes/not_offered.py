@@ -40,8 +40,6 @@ PATHS: tuple[tuple[Subject, str, str, str], ...] = (
     (T, "template tags", "GET", "/templates/{template_id}/tags/{tag}/assignments"),
     (N, "access tokens", "POST", "/access-tokens"),
     (N, "access tokens", "DELETE", "/access-tokens/{token_id}"),
-    (N, "listing nodes", "GET", "/nodes"),
-    (N, "listing nodes", "GET POST", "/nodes/{node_id}"),
     (N, "the operator's interface over the network", "GET", "/admin/sandboxes/running-counts"),
     (N, "the operator's interface over the network", "POST", "/admin/teams/{any_team}/sandboxes/kill"),
     (N, "the operator's interface over the network", "POST", "/admin/teams/{any_team}/builds/cancel"),

@@ -203,7 +203,7 @@ class SandboxCreation:
                     refused=refused,
                 )
             except QuotaExceeded:
-                if not await self._warm.give_way():
+                if refused or not await self._warm.give_way():  # room is not what a node that refused lacks
                     raise
 
     async def _see_through(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:
@@ -218,7 +218,8 @@ class SandboxCreation:
     async def _begin(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:
         record, order, template, network = asked.record, asked.order, asked.template, asked.network
         node, key = self._nodes.client(record.node_id), order.idempotency_key
-        began = time.perf_counter()
+        creates, began = self._nodes.creates_of(record.node_id), time.perf_counter()
+        creates.begun += 1
         adding = self._background.begin(
             self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
         )
@@ -237,6 +238,7 @@ class SandboxCreation:
             if now != network:  # a secret was changed while it was being made
                 await node.update_network(record.sandbox_id, now)
         except BaseException as error:
+            creates.failed += 1
             await asyncio.wait([adding])
             if isinstance(error, _NotTaken) and isinstance(error.reason, NodeUnreachable):
                 await self._undo_row(record, error)
@@ -244,6 +246,7 @@ class SandboxCreation:
             else:
                 await self._undo(record, node, error)
             raise
+        creates.done += 1
         self._expiry.set(record.sandbox_id, record.end_at)
         self._journal.note(EventType.CREATED, replace(record, state=SandboxState.RUNNING, tier=made.tier))
         steps = {

@@ -161,7 +161,7 @@ class SandboxEnding:
 
     async def _end_on_node(self, sandbox_id: str, reason: EndReason) -> None:
         node_id = self._quota.node_of(sandbox_id)
-        if node_id is not None:
+        if node_id is not None and not self._nodes.is_lost(node_id):  # what returns with one is asked to end it
             await kill(self._nodes.client(node_id), sandbox_id, reason, self._clock)
 
     async def _note_ended(self, sandbox_id: str, reason: EndReason, record: SandboxRecord) -> None:

@@ -16,6 +16,15 @@ VISIBLE = (SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, Sand
 """The states in which the API shows a sandbox. One that is being made or ended is not there for a caller."""
 
 
+_RUNS = (SandboxState.RUNNING, SandboxState.PAUSING)
+
+
+def lost(record: SandboxRecord) -> SandboxNotFound:
+    """Of one that nobody can reach."""
+    detail = f"it is lost, for its node {record.node_id!r} does not answer; it is there again if that returns"
+    return SandboxNotFound(record.sandbox_id, detail)
+
+
 class SandboxLookup:
     """Read-only: every answer comes from the store, and a caller sees only what belongs to its team."""
 
@@ -23,12 +32,18 @@ class SandboxLookup:
         self._store = store
         self._nodes = nodes
 
-    async def get(self, caller: Caller, sandbox_id: str) -> SandboxRecord:
-        """Raises SandboxNotFound: unknown, another team's, or ended."""
+    async def get(self, caller: Caller, sandbox_id: str, *, lost_too: bool = False) -> SandboxRecord:
+        """Raises SandboxNotFound: unknown, another team's, ended, or lost."""
         record = await self.get_any(caller, sandbox_id)
         if record.state not in VISIBLE:
             raise SandboxNotFound(sandbox_id[:100])
+        if not lost_too and self.is_lost(record):
+            raise lost(record)
         return record
+
+    def is_lost(self, record: SandboxRecord) -> bool:
+        """It ran, and its node does not answer any more: nobody can say that it runs."""
+        return record.state in _RUNS and self._nodes.is_lost(record.node_id)
 
     async def get_any(self, caller: Caller, sandbox_id: str) -> SandboxRecord:
         """In whatever state it is, ended too while its row is kept. Raises SandboxNotFound: unknown, another team's."""
@@ -40,7 +55,8 @@ class SandboxLookup:
 
     async def page(self, caller: Caller, query: ListQuery) -> Page:
         """One page of the team's sandboxes."""
-        return select_page(await self._store.in_states(VISIBLE, caller.team_id), query)
+        found = await self._store.in_states(VISIBLE, caller.team_id)
+        return select_page([record for record in found if not self.is_lost(record)], query)
 
     def unenforced(self, record: SandboxRecord) -> Sequence[str]:
         """The limits that it does not keep, where its node or tier cannot."""

@@ -24,6 +24,7 @@ from atoll.control.events.journal import Journal
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import RETRY_S, SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.failover import SandboxFailover
 from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.network import SandboxNetwork
 from atoll.control.sandboxes.orders import Policy, check_timeout
@@ -48,6 +49,7 @@ from atoll.model.seams import NodeClient, NodePause
 AUTO_RESUME_S = 300
 """How long a sandbox runs that traffic has woken."""
 _ATTEMPTS = 3
+_LOOK_AGAIN_S = 0.1
 _T = TypeVar("_T")
 
 _log = structlog.get_logger("atoll.control")
@@ -80,6 +82,7 @@ class SandboxPausing:
         sleeping: SleepingRoutes,
         network: SandboxNetwork,
         filling: SecretFilling,
+        failover: SandboxFailover,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -95,6 +98,7 @@ class SandboxPausing:
         self._sleeping = sleeping
         self._network = network
         self._filling = filling
+        self._failover = failover
         self._under_way: dict[str, asyncio.Future[Any]] = {}
 
     # Pause
@@ -138,6 +142,7 @@ class SandboxPausing:
         if not await self._store.begin_pause(sandbox_id, mode, self._clock.now() if is_due else None):
             return False
         self._expiry.forget(sandbox_id)
+        image_id = await self._failover.copy_for_others(record)
         try:
             paused = await self._pause_on_node(record, mode, need_answer=need_answer)
         except NodeUnreachable:
@@ -150,6 +155,8 @@ class SandboxPausing:
                 self._expiry.set(sandbox_id, record.end_at)
             raise
         await self._is_paused(record, paused)
+        if image_id is not None:
+            self._background.begin(self._failover.share_copy(record, image_id))
         return True
 
     async def _pause_on_node(self, record: SandboxRecord, mode: PauseMode, *, need_answer: bool) -> NodePause:
@@ -205,14 +212,27 @@ class SandboxPausing:
         """
         check_timeout(timeout_s, self._policy)
         while True:
-            record = await self._lookup.get(caller, sandbox_id)
+            record = await self._lookup.get(caller, sandbox_id, lost_too=True)
             if await self._wait_for_turn(record.sandbox_id):
                 continue
+            if self._lookup.is_lost(record):
+                back = await self._in_turn(record.sandbox_id, self._bring_back(record, timeout_s))
+                if back is None:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+                    continue
+                return Connected(back, resumed=True)
             if record.state is SandboxState.RUNNING:
                 return Connected(await self._timeouts.prolong(caller, record.sandbox_id, timeout_s), resumed=False)
             work = self._resume(record, timeout_s, reboot=reboot, auto_pause=auto_pause)
             if (resumed := await self._in_turn(record.sandbox_id, work)) is not None:
                 return Connected(resumed, resumed=True)
+            await asyncio.sleep(_LOOK_AGAIN_S)  # another process or a failover is at it
+
+    async def _bring_back(self, record: SandboxRecord, timeout_s: int) -> SandboxRecord | None:
+        """One that ran on a node that is lost, as its newest snapshot is."""
+        now = self._clock.now()
+        changes: dict[str, Any] = {"started_at": now, "end_at": now + timedelta(seconds=timeout_s)}
+        return await self._failover.bring_back(replace(record, **changes), changes)
 
     async def wake(self, sandbox_id: str) -> None:
         """Traffic came for a paused one. Raises SandboxGone where it is not to be woken, and as `connect`."""
@@ -247,6 +267,10 @@ class SandboxPausing:
             changes["auto_pause"] = auto_pause
         begun = False
         try:
+            if self._nodes.is_lost(record.node_id):
+                back = await self._failover.bring_back(replace(record, **changes), changes)
+                begun = back is not None
+                return back
             begun = await self._store.transition(sandbox_id, SandboxState.RESUMING)
             if not begun:
                 return None
@@ -265,12 +289,16 @@ class SandboxPausing:
         except NodeUnreachable:
             raise  # nobody knows: `finish` settles it when the node is back
         except SandboxGone as error:
+            if record.kept_image is not None:
+                return await self._failover.bring_back(record, changes)
             await self._ending.ended_by_itself(sandbox_id, EndReason.LOST, "its node does not have it any more")
             raise SandboxNotFound(sandbox_id) from error
         except BaseException:
             await self._is_paused_still(record)
             raise
-        if not await self._store.transition(sandbox_id, SandboxState.RUNNING, pause_mode=None, **changes):
+        if not await self._store.transition(
+            sandbox_id, SandboxState.RUNNING, pause_mode=None, kept_image=None, **changes
+        ):
             raise SandboxNotFound(sandbox_id)  # it is being ended
         self._expiry.set(sandbox_id, record.end_at)
         self._journal.note(EventType.RESUMED, sandbox_id)

@@ -36,6 +36,7 @@ class Placing:
         `only`: that one or none. `group`: of the team's sandboxes, which are to be apart. `refused`: not those.
         """
         holders, quota = self._templates.holders(template), self._quota
+        wanted = Wanted(holders, can_move=template.shared, only=only, refused=refused)
 
         def look(node_id: str) -> NodeLoad | None:
             reported = self._nodes.load(node_id)
@@ -50,4 +51,4 @@ class Placing:
                 lacks=quota.node_lacks(node_id, limits),
             )
 
-        return choose_node(self._nodes.registered_ids(), look, Wanted(holders, only=only, refused=refused))
+        return choose_node(self._nodes.registered_ids(), look, wanted)

@@ -137,6 +137,15 @@ class SandboxQuota:
         """How many it runs or makes."""
         return self._per_node.get(node_id, Counter())["sandboxes"]
 
+    def limits_on(self, node_id: str) -> Limits:
+        """What the limits of all that it runs or makes add up to; of paused ones that hold no memory, their disks."""
+        sums = self._per_node.get(node_id, Counter())
+        return Limits(**{name: sums[name] for name in Limits.__slots__})
+
+    def held_on(self, node_id: str) -> int:
+        """How many of its sandboxes there are, paused ones too."""
+        return sum(held.node_id == node_id for held in self._held.values())
+
     def node_lacks(self, node_id: str, limits: Limits) -> str:
         """Why a sandbox of that size has no room there any more; "" when it has."""
         return _beyond("the machine's sandboxes", "TOTAL", self._per_node.get(node_id), self._most_of(node_id), limits)
@@ -146,7 +155,7 @@ class SandboxQuota:
         sums, most = self._per_node.get(node_id), self._most_of(node_id)
         if sums is None or most is None:
             return 0.0
-        return max(sums[name] / max(1, value) for name, value in most.as_json().items())
+        return float(max(sums[name] / max(1, getattr(most, name)) for name in Limits.__slots__))
 
     def in_group(self, team_id: str, group: str, node_id: str) -> int:
         """How many of a team's group are there, paused ones too."""
@@ -188,9 +197,9 @@ def _amounts(held: _Held) -> dict[str, int]:
 
 
 def _beyond(whose: str, setting: str, sums: Counter[str] | None, most: Limits | None, limits: Limits) -> str:
-    for name, requested in limits.as_json().items():
-        held = sums[name] if sums is not None else 0
-        if most is not None and held + requested > getattr(most, name):
+    for name in Limits.__slots__ if most is not None else ():
+        held, requested = sums[name] if sums is not None else 0, getattr(limits, name)
+        if held + requested > getattr(most, name):
             key = next(key for key, meant in KEYS.items() if meant == name)
             return (
                 f"{whose} may have {getattr(most, name)} {_UNITS[name]} together; they have {held}, this one asks for "

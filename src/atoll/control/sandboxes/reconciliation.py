@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import structlog
 
@@ -13,9 +13,11 @@ from atoll.control.background import Background
 from atoll.control.clock import Clock
 from atoll.control.events.journal import Journal
 from atoll.control.nodes.kill import kill
+from atoll.control.nodes.leases import NodeLeases
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
+from atoll.control.sandboxes.failover import SandboxFailover
 from atoll.control.sandboxes.lookup import VISIBLE
 from atoll.control.sandboxes.orders import SPREAD_KEY
 from atoll.control.sandboxes.pausing import SandboxPausing
@@ -36,6 +38,8 @@ _ANSWER_WITHIN_S = 10.0
 
 _log = structlog.get_logger("atoll.control")
 
+_AGAIN_S = 1.0
+
 
 class Reconciliation:
     """Also rebuilds what is kept in memory only: the quota's counts and the deadlines."""
@@ -54,6 +58,8 @@ class Reconciliation:
         pausing: SandboxPausing,
         sleeping: SleepingRoutes,
         warm: WarmPool,
+        failover: SandboxFailover,
+        leases: NodeLeases,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -66,6 +72,8 @@ class Reconciliation:
         self._pausing = pausing
         self._sleeping = sleeping
         self._warm = warm
+        self._failover = failover
+        self._leases = leases
         self._put_off_until: defaultdict[str, set[str]] = defaultdict(set)
         """Node → what is settled when it is back."""
         self._compared: Collection[str] = ()
@@ -78,15 +86,22 @@ class Reconciliation:
         """
         found = await self._there()
         self._compared = found.keys()
-        there = {one.sandbox_id: (node_id, one) for node_id, some in found.items() for one in some.values()}
-        strangers = [] if trusted else sorted(there.keys() - await self._known(there.keys()))
+        everything = [(node_id, one) for node_id, some in found.items() for one in some.values()]
+        ids = {one.sandbox_id for _, one in everything}
+        strangers = [] if trusted else sorted(ids - await self._known(ids))
         if strangers:
             raise StateLost(
-                f"the database does not know {len(strangers)} of {len(there)} sandboxes that are here "
+                f"the database does not know {len(strangers)} of {len(ids)} sandboxes that are here "
                 f"({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''}); nothing was touched",
                 hint=HINT,
             )
         records = {record.sandbox_id: record for record in await self._store.in_states(_UNFINISHED)}
+        there: dict[str, tuple[str, NodeSandbox]] = {}
+        for node_id, one in everything:
+            if _is_superseded(records.get(one.sandbox_id), node_id, one):
+                await self._end_superseded(node_id, one.sandbox_id)
+            else:
+                there[one.sandbox_id] = node_id, one
         for sandbox_id in records.keys() | there.keys():
             record = records.get(sandbox_id)
             if record is not None and record.node_id not in found:
@@ -116,25 +131,44 @@ class Reconciliation:
 
     def catch_up(self) -> None:
         """After `recover`: nodes that have registered since it asked. Later ones come by `node_returned`."""
+        for node_id in self._compared:
+            self._leases.grant(node_id, self._leases.suspend(node_id))
         for node_id in self._nodes.worth_asking().keys() - self._compared:
             self.node_returned(node_id)
 
     def node_returned(self, node_id: str) -> None:
         """It was started again, or was silent for a while: what both know may differ."""
         self._warm.node_returned(node_id)
-        self._background.begin(self._reconcile(node_id))
+        self._background.begin(self._agree_with(node_id, self._leases.suspend(node_id)))
 
     def node_gone(self, node_id: str) -> None:
         """It was silent for so long that its sandboxes count as lost."""
         self._warm.node_returned(node_id)
         self._background.begin(self._give_up(node_id))
 
-    async def _reconcile(self, node_id: str) -> None:
-        """What it has no more has ended; what the store lacks is ended. What is being made or ended settles itself."""
+    async def _agree_with(self, node_id: str, turn: int) -> None:
+        """Until both know the same; only then what it runs may go on."""
+        while not self._nodes.is_silent(node_id):
+            try:
+                if await self._reconcile(node_id):
+                    self._leases.grant(node_id, turn)
+                    return
+            except Exception:
+                _log.exception("node.not_reconciled", node=node_id)
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _reconcile(self, node_id: str) -> bool:
+        """What it has no more has ended; what the store lacks is ended. What is being made or ended settles itself.
+
+        False: it does not answer. Raises AtollError.
+        """
         known = {one.sandbox_id: one for one in await self._store.in_states(VISIBLE) if one.node_id == node_id}
         found = await self._there_on(node_id, self._nodes.client(node_id))
         if found is None:
-            return  # it is gone again, and will be back
+            return False
+        for name in await self._superseded(node_id, found):
+            await self._end_superseded(node_id, name)
+            del found[name]
         put_off = self._put_off_until.pop(node_id, set())
         for sandbox_id in put_off:
             record = await self._store.find(sandbox_id)
@@ -148,21 +182,39 @@ class Reconciliation:
             is_being_made = record is None and self._quota.node_of(sandbox_id) is not None
             if (record is None and not is_being_made) or (record is not None and record.state is SandboxState.ENDED):
                 await kill(self._nodes.client(node_id), sandbox_id, EndReason.LOST, self._clock)
+        return True
+
+    async def _superseded(self, node_id: str, found: Mapping[str, NodeSandbox]) -> list[str]:
+        """Those of what a node has that only others may run."""
+        records: dict[str, SandboxRecord] = {}
+        for some in batched(found.keys()):
+            records |= await self._store.find_all(some)
+        return [name for name, one in found.items() if _is_superseded(records.get(name), node_id, one)]
+
+    async def _end_superseded(self, node_id: str, sandbox_id: str) -> None:
+        _log.warning("sandbox.superseded", sandbox_id=sandbox_id, node=node_id)
+        await self._nodes.client(node_id).kill(sandbox_id, EndReason.LOST)
 
     async def _agree(self, record: SandboxRecord, one: NodeSandbox | None) -> None:
         """After a node was away: what was under way is carried on with, by the task that began it if there is one."""
-        if one is None:
+        if one is None and self._failover.wants_restart(record):
+            self._failover.restart_soon(record)
+        elif one is None and await self._failover.keep_if_shared(record):
+            pass
+        elif one is None:
             detail = "its node was started again without it"
             await self._ending.ended_by_itself(record.sandbox_id, EndReason.LOST, detail)
         elif record.state in (SandboxState.PAUSING, SandboxState.RESUMING):
             self._pausing.finish(record)
+        elif record.state is SandboxState.RUNNING:
+            self._failover.found(record)
         elif record.state is SandboxState.PAUSED and one.paused is not None:
             await self._note_kept(record, one.paused)
 
     async def _give_up(self, node_id: str) -> None:
         self._put_off_until.pop(node_id, None)
         for record in await self._store.in_states(_UNFINISHED):
-            if record.node_id == node_id:
+            if record.node_id == node_id and not await self._failover.keep_if_shared(record):
                 await self._ending.ended_by_itself(record.sandbox_id, EndReason.LOST, f"its node {node_id!r} is gone")
 
     async def _there(self) -> dict[str, dict[str, NodeSandbox]]:
@@ -184,6 +236,14 @@ class Reconciliation:
         self, sandbox_id: str, record: SandboxRecord | None, node_id: str | None, one: NodeSandbox | None
     ) -> None:
         state = record.state if record is not None else None
+        if record is not None and one is None and self._failover.wants_restart(record):
+            self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
+            self._failover.restart_soon(record)
+            return
+        if record is not None and one is None and await self._failover.keep_if_shared(record):
+            self._quota.take(sandbox_id, record.team_id, record.node_id, record.limits, beyond_quota=True)
+            self._quota.set_aside(sandbox_id)
+            return
         verdict = decide(state, _at_node(one), record.end_reason if record is not None else None)
         if verdict.kill and node_id is not None:
             reason = verdict.reason or EndReason.LOST
@@ -223,6 +283,11 @@ class Reconciliation:
             await self._store.set_pause_mode(record.sandbox_id, paused.mode)
         self._sleeping.remove(record.sandbox_id)
         self._pausing.note_paused(record, paused)
+
+
+def _is_superseded(record: SandboxRecord | None, node_id: str, one: NodeSandbox) -> bool:
+    """It was begun anew under its id since, or is to be, by what the store says."""
+    return record is not None and (record.node_id != node_id or one.generation < record.generation)
 
 
 def _at_node(one: NodeSandbox | None) -> AtNode:

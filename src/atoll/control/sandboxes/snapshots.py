@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass, replace
+from datetime import datetime
 from uuid import uuid4
 
 from atoll.control.access.auth import Caller
@@ -46,6 +47,21 @@ class Snapshot:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotOrigin:
+    """A snapshot and where it comes from. `sandbox_id`: what it was taken of last; `made_of`: that one's template.
+
+    `made_of` is None once that sandbox is forgotten. `label`: its metadata `atoll.sid`, an agent's session; or "".
+    """
+
+    template_id: str
+    name: str
+    sandbox_id: str
+    created_at: datetime
+    made_of: str | None
+    label: str
+
+
 class SandboxSnapshots:
     """See the module."""
 
@@ -58,6 +74,7 @@ class SandboxSnapshots:
         nodes: NodeRegistry,
         creation: SandboxCreation,
         clock: Clock,
+        has_objects: bool = False,
     ) -> None:
         self._tables = tables
         self._catalog = catalog
@@ -65,6 +82,7 @@ class SandboxSnapshots:
         self._nodes = nodes
         self._creation = creation
         self._clock = clock
+        self._has_objects = has_objects
 
     async def create(self, caller: Caller, sandbox_id: str, name: str | None, mode: PauseMode | None) -> Snapshot:
         """`mode` None: with memory where the tier can and no volume is mounted, else of the files alone.
@@ -80,6 +98,8 @@ class SandboxSnapshots:
         template, tag = await self._template_for(caller, record, name)
         image_id = secrets.token_hex(20)
         made = await self._take(record, image_id, mode, durable=True)
+        if self._has_objects:  # what is answered is to outlive its node
+            await self._nodes.client(record.node_id).share_image(image_id)
         now = self._clock.now()
         build = BuildRow(
             build_id=str(uuid4()),
@@ -99,6 +119,7 @@ class SandboxSnapshots:
                 "start_cmd": made.start_cmd,
                 "interpreter": made.interpreter,
                 "tier": made.tier,
+                "shared": self._has_objects,
             },
         )
         if await self._tables.find(template.template_id) is None:
@@ -121,6 +142,22 @@ class SandboxSnapshots:
             tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
             found += [await self._shown(row, tag) for _, tag in reversed(tags)]
         return found
+
+    async def origins(self, caller: Caller) -> list[SnapshotOrigin]:
+        """The team's, newest first."""
+        found = []
+        for row in await self._tables.of_team(caller.team_id):
+            if row.sandbox_id is None:
+                continue
+            try:
+                sandbox = await self._lookup.get_any(caller, row.sandbox_id)
+            except SandboxNotFound:
+                made_of, label = None, ""
+            else:
+                made_of, label = sandbox.template_id, sandbox.metadata.get("atoll.sid", "")
+            name = row.name if row.name != row.template_id else ""
+            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id, row.created_at, made_of, label))
+        return sorted(found, key=lambda one: one.created_at, reverse=True)
 
     async def fork(
         self, caller: Caller, sandbox_id: str, timeout_s: int, count: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from atoll.control.sandboxes.orders import NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
+from atoll.control.sandboxes.orders import GPU_KEY, NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, SandboxRecord, SandboxSpec
 from atoll.model.template import Template
@@ -27,6 +27,7 @@ def spec_of(
     mask_request_host: str | None = None,
     volumes: tuple[VolumeMount, ...] = (),
     disk_mib_s: int | None = None,
+    generation: int = 1,
 ) -> SandboxSpec:
     """A sandbox of `template` that belongs to nobody yet, unless the rest says whose it is."""
     return SandboxSpec(
@@ -46,6 +47,8 @@ def spec_of(
         network=network,
         volumes=volumes,
         disk_mib_s=disk_mib_s,
+        gpu=metadata.get(GPU_KEY, template.gpu),
+        generation=generation,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in metadata,
     )
 
@@ -66,4 +69,24 @@ def spec_for(
         mask_request_host=record.mask_request_host,
         volumes=record.volumes,
         disk_mib_s=disk_mib_s,
+    )
+
+
+def spec_again(
+    record: SandboxRecord, template: Template, network: NetworkPolicy, disk_mib_s: int | None, generation: int
+) -> SandboxSpec:
+    """A sandbox that is begun anew, under its id, with all that its create call asked for."""
+    return spec_of(
+        record.sandbox_id,
+        template,
+        record.limits,
+        network,
+        access_token=record.envd_access_token,
+        env_vars=record.env_vars,
+        metadata=record.metadata,
+        traffic_access_token=record.traffic_access_token,
+        mask_request_host=record.mask_request_host,
+        volumes=record.volumes,
+        disk_mib_s=disk_mib_s,
+        generation=generation,
     )

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, RowMapping, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, RowMapping, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool, StaticPool
@@ -35,6 +35,10 @@ T = TypeVar("T")
 _DISK_FULL = "53100"
 """PostgreSQL's code for it."""
 _LEAST_ROOM = 1 << 20
+_CLAIM = text("SELECT pg_try_advisory_lock(1635020652)")
+"""PostgreSQL's lock of a control plane ("atol" in ASCII): it ends with the connection, so with a killed server too."""
+_CLAIM_WITHIN_S, _CLAIM_PAUSE_S = 10.0, 0.2
+"""For the connection of a server that has just ended."""
 
 
 def default_url(data_dir: Path) -> str:
@@ -55,6 +59,10 @@ class Database(ABC):
     async def aclose(self) -> None:
         """Idempotent."""
 
+    @abstractmethod
+    async def claim(self) -> None:
+        """No other control plane uses it from now on until it is closed. Raises InvalidRequest: one does."""
+
     async def write(self, statement: Executable, values: Mapping[str, Any] | None = None) -> int:
         """How many rows it changed. Raises IntegrityError."""
         return await self.run(lambda connection: connection.execute(statement, values).rowcount)
@@ -68,18 +76,25 @@ class Database(ABC):
         return await self.read(statement)
 
 
-async def open_database(url: str, seal: Seal) -> Database:
-    """Opens and migrates. Raises InvalidRequest: the URL cannot be used, or a newer Atoll wrote the database."""
+async def open_database(url: str, seal: Seal, *, alone: bool = False) -> Database:
+    """Opens and migrates. `alone`: for the one control plane that may use it, until it closes.
+
+    Raises InvalidRequest: the URL cannot be used, a newer Atoll wrote the database, or another server uses it.
+    """
     try:
         parsed = make_url(url)
         database = _Threaded(parsed) if parsed.get_backend_name() == "sqlite" else _Asynchronous(parsed)
     except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
-        raise InvalidRequest(f"the database cannot be used: {error}", hint="see ATOLL_DATABASE_URL") from error
+        hint = "see ATOLL_DATABASE_URL; PostgreSQL needs the extra atoll[postgres]"
+        raise InvalidRequest(f"the database cannot be used: {error}", hint=hint) from error
     try:
         await database.run(lambda connection: migrate.bring_up_to_date(connection, seal))
-    except DBAPIError as error:
+        if alone:
+            await database.claim()
+    except (DBAPIError, OSError) as error:
         await database.aclose()
-        raise InvalidRequest(f"the database {parsed.render_as_string()} cannot be used: {error.orig}") from error
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise InvalidRequest(f"the database {parsed.render_as_string()} cannot be used: {cause}") from error
     except BaseException:
         await database.aclose()
         raise
@@ -199,6 +214,9 @@ class _Threaded(Database):
         with self._room_needed:
             return work(self._connection)
 
+    async def claim(self) -> None:
+        """Its file lies in a data directory, which is one server's."""
+
     async def aclose(self) -> None:
         def close() -> None:
             if self._connection is not None:
@@ -212,10 +230,26 @@ class _Threaded(Database):
 
 class _Asynchronous(Database):
     def __init__(self, url: URL) -> None:
-        from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine  # with it the whole ORM, a tenth of a start
+        from sqlalchemy.ext.asyncio import (  # with it the whole ORM, a tenth of a start
+            AsyncConnection,
+            AsyncEngine,
+            create_async_engine,
+        )
 
         self._room_needed = _RoomNeeded(None)
         self._engine: AsyncEngine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+        self._claim: AsyncConnection | None = None
+
+    async def claim(self) -> None:
+        self._claim = connection = await self._engine.connect()
+        until = asyncio.get_running_loop().time() + _CLAIM_WITHIN_S
+        while not await connection.scalar(_CLAIM):
+            if asyncio.get_running_loop().time() > until:
+                raise InvalidRequest(
+                    "another server uses this database",
+                    hint="stop that one first, or give this one a database of its own (ATOLL_DATABASE_URL)",
+                )
+            await asyncio.sleep(_CLAIM_PAUSE_S)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         with self._room_needed:
@@ -223,6 +257,9 @@ class _Asynchronous(Database):
                 return await connection.run_sync(work)
 
     async def aclose(self) -> None:
+        if self._claim is not None:
+            await self._claim.invalidate()  # not put back: the lock is the connection's
+            await self._claim.close()
         await self._engine.dispose()
 
 

@@ -12,6 +12,8 @@ from atoll.model.errors import InvalidRequest
 from atoll.model.sealing import Seal
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 0x61746F6C6C
+"""The advisory lock of a migration: "atoll" in ASCII; nothing else takes it."""
 
 
 def bring_up_to_date(connection: Connection, seal: Seal) -> None:
@@ -19,12 +21,14 @@ def bring_up_to_date(connection: Connection, seal: Seal) -> None:
 
     Raises InvalidRequest: a newer Atoll wrote it.
     """
-    current = _current_revision(connection)
-    if current == REVISION:
+    if _current_revision(connection) == REVISION:
         return
     connection.exec_driver_sql("BEGIN")
     try:
-        _upgrade(connection, current, seal)
+        if connection.dialect.name == "postgresql":  # servers that start at once: the first does it
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        if (current := _current_revision(connection)) != REVISION:
+            _upgrade(connection, current, seal)
     except BaseException:
         connection.exec_driver_sql("ROLLBACK")
         raise

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0010"
+REVISION = "0012"
 """The newest migration. Known here so that a start on an up-to-date database need not load Alembic."""
 
 
@@ -101,6 +101,16 @@ volumes = Table(
     Column("ready", Boolean, nullable=False),  # false while its node makes or removes it
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("team_id", "name", name="volumes_name"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", String(255), primary_key=True),
+    Column("host", String(255), nullable=True),  # of one that was added while a server ran
+    Column("port", Integer, nullable=True),
+    Column("draining", Boolean, nullable=False),
+    Column("added_at", UtcDateTime, nullable=False),
 )
 
 events = Table(
@@ -242,6 +252,8 @@ sandboxes = Table(
     Column("guest_answered", Boolean, nullable=False, server_default="1"),
     Column("mask_request_host", Text, nullable=True),
     Column("volumes", JSON(none_as_null=True), nullable=True),  # VolumeMount, those that it has mounted
+    Column("generation", Integer, nullable=False, server_default="1"),  # grows with each move to another node
+    Column("kept_image", String(40), nullable=True),  # of a paused one, or one that is to be: in the object store
     Index("sandboxes_idempotency", "team_id", "idempotency_key", unique=True),
     Index("sandboxes_state", "state", "team_id"),
 )

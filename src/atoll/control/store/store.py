@@ -19,6 +19,7 @@ from atoll.control.store.database import Database, open_database
 from atoll.control.store.events import EventTables
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.layers import LayerTables
+from atoll.control.store.nodes import NodeTables
 from atoll.control.store.schema import sandboxes
 from atoll.control.store.secrets import SecretTables
 from atoll.control.store.templates import TemplateTables
@@ -76,9 +77,13 @@ class Store:
     Entering raises InvalidRequest (a URL that cannot be used, a database newer than this Atoll).
     """
 
-    def __init__(self, url: str, seal: Seal | None = None) -> None:
-        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are."""
+    def __init__(self, url: str, seal: Seal | None = None, *, alone: bool = False) -> None:
+        """`seal`: in which secrets, tokens, environments and egress rules' values are kept; None: as they are.
+
+        `alone`: a control plane's own, which no other may use meanwhile.
+        """
         self._url = url
+        self._alone = alone
         self._seal = seal or Seal()
         self._database: Database
         self.keys: KeyTables
@@ -88,9 +93,10 @@ class Store:
         self.layers: LayerTables
         self.usage: UsageTables
         self.volumes: VolumeTables
+        self.nodes: NodeTables
 
     async def __aenter__(self) -> Self:
-        self._database = await open_database(self._url, self._seal)
+        self._database = await open_database(self._url, self._seal, alone=self._alone)
         self.keys = KeyTables(self._database)
         self.events = EventTables(self._database, self._seal)
         self.secrets = SecretTables(self._database, self._seal)
@@ -98,6 +104,7 @@ class Store:
         self.layers = LayerTables(self._database)
         self.usage = UsageTables(self._database)
         self.volumes = VolumeTables(self._database, self._seal)
+        self.nodes = NodeTables(self._database)
         return self
 
     async def __aexit__(
@@ -141,10 +148,47 @@ class Store:
         where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.not_in(_NOT_LIVING)
         await self._database.write(update(sandboxes).where(*where).values(state=state.value))
 
+    async def set_kept_image(self, sandbox_id: str, image_id: str) -> bool:
+        """What an object store has of a paused one. False: it is not paused any more."""
+        where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.PAUSED.value
+        return bool(await self._database.write(update(sandboxes).where(*where).values(kept_image=image_id)))
+
+    async def keep_as_paused(self, record: SandboxRecord, image_id: str) -> bool:
+        """One whose node is gone is paused from now on, with what an object store has of it. False: it was moved."""
+        where = sandboxes.c.sandbox_id == record.sandbox_id, sandboxes.c.generation == record.generation
+        states = [one.value for one in (SandboxState.RUNNING, SandboxState.PAUSING)]
+        values = {"state": SandboxState.PAUSED.value, "pause_mode": PauseMode.FILESYSTEM.value, "kept_image": image_id}
+        statement = update(sandboxes).where(*where, sandboxes.c.state.in_(states)).values(**values)
+        return bool(await self._database.write(statement))
+
     async def set_pause_mode(self, sandbox_id: str, mode: PauseMode) -> None:
         """What is kept of a paused one."""
         where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.PAUSED.value
         await self._database.write(update(sandboxes).where(*where).values(pause_mode=mode.value))
+
+    async def move(self, record: SandboxRecord, node_id: str, kept_image: str | None) -> bool:
+        """To RESUMING on another node, with the next generation, unless it was moved or ended meanwhile.
+
+        `kept_image`: of what an object store has it is begun there; None: of its template.
+
+        False: not done. This is what makes it run on one node only: of two that would move it one does.
+        """
+        living = (SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING)
+        statement = (
+            update(sandboxes)
+            .where(
+                sandboxes.c.sandbox_id == record.sandbox_id,
+                sandboxes.c.generation == record.generation,
+                sandboxes.c.state.in_([state.value for state in living]),
+            )
+            .values(
+                state=SandboxState.RESUMING.value,
+                node_id=node_id,
+                generation=record.generation + 1,
+                kept_image=kept_image,
+            )
+        )
+        return bool(await self._database.write(statement))
 
     async def begin_pause(self, sandbox_id: str, mode: PauseMode, due_by: datetime | None) -> bool:
         """To PAUSING, unless `due_by` is given and its end has meanwhile been put off beyond that. False: not done."""
@@ -252,6 +296,8 @@ def _to_row(record: SandboxRecord, seal: Seal) -> dict[str, Any]:
         "guest_answered": record.guest_answered,
         "mask_request_host": record.mask_request_host,
         "volumes": [mount.as_json() for mount in record.volumes] or None,
+        "generation": record.generation,
+        "kept_image": record.kept_image,
         "ended_at": record.ended_at,
         "end_reason": record.end_reason.value if record.end_reason is not None else None,
     }
@@ -288,6 +334,8 @@ def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
         guest_answered=row["guest_answered"],
         mask_request_host=row["mask_request_host"],
         volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
+        generation=row["generation"],
+        kept_image=row["kept_image"],
         ended_at=row["ended_at"],
         end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )

@@ -44,8 +44,11 @@ class Figures:
         self._events = Counter(
             "atoll_sandbox_events", "What happened to sandboxes, by E2B's event types.", ("type",), registry=registry
         )
+        self._node_events = Counter(
+            "atoll_node_events", "What became of nodes (joined, silent, …).", ("type",), registry=registry
+        )
         for kind in EventType:
-            self._events.labels(_short(kind))
+            (self._node_events if kind.is_of_node else self._events).labels(_short(kind))
         self._sandboxes = Gauge("atoll_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._node_sandboxes = Gauge(
             "atoll_node_sandboxes", "Sandboxes that run on a node.", ("node",), registry=registry
@@ -70,7 +73,7 @@ class Figures:
 
     def happened(self, kind: EventType) -> None:
         """A lifecycle event."""
-        self._events.labels(_short(kind)).inc()
+        (self._node_events if kind.is_of_node else self._events).labels(_short(kind)).inc()
 
     def text(self) -> bytes:
         """All of it as it is now, in Prometheus' text format."""

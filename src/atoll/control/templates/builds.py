@@ -76,6 +76,8 @@ class BuildLimits:
     within_s: float = 3600.0
     of_team: int = AT_ONCE - 1
     largest: Limits | None = None
+    has_objects: bool = False
+    """Whether other nodes are to get their images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +350,11 @@ class TemplateBuildService:
             force=instructions.force,
         )
         built = await self._builder.build(order, log, on_image)
+        if self._most.has_objects and built.images:
+            log.write("sharing the image with other nodes")
+            await node.share_image(built.images[-1])
         settings: Mapping[str, object] = {
+            "shared": self._most.has_objects and bool(built.images),
             **built.settings.as_json(),
             "start_cmd": order.start_cmd or (base.start_cmd if not order.ready_cmd else None),
             "ready_cmd": order.ready_cmd or base.ready_cmd,

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.store.keys import KeyTables
 from atoll.control.store.templates import BuildRow, TemplateRow, TemplateTables
 from atoll.control.templates.names import DEFAULT_TAG, RESERVED, Reference, parse_reference, slug
 from atoll.model.errors import Forbidden, InvalidRequest, NodeUnreachable, TemplateNotFound
+from atoll.model.sandbox import SandboxRecord
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
 
@@ -135,6 +137,16 @@ class TemplateService:
             return frozenset({template.node_id})
         return self._listing.holders.get(template.template_id, frozenset())
 
+    async def newest_shared(self, record: SandboxRecord) -> Template | None:
+        """The newest snapshot of a sandbox that any node can get, as a template; None: there is none."""
+        found: list[tuple[datetime, Template]] = []
+        for row in await self._tables.of_team(record.team_id):
+            for tag in await self._tables.tags(row.template_id) if row.sandbox_id == record.sandbox_id else ():
+                build = await self._tables.find_build(tag.build_id)
+                if build is not None and build.settings.get("shared"):
+                    found.append((build.created_at, template_of(row, build, "")))
+        return max(found, key=lambda one: one[0])[1] if found else None
+
     async def _fresh(self) -> _Listing:
         if asyncio.get_running_loop().time() - self._listing.taken_at > _FRESH_S:
             self._listing = await self._ask()
@@ -188,7 +200,8 @@ def template_of(row: TemplateRow, build: BuildRow, namespace: str) -> Template:
         ready_cmd=settings.get("ready_cmd"),
         interpreter=bool(settings.get("interpreter")),
         image_id=build.images[-1] if build.images else None,
-        node_id=build.node_id,
+        node_id=build.node_id or "",
+        shared=bool(settings.get("shared")),
         public=row.public,
         tier=settings.get("tier"),
     )

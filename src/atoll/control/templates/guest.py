@@ -5,28 +5,19 @@ Over sockets that the sandbox's route makes; Connect with JSON, as in `wire.envd
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import ssl
-import struct
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import httpcore
 
+from atoll.control.guest_http import ENVELOPE, LAST, NO_TIMEOUT, guest_headers, guest_pool, guest_url, messages
 from atoll.control.templates.steps import Command
-from atoll.model.errors import PlatformError, PortClosed, SandboxGone
-from atoll.model.sandbox import ENVD_PORT
+from atoll.model.errors import PlatformError, SandboxGone
 from atoll.model.seams import Route
-
-MAX_MESSAGE = 8 << 20
-"""Bytes. The guest sends pieces of 64 KiB; anything near this is not the guest."""
-_HEAD = struct.Struct(">BI")
-_LAST = 0x02
-_READ = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,7 @@ class GuestClient:
 
     def __init__(self, route: Route) -> None:
         self._route = route
-        self._pool = httpcore.AsyncConnectionPool(network_backend=_Dialled(route), retries=0)
+        self._pool = guest_pool(route)
 
     async def aclose(self) -> None:
         """Ends its connections; a command that is followed is ended by the guest then."""
@@ -64,18 +55,18 @@ class GuestClient:
         if command.cwd is not None:
             process["cwd"] = command.cwd
         message = json.dumps({"process": process, "stdin": False}).encode()
-        headers = self._headers(command.user, "application/connect+json")
-        content = _HEAD.pack(0, len(message)) + message
+        headers = guest_headers(self._route, command.user, "application/connect+json")
+        content = ENVELOPE.pack(0, len(message)) + message
         outcome: Outcome | None = None
         try:
             async with self._pool.stream(
-                "POST", _url("/process.Process/Start"), headers=headers, content=content, extensions=_NO_TIMEOUT
+                "POST", guest_url("/process.Process/Start"), headers=headers, content=content, extensions=NO_TIMEOUT
             ) as answer:
                 if answer.status != 200:
                     raise PlatformError(f"the build's sandbox answered {answer.status} to a command")
-                async for flags, body in _messages(answer.aiter_stream()):
-                    found = _failed(body) if flags & _LAST else _take(body, on_output)
-                    outcome = outcome if flags & _LAST and outcome else found or outcome
+                async for flags, body in messages(answer.aiter_stream()):
+                    found = _failed(body) if flags & LAST else _take(body, on_output)
+                    outcome = outcome if flags & LAST and outcome else found or outcome
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as error:
             raise PlatformError(f"the build's sandbox cannot be reached: {error or type(error).__name__}") from error
         if outcome is None:
@@ -84,46 +75,15 @@ class GuestClient:
 
     async def store(self, path: str, pieces: AsyncIterator[bytes], size: int) -> None:
         """Writes a file as root, its parents made where they are missing."""
-        headers = [*self._headers("root", "application/octet-stream"), ("Content-Length", str(size))]
-        url = _url("/files?" + urlencode({"path": path, "username": "root"}))
+        headers = [*guest_headers(self._route, "root", "application/octet-stream"), ("Content-Length", str(size))]
+        url = guest_url("/files?" + urlencode({"path": path, "username": "root"}))
         try:
-            answer = await self._pool.request("POST", url, headers=headers, content=pieces, extensions=_NO_TIMEOUT)
+            answer = await self._pool.request("POST", url, headers=headers, content=pieces, extensions=NO_TIMEOUT)
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
             raise PlatformError(f"the build's sandbox cannot be reached: {error or type(error).__name__}") from error
         if answer.status >= 300:
             reason = answer.content[:500].decode(errors="replace")
             raise PlatformError(f"the build's sandbox did not take {path}: {reason}")
-
-    def _headers(self, user: str, kind: str) -> list[tuple[str, str]]:
-        token = base64.b64encode(f"{user}:".encode()).decode()
-        found = [("Host", "guest"), ("Content-Type", kind), ("Authorization", f"Basic {token}")]
-        if kind.startswith("application/connect"):
-            found.append(("Connect-Protocol-Version", "1"))
-        if self._route.envd_access_token is not None:
-            found.append(("X-Access-Token", self._route.envd_access_token))
-        return found
-
-
-_NO_TIMEOUT: dict[str, Any] = {"timeout": {}}
-
-
-def _url(target: str) -> httpcore.URL:
-    return httpcore.URL(scheme=b"http", host=b"guest", port=ENVD_PORT, target=target.encode())
-
-
-async def _messages(stream: AsyncIterable[bytes]) -> AsyncIterator[tuple[int, bytes]]:
-    """Connect's envelopes: flags (1 byte), length (4, big-endian), message. Raises ValueError."""
-    waiting = bytearray()
-    async for piece in stream:
-        waiting += piece
-        while len(waiting) >= _HEAD.size:
-            flags, length = _HEAD.unpack_from(waiting)
-            if length > MAX_MESSAGE:
-                raise ValueError(f"a message of {length} bytes")
-            if len(waiting) < _HEAD.size + length:
-                break
-            yield flags, bytes(waiting[_HEAD.size : _HEAD.size + length])
-            del waiting[: _HEAD.size + length]
 
 
 def _take(body: bytes, on_output: Callable[[bytes, bool], None]) -> Outcome | None:
@@ -141,57 +101,3 @@ def _take(body: bytes, on_output: Callable[[bytes, bool], None]) -> Outcome | No
 def _failed(body: bytes) -> Outcome | None:
     error = json.loads(body or b"{}").get("error")
     return Outcome(-1, str(error.get("message", error.get("code", "failed")))) if error else None
-
-
-class _Dialled(httpcore.AsyncNetworkBackend):
-    """Connections to the guest, whatever address is asked for."""
-
-    def __init__(self, route: Route) -> None:
-        self._route = route
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            sock = await self._route.dial(port)
-        except PortClosed as error:
-            raise httpcore.ConnectError(str(error)) from error
-        return _Stream(*await asyncio.open_connection(sock=sock))
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            return await self._reader.read(max_bytes or _READ)
-        except OSError as error:
-            raise httpcore.ReadError(str(error)) from error
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        try:
-            self._writer.write(buffer)
-            await self._writer.drain()
-        except OSError as error:
-            raise httpcore.WriteError(str(error)) from error
-
-    async def aclose(self) -> None:
-        self._writer.close()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        raise NotImplementedError("the guest speaks no TLS")
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._writer.get_extra_info(info)

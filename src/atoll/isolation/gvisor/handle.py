@@ -164,12 +164,8 @@ class GvisorHandle(LinuxSandbox):
                 except (OSError, ValueError, TimeoutError) as error:
                     self._check_alive()
                     raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
-            await self.kill()
+            await self._end_kept(self._settle)
             self._reachable.set()
-            try:
-                await asyncio.to_thread(self._settle)
-            except OSError as error:
-                raise PlatformError(f"the disk of sandbox {self.sandbox_id!r} cannot be kept: {error}") from error
         return {**self._record, "kept": mode.value}
 
     async def snapshot(self, mode: PauseMode, target: Path, *, durable: bool = True) -> Captured:

@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import structlog
+
 from atoll.isolation.base import GUEST_SOCKET, DiskUse, ExitReport, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups, Group, Usage
 from atoll.isolation.linux.disk import growth, loops
@@ -30,6 +32,8 @@ from atoll.isolation.linux.process_identity import has_ended, open_recorded
 from atoll.isolation.linux.sys.syscalls import pidfd_kill
 from atoll.model.errors import BackendUnavailable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits, OomKill, SandboxSpec, SandboxStats
+
+_log = structlog.get_logger("atoll.node")
 
 _DIE_WITHIN_S = 7.0
 _FREEZE_WITHIN_S = 5.0
@@ -329,6 +333,15 @@ class LinuxSandbox(SandboxHandle):
             await self._release()
         if self._failure is not None:
             raise PlatformError(self._failure)
+
+    async def _end_kept(self, settle: Callable[[], None]) -> None:
+        """Ends it for a pause, once what is kept of it has been written out. It cannot run on after that, so nothing is
+        an error any more: what was too slow (this process may have stood still) is left to the next resume."""
+        try:
+            await self.kill()
+            await asyncio.to_thread(settle)
+        except (OSError, PlatformError) as error:
+            _log.warning("sandbox.not_settled", sandbox_id=self.sandbox_id, error=str(error))
 
     async def _end_init(self) -> None:
         """Returns when its first process has ended. Raises PlatformError."""

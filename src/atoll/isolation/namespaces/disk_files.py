@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atoll.isolation.linux.disk import kept
-from atoll.isolation.linux.disk.image import IMAGE
+from atoll.isolation.linux.disk.image import IMAGE, UPPER
 from atoll.isolation.namespaces.zygote_client import OwnLayer
 
 
@@ -43,6 +43,6 @@ class DiskFiles:
         """For a sandbox that is made again on what it has written. The mount is the caller's."""
         if self._has_image:
             return OwnLayer(is_there=True, mount=kept.reopen(self._image))
-        if not (self._state_dir / kept.UPPER).is_dir():
+        if not (self._state_dir / UPPER).is_dir():
             raise FileNotFoundError(f"{self._state_dir} holds no layer")
         return OwnLayer(is_there=True, mount=None)

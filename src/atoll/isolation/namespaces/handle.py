@@ -159,8 +159,7 @@ class NamespacesHandle(LinuxSandbox):
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be paused: {error}") from error
         if mode is PauseMode.FILESYSTEM:
-            await self.kill()
-            await asyncio.to_thread(self._disk_files.settle)
+            await self._end_kept(self._disk_files.settle)
         else:
             self.detach()
             self._on_end(self)

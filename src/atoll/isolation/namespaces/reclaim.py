@@ -27,6 +27,14 @@ def reclaim(cgroups: Cgroups, left_over: Iterable[str]) -> ReclaimReport:
     return ReclaimReport(processes=processes, cgroups=len(groups))
 
 
+def remove_empty(cgroups: Cgroups, left_over: Iterable[str]) -> None:
+    """Removes those of these groups that have no process: one that has may be a paused sandbox's. Raises OSError."""
+    for name in left_over:
+        group = cgroups.group(name)
+        if not group.processes():
+            group.try_remove()
+
+
 def _end_members(pids: set[int]) -> int:
     ended = 0
     for pid in pids:

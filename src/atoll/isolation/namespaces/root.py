@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.isolation.linux.disk import mounts
-from atoll.isolation.linux.disk.image import IMAGE, Disk
-from atoll.isolation.linux.disk.kept import UPPER, WORK
+from atoll.isolation.linux.disk.image import IMAGE, UPPER, WORK, Disk
 from atoll.isolation.linux.disk.layers import Layers
 from atoll.isolation.linux.sys import syscalls
 from atoll.model.sandbox import Limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -25,7 +26,7 @@ from atoll.isolation.base import (
 )
 from atoll.isolation.linux.cgroups.groups import Cgroups
 from atoll.isolation.linux.cgroups.together import bound_all
-from atoll.isolation.linux.disk import fold, kept
+from atoll.isolation.linux.disk import fold, thaw
 from atoll.isolation.linux.disk import image as disk_image
 from atoll.isolation.linux.disk.written import copy_written, keep_written
 from atoll.isolation.linux.net.network_thread import NetworkThread
@@ -57,8 +58,8 @@ PARKED = 6
 
 REBOOT_HINT = 'connect with on_resume="reboot" starts it anew on its disk'
 
-_CLEAR_UP_AFTER_S = 1.0
-"""By then whatever it had made before it was killed is a sandbox of ours, or has been ended as a stray."""
+_SWEEP_SOON_S, _SOON, _SWEEP_EVERY_S = 1.0, 60, 60.0
+"""What ends by itself may take its time on a busy machine."""
 
 _CAPABILITY_OF_CONTROLLER = {
     "memory": Capability.LIMITS_MEMORY,
@@ -83,7 +84,7 @@ class NamespacesBackend(IsolationBackend):
         self._network: NetworkThread | None = None
         self._live = LiveSandboxes(NamespacesHandle.init_process, self._handle)
         self._closed = False
-        self._clearing: list[asyncio.Task[None]] = []
+        self._sweeping: asyncio.Task[None] | None = None
         self._egress = False
         self._stock: DiskStock | None = None
         self._no_disk = ""
@@ -146,9 +147,9 @@ class NamespacesBackend(IsolationBackend):
     async def aclose(self) -> None:
         """See IsolationBackend."""
         self._closed = True
-        for clearing in self._clearing:  # what is left of it the next start finds
-            clearing.cancel()
-        await asyncio.gather(*self._clearing, return_exceptions=True)
+        if self._sweeping is not None:  # what is left of it the next start finds
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         if self._stock is not None:
             await self._stock.aclose()
         if self._zygote is not None:
@@ -256,7 +257,7 @@ class NamespacesBackend(IsolationBackend):
 
     async def settle_disks(self, state_dirs: Sequence[Path]) -> None:
         """See IsolationBackend."""
-        await asyncio.to_thread(kept.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
+        await asyncio.to_thread(thaw.thaw_all, [place / disk_image.IMAGE for place in state_dirs])
         await asyncio.to_thread(self._cgroups.lift_unused_disks)
 
     async def keep_written(self, state_dir: Path, target: Path) -> Captured:
@@ -277,7 +278,9 @@ class NamespacesBackend(IsolationBackend):
         """See IsolationBackend."""
         own = self._zygote.name if self._zygote is not None else None  # its children wait
         left_over = {name for name in self._unowned() - spare if own is None or not name.startswith(own)}
-        return await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
+        report = await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
+        self._sweep_soon()
+        return report
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -287,11 +290,21 @@ class NamespacesBackend(IsolationBackend):
     def _unowned(self) -> set[str]:
         return self._cgroups.names() - {handle.group for handle in self._live}
 
-    async def _clear_up_after(self, zygote: str) -> None:
-        """The groups of the children that waited at a zygote which was killed, and have ended with it."""
-        await asyncio.sleep(_CLEAR_UP_AFTER_S)
-        left_over = {name for name in self._unowned() if name.startswith(zygote)}
-        await asyncio.to_thread(reclaim.reclaim, self._cgroups, left_over)
+    def _sweep_soon(self) -> None:
+        """A zygote has ended, or is about to: of a node that was killed, or ours. So do the children that waited there,
+        whose groups nobody removes then."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        for number in itertools.count():
+            await asyncio.sleep(_SWEEP_SOON_S if number < _SOON else _SWEEP_EVERY_S)
+            async with self._starting:
+                own = self._zygote.name if self._zygote is not None else None
+                left_over = {name for name in self._unowned() if own is None or not name.startswith(own)}
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(reclaim.remove_empty, self._cgroups, left_over)
 
     def _note_exit(self, pid: int, status: int) -> None:
         if (handle := self._live.get(pid)) is not None:
@@ -323,8 +336,8 @@ class NamespacesBackend(IsolationBackend):
                 await self._zygote.aclose()
                 if self._stock is not None:
                     await asyncio.to_thread(self._stock.remove_unused, self._zygote.name)
-                self._clearing.append(asyncio.create_task(self._clear_up_after(self._zygote.name)))
                 self._zygote = None
+                self._sweep_soon()
             if self._zygote is None:
                 if not self._layout.disks.is_dir():
                     raise BackendUnavailable("the namespaces tier is not started")

@@ -114,9 +114,10 @@ class Zygote:
         if not self._rootless:  # there its capabilities are over its own user namespace only
             caps.limit_to(posture.ZYGOTE_CAPABILITIES)
         self._selector.register(self._server, selectors.EVENT_READ, self._from_server)
-        shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
-        self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
         try:
+            # First, for it fails where the server is gone: then what is prepared is another zygote's already.
+            self._send({"op": "ready", "pid": os.getpid(), "no_egress": self._no_egress})
+            shutil.rmtree(self._layout.prepared, ignore_errors=True)  # of a zygote that was killed
             while True:
                 step = self._next_step()
                 events = self._selector.select(self._patience(step))
@@ -125,17 +126,20 @@ class Zygote:
                 if not events and step is not None and time.monotonic() >= self._refill_at():
                     step()
                 self._unremoved = [group for group in self._unremoved if not group.try_remove()]
+                self._layers.let_go_unused()
         except _ServerGone:
             self._end()
 
     # -- the pool ------------------------------------------------------------------------------------------------------
 
     def _patience(self, step: Callable[[], None] | None) -> float | None:
-        """How long to wait for an event: until it is time for the next step in quiet, if there is one."""
-        until_step = max(0.0, self._refill_at() - time.monotonic()) if step is not None else None
+        """How long to wait for an event: until it is time for something that is done in quiet, if there is anything."""
+        due = [max(0.0, self._refill_at() - time.monotonic())] if step is not None else []
         if self._unremoved:
-            return min(0.02, until_step) if until_step is not None else 0.02
-        return until_step
+            due.append(0.02)
+        if (unused := self._layers.next_unused_s()) is not None:
+            due.append(unused)
+        return min(due, default=None)
 
     def _refill_at(self) -> float:
         ready = sum(child.is_ready for child in self._young)
@@ -250,7 +254,7 @@ class Zygote:
         self._serve_waiting()
 
     def _take(self, request: Request) -> None:
-        if not request.resumes and not request.volumes:  # a root that has been entered takes no more mounts
+        if not request.resumes and not request.has_mounts:
             with contextlib.suppress(OSError):  # `_start` says what is wrong
                 request.key = self._key_of(request)
                 if not request.one_off:
@@ -353,7 +357,8 @@ class Zygote:
                 descriptors += _mounts(child, request)
             log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
-            body = {"op": "go", "volumes": [path for _, path in request.volumes], **self._size(child, request.limits)}
+            places = [path for mounts in (request.volumes, request.devices, request.shown) for _, path in mounts]
+            body = {"op": "go", "mounts": places, **self._size(child, request.limits)}
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, body, [*descriptors, *request.handed_on])
@@ -523,8 +528,8 @@ class Zygote:
 
 
 def _mounts(child: Child, request: Request) -> list[int]:
-    """Of its volumes, whose owners are shifted as those of its root are. Raises OSError."""
-    if not request.volumes:
+    """Of its volumes, whose owners are shifted as those of its root are, and of its devices. Raises OSError."""
+    if not request.has_mounts:
         return []
     made: list[int] = []
     userns = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -532,6 +537,10 @@ def _mounts(child: Child, request: Request) -> list[int]:
         for device, _ in request.volumes:
             made.append(volume.mount(device))
             mounts.shift_owners(made[-1], userns)
+        for source, _ in request.devices:
+            made.append(mounts.clone(source, attributes=mounts.NOSUID | mounts.NOEXEC))
+        for source, _ in request.shown:
+            made.append(mounts.clone(source, attributes=mounts.NOSUID | mounts.NODEV | mounts.RDONLY))
     except BaseException:
         for mount in made:
             os.close(mount)

@@ -14,5 +14,5 @@ second connection that the node relays.
 The order within a connection is kept: a sandbox's route is there before the answer to its create.
 """
 
-VERSION = 2
+VERSION = 3
 """Of the messages. Sides of different versions refuse each other early."""

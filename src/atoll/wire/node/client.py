@@ -26,6 +26,7 @@ from atoll.model.sandbox import EndReason, PauseMode, SandboxSpec, SandboxStats
 from atoll.model.seams import (
     NodeClient,
     NodeEvents,
+    NodeImage,
     NodePause,
     NodePresence,
     NodeSandbox,
@@ -263,6 +264,10 @@ class RemoteNode:
         if self._sink is not None:
             self._sink.add(route)
 
+    def remove_routes(self) -> None:
+        """After `aclose`, where it is not connected to again: nothing of it is found any more."""
+        self._replace_routes([])
+
     def _remove_route(self, sandbox_id: str) -> None:
         self._routes.pop(sandbox_id, None)
         if self._sink is not None:
@@ -377,6 +382,10 @@ class RemoteNode:
         )
         return resumed
 
+    async def renew(self, lease_s: float) -> None:
+        """See NodeClient."""
+        await self._call("renew", lease_s=lease_s)
+
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""
         reading: SandboxStats = await self._call("stats", sandbox_id=sandbox_id)
@@ -436,6 +445,15 @@ class RemoteNode:
     async def has_image(self, image_id: str) -> bool:
         """See NodeClient."""
         found: bool = await self._call("has_image", image_id=image_id)
+        return found
+
+    async def share_image(self, image_id: str) -> None:
+        """See NodeClient."""
+        await self._call("share_image", COPY_WITHIN_S, image_id=image_id)
+
+    async def images(self) -> Sequence[NodeImage]:
+        """See NodeClient."""
+        found: Sequence[NodeImage] = await self._call("images", LONG_ANSWER_WITHIN_S)
         return found
 
     async def keep_images(self, image_ids: Sequence[str]) -> int:

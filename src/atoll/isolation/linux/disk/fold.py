@@ -25,6 +25,7 @@ from pathlib import Path
 
 from atoll.isolation.linux.disk import kept, mounts
 from atoll.isolation.linux.disk.layers import Layers
+from atoll.isolation.linux.sys import syscalls
 
 WITHIN_S = 600.0
 _LAYER, _WORK = "layer", "work"
@@ -36,7 +37,8 @@ _BOOT += "from atoll.isolation.linux.disk.fold import main; main()"
 
 async def run(layers: Sequence[Path], below: Sequence[Path], target: Path) -> Path:
     """The layer, in `target`, which is empty; on the machine's disk. Both sequences are top first. Raises OSError."""
-    order = {"layers": [str(one) for one in layers], "below": [str(one) for one in below], "target": str(target)}
+    chains = {"layers": [str(one) for one in layers], "below": [str(one) for one in below]}
+    order = {**chains, "target": str(target), "parent": os.getpid()}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-c", _BOOT, json.dumps(sys.path),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
@@ -58,6 +60,7 @@ def main() -> None:
     """Reads the order from standard input; errors go to standard error."""
     os.nice(10)
     order = json.load(sys.stdin)
+    syscalls.end_with_parent(order["parent"])  # nobody would use what it makes
     try:
         fold([str(one) for one in order["layers"]], [str(one) for one in order["below"]], Path(order["target"]))
     except (OSError, RecursionError) as error:

@@ -28,6 +28,8 @@ from typing import NamedTuple
 from atoll.isolation.linux.disk import mounts
 
 IMAGE = "disk.img"
+UPPER, WORK = "upper", "work"
+"""The directories on it: what a sandbox has written, and what the overlay needs beside."""
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY = 1
@@ -133,15 +135,12 @@ def why_not(directory: Path) -> str:
         return "mkfs.ext4 is not installed"
     if not os.path.exists("/dev/loop-control"):
         return "there is no /dev/loop-control"
-    image = directory / f".disk-trial-{os.getpid()}"
     try:
-        make_image(image, 16, Templates().pieces(16))
-        os.close(mount_image(image))
+        with tempfile.TemporaryFile(dir=directory) as image:
+            _fill(image.fileno(), 16, Templates().pieces(16))
+            os.close(mount_image(_path_of(image.fileno())))
     except OSError as error:
         return str(error)
-    finally:
-        with contextlib.suppress(OSError):
-            image.unlink()
     return ""
 
 
@@ -149,11 +148,20 @@ def make_image(path: Path, size_mib: int, pieces: Sequence[Piece]) -> None:
     """A new image with an empty file system. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.truncate(descriptor, size_mib << 20)
-        for piece in pieces:
-            os.pwrite(descriptor, piece.data, piece.offset)
+        _fill(descriptor, size_mib, pieces)
     finally:
         os.close(descriptor)
+
+
+def _fill(descriptor: int, size_mib: int, pieces: Sequence[Piece]) -> None:
+    os.truncate(descriptor, size_mib << 20)
+    for piece in pieces:
+        os.pwrite(descriptor, piece.data, piece.offset)
+
+
+def _path_of(descriptor: int) -> Path:
+    """Of a file without a name: nothing is left of it, whatever is killed."""
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 def mount_image(path: Path) -> int:
@@ -198,12 +206,23 @@ def attach(path: Path, *, read_only: bool = False) -> tuple[str, int]:
     raise OSError(errno.EBUSY, "no loop device is free")
 
 
-def mkfs(path: Path, size_mib: int, features: str, extended: str, *more: str, within_s: float = 30.0) -> None:
-    """An empty ext4 in a file that has its size already. Blocks. Raises OSError, TimeoutError."""
+def mkfs(
+    path: Path,
+    size_mib: int,
+    features: str,
+    extended: str,
+    *more: str,
+    within_s: float = 30.0,
+    descriptors: Sequence[int] = (),
+) -> None:
+    """An empty ext4 in a file that has its size already; `descriptors`: what of ours `path` is one of.
+
+    Blocks. Raises OSError, TimeoutError.
+    """
     try:
         made = subprocess.run(
             ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", *more, "-O", features, "-E", extended, str(path)],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False, pass_fds=descriptors,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"mkfs.ext4 for {size_mib} MiB took more than {within_s:.0f} s") from error
@@ -213,33 +232,32 @@ def mkfs(path: Path, size_mib: int, features: str, extended: str, *more: str, wi
 
 
 def _make_template(size_mib: int) -> list[Piece]:
-    with tempfile.TemporaryDirectory(prefix="atoll-disk-") as scratch:
-        path = Path(scratch) / "image"
-        with path.open("wb") as image:
-            image.truncate(size_mib << 20)
-        mkfs(path, size_mib, _FEATURES, "lazy_itable_init=1,nodiscard,packed_meta_blocks=1")
-        return list(_written(path))
+    with tempfile.TemporaryFile(prefix="atoll-disk-") as image:
+        image.truncate(size_mib << 20)
+        own = image.fileno()
+        extended = "lazy_itable_init=1,nodiscard,packed_meta_blocks=1"
+        mkfs(_path_of(own), size_mib, _FEATURES, extended, descriptors=(own,))
+        return list(_written(own))
 
 
-def _written(path: Path) -> list[Piece]:
+def _written(image: int) -> list[Piece]:
     """The parts of a sparse file that are not all zeros, by pages."""
     pieces: list[Piece] = []
-    with path.open("rb") as image:
-        end, position = image.seek(0, os.SEEK_END), 0
-        while position < end:
-            try:
-                start = os.lseek(image.fileno(), position, os.SEEK_DATA)
-            except OSError:
-                break
-            position = os.lseek(image.fileno(), start, os.SEEK_HOLE)
-            data = os.pread(image.fileno(), position - start, start)
-            for offset in range(0, len(data), 4096):
-                page = data[offset : offset + 4096]
-                if not page.strip(b"\0"):
-                    continue
-                last = pieces[-1] if pieces else None
-                if last is not None and last.offset + len(last.data) == start + offset:
-                    pieces[-1] = Piece(last.offset, last.data + page)
-                else:
-                    pieces.append(Piece(start + offset, page))
+    end, position = os.lseek(image, 0, os.SEEK_END), 0
+    while position < end:
+        try:
+            start = os.lseek(image, position, os.SEEK_DATA)
+        except OSError:
+            break
+        position = os.lseek(image, start, os.SEEK_HOLE)
+        data = os.pread(image, position - start, start)
+        for offset in range(0, len(data), 4096):
+            page = data[offset : offset + 4096]
+            if not page.strip(b"\0"):
+                continue
+            last = pieces[-1] if pieces else None
+            if last is not None and last.offset + len(last.data) == start + offset:
+                pieces[-1] = Piece(last.offset, last.data + page)
+            else:
+                pieces.append(Piece(start + offset, page))
     return pieces

@@ -17,25 +17,18 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
 from atoll.isolation.linux.disk import loops, mounts
-from atoll.isolation.linux.disk.image import mount_image
+from atoll.isolation.linux.disk.image import WORK, mount_image
 from atoll.isolation.linux.sys import syscalls
 
-UPPER = "upper"
-WORK = "work"
-
 _FIFREEZE = 0xC0045877
-_FITHAW = 0xC0045878
+FITHAW = 0xC0045878
 _FICLONE = 0x40049409
 _RELEASED_WITHIN_S = 5.0
 _CHUNK = 16 << 20
-
-_log = structlog.get_logger("atoll.node")
 
 
 def flush(image: Path, *, ahead: bool = False) -> None:
@@ -53,24 +46,7 @@ def copy(image: Path, target: Path) -> None:
         try:
             copy_file(image, target)
         finally:
-            fcntl.ioctl(mounted, _FITHAW, 0)
-
-
-def thaw_all(images: Iterable[Path]) -> None:
-    """Those of them that are mounted go on, should a process that was killed in `copy` have left them frozen."""
-    devices = loops.devices()
-    for image in images:
-        device = devices.get(identity) if (identity := loops.identity(image)) is not None else None
-        if device is None:
-            continue
-        try:
-            with _file_system_on(device) as mounted:
-                fcntl.ioctl(mounted, _FITHAW, 0)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # it is not frozen
-                _log.warning("disk.not_thawed", image=str(image), error=str(error))
-        else:
-            _log.warning("disk.thawed", image=str(image))
+            fcntl.ioctl(mounted, FITHAW, 0)
 
 
 def sync(path: Path) -> None:
@@ -119,12 +95,13 @@ def _file_system(image: Path) -> Iterator[int]:
     device = loops.device_of(image)
     if device is None:
         raise OSError(errno.ENODEV, "the disk is not mounted", str(image))
-    with _file_system_on(device) as inside:
+    with file_system_on(device) as inside:
         yield inside
 
 
 @contextlib.contextmanager
-def _file_system_on(device: str) -> Iterator[int]:
+def file_system_on(device: str) -> Iterator[int]:
+    """A descriptor in the file system of a loop device, by its name. Raises OSError."""
     mount = mounts.new("ext4", [("source", f"/dev/{device}")], attributes=mounts.NODEV)
     try:
         inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)

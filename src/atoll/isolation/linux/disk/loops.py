@@ -14,8 +14,10 @@ from pathlib import Path
 
 _BLOCKS = "/sys/block"
 _LOOP_GET_STATUS64 = 0x4C05
+_LOOP_CLR_FD = 0x4C01
 _LOOP_INFO64 = 232
 """The size of `struct loop_info64`; it begins with the two numbers that identify a file."""
+DELETED = " (deleted)"
 
 
 def device_of(image: Path) -> str | None:
@@ -41,6 +43,25 @@ def devices() -> dict[tuple[int, int], str]:
                 with contextlib.suppress(OSError):
                     found[_file_of(entry.name)] = entry.name
     return found
+
+
+def shown() -> dict[str, str]:
+    """The name of each device that shows a file → the path that the kernel shows for it, with `DELETED` behind that of
+    one without a name. Raises no error."""
+    found = {}
+    for place in Path(_BLOCKS).glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            found[place.parent.parent.name] = place.read_text().rstrip("\n")
+    return found
+
+
+def let_go(device: str) -> None:
+    """It shows nothing any more; one that is in use does when its last user is gone. Raises OSError."""
+    descriptor = os.open(f"/dev/{device}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _LOOP_CLR_FD)
+    finally:
+        os.close(descriptor)
 
 
 def identity(image: Path) -> tuple[int, int] | None:

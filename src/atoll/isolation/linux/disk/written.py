@@ -15,8 +15,7 @@ import subprocess
 from pathlib import Path
 
 from atoll.isolation.linux.disk import kept
-from atoll.isolation.linux.disk.image import IMAGE, mount_image
-from atoll.isolation.linux.disk.kept import UPPER
+from atoll.isolation.linux.disk.image import IMAGE, UPPER, mount_image
 from atoll.isolation.linux.disk.layers import SUFFIX
 
 OF_ONE_SANDBOX = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "run/e2b")

@@ -85,6 +85,14 @@ def prctl(option: int, argument: int | bytes) -> int:
     return call("prctl", option, value, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0), subject=str(option))
 
 
+def end_with_parent(parent: int) -> None:
+    """The kernel ends this process as soon as `parent`, which started it, has ended."""
+    prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
 

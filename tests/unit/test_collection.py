@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TREE = Path(__file__).parents[2]
 
 
@@ -18,6 +20,7 @@ def _collected(seed: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.timeout(600)
 def test_names_depend_on_neither_the_time_nor_the_process() -> None:
     first, second = _collected("1"), _collected("2")
     assert len(first) > 1000

@@ -1,0 +1,139 @@
+"""Files of a sandbox: lists, downloads, uploads, text that is edited, directories made, entries removed.
+
+A file's bytes leave here as a download alone: an attachment of no known type, never a page of this origin.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from contextlib import AsyncExitStack
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from atoll.console.gate import PREFIX
+from atoll.console.guest import SandboxGuest
+from atoll.console.routes.sandboxes import running
+from atoll.console.view import Streamed, field, page, parts, to
+from atoll.model.errors import InvalidRequest
+from atoll.model.sandbox import SandboxRecord
+
+_SHOWN = 2000
+"""Entries of one directory on a page."""
+MAX_TEXT = 1 << 20
+"""Bytes of a file that is edited in the browser."""
+_PATH = 4096
+
+
+async def show(request: Request) -> Response:
+    """A directory."""
+    record, path = await running(request), _path(request) or "/home/user"
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        entries = await guest.list_directory(path)
+    return page(
+        request,
+        "files.html",
+        one=record,
+        path_inside=path,
+        above=posixpath.dirname(path.rstrip("/")) or "/",
+        entries=entries[:_SHOWN],
+        more=max(0, len(entries) - _SHOWN),
+    )
+
+
+async def download(request: Request) -> Response:
+    """A file, streamed."""
+    record, path = await running(request), _path(request)
+    name = posixpath.basename(path) or "file"
+    stack = AsyncExitStack()
+    try:
+        guest = await stack.enter_async_context(SandboxGuest(parts(request).routes, record.sandbox_id))
+        length, stream = await stack.enter_async_context(guest.read(path))
+    except BaseException:
+        await stack.aclose()
+        raise
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    if length is not None:
+        headers["Content-Length"] = str(length)
+    return Streamed(stream, stack, headers, "application/octet-stream")
+
+
+async def upload(request: Request) -> Response:
+    """The request's body becomes the file `path`."""
+    record, path = await running(request), _path(request)
+    if not path or path.endswith("/"):
+        raise InvalidRequest("path: name the file")
+    length = request.headers.get("content-length", "")
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        await guest.write(path, request.stream(), int(length) if length.isdigit() else None)
+    return Response(status_code=204)
+
+
+async def edit(request: Request) -> Response:
+    """A text file in a form. What is not UTF-8 text, or too large, is offered as a download instead."""
+    record, path = await running(request), _path(request)
+    text, why = "", ""
+    body = bytearray()
+    async with (
+        SandboxGuest(parts(request).routes, record.sandbox_id) as guest,
+        guest.read(path) as (_, stream),
+    ):
+        async for piece in stream:
+            body += piece
+            if len(body) > MAX_TEXT:
+                why = f"it is larger than {MAX_TEXT >> 20} MiB"
+                break
+    if not why:
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            why = "it is no UTF-8 text"
+    return page(
+        request,
+        "edit.html",
+        one=record,
+        path_inside=path,
+        above=posixpath.dirname(path) or "/",
+        text=text,
+        why=why,
+    )
+
+
+async def make_directory(request: Request) -> Response:
+    """Below the directory that is shown."""
+    record, above, name = await running(request), field(request, "path", _PATH), field(request, "name", 255)
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        await guest.make_directory(posixpath.join(above, name))
+    return _to_directory(record, above)
+
+
+async def remove(request: Request) -> Response:
+    """A file, or a directory with all that is in it."""
+    record, path = await running(request), field(request, "path", _PATH)
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        await guest.remove(path)
+    return _to_directory(record, posixpath.dirname(path.rstrip("/")) or "/")
+
+
+def _path(request: Request) -> str:
+    path = request.query_params.get("path", "")
+    if len(path) > _PATH or "\0" in path:
+        raise InvalidRequest("path: no path of a file")
+    return path
+
+
+def _to_directory(record: SandboxRecord, path: str) -> Response:
+    return to(f"/sandboxes/{record.sandbox_id}/files?path={quote(path)}")
+
+
+_FILES = f"{PREFIX}/sandboxes/{{id}}/files"
+ROUTES = [
+    Route(_FILES, show),
+    Route(f"{_FILES}/download", download),
+    Route(f"{_FILES}/upload", upload, methods=["POST"]),
+    Route(f"{_FILES}/edit", edit),
+    Route(f"{_FILES}/directory", make_directory, methods=["POST"]),
+    Route(f"{_FILES}/remove", remove, methods=["POST"]),
+]

@@ -1,0 +1,56 @@
+// A sandbox's use of processors, memory and disk over time, read anew every five seconds.
+const place = document.getElementById("charts");
+const MIB = 1024 * 1024;
+const CHARTS = [
+  { name: "cpu", title: "Processors, % of one", scale: 1 },
+  { name: "memory", title: "Memory, MiB", scale: MIB },
+  { name: "disk", title: "Disk, MiB", scale: MIB },
+];
+const drawn = {};
+
+function colour(name) {
+  const probe = document.createElement("span");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+function options({ title }, most, width) {
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 } };
+  return {
+    title, width, height: 190, legend: { show: true }, cursor: { y: false },
+    scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] } },
+    axes: [axis, { ...axis, size: 55 }],
+    series: [{}, { label: `used of ${most}`, stroke: colour("--accent"), width: 2, spanGaps: false }],
+  };
+}
+
+async function read() {
+  if (document.hidden) return;
+  const answer = await fetch(place.dataset.from);
+  if (!answer.ok) return;
+  const found = await answer.json();
+  if (!found.at.length) return;
+  place.querySelector("p")?.remove();
+  for (const chart of CHARTS) {
+    const values = found[chart.name].map((one) => (one === null ? null : one / chart.scale));
+    const data = [found.at, values];
+    if (!drawn[chart.name]) {
+      const box = document.createElement("div");
+      box.className = "chart";
+      place.append(box);
+      drawn[chart.name] = { box, plot: new uPlot(options(chart, found.most[chart.name] / chart.scale, box.clientWidth - 16), data, box) };
+    } else drawn[chart.name].plot.setData(data);
+    const newest = values.at(-1);
+    drawn[chart.name].box.setAttribute("role", "img");
+    drawn[chart.name].box.setAttribute("aria-label", `${chart.title}: now ${newest === null ? "unknown" : newest.toFixed(1)}`);
+  }
+}
+
+addEventListener("resize", () => {
+  for (const { box, plot } of Object.values(drawn)) plot.setSize({ width: box.clientWidth - 16, height: 190 });
+});
+read();
+setInterval(read, 5000);

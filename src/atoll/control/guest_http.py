@@ -1,0 +1,120 @@
+"""HTTP to a sandbox's guest, as the control plane's own client of it: connections by its route, Connect's envelopes.
+
+What is sent over it is the caller's: `templates.guest` (builds), `atoll.console.guest` (the web console).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+import struct
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Any
+
+import httpcore
+
+from atoll.model.errors import PortClosed
+from atoll.model.sandbox import ENVD_PORT
+from atoll.model.seams import Route
+
+MAX_MESSAGE = 8 << 20
+"""Bytes. The guest sends pieces of 64 KiB; anything near this is not the guest."""
+ENVELOPE = struct.Struct(">BI")
+"""Flags, length of the message that follows."""
+LAST = 0x02
+"""Flag of the envelope that ends a stream."""
+_READ = 65536
+
+NO_TIMEOUT: dict[str, Any] = {"timeout": {}}
+
+
+def guest_pool(route: Route) -> httpcore.AsyncConnectionPool:
+    """Connections to one sandbox's guest. The caller closes it."""
+    return httpcore.AsyncConnectionPool(network_backend=_Dialled(route), retries=0)
+
+
+def guest_url(target: str, port: int = ENVD_PORT) -> httpcore.URL:
+    """`target`: path and query."""
+    return httpcore.URL(scheme=b"http", host=b"guest", port=port, target=target.encode())
+
+
+def guest_headers(route: Route, user: str, kind: str) -> list[tuple[str, str]]:
+    """For a request with a body of the media type `kind`, made as `user`; "" is the template's default user."""
+    found = [("Host", "guest"), ("Content-Type", kind)]
+    if user:
+        found.append(("Authorization", f"Basic {base64.b64encode(f'{user}:'.encode()).decode()}"))
+    if kind.startswith("application/connect"):
+        found.append(("Connect-Protocol-Version", "1"))
+    if route.envd_access_token is not None:
+        found.append(("X-Access-Token", route.envd_access_token))
+    return found
+
+
+async def messages(stream: AsyncIterable[bytes]) -> AsyncIterator[tuple[int, bytes]]:
+    """Connect's envelopes: flags (1 byte), length (4, big-endian), message. Raises ValueError."""
+    waiting = bytearray()
+    async for piece in stream:
+        waiting += piece
+        while len(waiting) >= ENVELOPE.size:
+            flags, length = ENVELOPE.unpack_from(waiting)
+            if length > MAX_MESSAGE:
+                raise ValueError(f"a message of {length} bytes")
+            if len(waiting) < ENVELOPE.size + length:
+                break
+            yield flags, bytes(waiting[ENVELOPE.size : ENVELOPE.size + length])
+            del waiting[: ENVELOPE.size + length]
+
+
+class _Dialled(httpcore.AsyncNetworkBackend):
+    """Connections to the guest, whatever address is asked for."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            sock = await self._route.dial(port)
+        except PortClosed as error:
+            raise httpcore.ConnectError(str(error)) from error
+        return _Stream(*await asyncio.open_connection(sock=sock))
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            return await self._reader.read(max_bytes or _READ)
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        try:
+            self._writer.write(buffer)
+            await self._writer.drain()
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    async def aclose(self) -> None:
+        self._writer.close()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        raise NotImplementedError("the guest speaks no TLS")
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._writer.get_extra_info(info)

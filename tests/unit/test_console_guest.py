@@ -1,0 +1,127 @@
+"""Whatever a sandbox answers to the console, it is one of our errors or values, bounded in size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from atoll.console.guest import MAX_ANSWER, SandboxGuest
+from atoll.console.terminals import KEPT, Terminals
+from atoll.edge.routes import LiveRoutes
+from atoll.model.errors import AtollError, SandboxNotFound
+from atoll.model.seams import Route
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def whole(body: bytes, head: bytes = OK) -> bytes:
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def stream(*events: Any) -> bytes:
+    """Connect's envelopes; bytes as they are."""
+    pieces = [one if isinstance(one, bytes) else json.dumps({"event": one}).encode() for one in events]
+    return whole(b"".join(struct.pack(">BI", 0, len(one)) + one for one in pieces))
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[LiveRoutes]:
+    """Routes to a sandbox "box" whose guest answers this to everything, and closes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+
+    async def dial(_port: int) -> socket.socket:
+        found = socket.create_connection(server.sockets[0].getsockname())
+        found.setblocking(False)
+        return found
+
+    routes = LiveRoutes()
+    routes.add(Route("box", dial))
+    async with server:
+        yield routes
+
+
+ANSWERS = {
+    "nothing": b"",
+    "no-http": b"\x00\x01\x02\r\n\r\n",
+    "no-json": whole(b"<html>"),
+    "a-list": whole(b"[]"),
+    "deep": whole(b"[" * 100_000),
+    "null-entries": whole(b'{"entries": null, "processes": null}'),
+    "texts-for-entries": whole(b'{"entries": ["x"], "processes": [1]}'),
+    "texts-for-numbers": whole(b'{"entries": [{"size": "x"}], "processes": [{"pid": {}}]}'),
+    "too-large": whole(b" " * (MAX_ANSWER + 1)),
+    "refused": whole(b'{"message": ["x"]}', b"HTTP/1.1 404 No\r\n"),
+    "refused-without-words": whole(b"\xff", b"HTTP/1.1 500 No\r\n"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(
+    "call", [lambda one: one.list_directory("/"), lambda one: one.processes()], ids=["files", "processes"]
+)
+async def test_a_wrong_answer_is_an_error(answer: bytes, call: Callable[[SandboxGuest], Awaitable[Any]]) -> None:
+    async with answering(answer) as routes, SandboxGuest(routes, "box") as guest:
+        with pytest.raises(AtollError) as caught:
+            await call(guest)
+        assert len(str(caught.value)) < 1000
+
+
+STREAMS = {
+    "nothing": b"",
+    "no-events": whole(b""),
+    "no-json": stream(b"x"),
+    "a-list": stream(b"[]"),
+    "wrong-pid": stream({"start": {"pid": "x"}}),
+    "wrong-data": stream({"start": {"pid": 7}}, {"data": {"pty": "?"}}, {"data": []}),
+    "huge": whole(struct.pack(">BI", 0, 2**32 - 1)),
+    "an-error": whole(struct.pack(">BI", 2, 30) + b'{"error": {"code": "not_foun"}'),
+}
+
+
+@pytest.mark.parametrize("answer", STREAMS.values(), ids=STREAMS)
+async def test_a_wrong_stream_ends_the_terminal(answer: bytes) -> None:
+    async with answering(answer) as routes:
+        terminals = Terminals(routes)
+        try:
+            seen = await terminals.after("box", 7, 0)
+            assert seen.end
+        except AtollError:
+            pass
+        finally:
+            await terminals.aclose()
+
+
+async def test_a_terminal_keeps_its_newest_output() -> None:
+    data = [{"data": {"pty": "QUFBQUFBQUFBQUFB" * 6000}} for _ in range(5)]
+    end = {"data": {"pty": "WlpaWlpa"}}, {"end": {"status": "exit status 3"}}
+    async with answering(stream({"start": {"pid": 7}}, *data, *end)) as routes:
+        terminals = Terminals(routes)
+        seen = await terminals.after("box", 7, 0)
+        while seen.end is None:
+            seen = await terminals.after("box", 7, seen.next)
+        everything = await terminals.after("box", 7, 0)
+        assert len(everything.data) == KEPT
+        assert everything.data.endswith(b"AZZZZZZ")
+        assert everything.end == "exit status 3"
+        assert (await terminals.after("box", 7, everything.next - 2)).data == b"ZZ"
+        assert (await terminals.after("box", 7, 10**9)).data == everything.data, "an offset that never was"
+        await terminals.aclose()
+
+
+def test_a_sandbox_without_a_route_is_not_there() -> None:
+    with pytest.raises(SandboxNotFound):
+        SandboxGuest(LiveRoutes(), "box")
