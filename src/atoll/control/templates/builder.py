@@ -184,7 +184,7 @@ class TemplateBuilder:
         if not outcome.succeeded:
             why = outcome.error or f"exit status {outcome.exit_code}"
             shown = step.args[0][:300] if step.type == "RUN" else describe(step)
-            log.write(f"{describe(step)}: {why}", "error")
+            log.write(f"{describe(step)}: {why}", level="error")
             raise StepFailed(log.step, f"failed to run command '{shown}': {why}")
 
     async def _try_start(self, order: BuildOrder, image: str, settings: Settings, log: BuildLog) -> None:

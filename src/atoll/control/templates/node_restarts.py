@@ -27,5 +27,5 @@ async def despite_restarts(work: Callable[[], Awaitable[T]], log: BuildLog) -> T
             deadline = deadline or now + BACK_WITHIN_S
             if now > deadline:
                 raise
-            log.write(f"{error}: this step begins again when it is back", "warn")
+            log.write(f"{error}: this step begins again when it is back", level="warn")
             await asyncio.sleep(_PAUSE_S)
