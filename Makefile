@@ -1,7 +1,7 @@
 # Atoll's commands. `make help` lists them; each prepares by itself what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test chaos soak matrix bench simulate clean
+.PHONY: help setup demo check test chaos soak matrix bench simulate docs wheel clean
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
@@ -53,6 +53,13 @@ bench: ## Measure, each figure beside its floor; results in benchmarks/
 	@$(ATOLL) template build code-interpreter-v1
 	$(PY) benchmarks/run.py $(ARGS)
 	$(PY) benchmarks/load.py
+
+docs: ## Build the documents, which the server then serves at /docs
+	@scripts/setup.sh run
+	@$(PY) scripts/docs.py
+
+wheel: docs ## Build the wheel, with the documents in it, into dist/
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 simulate: ## Place a million sandboxes on 10,000 simulated nodes with the server's own placement (minutes)
 	@scripts/setup.sh run

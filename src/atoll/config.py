@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,13 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
         return Path(chosen).absolute()
     base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local" / "share")
     return Path(base) / "atoll"
+
+
+def _one_of(environ: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = environ.get(name) or known[0]
+    if value not in known:
+        raise InvalidRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -99,6 +106,10 @@ class Settings:
                          may ask for less by metadata `atoll.network_mib_s` (no limit)
     ATOLL_MAX_DISK_MIB_S  how fast a sandbox's disk is read and written, each; a call may ask for less by metadata
                          `atoll.disk_mib_s` (no limit)
+    ATOLL_GPU_SHARE      how many sandboxes may have one GPU at the same time (1: it is one sandbox's alone)
+    ATOLL_CDI_DIRS       comma list of directories with CDI files, which say what GPUs there are (/etc/cdi,/var/run/cdi)
+    ATOLL_AUDIT          what the audit log has of API keys: `changes`, `all` (reads too), or `off` (changes)
+    ATOLL_AUDIT_MIB      how large it may be, all files together; the oldest goes (256)
     ATOLL_WEBHOOK_ALLOW_PRIVATE  comma list of networks (10.0.0.0/8) that webhooks may reach besides public addresses
     ATOLL_EGRESS_ALLOW_PRIVATE   comma list of private networks (10.1.0.0/16) that sandboxes may reach; the host's own
                          address only where it stands there alone
@@ -146,6 +157,10 @@ class Settings:
     max_output_mib_s: int | None = None
     max_network_mib_s: int | None = None
     max_disk_mib_s: int | None = None
+    gpu_share: int = 1
+    cdi_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    audit: str = "changes"
+    audit_mib: int = 256
     webhook_allow_private: tuple[str, ...] = ()
     egress_allow_private: tuple[str, ...] = ()
     registry_allow_private: tuple[str, ...] = ()
@@ -191,6 +206,10 @@ class Settings:
             max_output_mib_s=_most(environ, "ATOLL_MAX_OUTPUT_MIB_S"),
             max_network_mib_s=_most(environ, "ATOLL_MAX_NETWORK_MIB_S"),
             max_disk_mib_s=_most(environ, "ATOLL_MAX_DISK_MIB_S"),
+            gpu_share=_positive(environ, "ATOLL_GPU_SHARE", 1),
+            cdi_dirs=tuple(map(Path, _list({"ATOLL_CDI_DIRS": "/etc/cdi,/var/run/cdi", **environ}, "ATOLL_CDI_DIRS"))),
+            audit=_one_of(environ, "ATOLL_AUDIT", ("changes", "all", "off")),
+            audit_mib=_positive(environ, "ATOLL_AUDIT_MIB", 256),
             webhook_allow_private=_list(environ, "ATOLL_WEBHOOK_ALLOW_PRIVATE"),
             egress_allow_private=_list(environ, "ATOLL_EGRESS_ALLOW_PRIVATE"),
             registry_allow_private=_list(environ, "ATOLL_REGISTRY_ALLOW_PRIVATE"),
@@ -208,3 +227,19 @@ class Settings:
             warm=warm_wishes(_list(environ, "ATOLL_WARM")),
             clock_offset_file=_path(environ, "ATOLL_CLOCK_OFFSET_FILE"),
         )
+
+
+def documented() -> Iterator[tuple[Sequence[str], str]]:
+    """(variables, what they mean) of each entry in the table of `Settings`' docstring."""
+    names: Sequence[str] = ()
+    text: list[str] = []
+    for line in (Settings.__doc__ or "").splitlines():
+        head, _, rest = line.strip().partition("  ")
+        if line.startswith("    ATOLL_"):
+            if names:
+                yield names, " ".join(text)
+            names, text = head.split(", "), [rest.strip()]
+        elif names and line.strip():
+            text.append(line.strip())
+    if names:
+        yield names, " ".join(text)

@@ -66,10 +66,10 @@ def _send_packet(sock: socket.socket, parts: Sequence[bytes], descriptors: Seque
     sock.sendmsg(parts, ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket, at_most: int = MAX_MESSAGE) -> Packet:
+def receive(sock: socket.socket, at_most: int = MAX_MESSAGE, descriptors: int = _MAX_DESCRIPTORS) -> Packet:
     """Raises OSError (BlockingIOError when nothing is there), ValueError for what is no message, or one too large."""
     packet, ancillary, flags, _ = sock.recvmsg(
-        _INLINE + 1, socket.CMSG_SPACE(_MAX_DESCRIPTORS * _SIZE), socket.MSG_CMSG_CLOEXEC
+        _INLINE + 1, socket.CMSG_SPACE(descriptors * _SIZE), socket.MSG_CMSG_CLOEXEC
     )
     passed = _descriptors(ancillary)
     try:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
 
 from support.host import skip_without
@@ -23,6 +24,7 @@ def test_an_installed_wheel_serves_sandboxes(templates_dir: Path, tmp_path: Path
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     try:
         python = python_environment("wheel", project["dependencies"], resolve=True)
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "docs.py")], check=True, capture_output=True)
         build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
         run_installer(build)
     except InstallFailed as error:
@@ -41,6 +43,7 @@ def test_an_installed_wheel_serves_sandboxes(templates_dir: Path, tmp_path: Path
         tmp_path / "data", templates_dir=templates_dir, options=["--end-sandboxes"], environ=environ, python=python
     )
     try:
+        assert httpx.get(f"{server.url}/docs/index.html").status_code == 200
         code = (
             "from e2b import Sandbox\n"
             "with Sandbox.create() as sandbox:\n"

@@ -17,7 +17,8 @@ POLICY = NetworkPolicy.checked(
 )
 FULL = SandboxSpec(
     "i1", "base", Limits(1, 2, 3, 4), {"A": "é"}, "envd-secret", "root", "/srv", "serve", True, "PEM", "a-layer", True,
-    "gvisor", "traffic-secret", "x:${PORT}", POLICY, True, (VolumeMount("v1", "of-the-team", "/data"),), 7,
+    "gvisor", "traffic-secret", "x:${PORT}", POLICY, True, (VolumeMount("v1", "of-the-team", "/data"),), 7, 2,
+    "index:0", ("nvidia.com/gpu=0",),
 )  # fmt: skip
 
 

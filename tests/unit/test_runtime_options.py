@@ -80,6 +80,8 @@ def test_settings_of_other_runtimes_are_told() -> None:
 def test_size_and_gpu_choose_the_template() -> None:
     assert options(remote_runtime_resource_factor=4).template == "base-x4"
     assert options("mine", enable_gpu=True, remote_runtime_resource_factor=2).template == "mine-gpu-x2"
+    chosen = options(enable_gpu=True, cuda_visible_devices="0, 1")
+    assert (chosen.template, chosen.metadata) == ("base-gpu", {"atoll.gpu": "index:0,1"})
     assert "base-x4" in (missing_template_hint(SandboxConfig(remote_runtime_resource_factor=4), "base-x4") or "")
     assert missing_template_hint(SandboxConfig(), "base") is None
 

@@ -69,6 +69,8 @@ def a_request(number: int, size_mib: int) -> Request:
         "one_off": False,
         "resumes": False,
         "volumes": [],
+        "devices": [],
+        "shown": [],
     }
     return Request(body, *(socket.socket().detach() for _ in range(2)))
 

@@ -23,6 +23,7 @@ from atoll.model.capacity import derive
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import Limits
 from atoll.node.backends import automatic_order
+from atoll.node.gpus import NodeGpus
 from atoll.node.machine import machine_here
 
 _ENOUGH_PIDS = 32 * Limits().pids
@@ -108,10 +109,21 @@ async def _tier(name: str, config: BackendConfig) -> list[Finding]:
 
 def _context(settings: Settings) -> list[Finding]:
     found = [_data_dir(settings), _templates(settings.templates_dir), *_capacity(settings), _oom_killer()]
+    found.append(_gpus(settings))
     server = running.find(settings.data_dir)
     detail = f"runs at {server.url}, pid {server.pid}" if server else "does not run"
     found.append(Finding("server", Verdict.OK, detail, "" if server else "start it with `atoll serve`"))
     return found
+
+
+def _gpus(settings: Settings) -> Finding:
+    gpus = NodeGpus(settings.cdi_dirs)
+    notes, usable = gpus.refresh(), gpus.usable()
+    left_out = f"; left out: {'; '.join(notes[:5])}" if notes else ""
+    if not usable:
+        hint = "a machine that has one: `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` (docs/gpu.md)"
+        return Finding("GPU", Verdict.OK, f"none: no CDI file describes one{left_out}", hint)
+    return Finding("GPU", Verdict.OK, f"{', '.join(one.qualified for one in usable)}{left_out}")
 
 
 def _capacity(settings: Settings) -> list[Finding]:

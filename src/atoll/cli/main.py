@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 it did not work, with the reason on standard error; 2 wron
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli import upkeep
+from atoll.cli import service_words, upkeep
 from atoll.cli.cluster import app as nodes_app
 from atoll.cli.everyday import register
 from atoll.cli.words import AsJson, DataDir, errors_printed, print_json, settings_of
@@ -33,6 +34,9 @@ branch_app = typer.Typer(help="Checkpoints of agents' runs: go on from any of th
 app.add_typer(branch_app, name="branch")
 node_app = typer.Typer(help="Nodes on other machines: their certificates, and the node itself.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
+app.add_typer(service_words.app, name="service")
+audit_app = typer.Typer(help="What API keys did: a log that cannot be changed unnoticed.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 app.add_typer(nodes_app, name="nodes")
 
 CheckpointId = Annotated[str, typer.Argument(help="Its id, or the beginning of it.")]
@@ -298,6 +302,34 @@ def branch_delete(checkpoint: CheckpointId, data_dir: DataDir = None) -> None:
         from atoll.cli import branch
 
         branch.delete(settings_of(data_dir), checkpoint)
+
+
+@audit_app.command("export")
+def audit_export(
+    since: Annotated[str, typer.Option(help="An ISO time, or its beginning (2026-11-27).")] = "",
+    team: Annotated[str, typer.Option(help="Only of this team's id.")] = "",
+    sandbox: Annotated[str, typer.Option(help="Only about this sandbox's id.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Print the entries, oldest first, one JSON object a line."""
+    with errors_printed():
+        from atoll.cli import audit
+
+        for entry in audit.export(settings_of(data_dir), since=since, team=team, sandbox=sandbox):
+            typer.echo(json.dumps(entry, ensure_ascii=False))
+
+
+@audit_app.command("verify")
+def audit_verify(
+    head: Annotated[str | None, typer.Option(help="The hash that an earlier `verify` printed: must be in it.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no entry was changed, left out or put in between; exit code 1, and which, if one was."""
+    with errors_printed():
+        from atoll.cli import audit
+
+        _print_facts(audit.verify(settings_of(data_dir), head), as_json)
 
 
 @app.command()

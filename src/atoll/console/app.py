@@ -19,7 +19,9 @@ from atoll.console.routes import code, files, login, overview, sandbox, sandboxe
 from atoll.console.sessions import Sessions
 from atoll.console.terminals import Terminals
 from atoll.console.view import Parts, failure
+from atoll.control.access.audit_entries import Audit
 from atoll.control.access.auth import Authenticator
+from atoll.control.app import observer
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.services import Services
 from atoll.model.errors import AtollError, NotFound
@@ -35,10 +37,18 @@ class Console:
 
     Args:
         routes: the edge's: the way to the guests of sandboxes.
+        audit: where what is done here is noted, as for the REST interface; None: nowhere.
     """
 
     def __init__(
-        self, rest: ASGIApp, *, services: Services, auth: Authenticator, nodes: NodeRegistry, routes: RouteTable
+        self,
+        rest: ASGIApp,
+        *,
+        services: Services,
+        auth: Authenticator,
+        nodes: NodeRegistry,
+        routes: RouteTable,
+        audit: Audit | None = None,
     ) -> None:
         self._rest = rest
         self._terminals = terminals = Terminals(routes)
@@ -53,7 +63,7 @@ class Console:
         )
         app.router.redirect_slashes = False
         app.state.parts = Parts(services, auth, nodes, routes, sessions, terminals)
-        self._gate = ConsoleGate(app, sessions, auth, failure, services.figures.request)
+        self._gate = ConsoleGate(app, sessions, auth, failure, observer(services, audit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")

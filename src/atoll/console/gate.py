@@ -8,6 +8,7 @@ policy: scripts and styles are files of the console, nothing is inline, no other
 from __future__ import annotations
 
 import hmac
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -68,7 +69,12 @@ class ConsoleGate:
     """See the module. Puts `session` (or None) and `form` into the request's state. `failed` makes an error a page."""
 
     def __init__(
-        self, app: ASGIApp, sessions: Sessions, auth: Authenticator, failed: Failed, answered: Answered
+        self,
+        app: ASGIApp,
+        sessions: Sessions,
+        auth: Authenticator,
+        failed: Failed,
+        answered: Callable[[Answered], None],
     ) -> None:
         self._app = app
         self._sessions = sessions
@@ -77,7 +83,7 @@ class ConsoleGate:
         self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, status = time.perf_counter(), 0
+        began, status, request_id = time.perf_counter(), 0, secrets.token_hex(8)
         scope = {**scope, "state": {"session": None, "form": {}, "style_nonce": ""}}
         request = Request(scope, receive)
 
@@ -107,7 +113,10 @@ class ConsoleGate:
             await self._failed(request, error)(scope, receive, guarded)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._answered(request.method, route, status, time.perf_counter() - began)
+            state, seconds = scope["state"], time.perf_counter() - began
+            who = state["session"].caller if state["session"] is not None else None
+            target = {**scope.get("path_params", {}), **state.get("made", {})}
+            self._answered(Answered(request_id, request.method, route, status, seconds, who, target))
 
     async def _refused(self, request: Request) -> Response | None:
         """The answer to one that goes no further. Raises AtollError."""

@@ -6,6 +6,7 @@ Owns routing, and that every error leaves in E2B's form. What a request means is
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,9 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import atoll
+from atoll.control.access.audit_entries import Audit
 from atoll.control.access.auth import Authenticator
-from atoll.control.access.gate import Gate
+from atoll.control.access.gate import Answered, Gate
 from atoll.control.routes import (
+    documents,
     events,
     figures,
     health,
@@ -39,6 +42,7 @@ from atoll.control.routes import (
     volumes,
 )
 from atoll.control.services import Services
+from atoll.control.telemetry.tracing import NoTracing, Tracing
 from atoll.model.errors import AtollError, InvalidRequest, NotOffered
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
@@ -46,22 +50,48 @@ _NEWER = re.compile(r"/(v\d+|sandboxes/[^/]+)/")
 """What an SDK that is newer than this server may call."""
 
 
-def create_app(services: Services, auth: Authenticator) -> ASGIApp:
+def create_app(
+    services: Services, auth: Authenticator, audit: Audit | None = None, tracing: Tracing | None = None
+) -> ASGIApp:
     """The whole control plane as one ASGI application (HTTP only; its lifespan does nothing).
 
+    `audit`: where what keys do is noted, `tracing`: where traces go; None: nowhere.
+
     The server that runs it must pass `raw_path`: an encoded slash in a template's name stays inside its segment.
-    The document of the interface is at /openapi.json, which needs no key.
+    The document of the interface is at /openapi.json, the documents for people at /docs; they need no key.
     """
-    return Gate(api(services), auth, services.figures.request)
+    return Gate(api(services), auth, observer(services, audit), tracing or NoTracing())
+
+
+def observer(services: Services, audit: Audit | None) -> Callable[[Answered], None]:
+    """What is called with every request that was answered: figures, and the audit log if there is one."""
+
+    def answered(one: Answered) -> None:
+        services.figures.request(one.method, one.route, one.status, one.seconds)
+        if audit is not None:
+            audit.answered(one)
+
+    return answered
 
 
 def api(services: Services) -> FastAPI:
     """The routes behind the gate; a server uses `create_app`."""
-    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
+    app = _routes()
     app.state.services = services
+    return app
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the interface."""
+    return _document(_routes())
+
+
+def _routes() -> FastAPI:
+    app = FastAPI(title="Atoll", version=atoll.__version__, redirect_slashes=False, docs_url=None, redoc_url=None)
     of_sandboxes = (metrics, logs, sandboxes, snapshots, pausing, network)
     of_teams = (teams, keys, secrets, volumes, events)
-    for module in (health, figures, *of_sandboxes, template_builds, templates, *of_teams, nodes, not_offered):
+    of_templates = (template_builds, templates)
+    for module in (health, documents, figures, *of_sandboxes, *of_templates, *of_teams, nodes, not_offered):
         app.include_router(module.router)
     app.add_exception_handler(AtollError, _on_atoll_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

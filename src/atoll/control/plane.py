@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ from atoll.control.store import Store
 from atoll.control.telemetry.figures import Figures
 from atoll.control.telemetry.logbook import Logbook
 from atoll.control.telemetry.readings import ReadingFiles
+from atoll.control.telemetry.tracing import NoTracing, Tracing
 from atoll.control.templates.base_images import BaseImages
 from atoll.control.templates.build_log import BuildLogs
 from atoll.control.templates.builder import TemplateBuilder
@@ -86,6 +87,7 @@ class ControlPlane:
         mark: see `state_mark`; None: a store that was put back is not noticed.
         routes: the edge's: the way to the sandboxes that build templates, and where traffic wakes paused ones.
         webhook_forbidden: what webhooks may not reach, now.
+        tracing: where traces of creates go; None: nowhere.
         keep_sandboxes: on exit leave them running for the next server; False ends them, in the store too.
     """
 
@@ -104,8 +106,9 @@ class ControlPlane:
         webhook_forbidden: Callable[[], ForbiddenNetworks] = ForbiddenNetworks,
         clock: Clock | None = None,
         keep_sandboxes: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
-        clock = clock or SystemClock()
+        clock, traced = clock or SystemClock(), tracing or NoTracing()
         policy = policy or Policy()
         self._outbound = outbound = Outbound(webhook_forbidden)
         self._keep = keep_sandboxes
@@ -120,6 +123,11 @@ class ControlPlane:
         importer = ImageImporter(sandboxes_of_builds, store.layers, policy.insecure_registries)
         self._dispatcher = WebhookDispatcher(store.events, clock, outbound)
         figures = Figures(quota.counts, nodes.loads)
+
+        def created(tier: str, steps_ms: Mapping[str, float]) -> None:
+            figures.created(tier, steps_ms)
+            traced.created(tier, steps_ms)
+
         self._journal = journal = Journal(store, clock, self._dispatcher, templates.build_of, figures.happened)
         self._expiry = expiry = Expiry(clock, lambda sandbox_id: pausing.expire(sandbox_id))
         logbook = Logbook(logs_dir)
@@ -246,7 +254,7 @@ class ControlPlane:
             placing=placing,
             warm=warm,
             wait_until_ready=start_commands.wait_until_ready,
-            created=figures.created,
+            created=created,
         )
         self.services = Services(
             policy=policy,

@@ -253,6 +253,7 @@ class TemplateStore:
                 interpreter=record["interpreter"],
                 tier=record.get("tier"),
                 no_new_privileges=record.get("no_new_privileges", False) is True,
+                gpu=record.get("gpu"),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -273,6 +274,7 @@ class TemplateStore:
             "start_cmd": None,
             "interpreter": recipe.interpreter,
             "no_new_privileges": recipe.no_new_privileges,
+            "gpu": recipe.gpu,
             "recipe_revision": self._revision(recipe),
         }
         target = self._dir / recipe.name / "template.json"

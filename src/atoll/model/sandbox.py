@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from atoll.model.devices import DeviceEdits, GpuUse
 from atoll.model.network import NetworkPolicy
 from atoll.model.volume import DeviceMount, VolumeMount
 
@@ -116,11 +117,15 @@ class SandboxSpec:
     """How much its disk gives and takes in a second, each, in MiB; None: no limit."""
     generation: int = 1
     """Grows whenever it is begun anew on another node under the same id: of two only the later one counts."""
+    gpu: str | None = None
+    """The GPUs that it asks for (`model.devices.parse_gpu`); None: none."""
+    devices: tuple[str, ...] = ()
+    """Those that it has, as CDI names them. Added by its node, and kept for as long as the sandbox is there."""
 
     def for_guest(self) -> SandboxSpec:
         """The part that may be known inside: nothing that the host keeps from the sandbox's own programs."""
         public = replace(self, image_id=None, one_off=False, tier=None, network=NetworkPolicy())
-        public = replace(public, disk_mib_s=None, generation=1)
+        public = replace(public, disk_mib_s=None, gpu=None, devices=(), generation=1)
         return replace(public, traffic_access_token=None, mask_request_host=None, volumes=())
 
     def as_json(self) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class SandboxSpec:
             "env_vars": dict(self.env_vars),
             "network": self.network.as_json(),
             "volumes": [mount.as_json() for mount in self.volumes],
+            "devices": list(self.devices),
         }
 
     @staticmethod
@@ -143,6 +149,7 @@ class SandboxSpec:
                 "env_vars": dict(value["env_vars"]),
                 "network": NetworkPolicy.from_json(value["network"]),
                 "volumes": tuple(VolumeMount.from_json(mount) for mount in value.get("volumes", ())),
+                "devices": tuple(value.get("devices", ())),
             }
         )
 
@@ -163,6 +170,8 @@ class SandboxPaths:
     memory: Path | None = None
     volumes: tuple[DeviceMount, ...] = ()
     """The devices of its volumes, which stay at least until it is made."""
+    devices: DeviceEdits = field(default_factory=DeviceEdits)
+    """What is added for its GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,8 @@ class SandboxStats:
     disk_used: int | None
     disk_total: int
     pids: int | None
+    gpus: tuple[GpuUse, ...] = ()
+    """Of its GPUs, where the host knows."""
 
 
 @dataclass(frozen=True, slots=True)

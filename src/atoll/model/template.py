@@ -42,3 +42,5 @@ class Template:
     """The isolation tier that its sandboxes need; None: the server's own."""
     no_new_privileges: bool = False
     """`SandboxSpec.no_new_privileges` of all its sandboxes."""
+    gpu: str | None = None
+    """`SandboxSpec.gpu` of those whose create call says nothing of it."""

@@ -38,6 +38,7 @@ from atoll.model.lifecycle import check_transition
 from atoll.model.sandbox import PauseMode, SandboxPaths, SandboxSpec, SandboxState
 from atoll.model.volume import DeviceMount
 from atoll.node.directories import SandboxDirectories
+from atoll.node.gpus import NodeGpus
 from atoll.node.volumes import NodeVolumes, NoVolumes
 
 CREATE_TIMEOUT_S = 30.0
@@ -108,15 +109,17 @@ class Making:
     spec: SandboxSpec
     paths: SandboxPaths
     volumes: NodeVolumes = field(default_factory=NoVolumes)
+    gpus: NodeGpus = field(default_factory=NodeGpus)
 
     @asynccontextmanager
-    async def with_volumes(self) -> AsyncIterator[SandboxPaths]:
-        """The paths, with the devices of its volumes while they are needed. Raises CreateFailed."""
-        mounts = self.spec.volumes
+    async def with_devices(self) -> AsyncIterator[SandboxPaths]:
+        """The paths, with its GPUs, and with the devices of its volumes while they are needed. Raises CreateFailed."""
+        mounts, added = self.spec.volumes, await self.gpus.edits(self.spec)
         try:
             async with self.volumes.attached([mount.volume_id for mount in mounts]) as devices:
                 pairs = zip(devices, mounts, strict=True)
-                yield replace(self.paths, volumes=tuple(DeviceMount(device, one.path) for device, one in pairs))
+                attached = tuple(DeviceMount(device, one.path) for device, one in pairs)
+                yield replace(self.paths, volumes=attached, devices=added)
         except NotFound as error:
             raise CreateFailed(f"sandbox {self.spec.sandbox_id!r}: {error.message}") from error
 
@@ -242,7 +245,7 @@ class SandboxDriver:
             self._directories.write_spec(spec, paths.lower_dirs)
             try:
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
-                    async with making.with_volumes() as paths:
+                    async with making.with_devices() as paths:
                         handle = await making.backend.create(spec, paths)
             except TimeoutError as error:
                 raise CreateFailed(
@@ -359,7 +362,7 @@ class SandboxDriver:
                 self.log_base = directory.begin_boot(self._state_dir)
                 self._state = SandboxState.RESUMING
             async with asyncio.timeout(CREATE_TIMEOUT_S):
-                async with making.with_volumes() as paths:
+                async with making.with_devices() as paths:
                     return await making.backend.resume(making.spec, paths, paused.record, command.mode)
         except (OSError, TimeoutError) as error:  # (TimeoutError is an OSError)
             raise CreateFailed(f"sandbox {self.sandbox_id!r} cannot be resumed: {error or 'too slow'}") from error

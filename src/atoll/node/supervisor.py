@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +31,7 @@ from atoll.node.disk_space import DiskSpace
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
+from atoll.node.gpus import NodeGpus
 from atoll.node.lease import Lease
 from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.machine import MachineReading, memory_in_use
@@ -68,6 +70,7 @@ class Supervisor:
         egress: NodeEgress,
         disk: DiskSpace,
         volumes: NodeVolumes | None = None,
+        gpus: NodeGpus | None = None,
         node_id: str = "local",
         keep_sandboxes: bool = True,
         total: Limits | None = None,
@@ -82,6 +85,7 @@ class Supervisor:
         self._egress = egress
         self._disk = disk
         self._volumes = volumes or NoVolumes()
+        self._gpus = gpus or NodeGpus()
         self._sink: RouteSink | None = None
         self._tasks = asyncio.TaskGroup()
         self._reports = Reports(self._tasks)
@@ -108,7 +112,8 @@ class Supervisor:
             helpers = [self._tasks.create_task(work, name=name) for name, work in self.directories.tasks().items()]
             helpers.append(self._tasks.create_task(self._disk.run(self.live.handles, self._volumes), name="disk space"))
             stack.push_async_callback(self._stop, helpers)
-            take_over = TakeOver(self.directories, self._tiers, self.live, self._egress, self._templates, self._volumes)
+            parts = (self._egress, self._templates, self._volumes, self._gpus)
+            take_over = TakeOver(self.directories, self._tiers, self.live, *parts)
             self.start_report = await take_over.run(left)
             helpers.append(self._tasks.create_task(self._lease.run(), name="lease"))
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
@@ -170,7 +175,9 @@ class Supervisor:
         backend = await self._tiers.for_create(base.tier if base.memory else request.tier or base.tier)
         spec = self._egress.prepared(request)
         paths = SandboxPaths(base.layers, self.directories.of(sandbox_id), base.memory)
-        making = Making(backend, spec, paths, self._volumes)
+        spec = await self._gpus.prepared(spec, (live.spec for _, live in self.live))
+        # Nothing is awaited from the choice of devices until they are this sandbox's.
+        making = Making(backend, spec, paths, self._volumes, self._gpus)
         live = self.live.begin(making, lambda driver: driver.create(making))
         try:
             handle = await asyncio.shield(live.driver.started)
@@ -192,7 +199,10 @@ class Supervisor:
         if live is None:
             raise SandboxGone(spec.sandbox_id)
         async with live.turn:
-            handle, before, prepared = self.live.handle(spec.sandbox_id), live.spec, self._egress.prepared(spec)
+            handle, before = self.live.handle(spec.sandbox_id), live.spec
+            if before.devices:  # with what their use needs in the environment
+                spec = replace(spec, devices=before.devices, env_vars={**before.env_vars, **spec.env_vars})
+            prepared = self._egress.prepared(spec)
             word = {"envVars": dict(spec.env_vars), "accessToken": spec.access_token or ""}
             await order(handle, "/init", word)
             await live.driver.become(prepared)
@@ -225,7 +235,11 @@ class Supervisor:
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
-        return await self.live.handle(sandbox_id).stats()
+        stats = await self.live.handle(sandbox_id).stats()
+        live = self.live.get(sandbox_id)
+        if live is None or not live.spec.devices:
+            return stats
+        return replace(stats, gpus=await self._gpus.use_of(live.spec.devices))
 
     def unenforced(self, tier: str) -> Sequence[str]:
         """See NodeClient.unenforced."""

@@ -18,6 +18,7 @@ from atoll.node.adoption import Fate, fate
 from atoll.node.directories import SandboxDirectories
 from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
+from atoll.node.gpus import NodeGpus
 from atoll.node.live import LiveSandboxes
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
@@ -46,7 +47,9 @@ class TakeOver:
         egress: NodeEgress,
         templates: NodeTemplates,
         volumes: NodeVolumes,
+        gpus: NodeGpus,
     ) -> None:
+        self._gpus = gpus
         self._volumes = volumes
         self._directories = directories
         self._tiers = tiers
@@ -113,7 +116,7 @@ class TakeOver:
 
     def _making(self, backend: IsolationBackend, found: Recorded) -> Making:
         paths = SandboxPaths(found.layers, self._directories.of(found.spec.sandbox_id))
-        return Making(backend, found.spec, paths, self._volumes)
+        return Making(backend, found.spec, paths, self._volumes, self._gpus)
 
     async def _adopt(self, making: Making, found: Recorded) -> SandboxHandle | None:
         try:

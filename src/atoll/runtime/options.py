@@ -43,7 +43,6 @@ REFUSED = {
     "additional_networks": "there are no Docker networks to join; what may be reached is the sandbox's network policy",
     "runtime_extra_build_args": "nothing is built at the start of a runtime; build a template with these arguments",
     "browsergym_eval_env": "evaluations of BrowserGym run in its own environment, not in a sandbox's browser",
-    "cuda_visible_devices": "choose the device in a template with a GPU: see enable_gpu",
 }
 """Field → why it cannot be done; ignoring it would surprise, so it is an error."""
 
@@ -67,6 +66,8 @@ class SandboxOptions:
     template: str
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
     create: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What it is asked for beside that; a label without effect on a platform that is not Atoll."""
     copies: tuple[HostCopy, ...] = ()
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     machine: str | None = None
@@ -101,6 +102,7 @@ def sandbox_options(config: SandboxConfig, template: str | None = None) -> Sandb
         template=_template(config, template),
         connection=connection,
         create=kwargs,
+        metadata=_gpu(config),
         copies=copies,
         envs=kwargs_envs,
         machine=PLATFORMS[config.platform] if config.platform else None,
@@ -141,6 +143,16 @@ def _template(config: SandboxConfig, chosen: str | None) -> str:
     if factor not in FACTORS:
         raise _refusal("remote_runtime_resource_factor", factor, f"it is one of {', '.join(map(str, FACTORS))}")
     return name if factor == 1 else f"{name}-x{factor}"
+
+
+def _gpu(config: SandboxConfig) -> dict[str, str]:
+    """How many is the template's word (`NAME-gpu`), which ones is the caller's."""
+    if not config.cuda_visible_devices:
+        return {}
+    if not config.enable_gpu:
+        raise _refusal("cuda_visible_devices", config.cuda_visible_devices, "it chooses among GPUs: set enable_gpu too")
+    names = ",".join(name.strip() for name in config.cuda_visible_devices.split(","))
+    return {"atoll.gpu": f"index:{names}"}
 
 
 def missing_template_hint(config: SandboxConfig, template: str) -> str | None:

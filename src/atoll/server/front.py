@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from atoll.console import Console
+from atoll.control.access.audit import DIRECTORY, AuditLog
+from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
 from atoll.control.app import create_app
@@ -16,6 +20,7 @@ from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
+from atoll.control.telemetry.tracing import Tracing, tracing_of
 from atoll.edge import Edge
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
@@ -37,7 +42,10 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
     kept = control_dir(settings.data_dir)
     routes = LiveRoutes()
     nodes = NodeRegistry()
+    tracing = tracing_of(os.environ)
+    audit_log = AuditLog(kept / DIRECTORY, settings.audit_mib)
     async with (
+        _open(audit_log, tracing),
         Store(plan.database_url, Seal(plan.seal_key), alone=True) as store,
         RemoteNode(unix(plan.node_socket), presence=nodes, expected_id=LOCAL) as node,
         RemoteNodes(plan.identity, nodes, routes) as remotes,
@@ -55,14 +63,16 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
             webhook_forbidden=HostNetworks(parse_networks(settings.webhook_allow_private)),
             clock=SystemClock(settings.clock_offset_file),
             keep_sandboxes=settings.keep_sandboxes,
+            tracing=tracing,
         ) as control,
     ):
         node.subscribe(control.node_events)
         node.subscribe_routes(routes)
         remotes.subscribe(control.node_events, control.node_of)
         auth = Authenticator(plan.keys, store.keys)
-        rest = create_app(control.services, auth)
-        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes)
+        audit = Audit(audit_log, Audited(settings.audit))
+        rest = create_app(control.services, auth, audit, tracing)
+        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes, audit=audit)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
         edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
@@ -76,6 +86,12 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         finally:
             await edge.aclose(EDGE_GRACE_S)
             await app.aclose()
+
+
+@asynccontextmanager
+async def _open(log: AuditLog, tracing: Tracing) -> AsyncIterator[None]:
+    with log, contextlib.closing(tracing):
+        yield
 
 
 @asynccontextmanager

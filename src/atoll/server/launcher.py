@@ -29,6 +29,7 @@ from atoll.cli.domain import open_domain
 from atoll.cluster.members import check_address
 from atoll.config import Settings
 from atoll.control.access.auth import configured_keys
+from atoll.control.telemetry.tracing import is_asked_for
 from atoll.edge import bind
 from atoll.isolation.linux.sys import oom
 from atoll.model.capacity import Capacity, derive
@@ -93,6 +94,7 @@ def serve(settings: Settings, wires: Wires) -> None:
         user, gateway_user = unused_users(2) if os.getuid() == 0 else (None, None)
         if user is not None:
             check_database(settings)
+        is_asked_for(os.environ)  # says now what is missing for it
         with contextlib.ExitStack() as sockets:
             prepare_directories(settings.data_dir, user)
             tls = open_domain(settings, control_dir(settings.data_dir), user)

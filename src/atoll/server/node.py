@@ -23,6 +23,7 @@ from atoll.node.directories import SandboxDirectories
 from atoll.node.disk_space import DiskSpace
 from atoll.node.egress import NodeEgress
 from atoll.node.gateway import EgressGateway, NoGateway
+from atoll.node.gpus import NodeGpus
 from atoll.node.supervisor import Supervisor
 from atoll.node.templates import NodeTemplates
 from atoll.node.tiers import Tiers
@@ -81,6 +82,7 @@ def supervisor(
     seal: Seal | None = None,
     disk_reserve: int = 0,
     volumes: NodeVolumes | None = None,
+    gpus: NodeGpus | None = None,
     load_backend: Load = registry.load,
     common: BackendConfig | None = None,
     total: Limits | None = None,
@@ -97,6 +99,7 @@ def supervisor(
         seal: in which tokens, environments and the values of egress rules are kept on disk; None: as they are.
         disk_reserve: bytes of the data directory's file system that sandboxes never get; 0: it is not watched.
         volumes: those of the machine; None: it has none.
+        gpus: likewise.
         load_backend, common: see Tiers.
         total: what the limits of all sandboxes may add up to; None: whatever control goes by.
     """
@@ -108,6 +111,7 @@ def supervisor(
         egress=NodeEgress(gateway or NoGateway(), directories),
         disk=DiskSpace(data_dir, disk_reserve),
         volumes=volumes,
+        gpus=gpus,
         node_id=node_id,
         keep_sandboxes=keep_sandboxes,
         is_leased=is_leased,
@@ -134,6 +138,7 @@ async def _node(plan: Plan, gateway: EgressGateway) -> AsyncIterator[Supervisor]
             seal=Seal(plan.seal_key),
             disk_reserve=capacity.disk_reserve_mib << 20,
             volumes=MachineVolumes(settings.data_dir),
+            gpus=NodeGpus(settings.cdi_dirs, settings.gpu_share),
             common=BackendConfig(
                 settings.data_dir / "run",
                 tools_dir=settings.tools_dir,

@@ -56,6 +56,7 @@ async def create(request: Request) -> Response:
         auto_pause=field(request, "on_timeout") == "pause",
     )
     record = await parts(request).services.creation.create(caller(request), order)
+    request.state.made = {"sandbox_id": record.sandbox_id}
     return to(f"/sandboxes/{record.sandbox_id}")
 
 

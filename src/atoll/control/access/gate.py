@@ -1,4 +1,4 @@
-"""What every request passes before it is routed: key, rate, size of the body, raw path; and the last net for errors.
+"""What every request passes before it is routed: an id, key, rate, size of the body; and the last net for errors.
 
 One pure ASGI layer in front of the application. Default-deny: only what PUBLIC lists needs no key, so a route that is
 added and forgotten is closed, not open; and an unknown path reveals nothing to a stranger.
@@ -6,18 +6,23 @@ added and forgotten is closed, not open; and an unknown path reveals nothing to 
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from atoll.control.access.auth import Authenticator
+from atoll.control.access.auth import Authenticator, Caller
 from atoll.control.access.rates import CallRates, is_counted
+from atoll.control.telemetry.tracing import Facts, Tracing
 from atoll.model.errors import AtollError
 from atoll.wire.rest.errors import ErrorReply, error_reply, plain_error
 
-PUBLIC = frozenset({"/health", "/openapi.json"})
+PUBLIC = frozenset({"/health", "/openapi.json", "/docs"})
+_PUBLIC_BELOW = ("/docs/",)
 
 STREAMED = (
     ("PUT", "/templates/uploads/"),
@@ -29,8 +34,27 @@ handler checks that before it reads the body, which is unbounded."""
 MAX_BODY = 1 << 20
 """Bytes. The largest body that a route here needs is a create with its environment and metadata."""
 
-Answered = Callable[[str, str, int, float], None]
-"""(method, pattern of the route, status, seconds)"""
+REQUEST_ID = b"x-request-id"
+"""In the answer, in every line that is logged meanwhile, and in the audit log. A client's own is taken over."""
+
+_USABLE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request that was answered. `route` is a pattern of the interface, `target` what stood in its places.
+
+    A create's `target` holds the id of what it made. `caller` is None where no key was needed, or none was valid.
+    """
+
+    request_id: str
+    method: str
+    route: str
+    status: int
+    seconds: float
+    caller: Caller | None
+    target: Mapping[str, str]
+
 
 _UNROUTED = "other"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
@@ -41,8 +65,11 @@ _log = structlog.get_logger("atoll.control")
 class Gate:
     """See the module. Puts the Caller into `request.state.caller`."""
 
-    def __init__(self, app: ASGIApp, auth: Authenticator, answered: Answered = lambda *_: None) -> None:
+    def __init__(
+        self, app: ASGIApp, auth: Authenticator, answered: Callable[[Answered], None], tracing: Tracing
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._answered = answered
         self._auth = auth
         self._rates = CallRates(time.monotonic)
@@ -58,26 +85,38 @@ class Gate:
         path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")
         scope = {**scope, "path": path, "state": {}}
         began, status = time.perf_counter(), 0
+        request_id = _request_id(scope["headers"])
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message["headers"], (REQUEST_ID, request_id.encode())]}
             await send(message)
 
         try:
-            await self._let_in(scope, receive, noting)
+            with (
+                self._tracing.request(scope["method"], path, _Headers(scope["headers"])) as facts,
+                structlog.contextvars.bound_contextvars(request_id=request_id, **facts),
+            ):
+                try:
+                    await self._let_in(scope, receive, noting)
+                finally:
+                    facts |= _facts(scope, request_id, status)
         finally:
             # The router has put the route that it found into the scope; a stranger's path is no label.
             route = getattr(scope.get("route"), "path", _UNROUTED)
             method = scope["method"] if scope["method"] in _METHODS else _UNROUTED
-            self._answered(method, route, status, time.perf_counter() - began)
+            state = scope["state"]
+            target = {**scope.get("path_params", {}), **state.get("made", {})}
+            seconds = time.perf_counter() - began
+            self._answered(Answered(request_id, method, route, status, seconds, state.get("caller"), target))
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         try:
             streamed = _is_streamed(scope["method"], path)
-            if path not in PUBLIC and not streamed:
+            if path not in PUBLIC and not path.startswith(_PUBLIC_BELOW) and not streamed:
                 scope["state"]["caller"] = caller = await self._auth.authenticate(_presented_key(scope["headers"]))
                 if is_counted(scope["method"], path):
                     self._rates.count(caller.key)
@@ -135,6 +174,43 @@ class _BoundedBody:
 
 class _TooLargeError(Exception):
     """Ends the framework's reading; `_pass_on` knows why."""
+
+
+def _facts(scope: Scope, request_id: str, status: int) -> Facts:
+    """By OpenTelemetry's names where it has one."""
+    target = {**scope.get("path_params", {}), **scope["state"].get("made", {})}
+    facts: Facts = {
+        "http.request.method": scope["method"],
+        "http.route": getattr(scope.get("route"), "path", _UNROUTED),
+        "http.response.status_code": status,
+        "atoll.request_id": request_id,
+    }
+    return facts | ({"atoll.sandbox_id": target["sandbox_id"][:64]} if "sandbox_id" in target else {})
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    given = next((value.decode("latin-1") for name, value in headers if name == REQUEST_ID), "")
+    return given if _USABLE_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+class _Headers(Mapping[str, str]):
+    """Of an ASGI request, by lower-case names; decoded when one is asked for."""
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.lower().encode("latin-1", "replace")
+        for key, value in self._headers:
+            if key == wanted:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name, _ in self._headers)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._headers)
 
 
 def _is_streamed(method: str, path: str) -> bool:

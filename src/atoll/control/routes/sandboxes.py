@@ -127,6 +127,7 @@ async def _create(request: Request, services: Services, caller: Caller, order: C
     """A client that leaves before it has the answer never learns the id: nobody could use the sandbox or end it."""
     async with cancelled_with(request):
         record = await services.creation.create(caller, order)
+    request.state.made = {"sandbox_id": record.sandbox_id}
     body = rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record))
     answer = reply(body, 201)
     if order.idempotency_key is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atoll.control.sandboxes.sizing import KEYS
+from atoll.model.devices import parse_gpu
 from atoll.model.errors import InvalidRequest
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits
@@ -22,13 +23,16 @@ NETWORK_KEY = "atoll.network_mib_s"
 DISK_KEY = "atoll.disk_mib_s"
 """Metadata by which a create call bounds how fast its sandbox's disk is read and written (MiB a second, each)."""
 
+GPU_KEY = "atoll.gpu"
+"""Metadata by which a create call asks for GPUs (`model.devices.parse_gpu`)."""
+
 RESTART_KEY, RESTART_ALWAYS = "restart", "always"
 """Metadata by which a create call asks that its sandbox is begun anew elsewhere when its node is lost."""
 
 SPREAD_KEY = "atoll.spread"
 """Metadata by which a create call names a group: a team's sandboxes of one group go to different nodes if they can."""
 
-OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, SPREAD_KEY, *KEYS, "atoll.sid"})
+OWN_KEYS = frozenset({TIER_KEY, NETWORK_KEY, DISK_KEY, NO_NEW_PRIVILEGES_KEY, GPU_KEY, SPREAD_KEY, *KEYS, "atoll.sid"})
 """What metadata can ask of Atoll, and the agent runtime's label. Any other `atoll.` key would change nothing."""
 
 MAX_METADATA_BYTES = 64 * 1024
@@ -124,6 +128,8 @@ def check_order(order: CreateOrder, policy: Policy) -> None:
     check_timeout(order.timeout_s, policy)
     network_rate(order.metadata, policy)
     disk_rate(order.metadata, policy)
+    if (gpu := order.metadata.get(GPU_KEY)) is not None:
+        parse_gpu(gpu)
     if order.auto_resume and not (order.auto_pause and order.auto_pause_memory):
         raise InvalidRequest(
             "autoResume wakes a sandbox that was paused with its memory at its timeout",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from atoll.control.sandboxes.orders import NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
+from atoll.control.sandboxes.orders import GPU_KEY, NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, SandboxRecord, SandboxSpec
 from atoll.model.template import Template
@@ -47,6 +47,7 @@ def spec_of(
         network=network,
         volumes=volumes,
         disk_mib_s=disk_mib_s,
+        gpu=metadata.get(GPU_KEY, template.gpu),
         generation=generation,
         no_new_privileges=template.no_new_privileges or NO_NEW_PRIVILEGES_KEY in metadata,
     )

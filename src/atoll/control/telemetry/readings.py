@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from atoll.model.devices import GpuUse
 from atoll.model.sandbox import SANDBOX_ID, SandboxStats
 
 CAPACITY = 720
@@ -45,6 +46,8 @@ class Series:
 
     def __init__(self) -> None:
         self._cells = array("d")
+        self._gpus: tuple[GpuUse, ...] = ()
+        """Of the newest reading alone."""
 
     @classmethod
     def unpacked(cls, data: bytes) -> Self:
@@ -74,6 +77,7 @@ class Series:
                 kept += self._cells[at * _WIDTH : (at + 1) * _WIDTH]
             self._cells = kept
         stats = reading.stats
+        self._gpus = stats.gpus
         self._cells.extend(
             _UNKNOWN if value is None else value
             for value in (
@@ -115,6 +119,7 @@ class Series:
                 disk_used=_whole(disk),
                 disk_total=int(disk_total),
                 pids=None,
+                gpus=self._gpus if at == len(self) - 1 else (),
             ),
         )
 

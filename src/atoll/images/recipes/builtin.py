@@ -83,6 +83,14 @@ BROWSER = Recipe(
     interpreter=True,
 )  # fmt: skip
 
+BASE_GPU = Recipe(
+    name="base-gpu",
+    summary="base for sandboxes with one GPU; the driver's libraries are shown from the host, so it holds none",
+    script="base-gpu.sh",
+    parent="base",
+    gpu="1",
+)
+
 IMAGE_IMPORT = Recipe(
     name="image-import",
     summary="base with skopeo: where images of registries are fetched and unpacked; builds use it, sandboxes need not",
@@ -103,7 +111,7 @@ MCP_GATEWAY = Recipe(
 )
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
-    {r.name: r for r in (BASE, CODE_INTERPRETER, BROWSER, MCP_GATEWAY, IMAGE_IMPORT)}
+    {r.name: r for r in (BASE, BASE_GPU, CODE_INTERPRETER, BROWSER, MCP_GATEWAY, IMAGE_IMPORT)}
 )
 
 

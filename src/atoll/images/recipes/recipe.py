@@ -52,6 +52,8 @@ class Recipe:
     interpreter: bool = False
     no_new_privileges: bool = False
     """`Template.no_new_privileges`: recorded with the build; the tree is the same."""
+    gpu: str | None = None
+    """`Template.gpu`, likewise."""
 
     def script_text(self) -> str:
         """The script's source, from beside this module."""
@@ -73,4 +75,6 @@ def revision(recipe: Recipe, parent_revision: str = "") -> str:
         described["programs"] = [(SCRIPTS / name).read_text() for name in recipe.programs]
     if recipe.no_new_privileges:
         described["no_new_privileges"] = True
+    if recipe.gpu is not None:
+        described["gpu"] = recipe.gpu
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

@@ -16,6 +16,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -82,6 +83,8 @@ class Order:
     """The directory of the image from which it goes on; "": a guest starts."""
     volumes: list[str] = field(default_factory=list)
     """Block devices; each is mounted in the stage as `volume_name` says."""
+    shown: list[str] = field(default_factory=list)
+    """Files and directories of the host's, read-only; in the stage as `shown_name` says."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -90,6 +93,11 @@ class Order:
 def volume_name(number: int) -> str:
     """Of a volume in the stage."""
     return f"volume{number}"
+
+
+def shown_name(number: int) -> str:
+    """Of something of the host's in the stage."""
+    return f"shown{number}"
 
 
 def choose_stage(needed: list[str]) -> str:
@@ -290,12 +298,17 @@ def _mount(order: Order, userns: int) -> None:
     for number, device in enumerate(order.volumes):
         placed[volume_name(number)] = mounted = volume.mount(device)
         mounts.shift_owners(mounted, userns)
+    for number, source in enumerate(order.shown):
+        placed[shown_name(number)] = mounts.clone(source, attributes=mounts.RDONLY | mounts.NOSUID | mounts.NODEV)
     program = mounts.clone(order.program, attributes=mounts.RDONLY)
     # The helpers are unprivileged: what they open must lie where anybody may go, which the place itself is not.
     scratch = mounts.new("tmpfs", [("mode", "0755"), ("size", "1m")])
     mounts.attach_and_close(scratch, mounts.AT_FDCWD, order.stage)
     for name, mount in placed.items():
-        os.mkdir(f"{order.stage}/{name}", 0o755)
+        if stat.S_ISDIR(os.fstat(mount).st_mode):
+            os.mkdir(f"{order.stage}/{name}", 0o755)
+        else:
+            os.close(os.open(f"{order.stage}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
         mounts.attach_and_close(mount, mounts.AT_FDCWD, f"{order.stage}/{name}")
     with open(f"{order.stage}/{PROGRAM}", "x"):
         pass

@@ -1,7 +1,8 @@
-"""What runsc gets, as an OCI bundle's config.json and as flags. Pure: no I/O."""
+"""What runsc gets, as an OCI bundle's config.json and as flags. No I/O but for the numbers of devices."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ def config(
     limits: Limits,
     network: str,
     volumes: Mapping[str, str] | None = None,
+    shown: Mapping[str, str] | None = None,
+    devices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The container: its own root, the guest as first process, a user namespace with all ids of runsc's own.
 
     `network`: a file that stands for its network namespace; "": it gets an empty one. `volumes`: where each is mounted
-    for runsc, by where it lies inside.
+    for runsc, by where it lies inside; `shown` likewise, read-only. `devices`: NVIDIA's nodes, which runsc's own
+    driver proxy serves.
     """
     capabilities = sorted({f"CAP_{cap.name}" for cap in KEPT_CAPABILITIES} | set(BOOT_CAPABILITIES))
     ids = [{"containerID": 0, "hostID": 0, "size": HOST_IDS_PER_SANDBOX}]
@@ -56,6 +60,10 @@ def config(
                 {"destination": path, "type": "bind", "source": source, "options": ["rw", "nosuid", "nodev"]}
                 for path, source in (volumes or {}).items()
             ),
+            *(
+                {"destination": path, "type": "bind", "source": source, "options": ["ro", "nosuid", "nodev"]}
+                for path, source in (shown or {}).items()
+            ),
         ],
         "linux": {
             "namespaces": [
@@ -64,6 +72,7 @@ def config(
             ],
             "uidMappings": ids,
             "gidMappings": ids,
+            **({"devices": [_device(path) for path in devices]} if devices else {}),
             "resources": {
                 "cpu": {"quota": limits.cpu_count * _PERIOD_US, "period": _PERIOD_US},
                 "memory": {"limit": limits.memory_mib << 20},
@@ -72,7 +81,16 @@ def config(
     }
 
 
-def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log: Path | None = None) -> list[str]:
+def _device(path: str) -> dict[str, Any]:
+    """As it is on the host. Raises OSError."""
+    number = os.stat(path).st_rdev
+    numbers = {"major": os.major(number), "minor": os.minor(number)}
+    return {"path": path, "type": "c", **numbers, "fileMode": 0o666, "uid": 0, "gid": 0}
+
+
+def flags(
+    state: str, *, platform: str, network: bool, known: Sequence[str], log: Path | None = None, nvidia: bool = False
+) -> list[str]:
     """runsc's global flags. `known` are the flags of this release: what it does not know is left out."""
     values: Mapping[str, str] = {
         "root": state,
@@ -92,6 +110,7 @@ def flags(state: str, *, platform: str, network: bool, known: Sequence[str], log
         "host-fifo": "none",
         "cpu-num-from-quota": "true",
         "allow-suid": "true",
+        **({"nvproxy": "true"} if nvidia else {}),
     }
     chosen = [f"--{name}={value}" for name, value in values.items() if name in known]
     return [*chosen, f"--log={log}"] if log is not None else chosen

@@ -37,6 +37,7 @@ from atoll.isolation.linux.disk.formats import Formats
 from atoll.isolation.linux.disk.image import IMAGE, Piece, make_image
 from atoll.isolation.linux.net import control, guest_socket
 from atoll.isolation.linux.sys.id_ranges import IdRanges
+from atoll.model.devices import DeviceEdits
 from atoll.model.errors import CreateFailed
 from atoll.model.sandbox import Limits, SandboxSpec
 from atoll.model.volume import DeviceMount
@@ -85,9 +86,10 @@ class LaunchContext:
         """Where the guest's runtimes are, earlier ones too."""
         return self.runtime.parent
 
-    def flags(self, state: str) -> list[str]:
-        """runsc's global flags for a sandbox about which it keeps its notes in `state`."""
-        return oci.flags(state, platform=self.platform, network=self.network, known=sorted(self.runsc.flags))
+    def flags(self, state: str, *, nvidia: bool = False) -> list[str]:
+        """runsc's global flags for a sandbox about which it keeps its notes in `state`. `nvidia`: it has a GPU."""
+        known = sorted(self.runsc.flags)
+        return oci.flags(state, platform=self.platform, network=self.network, known=known, nvidia=nvidia)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class LaunchOrder:
     image: Image | None = None
     """What it goes on from, instead of a guest that starts."""
     volumes: tuple[DeviceMount, ...] = ()
+    devices: DeviceEdits = field(default_factory=DeviceEdits)
 
 
 @dataclass(slots=True)
@@ -282,6 +285,8 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, plan
         limits=limits,
         network=f"{stage}/{launch.NETWORK}" if context.network else "",
         volumes={one.path: f"{stage}/{launch.volume_name(number)}" for number, one in enumerate(plan.volumes)},
+        shown={one.path: f"{stage}/{launch.shown_name(number)}" for number, one in enumerate(plan.devices.mounts)},
+        devices=[one.path for one in plan.devices.nodes],
     )
     (place / launch.BUNDLE / "config.json").write_text(json.dumps(config))
     action = ["run"] if image is None else ["restore", f"--image-path={stage}/{launch.MEMORY}"]
@@ -297,12 +302,14 @@ async def _run_launcher(context: LaunchContext, group: Group, id_base: int, plan
         disk=context.disks is not None,
         memory_mib=limits.memory_mib,
         command=[
-            f"{stage}/{launch.PROGRAM}", *context.flags(f"{stage}/{launch.STATE}"), *action, "--detach",
+            f"{stage}/{launch.PROGRAM}", *context.flags(f"{stage}/{launch.STATE}", nvidia=bool(plan.devices.nodes)),
+            *action, "--detach",
             f"--bundle={stage}/{launch.BUNDLE}", f"--pid-file={stage}/{launch.BUNDLE}/pid", group.name,
         ],
         program=str(context.runsc.path),
         memory=str(image.place) if image is not None else "",
         volumes=[one.device for one in plan.volumes],
+        shown=[one.source for one in plan.devices.mounts],
     )  # fmt: skip
     with (place / directory.LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(

@@ -35,7 +35,7 @@ from atoll.isolation.linux.run_dir import RunDir
 from atoll.isolation.linux.sandbox import LiveSandboxes
 from atoll.isolation.linux.sys import syscalls
 from atoll.isolation.linux.sys.id_ranges import IdRanges, read_delegated
-from atoll.model.errors import BackendUnavailable, CreateFailed, MemoryLost
+from atoll.model.errors import BackendUnavailable, CreateFailed, MemoryLost, NotOffered
 from atoll.model.sandbox import Limits, PauseMode, SandboxPaths, SandboxSpec
 
 READY = 2
@@ -138,17 +138,18 @@ class GvisorBackend(IsolationBackend):
         """See IsolationBackend."""
         asked = time.monotonic()
         context, pool = self._started()
+        _check_devices(context, paths)
         kind, place = _kind(spec.limits, paths), paths.state_dir.absolute()
         if paths.memory is not None:
-            plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+            plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes, devices=paths.devices)
             return await self._from_snapshot(spec, plan, paths.memory)
-        waiting = None if spec.one_off or paths.volumes else await pool.take(kind, spec.limits)
+        waiting = None if spec.one_off or paths.volumes or paths.devices else await pool.take(kind, spec.limits)
         if waiting is None:
             if context.disks is not None:  # known before it is its turn: it keeps nobody waiting meanwhile
                 with contextlib.suppress(OSError):  # `launch_waiting` says so
                     await context.disks.pieces(spec.limits.disk_mib)
             async with self._cold:
-                plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes)
+                plan = LaunchOrder(kind.lowers, spec.limits, place, volumes=paths.volumes, devices=paths.devices)
                 waiting = await start.launch_waiting(context, plan)
         record = await start.take_over(context, waiting, spec, place)
         handle = self._live.add(spec, place, record, waiting.pidfd)
@@ -173,7 +174,8 @@ class GvisorBackend(IsolationBackend):
         context, _ = self._started()
         limits = Limits.from_json(record["limits"]) if "limits" in record else spec.limits
         kind, place = _kind(limits, paths), paths.state_dir.absolute()
-        plan = LaunchOrder(kind.lowers, limits, place, on_disk=True, volumes=paths.volumes)
+        _check_devices(context, paths)
+        plan = LaunchOrder(kind.lowers, limits, place, True, volumes=paths.volumes, devices=paths.devices)
         if mode is PauseMode.MEMORY:
             made = await self._from_pause(spec, plan)
             handle = self._live.add(spec, place, _with_limits(made.record, record), made.pidfd)
@@ -256,6 +258,21 @@ class GvisorBackend(IsolationBackend):
         self._live.forget(handle)
         if self._context is not None:
             self._context.ids.give_back(handle.id_base)
+
+
+def _check_devices(context: LaunchContext, paths: SandboxPaths) -> None:
+    """gVisor hands no device through: it serves those of NVIDIA by a proxy of its own. Raises NotOffered."""
+    if not paths.devices.nodes:
+        return
+    if not paths.devices.nvidia:
+        raise NotOffered(
+            "the gvisor tier serves NVIDIA's GPUs alone",
+            hint="start the server with `--isolation namespaces`",
+        )
+    if any(one.source != one.path for one in paths.devices.nodes):
+        raise NotOffered("the gvisor tier shows a GPU's nodes only under the names that they have on the host")
+    if "nvproxy" not in context.runsc.flags:
+        raise NotOffered(f"runsc {context.runsc.version} has no proxy for NVIDIA's driver: install a newer one")
 
 
 def _kind(limits: Limits, paths: SandboxPaths) -> Kind:

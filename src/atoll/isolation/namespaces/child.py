@@ -110,9 +110,9 @@ class SandboxInit:
             spec = SandboxSpec.from_json(messages.unseal(descriptors.pop()))
             if not booted:
                 root, *descriptors = descriptors
-                count = len(body.get("volumes", ()))
-                volumes, descriptors = descriptors[:count], descriptors[count:]
-                self._enter(root, spec.limits, body, volumes)
+                count = len(body.get("mounts", ()))
+                further, descriptors = descriptors[:count], descriptors[count:]
+                self._enter(root, spec.limits, body, further)
                 close_all_but({0, 1, 2, self._control.fileno(), *self._egress, *self._kept, *descriptors})
             log, listener = descriptors
             self._apply_identity(spec, log)
@@ -125,7 +125,7 @@ class SandboxInit:
         self._become_guest(listener, spec)
 
     def _receive_request(self) -> tuple[dict[str, Any], list[int]]:
-        body, descriptors = messages.receive(self._control)
+        body, descriptors = messages.receive(self._control, messages.MOST_WITH_MOUNTS)
         if body is None:
             os._exit(0)  # the zygote ended; nobody needs us
         return body, descriptors
@@ -280,7 +280,7 @@ class SandboxInit:
 
     # -- a template's root ---------------------------------------------------------------------------------------------
 
-    def _enter(self, mount: int, limits: Limits, word: Mapping[str, Any], volumes: Sequence[int] = ()) -> None:
+    def _enter(self, mount: int, limits: Limits, word: Mapping[str, Any], further: Sequence[int] = ()) -> None:
         """The root becomes this process's, and the wall around whatever it may start stands."""
         self._show_machine(limits, word["processors"], word["boot_s"])
         self._step = "root file system"
@@ -295,9 +295,9 @@ class SandboxInit:
         _ensure_directory(root, "tmp", 0o1777)
         self._step = "change root"
         mounts.enter_root(root)
-        for one, path in zip(volumes, word.get("volumes", ()), strict=True):
-            self._step = f"the volume at {path}"
-            os.makedirs(path, exist_ok=True)
+        for one, path in zip(further, word.get("mounts", ()), strict=True):
+            self._step = f"the mount at {path}"
+            _ensure_place(path, stat.S_ISDIR(os.fstat(one).st_mode))
             mounts.attach_and_close(one, mounts.AT_FDCWD, path)
         self._reach("root")
         self._step = "bounding set and filter"
@@ -403,6 +403,13 @@ def _exists(directory: int, name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _ensure_place(path: str, is_directory: bool) -> None:
+    """Something that can be mounted on."""
+    os.makedirs(path if is_directory else os.path.dirname(path), exist_ok=True)
+    if not is_directory and not os.path.lexists(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
 
 
 def _ensure_directory(parent: int, name: str, mode: int) -> None:

@@ -1,12 +1,12 @@
 """Messages between server, zygote and new sandboxes: one JSON object per seqpacket, with descriptors.
 
-    server → zygote   create{id, lower_dirs, state_dir, limits, resumes, volumes} +[listener, sealed spec, kept disk?]
+    server → zygote   create{id, lower_dirs, state_dir, limits, resumes, …} +[listener, sealed spec, kept disk?]
                       cancel{id}
                       disk{image, size_mib} +[mount]   no_disk{size_mib, error}
     zygote → server   ready{pid, no_egress}   created{id, record, stages} +[pidfd]   failed{id, error}
                       exited{pid, status}   disk_needed{size_mib}
     zygote → child    mapped{}   boot{limits, processors, boot_s} +[root mount]
-                      go{limits, processors, boot_s, volumes} +[root mount, volumes' mounts, log, listener, sealed spec]
+                      go{limits, processors, boot_s, mounts} +[root mount, those mounts, log, listener, sealed spec]
     child  → zygote   parked{egress}   started{stages}   failed{error}
 
 Framed by `atoll.packets`. What only the sandbox may know (its part of the spec, with secrets) travels in a sealed
@@ -25,6 +25,9 @@ from atoll import packets
 from atoll.packets import Packet
 
 _MAX_PAYLOAD = 8 << 20
+MOST_DESCRIPTORS = 16
+MOST_WITH_MOUNTS = 253
+"""What the kernel passes at once: a sandbox with devices has a mount for each of their libraries."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -55,6 +58,6 @@ def send(channel: socket.socket, body: dict[str, Any], descriptors: Sequence[int
     packets.send(channel, packets.encode(body, _MAX_PAYLOAD), descriptors)
 
 
-def receive(channel: socket.socket) -> Packet:
+def receive(channel: socket.socket, descriptors: int = MOST_DESCRIPTORS) -> Packet:
     """Raises OSError (BlockingIOError when nothing is there), ValueError. The caller owns the descriptors."""
-    return packets.receive(channel, _MAX_PAYLOAD)
+    return packets.receive(channel, _MAX_PAYLOAD, descriptors)

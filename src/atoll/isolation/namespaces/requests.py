@@ -29,6 +29,10 @@ class Request:
         self.one_off: bool = body["one_off"]
         self.volumes: list[tuple[str, str]] = [(device, path) for device, path in body["volumes"]]
         """(block device, path inside)."""
+        self.devices: list[tuple[str, str]] = [(source, path) for source, path in body["devices"]]
+        """(character device of the host's, path inside)."""
+        self.shown: list[tuple[str, str]] = [(source, path) for source, path in body["shown"]]
+        """(file or directory of the host's that is shown read-only, path inside)."""
         self.handed_on = [listener, sealed_spec]
         """For the child alone: the zygote reads from neither, for its memory is every later sandbox's too."""
         self.key: PoolKey | None = None
@@ -42,6 +46,11 @@ class Request:
         """The server has been asked for one."""
         self.tried_again = False
         self.stages: dict[str, float] = {"received": time.monotonic()}
+
+    @property
+    def has_mounts(self) -> bool:
+        """Beside its root: a root that has been entered takes no more."""
+        return bool(self.volumes or self.devices or self.shown)
 
     def close(self) -> None:
         """Lets go of what only a child could use. Idempotent."""

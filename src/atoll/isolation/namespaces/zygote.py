@@ -254,7 +254,7 @@ class Zygote:
         self._serve_waiting()
 
     def _take(self, request: Request) -> None:
-        if not request.resumes and not request.volumes:  # a root that has been entered takes no more mounts
+        if not request.resumes and not request.has_mounts:
             with contextlib.suppress(OSError):  # `_start` says what is wrong
                 request.key = self._key_of(request)
                 if not request.one_off:
@@ -357,7 +357,8 @@ class Zygote:
                 descriptors += _mounts(child, request)
             log = os.open(state_dir / directory.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             descriptors.append(log)
-            body = {"op": "go", "volumes": [path for _, path in request.volumes], **self._size(child, request.limits)}
+            places = [path for mounts in (request.volumes, request.devices, request.shown) for _, path in mounts]
+            body = {"op": "go", "mounts": places, **self._size(child, request.limits)}
             # Known to the next server before the sandbox can run, whatever happens to this one.
             directory.begin(state_dir, "namespaces", self._record(child, request))
             messages.send(child.control, body, [*descriptors, *request.handed_on])
@@ -527,8 +528,8 @@ class Zygote:
 
 
 def _mounts(child: Child, request: Request) -> list[int]:
-    """Of its volumes, whose owners are shifted as those of its root are. Raises OSError."""
-    if not request.volumes:
+    """Of its volumes, whose owners are shifted as those of its root are, and of its devices. Raises OSError."""
+    if not request.has_mounts:
         return []
     made: list[int] = []
     userns = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -536,6 +537,10 @@ def _mounts(child: Child, request: Request) -> list[int]:
         for device, _ in request.volumes:
             made.append(volume.mount(device))
             mounts.shift_owners(made[-1], userns)
+        for source, _ in request.devices:
+            made.append(mounts.clone(source, attributes=mounts.NOSUID | mounts.NOEXEC))
+        for source, _ in request.shown:
+            made.append(mounts.clone(source, attributes=mounts.NOSUID | mounts.NODEV | mounts.RDONLY))
     except BaseException:
         for mount in made:
             os.close(mount)

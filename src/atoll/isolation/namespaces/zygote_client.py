@@ -95,6 +95,8 @@ def _create_message(number: int, spec: SandboxSpec, paths: SandboxPaths, resumes
         "resumes": resumes,
         "one_off": spec.one_off,
         "volumes": [[mount.device, mount.path] for mount in paths.volumes],
+        "devices": [[one.source, one.path] for one in paths.devices.nodes],
+        "shown": [[one.source, one.path] for one in paths.devices.mounts],
     }
 
 

@@ -124,7 +124,12 @@ class E2BBox:
 
         def create() -> Sandbox:
             return Sandbox.create(
-                options.template, timeout=LEASE_S, metadata=metadata, envs=envs, **options.create, **params
+                options.template,
+                timeout=LEASE_S,
+                metadata={**metadata, **options.metadata},
+                envs=envs,
+                **options.create,
+                **params,
             )
 
         tries = CREATE_TRIES if self.config.remote_runtime_enable_retries else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 
 from pydantic import Field
@@ -10,8 +11,21 @@ from atoll.model.sandbox import SandboxStats
 from atoll.wire.rest.base import Out
 
 
+class GpuMetric(Out):
+    """One GPU of the sandbox, as the host's `nvidia-smi` sees it; bytes and degrees Celsius. Left out: unknown."""
+
+    name: str
+    used_pct: float | None = Field(None, serialization_alias="usedPct")
+    memory_used: int | None = Field(None, serialization_alias="memUsed")
+    memory_total: int | None = Field(None, serialization_alias="memTotal")
+    temperature_c: float | None = Field(None, serialization_alias="temperatureC")
+
+
 class SandboxMetric(Out):
-    """One reading. Bytes; `cpuUsedPct` is percent of one CPU. E2B has no form for "unknown": it is 0."""
+    """One reading. Bytes; `cpuUsedPct` is percent of one CPU. E2B has no form for "unknown": it is 0.
+
+    `gpus` is ours: of the newest reading of a sandbox that has some.
+    """
 
     timestamp: datetime
     timestamp_unix: int = Field(serialization_alias="timestampUnix")
@@ -22,6 +36,7 @@ class SandboxMetric(Out):
     mem_cache: int = Field(serialization_alias="memCache")
     disk_used: int = Field(serialization_alias="diskUsed")
     disk_total: int = Field(serialization_alias="diskTotal")
+    gpus: list[GpuMetric] | None = None
 
 
 class SandboxesWithMetrics(Out):
@@ -42,4 +57,5 @@ def metric(stats: SandboxStats, cpu_count: int, at: datetime) -> SandboxMetric:
         mem_cache=stats.memory_cache or 0,
         disk_used=stats.disk_used or 0,
         disk_total=stats.disk_total,
+        gpus=[GpuMetric(**asdict(one)) for one in stats.gpus] or None,
     )
