@@ -15,6 +15,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -293,10 +294,16 @@ def test_cli_builds_publishes_and_deletes_a_template(cli: Cli, tmp_path: Path) -
     assert shown() is None
 
 
-def test_cli_template_init_writes_a_definition_that_the_sdk_can_read(cli: Cli, tmp_path: Path) -> None:
+def test_cli_template_init_writes_a_definition_that_is_built_as_it_is(cli: Cli, tmp_path: Path) -> None:
     cli.ok("template", "init", "--name", "mine", "--language", "python-sync", "--path", str(tmp_path))
     assert {path.name for path in (tmp_path / "mine").iterdir()} >= {"template.py", "build_dev.py", "Makefile"}
     assert "from_image" in _definition(tmp_path / "mine" / "template.py")["read"]
+    build = [sys.executable, "build_dev.py"]
+    built = subprocess.run(build, cwd=tmp_path / "mine", capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert built.returncode == 0, built.stderr
+    assert "Hello World E2B!" in built.stdout
+    Sandbox.create("mine-dev").kill()
+    cli.ok("template", "delete", "mine-dev", "--yes")
 
 
 def test_cli_template_migrate_makes_a_definition_of_a_dockerfile(cli: Cli, tmp_path: Path) -> None:

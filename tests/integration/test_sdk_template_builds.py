@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +29,11 @@ from e2b import (
     Sandbox,
     SandboxException,
     Template,
+    wait_for_file,
     wait_for_port,
+    wait_for_process,
+    wait_for_timeout,
+    wait_for_url,
 )
 from sdk_support import eventually
 
@@ -259,6 +268,147 @@ def test_names_files_and_steps_that_are_wrong_are_refused(server: Any, name: str
         assert client.delete(f"/templates/{name}").status_code == 404
 
 
+@one_tier("commands of the SDK, run as any other")
+def test_every_documented_step_of_the_builder_does_what_it_says(
+    server: Any, name: str, tmp_path: Path, create: Callable[..., Sandbox]
+) -> None:
+    """Packages are files of the test: what a registry or a mirror would answer decides nothing."""
+    package, repository, deb = tmp_path / "npm-tool", tmp_path / "origin", tmp_path / "deb"
+    for directory in (package, repository, deb / "DEBIAN", deb / "opt"):
+        directory.mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "pip_tool-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pip_tool.py", "WORD = 'by-pip'")
+        wheel.writestr("pip_tool-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: pip-tool\nVersion: 1\n")
+        wheel.writestr("pip_tool-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("pip_tool-1.dist-info/RECORD", "")
+    (package / "package.json").write_text('{"name": "npm-tool", "version": "1.0.0", "main": "main.js"}')
+    (package / "main.js").write_text("module.exports = 'by-npm'")
+    control = "Package: deb-tool\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: a test\n"
+    (deb / "DEBIAN" / "control").write_text(control)
+    (deb / "opt" / "deb-tool").write_text("by-apt")
+    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", "deb", "tool.deb"], cwd=tmp_path, check=True)
+    (repository / "tracked").write_text("by-git")
+    for command in ("init -qb main .", "add .", "-c user.name=a -c user.email=a@b commit -qm 1"):
+        subprocess.run(["git", *command.split()], cwd=repository, check=True)
+    (repository / ".git").rename(tmp_path / "repo.git")
+
+    builder = (
+        Template(file_context_path=tmp_path)
+        .from_python_image("3")
+        .copy_items([{"src": "*.whl", "dest": "/srv/"}, {"src": "tool.deb", "dest": "/srv/"}])
+        .copy(["npm-tool", "repo.git"], "/home/user/in/")
+        .copy("npm-tool", "/srv/npm-tool")
+        .copy("repo.git", "/srv/repo.git")
+        .pip_install("/srv/pip_tool-1-py3-none-any.whl")
+        .set_workdir("/home/user/node")
+        .npm_install("/srv/npm-tool")
+        .run_cmd("rm /etc/apt/sources.list.d/*", user="root")
+        .apt_install("/srv/tool.deb", no_install_recommends=True)
+        .git_clone("file:///srv/repo.git", "/home/user/clone", branch="main", depth=1)
+        .make_dir(["/home/user/one", "/home/user/two/deep"], mode=0o750)
+        .make_symlink("/home/user/one", "/home/user/link")
+        .rename("/home/user/two/deep", "/home/user/two/moved")
+        .remove("/home/user/in", recursive=True, force=True)
+        .set_envs({"WORD": "env"})
+        .set_user("root")
+        .run_cmd(["echo $WORD >/opt/word", "id -un >>/opt/word"])
+        .set_user("user")
+        .skip_cache()
+        .run_cmd("true")
+    )
+    Template.build(builder, name, cpu_count=2, memory_mb=1024)
+    run = create(name).commands.run
+    assert run("python3 -c 'import pip_tool; print(pip_tool.WORD)'").stdout == "by-pip\n"
+    assert run("pwd; node -p 'require(\"npm-tool\")'; cat /opt/deb-tool").stdout == "/home/user/node\nby-npm\nby-apt"
+    assert run("cat /home/user/clone/tracked /opt/word").stdout == "by-gitenv\nroot\n"
+    assert run("stat -c %a ~/one; readlink ~/link; ls ~/two; ls -d ~/in || true").stdout == (
+        "750\n/home/user/one\nmoved\n"
+    )
+
+
+@one_tier("commands of the SDK, run as any other")
+@pytest.mark.parametrize(
+    ("start", "ready"),
+    [
+        ("python3 -m http.server 8000", wait_for_url("http://localhost:8000/")),
+        ("exec -a awaited sleep 600", wait_for_process("sleep")),
+        ("sleep 0.3; touch /tmp/ready; exec sleep 600", wait_for_file("/tmp/ready")),
+        ("exec sleep 600", wait_for_timeout(1000)),
+        ("exec sleep 600", "pgrep sleep"),
+    ],
+    ids=["url", "process", "file", "timeout", "command"],
+)
+def test_each_way_to_say_that_a_start_command_is_ready(
+    server: Any, name: str, create: Callable[..., Sandbox], start: str, ready: Any
+) -> None:
+    entries: list[LogEntry] = []
+    Template.build(Template().from_base_image().set_start_cmd(start, ready), name, on_build_logs=_log(entries))
+    assert _said(entries, "^the start command is ready$")
+    asked = ready if isinstance(ready, str) else ready.get_cmd()
+    sandbox = create(name)
+    assert sandbox.commands.run(asked).exit_code == 0
+    assert "start_cmd" in [process.tag for process in sandbox.commands.list()]
+
+
+def test_a_step_that_floods_its_log_fills_its_disk_or_needs_a_closed_network(
+    server: Any, name: str, create: Callable[..., Sandbox]
+) -> None:
+    begun = {path.name for path in (server.data_dir / "sandboxes").iterdir()}
+    base = Template().from_base_image()
+    flood = Template.build_in_background(base.run_cmd("seq 100000"), name)
+    eventually(
+        lambda: Template.get_build_status(flood).status.value not in ("waiting", "building"),
+        what="the flood",
+        within_s=120,
+    )
+    assert Template.get_build_status(flood).status.value == "ready"
+    (last,) = Template.get_build_status(flood, logs_offset=20_000).log_entries
+    assert "the log is full" in last.message
+
+    full = "fallocate -l 9900M /home/user/most; cat /dev/zero >/home/user/rest"
+    with pytest.raises(BuildException, match="exit status 1"):
+        Template.build(Template().from_base_image().run_cmd(full), f"{name}-full")
+    closed = f"curl -sS -m 5 {server.url}/health"
+    with pytest.raises(BuildException, match=r"curl.*exit status (7|28)"):
+        Template.build(Template().from_base_image().run_cmd(closed), f"{name}-closed")
+    eventually(
+        lambda: {path.name for path in (server.data_dir / "sandboxes").iterdir()} <= begun,
+        what="no sandbox of a build is left",
+        within_s=30,
+    )
+
+
+@one_tier("decided by the control plane")
+def test_a_template_that_is_deleted_while_it_is_used_and_one_that_is_another_teams(
+    server: Any, name: str, create: Callable[..., Sandbox]
+) -> None:
+    command = [sys.executable, "-m", "atoll", "team", "create", name, "--json", "--data-dir", str(server.data_dir)]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    other = {"api_key": json.loads(made)["api_key"]}
+    Template.build(Template().from_base_image().run_cmd("echo kept >/home/user/kept"), f"{name}:v1", tags=["default"])
+    sandbox = create(name)
+    for refused in (
+        lambda: Template.assign_tags(f"{name}:v1", "theirs", **other),
+        lambda: Template.remove_tags(name, "v1", **other),
+        lambda: Sandbox.create(name, **other),
+        lambda: Sandbox.create(f"default/{name}", **other),
+    ):
+        with pytest.raises(Exception, match=r"40[34]|not found"):
+            refused()
+    Template.build(Template().from_base_image().run_cmd("echo theirs >/home/user/kept"), name, **other)
+    with _client(server) as client:
+        client.headers["X-API-Key"] = other["api_key"]
+        assert client.delete(f"/templates/default/{name}").status_code in (403, 404)
+        client.headers["X-API-Key"] = server.api_key
+        assert client.delete(f"/templates/{name}").status_code == 204
+    assert sandbox.commands.run("cat /home/user/kept && echo more >>/home/user/kept").stdout == "kept\n"
+    with pytest.raises(SandboxException, match=r"404: .*not found"):
+        Sandbox.create(name)
+    theirs = Sandbox.create(name, **other)
+    assert theirs.files.read("/home/user/kept") == "theirs\n"
+    theirs.kill()
+
+
 @one_tier("unpacked by a program inside, whatever the wall")
 def test_an_archive_that_lies_reaches_nothing_but_its_own_build(
     server: Any, name: str, create: Callable[..., Sandbox]
@@ -333,6 +483,28 @@ def test_builds_at_once_share_a_step_and_a_deleted_template_ends_its_build(
     )
     with pytest.raises(Exception, match="not found"):
         Template.get_build_status(endless)
+
+
+def test_a_build_goes_on_where_its_node_is_killed_and_started_again(
+    server: Any, name: str, create: Callable[..., Sandbox]
+) -> None:
+    """The command that ran goes on in its sandbox; what the node was needed for meanwhile begins again."""
+    builder = Template().from_base_image()
+    for number in range(3):
+        builder = builder.run_cmd(f"echo begun {number}; sleep 2; echo {number} >>/home/user/numbers")
+    build = Template.build_in_background(builder, name)
+
+    def said(pattern: str) -> list[str]:
+        return _said(Template.get_build_status(build, logs_offset=0).log_entries, pattern)
+
+    for number in (0, 1):
+        eventually(lambda number=number: said(f"^begun {number}$"), what=f"step {number}", within_s=120)
+        os.kill(server.pid_of("node"), signal.SIGKILL)
+    ended = ("ready", "error")
+    eventually(lambda: Template.get_build_status(build).status.value in ended, what="the build's end", within_s=200)
+    status = Template.get_build_status(build)
+    assert status.status.value == "ready", status
+    assert create(name).files.read("/home/user/numbers") == "0\n1\n2\n"
 
 
 def test_a_server_that_is_killed_during_a_build_leaves_neither_a_sandbox_nor_a_build_that_never_ends(

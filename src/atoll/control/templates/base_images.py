@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -19,6 +20,7 @@ from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.image import reference
 from atoll.control.templates.image.answers import ImportRefused
 from atoll.control.templates.image.importer import TOOLS, ImageImporter, ImageOrder
+from atoll.control.templates.node_restarts import despite_restarts
 from atoll.control.templates.uploads import Uploads
 from atoll.model.errors import AtollError, BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
@@ -128,7 +130,8 @@ class BaseImages:
             force=order.force,
         )
         try:
-            return _as_template(await self._importer.make(wanted, log), tools, node.node_id)
+            made = await despite_restarts(partial(self._importer.make, wanted, log), log)
+            return _as_template(made, tools, node.node_id)
         except AtollError as error:
             _log.warning("template.import_failed", image=order.image[:200], error=str(error))
             raise StepFailed("base", f"the image was not imported: {error}") from error

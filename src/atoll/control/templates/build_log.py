@@ -50,19 +50,28 @@ class BuildLog:
         """Idempotent."""
         self._file.close()
 
-    def write(self, message: str, level: str = "info") -> None:
-        """Adds a line; silently nothing once the log is full, or when the disk is."""
-        if self._entries > MAX_ENTRIES or self._bytes > MAX_BYTES:
-            return
-        self._entries += 1
-        if self._entries > MAX_ENTRIES or self._bytes + len(message) > MAX_BYTES:
-            message, self._entries = "the log is full: the rest of this build is not in it", MAX_ENTRIES + 1
-        entry = {"at": self._now().isoformat(), "level": level, "message": message[:MAX_LINE], "step": self.step}
-        line = json.dumps(entry, ensure_ascii=False) + "\n"
-        self._bytes += len(line)
-        with contextlib.suppress(OSError, UnicodeError):
-            self._file.write(line)
-            self._file.flush()
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more will be in it."""
+        return self._entries > MAX_ENTRIES or self._bytes > MAX_BYTES
+
+    def write(self, *messages: str, level: str = "info") -> None:
+        """Adds lines; silently nothing once the log is full, or when the disk is."""
+        written: list[str] = []
+        at = self._now().isoformat()
+        for message in messages:
+            if self.is_full:
+                break
+            self._entries += 1
+            if self._entries > MAX_ENTRIES or self._bytes + len(message) > MAX_BYTES:
+                message, self._entries = "the log is full: the rest of this build is not in it", MAX_ENTRIES + 1
+            entry = {"at": at, "level": level, "message": message[:MAX_LINE], "step": self.step}
+            written.append(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._bytes += len(written[-1])
+        if written:
+            with contextlib.suppress(OSError, UnicodeError):
+                self._file.write("".join(written))
+                self._file.flush()
 
     def output(self) -> OutputLines:
         """What a command writes, as lines of this log."""
@@ -78,23 +87,23 @@ class OutputLines:
         self._rest = {False: "", True: ""}
 
     def take(self, data: bytes, is_error: bool) -> None:
-        """Some bytes of one of the two."""
+        """Some bytes of one of the two. A flood of short lines costs one write."""
+        if self._log.is_full:
+            return
         text = self._rest[is_error] + self._decoders[is_error].decode(data)
         *lines, rest = _LINE_END.split(text)
         if len(rest) > MAX_LINE:
             lines, rest = [*lines, rest], ""
         self._rest[is_error] = rest
-        for line in lines:
-            self._put(line, is_error)
+        self._put(lines, is_error)
 
     def end(self) -> None:
         """Lines without an end."""
         for is_error, rest in self._rest.items():
-            self._put(rest, is_error)
+            self._put([rest], is_error)
 
-    def _put(self, line: str, is_error: bool) -> None:
-        if line:
-            self._log.write(line, "warn" if is_error else "info")
+    def _put(self, lines: Sequence[str], is_error: bool) -> None:
+        self._log.write(*filter(None, lines), level="warn" if is_error else "info")
 
 
 class BuildLogs:
@@ -110,11 +119,14 @@ class BuildLogs:
 
     def read(self, build_id: str, offset: int = 0, limit: int = PAGE, level: str = "debug") -> list[BuildLogEntry]:
         """From the entry with number `offset`, no more than `limit`, of `level` or graver. Blocks."""
-        levels = LEVELS[LEVELS.index(level) :] if level in LEVELS else LEVELS
+        levels = LEVELS[LEVELS.index(level) :] if level in LEVELS[1:] else LEVELS
         found: list[BuildLogEntry] = []
         with contextlib.suppress(OSError), self._path(build_id).open(encoding="utf-8") as file:
             number = 0
             for line in file:
+                if number < offset and levels is LEVELS:
+                    number += 1
+                    continue
                 if (entry := _parse(line)) is None or entry.level not in levels:
                     continue
                 if number >= offset:

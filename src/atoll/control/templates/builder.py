@@ -3,7 +3,8 @@
     base image ──► sandbox: step 1 ──► commit ──► sandbox: step 2 ──► commit ──► … ──► start and ready command ──► image
                         └── not run when the image of the same inputs is there already (`steps.layer_key`)
 
-Its sandboxes have the template's limits and the platform's network policy; none outlives its step.
+Its sandboxes have the template's limits and the platform's network policy; none outlives its step. One whose node is
+restarted goes on; a step that needs the node meanwhile is begun again (`node_restarts`).
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from atoll.control.store.layers import LayerTables
 from atoll.control.templates.build_log import BuildLog
 from atoll.control.templates.guest import GuestClient
 from atoll.control.templates.key_locks import KeyLocks
+from atoll.control.templates.node_restarts import despite_restarts
 from atoll.control.templates.ready import wait_until_ready
 from atoll.control.templates.sandboxes import BuildSandbox, BuildSandboxes, Wanted
 from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key, shell
 from atoll.control.templates.uploads import Uploads, read_pieces
-from atoll.model.errors import AtollError, BuildFailed, PlatformError, SandboxGone
+from atoll.model.errors import AtollError, BuildFailed, NodeUnreachable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
+
+T = TypeVar("T")
 
 READY_WITHIN_S = 600.0
 READY_EVERY_S = 2.0
@@ -107,7 +113,8 @@ class TemplateBuilder:
             if to_run is not None:
                 key = layer_key(key, step, settings)
                 fresh = fresh or step.force
-                image = await self._make(order, _Layer(key, image, fresh), step, to_run, log)
+                work = partial(self._make, order, _Layer(key, image, fresh), step, to_run, log)
+                image = await self._despite_restarts(work, log)
                 images.append(image)
                 await on_image(tuple(images))
             else:
@@ -115,14 +122,23 @@ class TemplateBuilder:
             settings = after(step, settings)
         log.step = "finalize"
         if image is None:  # not one step has changed a file
-            async with self._sandbox(order, None, log) as sandbox:
-                image = await self._commit(order, sandbox.sandbox_id, log)
+            image = await self._despite_restarts(partial(self._keep_base, order, log), log)
         if not images:
             images.append(image)
             await on_image(tuple(images))
         if order.start_cmd:
-            await self._try_start(order, images[-1], settings, log)
+            await self._despite_restarts(partial(self._try_start, order, images[-1], settings, log), log)
         return Built(tuple(images), settings)
+
+    async def _despite_restarts(self, work: Callable[[], Awaitable[T]], log: BuildLog) -> T:
+        try:
+            return await despite_restarts(work, log)
+        except NodeUnreachable as error:
+            raise StepFailed(log.step, str(error)) from error
+
+    async def _keep_base(self, order: BuildOrder, log: BuildLog) -> str:
+        async with self._sandbox(order, None, log) as sandbox:
+            return await self._commit(order, sandbox.sandbox_id, log)
 
     async def _make(self, order: BuildOrder, layer: _Layer, step: Step, to_run: Command, log: BuildLog) -> str:
         where = f"[{log.step}/{len(order.steps)}]"
@@ -142,6 +158,8 @@ class TemplateBuilder:
         image = secrets.token_hex(20)
         try:
             await order.node.commit(sandbox_id, image)
+        except NodeUnreachable:
+            raise
         except AtollError as error:
             raise StepFailed(log.step, f"the layer cannot be kept: {error}") from error
         return image
@@ -166,7 +184,7 @@ class TemplateBuilder:
         if not outcome.succeeded:
             why = outcome.error or f"exit status {outcome.exit_code}"
             shown = step.args[0][:300] if step.type == "RUN" else describe(step)
-            log.write(f"{describe(step)}: {why}", "error")
+            log.write(f"{describe(step)}: {why}", level="error")
             raise StepFailed(log.step, f"failed to run command '{shown}': {why}")
 
     async def _try_start(self, order: BuildOrder, image: str, settings: Settings, log: BuildLog) -> None:
@@ -206,6 +224,8 @@ class TemplateBuilder:
         async with AsyncExitStack() as stack:
             try:
                 sandbox = await stack.enter_async_context(self._sandboxes.open(wanted))
+            except NodeUnreachable:
+                raise
             except AtollError as error:
                 raise StepFailed(log.step or "base", f"the sandbox of the build was not made: {error}") from error
             yield sandbox

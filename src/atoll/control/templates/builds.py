@@ -369,7 +369,7 @@ class TemplateBuildService:
         await self._tables.assign_tags(template.template_id, build.build_id, build.tags, now)
 
     async def _fail(self, build: BuildRow, log: BuildLog, message: str, step: str) -> None:
-        log.write(message, "error")
+        log.write(message, level="error")
         now = self._clock.now()
         changes = {"status": BuildStatus.ERROR.value, "finished_at": now, "updated_at": now}
         await self._tables.change_build(build.build_id, error=message, error_step=step, **changes)

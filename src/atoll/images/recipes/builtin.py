@@ -100,6 +100,27 @@ IMAGE_IMPORT = Recipe(
     apt_packages=("skopeo", "zstd", "bash-static", "busybox-static"),
 )
 
+DESKTOP = Recipe(
+    name="desktop",
+    summary="base with an X server, Xfce and Chromium, seen by VNC: what the package e2b-desktop works with",
+    script="desktop.sh",
+    parent="base",
+    apt_packages=(
+        # the screen, and what moves its mouse, types and takes its picture
+        "xvfb", "x11-utils", "x11-xserver-utils", "xdotool", "scrot",
+        # the desktop that the package waits for, with a session bus of its own
+        "xfce4-session", "xfwm4", "xfdesktop4", "xfce4-panel", "xfce4-settings", "dbus-x11", "adwaita-icon-theme",
+        # its programs: browser, files, editor, terminal; what opens a file and starts a program by its name
+        "chromium", "thunar", "mousepad", "xfce4-terminal", "xdg-utils", "libgtk-3-bin",
+        # the stream; the package looks for its ports by netstat
+        "x11vnc", "websockify", "net-tools",
+        "fontconfig", "fonts-liberation", "fonts-dejavu-core", "fonts-noto-color-emoji",
+    ),
+    limits=Limits(memory_mib=2048),
+    # no program looks for a service of accessibility that is not there
+    env_vars=MappingProxyType({"NO_AT_BRIDGE": "1"}),
+)  # fmt: skip
+
 MCP_GATEWAY = Recipe(
     name="mcp-gateway",
     summary="base with a gateway that runs MCP servers: what `Sandbox.create(mcp=…)` uses",
@@ -111,7 +132,7 @@ MCP_GATEWAY = Recipe(
 )
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
-    {r.name: r for r in (BASE, BASE_GPU, CODE_INTERPRETER, BROWSER, MCP_GATEWAY, IMAGE_IMPORT)}
+    {r.name: r for r in (BASE, BASE_GPU, CODE_INTERPRETER, BROWSER, DESKTOP, MCP_GATEWAY, IMAGE_IMPORT)}
 )
 
 
