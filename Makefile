@@ -5,8 +5,8 @@
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
-# Workers of the test-suite: each tier's server with its tests is one worker's.
-JOBS ?= 2
+# Workers of the test-suite: each tier's server with its tests is one worker's; tests wait more than they compute.
+JOBS ?= 3
 # The run that `make demo` replays: a recorded one where it is there, else a small one of our own.
 RUN ?= $(firstword $(wildcard ../shared/trajectories/basic_gui_mode.json) examples/create-and-serve.json)
 
