@@ -1,4 +1,4 @@
-"""Rows → files and the README's table. Goals are told beside what was reached; nothing fails for missing one."""
+"""Rows → files and tables. Goals stand beside what was reached; nothing fails for missing one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write(directory: Path, facts: dict[str, object], rows: Sequence[Row], name: 
 
 
 def table(facts: dict[str, object], rows: Sequence[Row]) -> str:
-    """Markdown: the goals' table, then where the time goes."""
+    """Markdown: the goals' table."""
     found = {(line.benchmark, line.subject): line for line in summarise(rows)}
     lines = [
         f"Measured on {facts['cores']} cores ({facts['cpu']}), {facts['memory_gb']} GB, {facts['system']}, "
@@ -68,23 +68,24 @@ def table(facts: dict[str, object], rows: Sequence[Row]) -> str:
             continue
         name = line.benchmark + ("" if line.subject == "atoll" else f" ({line.subject.removeprefix('atoll ')})")
         ratio = mine.p50 / floor.p50 if floor.p50 else float("nan")
-        lines.append(f"| {name} | {_told(mine)} | {_told(floor)} ({line.floor}) | {ratio:.2f}× | {line.goal} |")
-    return "\n".join(lines + _breakdown(list(found.values())))
+        lines.append(f"| {name} | {_shown(mine)} | {_shown(floor)} ({line.floor}) | {ratio:.2f}× | {line.goal} |")
+    return "\n".join(lines)
 
 
-def _breakdown(summaries: list[Summary]) -> list[str]:
-    """Where the time goes: every subject of the benchmarks that were peeled."""
+def breakdown(rows: Sequence[Row]) -> str:
+    """Markdown: where the time goes, every subject of the benchmarks that were peeled; empty without them."""
+    summaries = summarise(rows)
     peeled = ("create → first command", "steps: create → first command", 'commands.run("true")', 'run_code("1+1")')
-    lines = ["", "Where the time goes (p50 / p95 ms):", ""]
+    lines = ["Of the same run as the README's table; p50 / p95 ms.", ""]
     for benchmark in peeled:
         parts = [f"{line.subject} {line.p50:.2f} / {line.p95:.2f}" for line in summaries if line.benchmark == benchmark]
         if parts:
             name, steps = benchmark.removeprefix("steps: "), " in steps" if benchmark.startswith("steps: ") else ""
             lines.append(f"- **{name}**{steps}: " + "; ".join(parts))
-    return lines if len(lines) > 3 else []
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _told(line: Summary) -> str:
+def _shown(line: Summary) -> str:
     digits = 0 if line.unit in ("MB/s", "/s") else 2 if line.p50 < 10 else 1
     return f"{line.p50:.{digits}f} / {line.p95:.{digits}f} {line.unit}"
 

@@ -67,6 +67,8 @@ def main() -> int:
     render.write(ROOT / "benchmarks" / "results", facts, rows)
     if not arguments.no_readme and not render.into_readme(ROOT / "README.md", text):
         print("README.md has no benchmark markers: the table was not put there", file=sys.stderr)
+    if not arguments.no_readme:
+        render.into_readme(ROOT / "benchmarks" / "README.md", render.breakdown(rows), "breakdown")
     return 1 if failed else 0
 
 
