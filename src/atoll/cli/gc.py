@@ -136,11 +136,12 @@ def _that_nothing_names(settings: Settings, images: ImageLayers, begun: list[Pat
 
 
 async def _named(settings: Settings, seal: Seal) -> tuple[set[str], set[str]] | None:
-    """The images that builds name, and those that steps and imports remember; None: the database does not fit."""
+    """The images that builds name, and those that steps and imports remember; None: the database does not fit, or
+    there are other nodes."""
     async with Store(database_url(settings), seal) as store:
         mark = control_dir(settings.data_dir) / "state-mark"
         found = await recover.look(settings.data_dir, store, mark, seal)
-        if any(line.needs_yes for line in found.lines):
+        if any(line.needs_yes for line in found.lines) or any(one.address for one in await store.nodes.all()):
             return None
         builds = await store.templates.all_builds()
         return {image for build in builds for image in build.images}, await store.layers.images()
