@@ -73,7 +73,7 @@ class AuditLog:
         self._directory = directory
         self._most = most_mib << 20
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._lost = self._lost_told = 0
+        self._lost = self._lost_noted = 0
         """Since the beginning: the first is `note`'s alone, the second the thread's."""
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._file = -1
@@ -119,8 +119,8 @@ class AuditLog:
                 except queue.Empty:
                     break
             stopping = waiting is None
-            if (lost := self._lost - self._lost_told) > 0:
-                self._lost_told += lost
+            if (lost := self._lost - self._lost_noted) > 0:
+                self._lost_noted += lost
                 batch.append({"at": _now(), "action": "lost", "count": lost})
             while batch and not self._write(batch):
                 if stopping:
