@@ -39,6 +39,8 @@ BEGINNING = "0" * 64
 
 _NAME = re.compile(r"audit-(\d{12})\.jsonl")
 _MOST_WAITING = 10_000
+_AT_ONCE = 100
+"""Entries of one write, of which a file has at least one: few beside the smallest log that can be asked for."""
 _FILES = 16
 """Into how many files the whole is divided: so much of it goes at a time."""
 _AGAIN_AFTER_S = 1.0
@@ -114,6 +116,8 @@ class AuditLog:
             waiting = self._queue.get()
             while waiting is not None:
                 batch.append(waiting)
+                if len(batch) == _AT_ONCE:
+                    break
                 try:
                     waiting = self._queue.get_nowait()
                 except queue.Empty:
