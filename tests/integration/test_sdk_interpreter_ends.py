@@ -48,8 +48,10 @@ def test_what_a_cell_printed_before_it_ended_its_kernel_arrives(run: Run, end: s
 
 def test_what_was_printed_before_a_kill_from_outside_arrives(run: Run, shared_interpreter: Sandbox) -> None:
     pid = run("import os; os.getpid()").text
-    kill = f"import subprocess; subprocess.Popen(['sh', '-c', 'sleep 1; kill -9 {pid}'], start_new_session=True)"
-    died = run(f"{kill}\nimport time\nprint('before')\ntime.sleep(86386)", timeout=60)
+    # Only once it is printed, however busy the machine is; a second is for what sends it, which nobody told to.
+    kill = f"until [ -e said-{pid} ]; do sleep 0.1; done; sleep 1; kill -9 {pid}"
+    begin = f"import subprocess; subprocess.Popen(['sh', '-c', {kill!r}], start_new_session=True)"
+    died = run(f"{begin}\nimport time\nprint('before')\nopen('said-{pid}', 'w').close()\ntime.sleep(86386)", timeout=60)
     assert (died.logs.stdout, died.error and died.error.name) == (["before\n"], "KernelDied")
 
 

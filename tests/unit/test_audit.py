@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from atoll.control.access.audit import AuditLog, Verified, entries, sealed, verify
 from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Caller
-from atoll.control.access.gate import Answered
+from atoll.control.access.gate import Answered, known
 from atoll.model.errors import InvalidRequest
 
 CALLER = Caller("team-1", "e2b_0123456789")
@@ -50,6 +51,13 @@ def test_a_line_that_a_killed_server_did_not_finish_is_cut_off(tmp_path: Path) -
     assert verify(tmp_path).cut_off
     written(tmp_path, 1)
     assert (verify(tmp_path).entries, verify(tmp_path).cut_off) == (3, False)
+
+
+def test_a_file_of_half_a_line_alone_does_not_break_the_chain(tmp_path: Path) -> None:
+    written(tmp_path, 2)
+    (tmp_path / "audit-000000000003.jsonl").write_bytes(b'{"action":"POST /san')
+    written(tmp_path, 1)
+    assert verify(tmp_path).entries == 3
 
 
 def test_an_empty_log_is_whole_and_follows_nothing(tmp_path: Path) -> None:
@@ -113,15 +121,17 @@ def test_it_stays_as_small_as_it_may_be_and_a_chain(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_nothing_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
     def full(*_: object) -> int:
+        tried.set()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("atoll.control.access.audit._MOST_WAITING", 5)
     with AuditLog(tmp_path, 16) as log, monkeypatch.context() as patch:
         patch.setattr("atoll.control.access.audit.os.write", full)
         log.note({"action": "first"})
-        while log._queue.qsize():
-            pass
+        assert tried.wait(60), "the thread has it, and nothing else"
         for at in range(9):
             log.note({"action": f"later {at}"})
         # (the thread tries again in a second; the block's end waits for it)
@@ -153,3 +163,7 @@ def test_what_is_audited(tmp_path: Path, audited: Audited, method: str, caller: 
         assert entry["action"] == f"{method} /sandboxes/{{sandbox_id}}"
         assert (entry["target"], entry["status"], entry["ms"]) == ({"sandbox_id": "a/b"}, 204, 12.3)
         assert entry["key"].startswith("sha256:")
+
+
+def test_a_method_that_somebody_made_up_is_no_label_of_a_figure() -> None:
+    assert [known(method) for method in ("GET", "PATCH", "get", "X" * 100)] == ["GET", "PATCH", "other", "other"]

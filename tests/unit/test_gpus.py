@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from atoll.isolation.base import Capability
 from atoll.isolation.gvisor import oci
 from atoll.model.devices import DeviceEdits, GpuRequest, GpuUse, HostPath, parse_gpu
 from atoll.model.errors import CreateFailed, InvalidRequest, NotOffered, QuotaExceeded
-from atoll.model.sandbox import Limits, SandboxSpec
-from atoll.node import cdi
+from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
+from atoll.node import cdi, pausing
 from atoll.node.cdi import CdiDevice, parse
 from atoll.node.gpus import NodeGpus, choose, readings
 
@@ -207,8 +211,10 @@ def test_what_a_machine_does_not_have_is_refused_with_the_reason() -> None:
         choose(GpuRequest(), [], {}, 1)
     with pytest.raises(NotOffered, match="1 GPUs, not 2"):
         choose(GpuRequest(count=2), [device("0")], {}, 1)
-    with pytest.raises(NotOffered, match=r"no GPU '7': it has 0"):
-        choose(GpuRequest(names=("7",)), [device("0")], {}, 1)
+    both_makers = [device("0"), device("0", "amd.com/gpu")]
+    for devices, names in (([device("0")], ("7",)), (both_makers, ("0", "7"))):
+        with pytest.raises(NotOffered, match=r"no GPU '7': it has 0"):
+            choose(GpuRequest(names=names), devices, {}, 1)
 
 
 async def test_a_spec_keeps_what_it_was_given(tmp_path: Path) -> None:
@@ -238,7 +244,8 @@ def test_what_nvidia_smi_prints() -> None:
     assert len(found) == 4
 
 
-async def test_nvidia_smi_is_asked_once_for_all(tmp_path: Path) -> None:
+async def test_nvidia_smi_is_asked_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.node.gpus._FRESH_S", 1e9)
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho x >>{tmp_path}/asked\necho '0, GPU-1, 5, 1, 2, 30'\n")
     program.chmod(0o755)
@@ -266,3 +273,37 @@ def test_gvisor_gets_a_gpu_by_its_own_proxy() -> None:
     known = ["root", "nvproxy"]
     assert "--nvproxy=true" in oci.flags("/x", platform="systrap", network=False, known=known, nvidia=True)
     assert "--nvproxy=true" not in oci.flags("/x", platform="systrap", network=False, known=known)
+
+
+async def test_an_nvidia_smi_that_never_answers_holds_up_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("atoll.node.gpus._FRESH_S", -1.0)
+    monkeypatch.setattr("atoll.node.gpus._SMI_WITHIN_S", 1.0)
+    monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda _: None)  # as one that hangs in the kernel
+    gpus = NodeGpus(path=f"{tmp_path}:{os.defpath}")
+    assert await gpus.use_of(["nvidia.com/gpu=0"]) == (GpuUse("0"),)
+    hanging = gpus._hanging
+    assert hanging is not None
+    assert await gpus.use_of(["nvidia.com/gpu=0"]) == (GpuUse("0"),)
+    assert gpus._hanging is hanging, "no second one is started beside it"
+    os.kill(hanging.pid, signal.SIGKILL)
+    await hanging.wait()
+
+
+@pytest.mark.parametrize(
+    ("devices", "can", "mode"),
+    [
+        (("nvidia.com/gpu=0",), {Capability.MEMORY_ON_DISK}, PauseMode.FILESYSTEM),
+        (("nvidia.com/gpu=0",), set(), PauseMode.MEMORY),
+        ((), {Capability.MEMORY_ON_DISK}, PauseMode.MEMORY),
+    ],
+    ids=["saved", "frozen", "without a GPU"],
+)
+def test_no_memory_of_a_gpu_is_saved(devices: tuple[str, ...], can: set[Capability], mode: PauseMode) -> None:
+    spec = SandboxSpec("abcd", "base", devices=devices)
+    live: Any = SimpleNamespace(spec=spec, making=SimpleNamespace(backend=SimpleNamespace(capabilities=can)))
+    assert pausing._of_disk_alone(live, PauseMode.MEMORY) is mode

@@ -99,14 +99,15 @@ def _of_this(settings: Settings) -> Iterator[Rest]:
 
 def _devices(settings: Settings, begun: list[Path]) -> Iterator[Rest]:
     """On files of this data directory that are no sandbox's and no volume's. A file without a name may be that of any
-    sandbox that there is."""
+    sandbox that there is, and on a layer of a template any may stand."""
     data_dir = settings.data_dir.absolute()
     kept = [data_dir / "volumes", *(path.absolute() for path in begun)]
     for device, shown in sorted(loops.shown().items()):
         file = Path(shown.removesuffix(loops.DELETED))
         if not file.is_relative_to(data_dir) or any(file.is_relative_to(path) for path in kept):
             continue
-        if not shown.endswith(loops.DELETED) or not begun:
+        may_be_any = shown.endswith(loops.DELETED) or file.is_relative_to(settings.templates_dir)
+        if not may_be_any or not begun:
             yield Rest("a loop device without a sandbox", f"/dev/{device} ({shown})", partial(loops.let_go, device))
 
 
@@ -115,6 +116,7 @@ def _that_nothing_names(settings: Settings, images: ImageLayers, begun: list[Pat
     url, key = make_url(database_url(settings)), settings.data_dir / "secret-key"
     if (
         settings.nodes
+        or settings.cluster
         or not key.exists()
         or (url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists())
     ):
@@ -134,11 +136,12 @@ def _that_nothing_names(settings: Settings, images: ImageLayers, begun: list[Pat
 
 
 async def _named(settings: Settings, seal: Seal) -> tuple[set[str], set[str]] | None:
-    """The images that builds name, and those that steps and imports remember; None: the database does not fit."""
+    """The images that builds name, and those that steps and imports remember; None: the database does not fit, or
+    there are other nodes."""
     async with Store(database_url(settings), seal) as store:
         mark = control_dir(settings.data_dir) / "state-mark"
         found = await recover.look(settings.data_dir, store, mark, seal)
-        if any(line.needs_yes for line in found.lines):
+        if any(line.needs_yes for line in found.lines) or any(one.address for one in await store.nodes.all()):
             return None
         builds = await store.templates.all_builds()
         return {image for build in builds for image in build.images}, await store.layers.images()

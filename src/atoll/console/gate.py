@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atoll.console.sessions import Session, Sessions
 from atoll.control.access.auth import Authenticator
-from atoll.control.access.gate import Answered
+from atoll.control.access.gate import Answered, known
 from atoll.model.errors import AtollError, Forbidden, InvalidRequest, Unauthorized
 
 PREFIX = "/console"
@@ -116,7 +116,7 @@ class ConsoleGate:
             state, seconds = scope["state"], time.perf_counter() - began
             who = state["session"].caller if state["session"] is not None else None
             target = {**scope.get("path_params", {}), **state.get("made", {})}
-            self._answered(Answered(request_id, request.method, route, status, seconds, who, target))
+            self._answered(Answered(request_id, known(request.method), route, status, seconds, who, target))
 
     async def _refused(self, request: Request) -> Response | None:
         """The answer to one that goes no further. Raises AtollError."""

@@ -30,7 +30,7 @@ class SystemClock:
     def now(self) -> datetime:
         now = datetime.now(UTC)
         if self._offset_file is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, OverflowError):
                 now += timedelta(seconds=float(self._offset_file.read_text()))
         return now
 

@@ -51,6 +51,7 @@ class NodeGpus:
         self._devices: dict[str, CdiDevice] = {}
         self._use: tuple[float, Mapping[str, GpuUse]] = (float("-inf"), {})
         self._asking = asyncio.Lock()
+        self._hanging: asyncio.subprocess.Process | None = None
 
     async def prepared(self, spec: SandboxSpec, others: Iterable[SandboxSpec]) -> SandboxSpec:
         """With its devices, if it asks for any; the caller keeps others from being prepared until it is among them.
@@ -108,7 +109,7 @@ class NodeGpus:
 
     async def _ask(self) -> Mapping[str, GpuUse]:
         program = shutil.which("nvidia-smi", path=self._path)
-        if program is None:
+        if program is None or (self._hanging is not None and self._hanging.returncode is None):
             return {}
         try:
             process = await asyncio.create_subprocess_exec(
@@ -122,8 +123,8 @@ class NodeGpus:
             async with asyncio.timeout(_SMI_WITHIN_S):
                 out, _ = await process.communicate()
         except BaseException as error:
-            process.kill()
-            await asyncio.shield(process.wait())
+            process.kill()  # it may hang in the driver all the same: nobody waits for that
+            self._hanging = process
             if not isinstance(error, TimeoutError):
                 raise
             _log.warning("gpu.nvidia_smi", error=f"no answer within {_SMI_WITHIN_S:g} s")
@@ -136,10 +137,9 @@ def choose(request: GpuRequest, devices: Sequence[CdiDevice], in_use: Mapping[st
     if not devices:
         raise NotOffered("this server has no GPU: no CDI file in /etc/cdi or /var/run/cdi describes one", hint=_HINT)
     wanted = [device for device in devices if device.name in request.names] if request.names else list(devices)
-    if len(wanted) < len(request.names):
-        known = {device.name for device in devices}
-        missing = next(name for name in request.names if name not in known)
-        raise NotOffered(f"this server has no GPU {missing!r}: it has {', '.join(sorted(known))}")
+    known = {device.name for device in devices}
+    if missing := [name for name in request.names if name not in known]:
+        raise NotOffered(f"this server has no GPU {missing[0]!r}: it has {', '.join(sorted(known))}")
     count = len(wanted) if request.count is None else request.count
     if count > len(wanted):
         raise NotOffered(f"this server has {len(wanted)} GPUs, not {count}")

@@ -79,6 +79,9 @@ class NodePausing:
             if mode is None:
                 can = live.making.backend.capabilities
                 mode = PauseMode.MEMORY if Capability.SNAPSHOT_MEMORY in can else PauseMode.FILESYSTEM
+                mode = _of_disk_alone(live, mode)
+            elif _of_disk_alone(live, mode) is not mode:
+                raise NotOffered("nobody saves the memory of a GPU", hint='ask for mode="filesystem"')
             try:
                 if durable:
                     await asyncio.to_thread(self._images.settle, live.layers)
@@ -112,7 +115,7 @@ class NodePausing:
 
     async def _pause(self, live: LiveSandbox, mode: PauseMode, need_answer: bool) -> NodePause:
         async with live.turn:
-            handle = live.handle
+            handle, mode = live.handle, _of_disk_alone(live, mode)
             if handle is None:
                 raise _not_running(live)
             _check_offered(live, mode)
@@ -147,6 +150,12 @@ class NodePausing:
             self._live.publish(live, handle)
             _log.info("sandbox.resumed", sandbox_id=live.spec.sandbox_id, mode=mode.value)
             return handle
+
+
+def _of_disk_alone(live: LiveSandbox, mode: PauseMode) -> PauseMode:
+    """For a sandbox with a GPU where memory is written out: no tier can write out what is in the GPU."""
+    can = live.making.backend.capabilities
+    return PauseMode.FILESYSTEM if live.spec.devices and Capability.MEMORY_ON_DISK in can else mode
 
 
 def describe(live: LiveSandbox) -> NodePause:

@@ -33,10 +33,11 @@ async def log_in(request: Request) -> Response:
     scheme = request.url.scheme
     sessions = parts(request).sessions
     sessions.end(cookie_of(request.headers, scheme))
-    answer = to(onward)
+    answer, token = to(onward), sessions.begin(caller)
+    request.state.session = sessions.find(token)  # whose log-in it was, for the audit log
     answer.set_cookie(
         cookie_name(scheme),
-        sessions.begin(caller),
+        token,
         max_age=int(LIFETIME_S),
         path="/" if scheme == "https" else PREFIX,
         secure=scheme == "https",

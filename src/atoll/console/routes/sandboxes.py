@@ -86,6 +86,7 @@ async def fork(request: Request) -> Response:
     made = outcomes[0]
     if isinstance(made, AtollError):
         raise made
+    request.state.made = {"made_1": made.sandbox_id}
     return to(f"/sandboxes/{made.sandbox_id}")
 
 

@@ -23,6 +23,7 @@ async def add_key(request: Request) -> Response:
     if not name:
         raise InvalidRequest("name: give the key a name")
     made = await parts(request).services.keys.add(caller(request).team_id, name)
+    request.state.made = {"key_id": made.facts.key_id}
     return await _keys(request, made.key)
 
 

@@ -39,6 +39,8 @@ BEGINNING = "0" * 64
 
 _NAME = re.compile(r"audit-(\d{12})\.jsonl")
 _MOST_WAITING = 10_000
+_AT_ONCE = 100
+"""Entries of one write, of which a file has at least one: few beside the smallest log that can be asked for."""
 _FILES = 16
 """Into how many files the whole is divided: so much of it goes at a time."""
 _AGAIN_AFTER_S = 1.0
@@ -73,7 +75,8 @@ class AuditLog:
         self._directory = directory
         self._most = most_mib << 20
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._lost = 0
+        self._lost = self._lost_noted = 0
+        """Since the beginning: the first is `note`'s alone, the second the thread's."""
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._file = -1
         self._size = self._number = 0
@@ -113,13 +116,15 @@ class AuditLog:
             waiting = self._queue.get()
             while waiting is not None:
                 batch.append(waiting)
+                if len(batch) == _AT_ONCE:
+                    break
                 try:
                     waiting = self._queue.get_nowait()
                 except queue.Empty:
                     break
             stopping = waiting is None
-            if self._lost:
-                lost, self._lost = self._lost, 0
+            if (lost := self._lost - self._lost_noted) > 0:
+                self._lost_noted += lost
                 batch.append({"at": _now(), "action": "lost", "count": lost})
             while batch and not self._write(batch):
                 if stopping:
@@ -133,8 +138,8 @@ class AuditLog:
             line, head = sealed(entry, number, head)
             lines += line
         try:
-            if self._file < 0 or self._size > self._most // _FILES:
-                self._begin_file()
+            if self._file < 0 or (self._size and self._size + len(lines) > self._most // _FILES):
+                self._begin_file(len(lines))
             written = os.write(self._file, lines)
             if written < len(lines):
                 raise OSError(f"only {written} of {len(lines)} bytes were taken")
@@ -153,7 +158,8 @@ class AuditLog:
         self._number, self._head = number, head
         return True
 
-    def _begin_file(self) -> None:
+    def _begin_file(self, size: int) -> None:
+        """Makes room for a file that will have that many bytes, or its part of the whole. Raises OSError."""
         if self._file >= 0:
             os.fdatasync(self._file)
             os.close(self._file)
@@ -163,32 +169,29 @@ class AuditLog:
         files = _files(self._directory)
         sizes = {one: one.stat().st_size for one in files}
         for one in files[:-1]:
-            if sum(sizes.values()) <= self._most - self._most // _FILES:
+            if sum(sizes.values()) <= self._most - max(size, self._most // _FILES):
                 break
             one.unlink()
             del sizes[one]
 
     def _open_last(self) -> None:
         files = _files(self._directory)
-        while files and files[-1].stat().st_size == 0:
+        # A line without its end is of a server that was killed: nobody was ever answered by half a line.
+        while files and not (data := files[-1].read_bytes()).count(b"\n"):
             files.pop().unlink()
         if not files:
             return
         self._file = _open(files[-1])
-        data = files[-1].read_bytes()
         self._size = data.rfind(b"\n") + 1
-        if self._size < len(data):  # of a server that was killed: nobody was ever answered by half a line
+        if self._size < len(data):
             os.ftruncate(self._file, self._size)
-        if self._size:
-            try:
-                last = json.loads(data[: self._size].splitlines()[-1])
-                self._number, self._head = int(last["n"]), str(last["hash"])
-            except (ValueError, KeyError, TypeError) as error:
-                _log.error("audit.damaged", file=str(files[-1]), error=str(error))
-                number = int(files[-1].stem.rpartition("-")[2]) + data.count(b"\n")
-                self._number, self._head = number, hashlib.sha256(data).hexdigest()
-        else:
-            self._number = int(files[-1].stem.rpartition("-")[2]) - 1
+        try:
+            last = json.loads(data[: self._size].splitlines()[-1])
+            self._number, self._head = int(last["n"]), str(last["hash"])
+        except (ValueError, KeyError, TypeError) as error:
+            _log.error("audit.damaged", file=str(files[-1]), error=str(error))
+            number = int(files[-1].stem.rpartition("-")[2]) + data.count(b"\n")
+            self._number, self._head = number, hashlib.sha256(data).hexdigest()
 
 
 def sealed(entry: Entry, number: int, previous: str) -> tuple[bytes, str]:

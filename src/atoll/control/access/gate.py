@@ -59,6 +59,12 @@ class Answered:
 _UNROUTED = "other"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
+
+def known(method: str) -> str:
+    """It, or one word for all that a stranger may make up: methods are labels of figures, which are kept for good."""
+    return method if method in _METHODS else _UNROUTED
+
+
 _log = structlog.get_logger("atoll.control")
 
 
@@ -106,8 +112,7 @@ class Gate:
         finally:
             # The router has put the route that it found into the scope; a stranger's path is no label.
             route = getattr(scope.get("route"), "path", _UNROUTED)
-            method = scope["method"] if scope["method"] in _METHODS else _UNROUTED
-            state = scope["state"]
+            method, state = known(scope["method"]), scope["state"]
             target = {**scope.get("path_params", {}), **state.get("made", {})}
             seconds = time.perf_counter() - began
             self._answered(Answered(request_id, method, route, status, seconds, state.get("caller"), target))

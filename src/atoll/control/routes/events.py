@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from atoll.control.events.webhooks import Change
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, reply, reply_list
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, note_made, reply, reply_list
 from atoll.control.sandboxes.ids import plain_id
 from atoll.model.errors import InvalidRequest
 from atoll.model.events import EventType
@@ -67,7 +67,7 @@ async def list_webhooks(services: ServicesHere, caller: CallerHere) -> Response:
 
 
 @router.post("/events/webhooks", status_code=201, responses={201: {"model": wire.WebhookOut}, **FAILURES})
-async def add_webhook(body: wire.NewWebhook, services: ServicesHere, caller: CallerHere) -> Response:
+async def add_webhook(request: Request, body: wire.NewWebhook, services: ServicesHere, caller: CallerHere) -> Response:
     """From now on the events that it names are sent to it."""
     webhook = await services.events.add(
         caller,
@@ -77,6 +77,7 @@ async def add_webhook(body: wire.NewWebhook, services: ServicesHere, caller: Cal
         events=body.events,
         secret=body.signature_secret,
     )
+    note_made(request, webhook_id=webhook.webhook_id)
     return reply(wire.webhook(webhook), 201)
 
 

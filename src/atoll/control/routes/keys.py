@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from atoll.control.access.keys import PREFIX
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, note_made, reply, reply_list
 from atoll.control.store import ApiKey
 from atoll.wire.rest import keys as rest
 
@@ -22,9 +22,10 @@ async def list_keys(services: ServicesHere, caller: CallerHere) -> Response:
 
 
 @router.post("/api-keys", status_code=201, responses={201: {"model": rest.CreatedTeamKey}, **FAILURES})
-async def add_key(body: rest.NewKey, services: ServicesHere, caller: CallerHere) -> Response:
+async def add_key(request: Request, body: rest.NewKey, services: ServicesHere, caller: CallerHere) -> Response:
     """A new key of the caller's team, shown this once."""
     made = await services.keys.add(caller.team_id, body.name)
+    note_made(request, key_id=made.facts.key_id)
     return reply(rest.CreatedTeamKey(key=made.key, **_facts(made.facts)), 201, keep_nulls=True)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from atoll.control.access.auth import Caller
 from atoll.control.routes import ordering
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, reply, reply_list
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, no_content, note_made, reply, reply_list
 from atoll.control.routes.leaving import Owed, cancelled_with
 from atoll.control.sandboxes.listing import ListQuery, parse_metadata, parse_page_token
 from atoll.control.sandboxes.orders import CreateOrder
@@ -127,7 +127,7 @@ async def _create(request: Request, services: Services, caller: Caller, order: C
     """A client that leaves before it has the answer never learns the id: nobody could use the sandbox or end it."""
     async with cancelled_with(request):
         record = await services.creation.create(caller, order)
-    request.state.made = {"sandbox_id": record.sandbox_id}
+    note_made(request, sandbox_id=record.sandbox_id)
     body = rest.sandbox(record, services.policy.domain, services.sandboxes.unenforced(record))
     answer = reply(body, 201)
     if order.idempotency_key is not None:

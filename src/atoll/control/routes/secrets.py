@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, no_content, reply, reply_list
+from atoll.control.routes.common import (
+    FAILURES,
+    CallerHere,
+    ServicesHere,
+    decoded,
+    no_content,
+    note_made,
+    reply,
+    reply_list,
+)
 from atoll.control.secrets.service import MAX_PAGE
 from atoll.control.store.secrets import Secret
 from atoll.wire.rest import secrets as wire
@@ -30,9 +39,11 @@ async def list_secrets(
 
 
 @router.post("/secrets", status_code=201, responses={201: {"model": wire.SecretOut}, **FAILURES})
-async def add_secret(body: wire.NewSecret, services: ServicesHere, caller: CallerHere) -> Response:
+async def add_secret(request: Request, body: wire.NewSecret, services: ServicesHere, caller: CallerHere) -> Response:
     """Egress rules may name it from now on: `${e2b.secrets.NAME}` in a header's value."""
-    return reply(_out(await services.secrets.add(caller, body.name, body.value, body.metadata or {})), 201)
+    made = await services.secrets.add(caller, body.name, body.value, body.metadata or {})
+    note_made(request, secret_id=made.secret_id)
+    return reply(_out(made), 201)
 
 
 @router.get("/secrets/{secret_id}", responses=_ONE)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, reply, reply_list
+from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, note_made, reply, reply_list
 from atoll.control.sandboxes.listing import parse_offset_token, slice_page
 from atoll.model.errors import AtollError
 from atoll.model.sandbox import PauseMode
@@ -21,12 +21,17 @@ router = APIRouter(tags=["snapshots"])
     "/sandboxes/{sandbox_id}/snapshots", status_code=201, responses={201: {"model": rest.Snapshot}, **FAILURES}
 )
 async def create_snapshot(
-    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.NewSnapshot | None = None
+    request: Request,
+    sandbox_id: str,
+    services: ServicesHere,
+    caller: CallerHere,
+    body: rest.NewSnapshot | None = None,
 ) -> Response:
     """`memory` left out: with memory where the tier can."""
     asked = body or rest.NewSnapshot()
     mode = None if asked.memory is None else PauseMode.MEMORY if asked.memory else PauseMode.FILESYSTEM
     made = await services.snapshots.create(caller, sandbox_id, asked.name or None, mode)
+    note_made(request, snapshot_id=made.snapshot_id)
     return reply(rest.Snapshot(snapshot_id=made.snapshot_id, names=list(made.names)), 201)
 
 
@@ -48,11 +53,13 @@ async def list_snapshots(
 
 @router.post("/sandboxes/{sandbox_id}/fork", status_code=201, responses={201: {"model": list[rest.Fork]}, **FAILURES})
 async def fork(
-    sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.NewFork | None = None
+    request: Request, sandbox_id: str, services: ServicesHere, caller: CallerHere, body: rest.NewFork | None = None
 ) -> Response:
     """Sandboxes with what this one has now; each outcome by itself."""
     asked = body or rest.NewFork()
     outcomes = await services.snapshots.fork(caller, decoded(sandbox_id), asked.timeout, asked.count)
+    made = [one.sandbox_id for one in outcomes if not isinstance(one, AtollError)]
+    note_made(request, **{f"made_{number}": one for number, one in enumerate(made, 1)})
     forks = []
     for outcome in outcomes:
         if isinstance(outcome, AtollError):

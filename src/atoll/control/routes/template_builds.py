@@ -7,7 +7,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, no_content, reply, reply_list
+from atoll.control.routes.common import (
+    FAILURES,
+    CallerHere,
+    ServicesHere,
+    decoded,
+    no_content,
+    note_made,
+    reply,
+    reply_list,
+)
 from atoll.control.routes.template_shapes import log_entry
 from atoll.control.store.templates import BuildStatus
 from atoll.control.templates.build_log import PAGE
@@ -25,13 +34,14 @@ Limit = Annotated[int, Query(ge=0, le=PAGE)]
 
 
 @router.post("/v3/templates", status_code=202, responses={202: {"model": wire.NewBuildOut}, **FAILURES})
-async def request_build(body: wire.NewBuild, services: ServicesHere, caller: CallerHere) -> Response:
+async def request_build(request: Request, body: wire.NewBuild, services: ServicesHere, caller: CallerHere) -> Response:
     """A build that waits for its files and its start."""
     name = body.name or body.alias
     if name is None:
         raise InvalidRequest("say the template's name")
     sizes = Sizes(body.cpu_count or None, body.memory_mb or None, body.min_free_disk_mb or None)
     made = await services.builds.request(caller, name, body.tags or [], sizes)
+    note_made(request, template_id=made.template.template_id, build_id=made.build.build_id)
     answer = wire.NewBuildOut(
         template_id=made.template.template_id,
         build_id=made.build.build_id,

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from atoll.control.routes.common import FAILURES, CallerHere, ServicesHere, decoded, no_content, reply, reply_list
+from atoll.control.routes.common import (
+    FAILURES,
+    CallerHere,
+    ServicesHere,
+    decoded,
+    no_content,
+    note_made,
+    reply,
+    reply_list,
+)
 from atoll.control.store.volumes import Volume
 from atoll.wire.rest import volumes as wire
 
@@ -23,9 +32,11 @@ async def list_volumes(services: ServicesHere, caller: CallerHere) -> Response:
 
 
 @router.post("/volumes", status_code=201, responses={201: {"model": wire.VolumeAndToken}, **FAILURES})
-async def add_volume(body: wire.NewVolume, services: ServicesHere, caller: CallerHere) -> Response:
+async def add_volume(request: Request, body: wire.NewVolume, services: ServicesHere, caller: CallerHere) -> Response:
     """An empty one."""
-    return reply(_out(await services.volumes.create(caller, body.name)), 201)
+    made = await services.volumes.create(caller, body.name)
+    note_made(request, volume_id=made.volume_id)
+    return reply(_out(made), 201)
 
 
 @router.get("/volumes/{volume_id}", responses={200: {"model": wire.VolumeAndToken}, **FAILURES})

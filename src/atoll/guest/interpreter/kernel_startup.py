@@ -389,11 +389,16 @@ def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
     @functools.wraps(call)
     def closing_first(*args: Any, **kwargs: Any) -> Any:
         in_kernel = os.getpid() == kernel and threading.current_thread() is threading.main_thread()
-        if in_kernel and is_the_end(*args):
+        if in_kernel and is_the_end(*args, **kwargs):
             _close_orderly()
         return call(*args, **kwargs)
 
     setattr(os, name, closing_first)
+
+
+def _is_program(path: Any = "", *_: Any, **__: Any) -> bool:
+    """Whether `execv` may succeed; a search along PATH asks for many that are not there."""
+    return isinstance(path, str | bytes | os.PathLike) and os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _exit_now() -> None:
@@ -413,10 +418,10 @@ def _install() -> None:
         vars(stream)["flush_timeout"] = None
         vars(stream)["flush_interval"] = _FLUSHED_AFTER_S
     for name in ("_exit", "abort"):
-        _ends_itself_orderly(name, lambda *_: True)
+        _ends_itself_orderly(name, lambda *_, **__: True)
     for name in ("execv", "execve"):
-        _ends_itself_orderly(name, lambda path, *_: os.access(path, os.X_OK))
-    _ends_itself_orderly("kill", lambda pid, number: pid == os.getpid() and number == signal.SIGKILL)
+        _ends_itself_orderly(name, _is_program)
+    _ends_itself_orderly("kill", lambda *args, **_: args == (os.getpid(), signal.SIGKILL))
     shell.ask_exit = _exit_now
     shell._tee = lambda channel: contextlib.nullcontext()
     shell.history_manager.outputs = _Forgotten()

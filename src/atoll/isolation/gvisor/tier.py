@@ -269,6 +269,11 @@ def _check_devices(context: LaunchContext, paths: SandboxPaths) -> None:
             "the gvisor tier serves NVIDIA's GPUs alone",
             hint="start the server with `--isolation namespaces`",
         )
+    if paths.memory is not None:
+        raise NotOffered(
+            "what was saved with its memory cannot be given a GPU afterwards",
+            hint="make the snapshot of the file system alone",
+        )
     if any(one.source != one.path for one in paths.devices.nodes):
         raise NotOffered("the gvisor tier shows a GPU's nodes only under the names that they have on the host")
     if "nvproxy" not in context.runsc.flags:

@@ -300,10 +300,10 @@ class NamespacesBackend(IsolationBackend):
     async def _sweep(self) -> None:
         for number in itertools.count():
             await asyncio.sleep(_SWEEP_SOON_S if number < _SOON else _SWEEP_EVERY_S)
-            async with self._starting:
-                own = self._zygote.name if self._zygote is not None else None
-                left_over = {name for name in self._unowned() if own is None or not name.startswith(own)}
             with contextlib.suppress(OSError):
+                async with self._starting:
+                    own = self._zygote.name if self._zygote is not None else None
+                    left_over = {name for name in self._unowned() if own is None or not name.startswith(own)}
                 await asyncio.to_thread(reclaim.remove_empty, self._cgroups, left_over)
 
     def _note_exit(self, pid: int, status: int) -> None:
