@@ -99,7 +99,8 @@ def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     assert not sandbox.is_running()
 
 
-def test_by_keyboard_in_the_dark_on_a_phone(server: Any, tmp_path: Path) -> None:
+def test_by_keyboard_in_the_dark_on_a_phone(server: Any, sandbox: Any, tmp_path: Path) -> None:
+    """With a sandbox in the lists, which are wider than a phone."""
     with browser_page(server, tmp_path, "phone") as page:
         by_keyboard(page, server)
 

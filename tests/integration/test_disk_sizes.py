@@ -26,7 +26,7 @@ def test_while_many_odd_sizes_are_made_a_neighbours_create_proceeds(
     slow = tmp_path / "slow" / "mkfs.ext4"
     slow.parent.mkdir()
     # The size is not among its arguments: it is the image's.
-    large, go_on = f'[ "$(stat -c %s "$image")" -gt {10240 << 20} ]', tmp_path / "go-on"
+    large, go_on = f'[ "$(stat -L -c %s "$image")" -gt {10240 << 20} ]', tmp_path / "go-on"
     wait = f"while {large} && [ ! -e {go_on} ]; do sleep 0.1; done"
     slow.write_text(f'#!/bin/sh\nfor image; do :; done\n{wait}\nexec {mkfs} "$@"\n')
     slow.chmod(0o755)
