@@ -266,3 +266,12 @@ def test_gvisor_gets_a_gpu_by_its_own_proxy() -> None:
     known = ["root", "nvproxy"]
     assert "--nvproxy=true" in oci.flags("/x", platform="systrap", network=False, known=known, nvidia=True)
     assert "--nvproxy=true" not in oci.flags("/x", platform="systrap", network=False, known=known)
+
+
+async def test_a_node_says_how_many_are_free_as_files_and_sandboxes_come(tmp_path: Path) -> None:
+    gpus, spec = NodeGpus([tmp_path]), SandboxSpec("i0", "t")
+    assert gpus.free([]) == 0
+    (tmp_path / "a.json").write_text(cdi_json())
+    gpus.refresh()
+    assert gpus.free([spec]) == 1
+    assert gpus.free([replace(spec, devices=("example.org/gpu=0",))]) == 0
