@@ -80,7 +80,7 @@ class NodeStatus:
     """What a node reports of itself when it registers, and with each heartbeat.
 
     `load`: load average per processor. `memory`: the share of its memory that is in use, 0 to 1. `total`: what the
-    limits of its sandboxes may add up to; None: not reported. `at`: when it said so, by a clock of its own (`renew`).
+    limits of its sandboxes may add up to; None: not reported. `at`: when that was, by a clock of its own (`renew`).
     `gpus`: how many of its GPUs could be given to one more sandbox.
     """
 

@@ -242,7 +242,7 @@ class NodeRegistry:
         return [load for node_id in self.registered_ids() if (load := self.load(node_id)) is not None]
 
     def last_word(self, node_id: str) -> float:
-        """When its last status was said, by its own clock (`NodeStatus.at`)."""
+        """When its last status was made, by its own clock (`NodeStatus.at`)."""
         known = self._known.get(node_id)
         return known.status.at if known is not None else 0.0
 

@@ -239,7 +239,7 @@ class SandboxFailover:
         if not await self._store.transition(sandbox_id, SandboxState.RUNNING, of_generation=generation, **changes):
             now = await self._store.find(sandbox_id)
             if now is not None and (now.state, now.generation) == (SandboxState.RUNNING, generation):
-                return now  # its node was silent meanwhile, and said so when it was back
+                return now  # its node was silent meanwhile, and has reported it
             await self._nodes.client(node_id).kill(sandbox_id, EndReason.KILLED)
             return None
         self._lost.discard(sandbox_id)
