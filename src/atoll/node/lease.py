@@ -55,7 +55,7 @@ class Lease:
         self._held.set()
 
     async def in_force(self) -> None:
-        """Returns once there is a lease, and nothing stands still because it was over: for who needs a guest's answer."""
+        """Returns once there is a lease and nothing stands still without it: for who needs a guest's answer."""
         if self._is_leased:
             await self._held.wait()
 

@@ -3,7 +3,7 @@
     lost ──► placed on another node ──► moved in the store (RESUMING, next generation) ──► made there ──► RUNNING
 
 The move in the store decides: a node that returns with a sandbox of an earlier generation ends it before it may let
-anything run (`nodes.leases`). What fails is tried again until the sandbox's own end.
+anything run (`nodes.leases`). What fails is tried again until the sandbox's own end, or its node counts as gone.
 """
 
 from __future__ import annotations
