@@ -57,3 +57,5 @@ class NodeLeases:
             await node.renew(LEASE_S, self._nodes.last_word(node.node_id))
         except AtollError as error:
             _log.debug("lease.not_renewed", node=node.node_id, error=str(error))
+        except Exception:  # the other nodes are renewed all the same
+            _log.exception("lease.not_renewed", node=node.node_id)
