@@ -92,7 +92,7 @@ async def test_a_renewal_that_was_long_on_its_way_or_is_of_before_a_restart_rene
         running.cancel()
 
 
-async def test_one_that_does_not_freeze_keeps_no_other_running() -> None:
+async def test_one_that_does_not_freeze_keeps_no_other_running(monkeypatch: Any) -> None:
     live, tried = _Live(), asyncio.Event()
 
     async def never() -> None:
@@ -100,9 +100,14 @@ async def test_one_that_does_not_freeze_keeps_no_other_running() -> None:
         await asyncio.Event().wait()
 
     live.running["a"].freeze = never  # type: ignore[method-assign]
-    running = asyncio.create_task(Lease(cast(LiveSandboxes, live), is_leased=True).run())
+    monkeypatch.setattr(lease, "_FREEZE_WITHIN_S", 0.01)
+    of = Lease(cast(LiveSandboxes, live), is_leased=True, clock=lambda: 0.0)
+    running = asyncio.create_task(of.run())
     try:
         await _until(lambda: tried.is_set() and live.running["b"].stands)
+        async with asyncio.timeout(10):
+            await of.renew(6, 0.0)
+        assert not live.running["b"].stands, "nor does its renewal wait for it"
     finally:
         running.cancel()
 

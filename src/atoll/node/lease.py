@@ -21,6 +21,8 @@ from atoll.model.errors import AtollError
 from atoll.node.live import LiveSandboxes
 
 _LOOK_EVERY_S = 0.25
+_FREEZE_WITHIN_S = 2.0
+"""One that takes longer runs on until the next look: a renewal of all others waits for it."""
 
 _log = structlog.get_logger("atoll.node")
 
@@ -83,13 +85,13 @@ class Lease:
         if name in self._standing or live is None or live.turn.locked():  # else the next look finds it
             return
         try:
-            async with live.turn:
+            async with live.turn, asyncio.timeout(_FREEZE_WITHIN_S):
                 await handle.freeze()
             self._standing[name] = handle
             _log.warning("lease.over", sandbox_id=name)
-        except AtollError as error:
+        except (AtollError, TimeoutError) as error:
             if name not in self._unkept:
-                _log.error("lease.not_kept", sandbox_id=name, error=str(error))
+                _log.error("lease.not_kept", sandbox_id=name, error=str(error) or "it does not freeze")
             self._unkept.add(name)
 
     async def _go_on(self) -> None:
