@@ -25,6 +25,7 @@ from atoll.control.store import Store, default_url
 from atoll.control.templates import catalog
 from atoll.edge.routes import LiveRoutes
 from atoll.model.errors import NodeUnreachable, StorageFull
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sandbox import EndReason
 from atoll.model.seams import NodeStatus
 from atoll.node.supervisor import Supervisor
@@ -126,7 +127,21 @@ def test_what_is_silent_for_long_is_lost_until_it_speaks() -> None:
     assert (nodes.is_lost("a"), lost) == (True, ["a"])
     nodes.beat("a", NodeStatus(0))
     assert not nodes.is_lost("a")
-    assert LOST_AFTER_S > LEASE_S + 2, "by then a node's lease is over, with the renewal that was under way"
+    assert LOST_AFTER_S > LEASE_S + 2, "by then a node's lease is over, and what it runs stands still"
+
+
+def test_the_servers_own_node_has_no_lease_and_is_never_lost() -> None:
+    nodes, now, told = _registry()
+    lost = list[str]()
+    nodes.given_up = lost.append
+    nodes.registered(_Named(LOCAL), NodeStatus(0, at=7.0))
+    assert nodes.last_word(LOCAL) == 7.0
+    now[0] += GONE_AFTER_S - 1
+    nodes.look()
+    assert (nodes.is_silent(LOCAL), nodes.is_lost(LOCAL), lost) == (True, False, [])
+    now[0] += 1
+    nodes.look()
+    assert told[-1] == ("gone", LOCAL)
 
 
 # Two nodes on one control plane
@@ -381,8 +396,8 @@ def _async(ask: Callable[[], Awaitable[set[str]]], judge: Callable[[set[str]], b
 async def test_what_is_lost_is_not_shown_and_a_kill_of_it_holds_when_its_node_is_back(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "SILENT_AFTER_S", 0.5)
-    monkeypatch.setattr(registry, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(registry, "SILENT_AFTER_S", 1.5)
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 2.0)
     monkeypatch.setattr(server_side, "BEAT_S", 0.02)
     async with asyncio.timeout(60), world.control() as control:
         made = {await control.create() for _ in range(4)}
@@ -405,8 +420,8 @@ async def test_what_is_lost_is_not_shown_and_a_kill_of_it_holds_when_its_node_is
 async def test_what_asks_for_it_is_begun_anew_elsewhere_and_the_earlier_one_ends(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "SILENT_AFTER_S", 0.5)
-    monkeypatch.setattr(registry, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(registry, "SILENT_AFTER_S", 1.5)
+    monkeypatch.setattr(registry, "LOST_AFTER_S", 2.0)
     monkeypatch.setattr(server_side, "BEAT_S", 0.02)
     async with asyncio.timeout(60), world.control() as control:
         body = {"templateID": "base", "metadata": {"restart": "always"}}

@@ -307,3 +307,12 @@ def test_no_memory_of_a_gpu_is_saved(devices: tuple[str, ...], can: set[Capabili
     spec = SandboxSpec("abcd", "base", devices=devices)
     live: Any = SimpleNamespace(spec=spec, making=SimpleNamespace(backend=SimpleNamespace(capabilities=can)))
     assert pausing._of_disk_alone(live, PauseMode.MEMORY) is mode
+
+
+async def test_a_node_says_how_many_are_free_as_files_and_sandboxes_come(tmp_path: Path) -> None:
+    gpus, spec = NodeGpus([tmp_path]), SandboxSpec("i0", "t")
+    assert gpus.free([]) == 0
+    (tmp_path / "a.json").write_text(cdi_json())
+    gpus.refresh()
+    assert gpus.free([spec]) == 1
+    assert gpus.free([replace(spec, devices=("example.org/gpu=0",))]) == 0

@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from atoll.node import lease
 from atoll.node.lease import Lease
 from atoll.node.live import LiveSandboxes
@@ -35,7 +37,7 @@ class _Live:
         return dict(self.running)
 
     def get(self, name: str) -> Any:
-        return SimpleNamespace(turn=self.turns[name])
+        return SimpleNamespace(turn=self.turns[name], handle=self.running.get(name))
 
 
 async def _until(claim: Any) -> None:
@@ -51,10 +53,11 @@ async def test_it_begins_without_a_lease_and_each_renewal_holds_for_its_time(mon
     running = asyncio.create_task(of.run())
     try:
         await _until(lambda: all(one.stands for one in live.running.values()))
-        await of.renew(6)
+        await of.renew(6, now[0])
+        await of.in_force()
         assert not any(one.stands for one in live.running.values()), "it goes on when the renewal is answered"
         now[0] += 5
-        await of.renew(6)
+        await of.renew(6, now[0])
         now[0] += 5
         await asyncio.sleep(0.05)
         assert not any(one.stands for one in live.running.values())
@@ -63,6 +66,48 @@ async def test_it_begins_without_a_lease_and_each_renewal_holds_for_its_time(mon
             await _until(lambda: live.running["b"].stands)
             assert not live.running["a"].stands
         await _until(lambda: live.running["a"].stands)
+    finally:
+        running.cancel()
+
+
+async def test_a_renewal_that_was_long_on_its_way_or_is_of_before_a_restart_renews_nothing(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lease, "_LOOK_EVERY_S", 0.01)
+    now, live = [100.0], _Live()
+    of = Lease(cast(LiveSandboxes, live), is_leased=True, clock=lambda: now[0])
+    running = asyncio.create_task(of.run())
+    try:
+        await _until(lambda: all(one.stands for one in live.running.values()))
+        for since in (94.0, 5000.0):
+            await of.renew(6, since)
+            assert all(one.stands for one in live.running.values()), since
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await of.in_force()
+        paused = live.running.pop("a")
+        await of.renew(6, 95.0)
+        assert (paused.stands, live.running["b"].stands) == (True, False), "what was paused meanwhile is left alone"
+        now[0] += 1
+        await _until(lambda: live.running["b"].stands)
+    finally:
+        running.cancel()
+
+
+async def test_one_that_does_not_freeze_keeps_no_other_running(monkeypatch: Any) -> None:
+    live, tried = _Live(), asyncio.Event()
+
+    async def never() -> None:
+        tried.set()
+        await asyncio.Event().wait()
+
+    live.running["a"].freeze = never  # type: ignore[method-assign]
+    monkeypatch.setattr(lease, "_FREEZE_WITHIN_S", 0.01)
+    of = Lease(cast(LiveSandboxes, live), is_leased=True, clock=lambda: 0.0)
+    running = asyncio.create_task(of.run())
+    try:
+        await _until(lambda: tried.is_set() and live.running["b"].stands)
+        async with asyncio.timeout(10):
+            await of.renew(6, 0.0)
+        assert not live.running["b"].stands, "nor does its renewal wait for it"
     finally:
         running.cancel()
 

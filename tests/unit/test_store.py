@@ -74,6 +74,34 @@ async def test_times_are_utc_whatever_zone_they_came_in(store: Store) -> None:
     assert found.started_at.tzinfo is UTC
 
 
+async def test_what_was_moved_since_is_not_changed_by_who_had_it_before(store: Store) -> None:
+    record = _record(state=S.RUNNING)
+    await store.add(record)
+    assert await store.move(record, "b", None)
+    assert not await store.move(record, "c", None), "of two that would move it one does"
+    assert not await store.transition("i0001", S.RUNNING, of_generation=record.generation)
+    assert await store.transition("i0001", S.RUNNING, of_generation=record.generation + 1)
+    found = await store.find("i0001")
+    assert found is not None
+    assert (found.node_id, found.generation, found.state) == ("b", record.generation + 1, S.RUNNING)
+
+
+async def test_a_copy_of_an_earlier_pause_is_none_of_a_later_one(store: Store) -> None:
+    record = _record(state=S.PAUSED)
+    await store.add(record)
+    assert await store.set_kept_image(record, "first")
+    await store.transition("i0001", S.RESUMING)
+    await store.transition("i0001", S.RUNNING, kept_image=None, started_at=NOW + timedelta(seconds=1))
+    assert not await store.set_kept_image(record, "first"), "it runs"
+    await store.transition("i0001", S.PAUSING)
+    await store.transition("i0001", S.PAUSED)
+    assert not await store.set_kept_image(record, "first"), "its copy was long on its way"
+    found = await store.find("i0001")
+    assert found is not None
+    assert found.kept_image is None
+    assert await store.set_kept_image(found, "second")
+
+
 async def test_everything_survives_closing_and_opening(database_url: str) -> None:
     async with Store(database_url) as store:
         await store.add(_record())

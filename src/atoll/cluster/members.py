@@ -105,7 +105,8 @@ class Members:
         for name in self._members.keys() - alive.keys():
             member = self._members.pop(name)
             _log.warning("cluster.member_lost", node=member.node_id, host=member.host)
-            self._gone.add(member.node_id)
+            if member.node_id:
+                self._gone.add(member.node_id)
         for name, host in alive.items():
             if name not in self._members:
                 self._members[name] = _Member(self._actor(name), host)

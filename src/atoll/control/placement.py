@@ -50,7 +50,7 @@ class NodeLoad:
         memory: the share of its memory that is in use, 0 to 1.
         share: what its sandboxes' limits add up to, of what they may: of the scarcest kind, 0 to 1.
         together: how many there are of the sandbox's group (metadata `atoll.spread`).
-        gpus: how many are free.
+        gpus: how many are free, by its last word.
         lacks: why it has no room for the sandbox; "" when it has.
     """
 

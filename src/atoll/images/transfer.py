@@ -47,8 +47,8 @@ class ImageTransfer:
         self._templates = templates_dir.absolute()
         self._images = images
         self._objects = objects
-        self._turn = threading.Lock()
-        """One at a time: two at once would pack or fetch the same layers twice."""
+        self._sharing, self._fetching = threading.Lock(), threading.Lock()
+        """One of each at a time: two at once would pack or fetch the same layers twice."""
 
     def share(self, image_id: str) -> None:
         """Whatever it stands on is in the store when this returns.
@@ -56,7 +56,7 @@ class ImageTransfer:
         Raises NotOffered (no store), TemplateNotFound, PlatformError.
         """
         objects = self._store()
-        with self._turn, _failures(f"image {image_id} cannot be shared"):
+        with self._sharing, _failures(f"image {image_id} cannot be shared"):
             if objects.has(_image_key(image_id)):
                 return
             record = self._images.record(image_id)
@@ -72,7 +72,7 @@ class ImageTransfer:
         """The image is here when this returns. Raises TemplateNotFound (the store has none such), PlatformError."""
         if self._objects is None or not IMAGE_ID.fullmatch(image_id):
             raise TemplateNotFound(image_id)
-        with self._turn, _failures(f"image {image_id} cannot be fetched"):
+        with self._fetching, _failures(f"image {image_id} cannot be fetched"):
             if self._images.has(image_id):
                 return
             with self._images.unfinished() as place:
@@ -84,6 +84,7 @@ class ImageTransfer:
                     raise PlatformError(f"image {image_id} was shared by a newer Atoll", hint="upgrade this node")
                 for path in _parts(found["record"]):
                     self._fetch_part(self._objects, path, found["parts"][path], place)
+                os.sync()  # one that is named is whole, also after a power cut
                 self._images.adopt(image_id, found["record"])
 
     def _store(self) -> Objects:
@@ -120,8 +121,11 @@ class ImageTransfer:
         _tar("--extract", "--same-owner", "--same-permissions", *_KEEP, "--file", str(packed), "-C", str(unpacked))
         packed.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
+        try:
             (unpacked / target.name).rename(target)
+        except OSError:
+            if not target.exists():  # else another node with these templates has fetched it too
+                raise
         remove_tree(unpacked)
 
 

@@ -80,7 +80,8 @@ class NodeStatus:
     """What a node reports of itself when it registers, and with each heartbeat.
 
     `load`: load average per processor. `memory`: the share of its memory that is in use, 0 to 1. `total`: what the
-    limits of its sandboxes may add up to; None: not reported.
+    limits of its sandboxes may add up to; None: not reported. `at`: when that was, by a clock of its own (`renew`).
+    `gpus`: how many of its GPUs could be given to one more sandbox.
     """
 
     sandboxes: int
@@ -90,6 +91,8 @@ class NodeStatus:
     total: Limits | None = None
     machine: NodeMachine | None = None
     """None: of a node that does not report it."""
+    at: float = 0.0
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +150,8 @@ class NodeClient(Protocol):
         """
         ...
 
-    async def renew(self, lease_s: float) -> None:
-        """Control still counts on all that runs there, for that long from now.
+    async def renew(self, lease_s: float, since: float) -> None:
+        """Control still counts on all that runs there, for `lease_s` from `since`: `NodeStatus.at` of its last word.
 
         A node on another machine lets what it runs stand still when this is over, until it is renewed: by then a
         sandbox of it may have been begun anew elsewhere. Control has ended those there before it renews.

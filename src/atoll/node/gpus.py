@@ -67,6 +67,22 @@ class NodeGpus:
         names = tuple(device.qualified for device in chosen)
         return replace(spec, devices=names, env_vars={**edits.env_vars, **spec.env_vars})
 
+    async def run(self) -> None:
+        """Looks after the files, so that `free` is of now; until it is cancelled."""
+        while self._directories:
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:  # a mistake in a file is not the node's end
+                _log.exception("gpu.cdi_unread")
+            await asyncio.sleep(_FRESH_S)
+
+    def free(self, others: Iterable[SandboxSpec]) -> int:
+        """How many of them one more sandbox could have, as of the last `refresh`."""
+        if not self._devices:
+            return 0
+        in_use = Counter(_names(others))
+        return sum(in_use[device.qualified] < self._share for device in self.usable())
+
     async def edits(self, spec: SandboxSpec) -> DeviceEdits:
         """What its tier adds for the devices that it was given. Raises CreateFailed: one is not there any more."""
         if not spec.devices:

@@ -32,7 +32,7 @@ from atoll.node.driver import Making
 from atoll.node.egress import NodeEgress
 from atoll.node.folding import Folding
 from atoll.node.gpus import NodeGpus
-from atoll.node.lease import Lease
+from atoll.node.lease import Lease, now
 from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.machine import MachineReading, memory_in_use
 from atoll.node.pausing import NodePausing, describe
@@ -116,6 +116,7 @@ class Supervisor:
             take_over = TakeOver(self.directories, self._tiers, self.live, *parts)
             self.start_report = await take_over.run(left)
             helpers.append(self._tasks.create_task(self._lease.run(), name="lease"))
+            helpers.append(self._tasks.create_task(self._gpus.run(), name="gpus"))
             self._tasks.create_task(self._templates.remove_unused_builds(), name="superseded builds")
             self._stack = stack.pop_all()
         return self
@@ -153,7 +154,16 @@ class Supervisor:
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         drains, memory, machine = self._draining or self._stopping, memory_in_use(), self._reading.now()
         count = sum(1 for _ in self.live)
-        return NodeStatus(count, drains, round(load, 2), round(memory, 2), self._total, machine)
+        return NodeStatus(
+            count,
+            drains,
+            round(load, 2),
+            round(memory, 2),
+            self._total,
+            machine,
+            at=now(),
+            gpus=self._gpus.free(live.spec for _, live in self.live),
+        )
 
     # NodeClient
 
@@ -221,6 +231,7 @@ class Supervisor:
 
     async def pause(self, sandbox_id: str, mode: PauseMode, need_answer: bool) -> NodePause:
         """See NodeClient.pause."""
+        await self._lease.in_force()
         return await self._pausing.pause(sandbox_id, mode, need_answer=need_answer)
 
     async def resume(self, sandbox_id: str, mode: PauseMode, network: NetworkPolicy) -> NodeSandbox:
@@ -229,9 +240,9 @@ class Supervisor:
         handle = await self._pausing.resume(sandbox_id, mode, network)
         return NodeSandbox(sandbox_id, handle.tier, _steps_ms(began, handle.stages, time.monotonic()))
 
-    async def renew(self, lease_s: float) -> None:
+    async def renew(self, lease_s: float, since: float) -> None:
         """See NodeClient.renew."""
-        await self._lease.renew(lease_s)
+        await self._lease.renew(lease_s, since)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient.stats."""
@@ -321,6 +332,7 @@ class Supervisor:
     async def snapshot(self, sandbox_id: str, image_id: str, mode: PauseMode | None, *, durable: bool) -> NodeSnapshot:
         """See NodeClient.snapshot."""
         self._disk.check_room()
+        await self._lease.in_force()
         return await self._pausing.snapshot(sandbox_id, mode, image_id, durable=durable)
 
     async def has_image(self, image_id: str) -> bool:

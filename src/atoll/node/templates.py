@@ -36,6 +36,8 @@ class NodeTemplates:
         self._store = store
         self._builds = builds
         self._recent: dict[str, tuple[float, Template]] = {}
+        # Who waits for another's transfer takes no thread meanwhile: the node has few for all of its files.
+        self._sharing, self._fetching = asyncio.Lock(), asyncio.Lock()
 
     def find_and_hold(self, name: str) -> Template:
         """The template of that name; its layers stay from now on. Raises TemplateNotFound.
@@ -74,11 +76,13 @@ class NodeTemplates:
         """What it is to stand on comes from another machine, where it is not here. Raises TemplateNotFound,
         PlatformError."""
         if spec.image_id is not None and not self.images.has(spec.image_id):
-            await asyncio.to_thread(self._store.transfer.fetch, spec.image_id)
+            async with self._fetching:
+                await asyncio.to_thread(self._store.transfer.fetch, spec.image_id)
 
     async def share(self, image_id: str) -> None:
         """See NodeClient.share_image."""
-        await asyncio.to_thread(self._store.transfer.share, image_id)
+        async with self._sharing:
+            await asyncio.to_thread(self._store.transfer.share, image_id)
 
     def list(self) -> Sequence[Template]:
         """All that a create may name."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from atoll.model.logs import LogEntry
 from atoll.model.node_addresses import NodeAddress
+from atoll.model.sandbox import EndReason, OomKill
 from atoll.model.seams import NodeEvents, NodePresence, Route, RouteSink
 from atoll.tls.peers import peer_context
 from atoll.wire.node.client import RemoteNode
@@ -33,6 +35,30 @@ class _RoutesOfNode:
     def remove(self, sandbox_id: str) -> None:
         if self._node_of(sandbox_id) in (None, self._node_id):
             self._routes.remove(sandbox_id)
+
+
+class _EventsOfNode:
+    """NodeEvents of one node. What it reports of a sandbox that was begun anew elsewhere was of the earlier one."""
+
+    def __init__(self, node_id: str, events: NodeEvents, node_of: NodeOf) -> None:
+        self._node_id = node_id
+        self._events = events
+        self._node_of = node_of
+
+    async def sandbox_ended(self, sandbox_id: str, reason: EndReason, detail: str) -> None:
+        """See NodeEvents."""
+        if self._node_of(sandbox_id) in (None, self._node_id):
+            await self._events.sandbox_ended(sandbox_id, reason, detail)
+
+    async def sandbox_out_of_memory(self, sandbox_id: str, victim: OomKill) -> None:
+        """See NodeEvents."""
+        if self._node_of(sandbox_id) in (None, self._node_id):
+            await self._events.sandbox_out_of_memory(sandbox_id, victim)
+
+    async def sandbox_logged(self, sandbox_id: str, entries: Sequence[LogEntry]) -> None:
+        """See NodeEvents."""
+        if self._node_of(sandbox_id) in (None, self._node_id):
+            await self._events.sandbox_logged(sandbox_id, entries)
 
 
 class RemoteNodes:
@@ -66,7 +92,7 @@ class RemoteNodes:
         """
         self._events, self._node_of = events, node_of
         for node_id, (node, _) in self._open.items():
-            node.subscribe(events)
+            node.subscribe(_EventsOfNode(node_id, events, node_of))
             node.subscribe_routes(_RoutesOfNode(node_id, self._routes, node_of))
 
     async def connect(self, address: NodeAddress) -> None:
@@ -85,7 +111,7 @@ class RemoteNodes:
                 )
                 await stack.enter_async_context(node)
                 if self._events is not None:
-                    node.subscribe(self._events)
+                    node.subscribe(_EventsOfNode(address.node_id, self._events, self._node_of))
                     node.subscribe_routes(_RoutesOfNode(address.node_id, self._routes, self._node_of))
                 self._open[address.node_id] = node, stack.pop_all()
 

@@ -49,12 +49,13 @@ class NodeLeases:
                 for node_id, node in self._nodes.worth_asking().items():
                     is_due = node_id in self._granted and not self._nodes.is_silent(node_id)
                     if node_id != LOCAL and is_due and node_id not in under_way:
-                        under_way[node_id] = tasks.create_task(_renew(node))
+                        under_way[node_id] = tasks.create_task(self._renew(node))
                 await asyncio.sleep(_EVERY_S)
 
-
-async def _renew(node: NodeClient) -> None:
-    try:
-        await node.renew(LEASE_S)
-    except AtollError as error:
-        _log.debug("lease.not_renewed", node=node.node_id, error=str(error))
+    async def _renew(self, node: NodeClient) -> None:
+        try:
+            await node.renew(LEASE_S, self._nodes.last_word(node.node_id))
+        except AtollError as error:
+            _log.debug("lease.not_renewed", node=node.node_id, error=str(error))
+        except Exception:  # the other nodes are renewed all the same
+            _log.exception("lease.not_renewed", node=node.node_id)

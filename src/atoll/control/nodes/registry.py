@@ -5,12 +5,14 @@
                     ▼
                  SILENT ──registered or a beat──► READY, DRAINING      `returned` is called
                     │ LOST_AFTER_S
-                  lost: still silent, and may return                   `given_up` is called
+                  lost: still silent, and may return                   `given_up` is called; never of LOCAL
                     │ GONE_AFTER_S
                     ▼
                   gone: forgotten                                      `gone` is called
 
-Callers ask only nodes that are not silent, so that one silent node delays no answer of the others.
+Callers ask only nodes that are not silent, so that one silent node delays no answer of the others. The server's own
+node has no lease: it may run what it has however long it is silent, and the launcher starts it again. So it is never
+lost.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ import structlog
 
 from atoll.control.placement import NodeLoad, NodeState
 from atoll.model.errors import NodeUnreachable
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient, NodeStatus
 
 SILENT_AFTER_S = 5.0
 LOST_AFTER_S = 9.0
 """From its last word until what runs on it is shown as lost, and may be begun anew elsewhere: more than LEASE_S, with
-what a renewal may be under way."""
+what its sandboxes take to stand still."""
 LEASE_S = 6.0
-"""How long a node may let its sandboxes run without a renewal."""
+"""How long a node may let its sandboxes run from the word that a renewal answers."""
 GONE_AFTER_S = 300.0
 """From its last word until its sandboxes count as lost."""
 _LOOK_EVERY_S = 1.0
@@ -229,11 +232,19 @@ class NodeRegistry:
         if known is None or known.client is None:
             return None
         status = known.status
-        return NodeLoad(node_id, False, status.sandboxes, self.state(node_id), load=status.load, memory=status.memory)
+        state = self.state(node_id)
+        return NodeLoad(
+            node_id, False, status.sandboxes, state, load=status.load, memory=status.memory, gpus=status.gpus
+        )
 
     def loads(self) -> list[NodeLoad]:
         """Of all that have registered."""
         return [load for node_id in self.registered_ids() if (load := self.load(node_id)) is not None]
+
+    def last_word(self, node_id: str) -> float:
+        """When its last status was made, by its own clock (`NodeStatus.at`)."""
+        known = self._known.get(node_id)
+        return known.status.at if known is not None else 0.0
 
     def total(self, node_id: str) -> Limits | None:
         """What the limits of its sandboxes may add up to, by its own word. None: it does not report any."""
@@ -265,7 +276,7 @@ class NodeRegistry:
                 known.was_silent = True
                 _log.warning("node.silent", node=node_id, connected=known.is_connected)
                 self.happened(NodeNews.SILENT, node_id)
-            if silent_s >= LOST_AFTER_S and not known.was_lost:
+            if silent_s >= LOST_AFTER_S and not known.was_lost and node_id != LOCAL:
                 known.was_lost = True
                 _log.error("node.lost", node=node_id, silent_s=round(silent_s))
                 self.happened(NodeNews.LOST, node_id)

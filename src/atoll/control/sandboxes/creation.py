@@ -201,6 +201,7 @@ class SandboxCreation:
                     team_id=record.team_id,
                     group=asked.group,
                     refused=refused,
+                    gpu=asked.spec.gpu,
                 )
             except QuotaExceeded:
                 if refused or not await self._warm.give_way():  # room is not what a node that refused lacks

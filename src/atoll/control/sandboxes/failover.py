@@ -3,7 +3,7 @@
     lost ──► placed on another node ──► moved in the store (RESUMING, next generation) ──► made there ──► RUNNING
 
 The move in the store decides: a node that returns with a sandbox of an earlier generation ends it before it may let
-anything run (`nodes.leases`). What fails is tried again until the sandbox's own end.
+anything run (`nodes.leases`). What fails is tried again until the sandbox's own end, or its node counts as gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atoll.control.events.journal import Journal
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.lookup import lost
-from atoll.control.sandboxes.orders import RESTART_ALWAYS, RESTART_KEY, Policy, disk_rate
+from atoll.control.sandboxes.orders import GPU_KEY, RESTART_ALWAYS, RESTART_KEY, SPREAD_KEY, Policy, disk_rate
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sleeping import SleepingRoutes
@@ -75,7 +75,10 @@ class SandboxFailover:
         self._journal = journal
         self._filling = filling
         self._sleeping = sleeping
-        self._pending: dict[str, asyncio.Future[None]] = {}
+        self._pending: dict[str, object] = {}
+        """Who begins it anew: a mark of each attempt."""
+        self._missing: set[str] = set()
+        """Of those the ones that their nodes do not have, as they say themselves."""
         self._lost: set[str] = set()
         self._stopping = asyncio.Event()
 
@@ -92,14 +95,20 @@ class SandboxFailover:
     def found(self, record: SandboxRecord) -> None:
         """Its node is back, and it runs there."""
         self._pending.pop(record.sandbox_id, None)
+        self._missing.discard(record.sandbox_id)
         if record.sandbox_id in self._lost:
             self._lost.discard(record.sandbox_id)
             self._journal.note(EventType.RETURNED, record)
 
     def restart_soon(self, record: SandboxRecord) -> None:
-        """Its node is lost, or does not have it any more."""
+        """Its node does not have it any more."""
+        self._missing.add(record.sandbox_id)
+        self._begin_restart(record)
+
+    def _begin_restart(self, record: SandboxRecord) -> None:
         if record.sandbox_id not in self._pending and not self._stopping.is_set():
-            self._pending[record.sandbox_id] = self._background.begin(self._restart(record.sandbox_id))
+            self._pending[record.sandbox_id] = mark = object()
+            self._background.begin(self._restart(record.sandbox_id, mark))
 
     def stop(self) -> None:
         """Nothing is begun any more. What is pending is settled by the next start."""
@@ -124,7 +133,7 @@ class SandboxFailover:
         """It is paused: from when this is done it can be resumed elsewhere."""
         try:
             await self._nodes.client(record.node_id).share_image(image_id)
-            if await self._store.set_kept_image(record.sandbox_id, image_id):
+            if await self._store.set_kept_image(record, image_id):
                 _log.info("sandbox.kept", sandbox_id=record.sandbox_id, image=image_id)
         except AtollError as error:
             _log.warning("sandbox.not_kept", sandbox_id=record.sandbox_id, error=str(error))
@@ -170,14 +179,19 @@ class SandboxFailover:
                 self._lost.add(record.sandbox_id)
                 self._journal.note(EventType.LOST, record, node_id=node_id)
             if self.wants_restart(record):
-                self.restart_soon(record)
+                self._begin_restart(record)
 
-    async def _restart(self, sandbox_id: str) -> None:
+    async def _restart(self, sandbox_id: str, mark: object) -> None:
+        generation: int | None = None
         try:
-            while not self._stopping.is_set() and sandbox_id in self._pending:
+            while not self._stopping.is_set() and self._pending.get(sandbox_id) is mark:
                 record = await self._store.find(sandbox_id)
                 if record is None or not self.wants_restart(record) or record.end_at <= self._clock.now():
                     return
+                generation = record.generation if generation is None else generation
+                is_moved = record.generation != generation  # by an attempt that failed
+                if not is_moved and sandbox_id not in self._missing and not self._nodes.is_lost(record.node_id):
+                    return  # its node is back: what that has is left to it, and what it lacks comes by `restart_soon`
                 try:
                     template = await self._kept(record) or await self._templates.find(
                         record.template_id, record.team_id
@@ -190,35 +204,42 @@ class SandboxFailover:
                     async with asyncio.timeout(AGAIN_S):
                         await self._stopping.wait()
         finally:
-            self._pending.pop(sandbox_id, None)
+            if self._pending.get(sandbox_id) is mark:
+                del self._pending[sandbox_id]
+                self._missing.discard(sandbox_id)
 
     async def _begin_anew(
         self, record: SandboxRecord, template: Template, changes: Mapping[str, Any]
     ) -> SandboxRecord | None:
         """Raises AtollError: it is where it was, or paused with what is kept of it, or RESUMING where it was to be."""
         kept_image = template.image_id if template.shared else None
-        sandbox_id, before = record.sandbox_id, record.node_id
-        node_id = self._placing.node_for(template, record.limits)
+        sandbox_id, before, team_id = record.sandbox_id, record.node_id, record.team_id
+        group, gpu = record.metadata.get(SPREAD_KEY, ""), record.metadata.get(GPU_KEY, template.gpu)
+        node_id = self._placing.node_for(template, record.limits, team_id=team_id, group=group, gpu=gpu)
         if self._nodes.is_silent(node_id):
             raise NodeUnreachable(f"no node that answers can take sandbox {sandbox_id!r}")
-        network = await self._filling.as_it_is_now(record.team_id, record.network)
+        network = await self._filling.as_it_is_now(team_id, record.network)
         if not await self._store.move(record, node_id, kept_image):
             return None  # it has ended, or was moved by somebody else
-        self._quota.take(sandbox_id, record.team_id, node_id, record.limits, beyond_quota=True)
+        self._quota.take(sandbox_id, team_id, node_id, record.limits, group=group, beyond_quota=True)
         self._sleeping.remove(sandbox_id)
         disk_mib_s, generation = disk_rate(record.metadata, self._policy), record.generation + 1
         try:
-            if before != node_id and not self._nodes.is_silent(before):  # it has returned just now
+            if not self._nodes.is_silent(before):  # it may have returned just now
                 await self._nodes.client(before).kill(sandbox_id, EndReason.LOST)
             spec = spec_again(record, template, network, disk_mib_s, generation)
             made = await self._nodes.client(node_id).create(spec)
         except AtollError:
-            if kept_image is not None:  # it can be tried again by the next connect
-                await self._store.transition(sandbox_id, SandboxState.PAUSED)
+            if kept_image is not None and await self._store.transition(
+                sandbox_id, SandboxState.PAUSED, of_generation=generation
+            ):  # it can be tried again by the next connect
                 self._quota.set_aside(sandbox_id)
             raise
         changes = {**changes, "pause_mode": None, "kept_image": None, "tier": made.tier}
-        if not await self._store.transition(sandbox_id, SandboxState.RUNNING, **changes):
+        if not await self._store.transition(sandbox_id, SandboxState.RUNNING, of_generation=generation, **changes):
+            now = await self._store.find(sandbox_id)
+            if now is not None and (now.state, now.generation) == (SandboxState.RUNNING, generation):
+                return now  # its node was silent meanwhile, and has reported it
             await self._nodes.client(node_id).kill(sandbox_id, EndReason.KILLED)
             return None
         self._lost.discard(sandbox_id)

@@ -180,7 +180,7 @@ class SandboxPausing:
 
     async def _is_paused(self, record: SandboxRecord, paused: NodePause) -> None:
         sandbox_id = record.sandbox_id
-        changes = {"pause_mode": paused.mode.value, "guest_answered": paused.guest_answered}
+        changes: dict[str, Any] = {"pause_mode": paused.mode.value, "guest_answered": paused.guest_answered}
         if not await self._store.transition(sandbox_id, SandboxState.PAUSED, **changes):
             raise SandboxNotFound(sandbox_id)  # it is being ended
         self.note_paused(record, paused)

@@ -9,6 +9,8 @@ from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.placement import NodeLoad, Wanted, choose_node
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.templates.catalog import TemplateService
+from atoll.model.devices import parse_gpu
+from atoll.model.errors import QuotaExceeded
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
 
@@ -30,13 +32,15 @@ class Placing:
         team_id: str = "",
         group: str = "",
         refused: Collection[str] = (),
+        gpu: str | None = None,
     ) -> str:
         """Its id. Raises QuotaExceeded: none has room.
 
-        `only`: that one or none. `group`: of the team's sandboxes, which are to be apart. `refused`: not those.
+        `only`: that one or none. `group`: of the team's sandboxes, which are to be apart. `refused`: not those. `gpu`:
+        as `SandboxSpec.gpu`; where no node has so many free, by its last word, one is chosen that will say why.
         """
         holders, quota = self._templates.holders(template), self._quota
-        wanted = Wanted(holders, can_move=template.shared, only=only, refused=refused)
+        wanted = Wanted(holders, can_move=template.shared, only=only, refused=refused, gpus=_gpus(gpu))
 
         def look(node_id: str) -> NodeLoad | None:
             reported = self._nodes.load(node_id)
@@ -51,4 +55,17 @@ class Placing:
                 lacks=quota.node_lacks(node_id, limits),
             )
 
-        return choose_node(self._nodes.registered_ids(), look, wanted)
+        try:
+            return choose_node(self._nodes.registered_ids(), look, wanted)
+        except QuotaExceeded:
+            if not wanted.gpus:
+                raise
+            return choose_node(self._nodes.registered_ids(), look, replace(wanted, gpus=0))
+
+
+def _gpus(gpu: str | None) -> int:
+    """How many a node must have free to be worth asking."""
+    if gpu is None:
+        return 0
+    request = parse_gpu(gpu)
+    return request.count or len(request.names) or 1

@@ -214,8 +214,15 @@ class Reconciliation:
     async def _give_up(self, node_id: str) -> None:
         self._put_off_until.pop(node_id, None)
         for record in await self._store.in_states(_UNFINISHED):
-            if record.node_id == node_id and not await self._failover.keep_if_shared(record):
+            if record.node_id != node_id or not await self._is_still_there(record):
+                continue
+            if not await self._failover.keep_if_shared(record):
                 await self._ending.ended_by_itself(record.sandbox_id, EndReason.LOST, f"its node {node_id!r} is gone")
+
+    async def _is_still_there(self, record: SandboxRecord) -> bool:
+        """It was not moved to another node meanwhile."""
+        now = await self._store.find(record.sandbox_id)
+        return now is not None and now.generation == record.generation
 
     async def _there(self) -> dict[str, dict[str, NodeSandbox]]:
         """By node, of those that answer: what it has, by id. They are asked at the same time."""

@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from atoll.control.store import migrate
 from atoll.model.errors import InvalidRequest, StorageFull
 from atoll.model.sealing import Seal
+from atoll.model.tasks import OwnedTasks
 
 T = TypeVar("T")
 
@@ -239,6 +240,7 @@ class _Asynchronous(Database):
         self._room_needed = _RoomNeeded(None)
         self._engine: AsyncEngine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         self._claim: AsyncConnection | None = None
+        self._running = OwnedTasks()
 
     async def claim(self) -> None:
         self._claim = connection = await self._engine.connect()
@@ -252,11 +254,15 @@ class _Asynchronous(Database):
             await asyncio.sleep(_CLAIM_PAUSE_S)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.shield(self._running.start(self._do(work)))
+
+    async def _do(self, work: Callable[[Connection], T]) -> T:
         with self._room_needed:
             async with self._engine.connect() as connection:
                 return await connection.run_sync(work)
 
     async def aclose(self) -> None:
+        await self._running.wait()
         if self._claim is not None:
             await self._claim.invalidate()  # not put back: the lock is the connection's
             await self._claim.close()

@@ -134,13 +134,20 @@ class Store:
         values = {"target_id": sandbox_id, "new_tier": tier}
         return bool(await self._database.write(_RUNNING, values))
 
-    async def transition(self, sandbox_id: str, target: SandboxState, **changes: Any) -> bool:
-        """Moves a sandbox to `target` and sets the columns in `changes`. False: unknown, or its state forbids it."""
+    async def transition(
+        self, sandbox_id: str, target: SandboxState, *, of_generation: int | None = None, **changes: Any
+    ) -> bool:
+        """Moves a sandbox to `target` and sets the columns in `changes`. False: unknown, or its state forbids it.
+
+        `of_generation`: also if it was moved to another node since that one.
+        """
         statement = (
             update(sandboxes)
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.in_(_FROM[target]))
             .values(state=target.value, **changes)
         )
+        if of_generation is not None:
+            statement = statement.where(sandboxes.c.generation == of_generation)
         return bool(await self._database.write(statement))
 
     async def set_state(self, sandbox_id: str, state: SandboxState) -> None:
@@ -148,9 +155,14 @@ class Store:
         where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state.not_in(_NOT_LIVING)
         await self._database.write(update(sandboxes).where(*where).values(state=state.value))
 
-    async def set_kept_image(self, sandbox_id: str, image_id: str) -> bool:
-        """What an object store has of a paused one. False: it is not paused any more."""
-        where = sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.PAUSED.value
+    async def set_kept_image(self, record: SandboxRecord, image_id: str) -> bool:
+        """What an object store has of a paused one. False: it is not paused any more, or has run since."""
+        where = (
+            sandboxes.c.sandbox_id == record.sandbox_id,
+            sandboxes.c.state == SandboxState.PAUSED.value,
+            sandboxes.c.generation == record.generation,
+            sandboxes.c.started_at == record.started_at,  # each resume sets it anew
+        )
         return bool(await self._database.write(update(sandboxes).where(*where).values(kept_image=image_id)))
 
     async def keep_as_paused(self, record: SandboxRecord, image_id: str) -> bool:

@@ -14,5 +14,5 @@ second connection that the node relays.
 The order within a connection is kept: a sandbox's route is there before the answer to its create.
 """
 
-VERSION = 3
+VERSION = 4
 """Of the messages. Sides of different versions refuse each other early."""

@@ -382,9 +382,9 @@ class RemoteNode:
         )
         return resumed
 
-    async def renew(self, lease_s: float) -> None:
+    async def renew(self, lease_s: float, since: float) -> None:
         """See NodeClient."""
-        await self._call("renew", lease_s=lease_s)
+        await self._call("renew", lease_s=lease_s, since=since)
 
     async def stats(self, sandbox_id: str) -> SandboxStats:
         """See NodeClient."""

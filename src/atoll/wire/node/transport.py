@@ -29,6 +29,9 @@ from atoll.wire.unix import accepting, bind, connect
 _PIECE = 1 << 16
 _PURPOSE_WITHIN_S = 10.0
 _CONNECT_WITHIN_S = 10.0
+_DIALLED_WITHIN_S = 20.0
+_GONE_AFTER_S = 30
+"""Without an answer of the other machine's kernel, a connection to it is over: a process may be slow, that is not."""
 
 
 @asynccontextmanager
@@ -57,6 +60,7 @@ async def listening_tls(sock: socket.socket, server: NodeServer, context: ssl.SS
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = StreamChannel(reader, writer)
+        _watch_machine(writer)
         try:
             async with asyncio.timeout(_PURPOSE_WITHIN_S):
                 purpose = (await channel.receive()).body
@@ -114,13 +118,17 @@ class TlsNode:
         try:
             reader, writer = await self._open()
             channel = StreamChannel(reader, writer)
-            await channel.send({"purpose": "dial", "sandbox_id": sandbox_id, "port": port})
-            answer = (await channel.receive()).body
+            try:
+                async with asyncio.timeout(_DIALLED_WITHIN_S):
+                    await channel.send({"purpose": "dial", "sandbox_id": sandbox_id, "port": port})
+                    answer = (await channel.receive()).body
+                if "error" in answer:
+                    raise error_from_json(answer["error"])
+            except BaseException:
+                channel.close()
+                raise
         except (OSError, ChannelClosed) as error:
             raise NodeUnreachable(f"the node of sandbox {sandbox_id!r} does not answer: {error}") from error
-        if "error" in answer:
-            channel.close()
-            raise error_from_json(answer["error"])
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -130,11 +138,26 @@ class TlsNode:
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self._address
         async with asyncio.timeout(_CONNECT_WITHIN_S):  # a TimeoutError is an OSError
-            return await asyncio.open_connection(host, port, ssl=self._context, limit=_PIECE)
+            reader, writer = await asyncio.open_connection(host, port, ssl=self._context, limit=_PIECE)
+        _watch_machine(writer)
+        return reader, writer
 
     async def aclose(self) -> None:
         """Cuts what it relays."""
         await self._relays.aclose()
+
+
+def _watch_machine(writer: asyncio.StreamWriter) -> None:
+    """A machine that is gone says nothing, and nobody would notice: the kernel asks it, and ends the connection."""
+    sock = writer.get_extra_info("socket")
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _GONE_AFTER_S // 3),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _GONE_AFTER_S // 6),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_AFTER_S * 1000),
+    ):
+        sock.setsockopt(level, option, value)
 
 
 async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
