@@ -23,6 +23,8 @@ MOST = 64
 """Terminals that are followed at once; beyond that the one that nobody looked at for longest is let go."""
 WAIT_S = 20.0
 """How long a poll waits for output."""
+BEGIN_S = 60.0
+"""How long the guest may take to say which process it follows: one that never does would be waited for by ever more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class _Terminal:
         self.pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+
+    def let_go(self) -> None:
+        """The process goes on."""
+        if self.task is not None:
+            self.task.cancel()
 
     def take(self, output: Output) -> None:
         if output.pid is not None and not self.pid.done():
@@ -84,7 +91,12 @@ class Terminals:
         terminal = _Terminal()
         guest = SandboxGuest(self._routes, sandbox_id)
         terminal.task = self._tasks.start(self._run(guest, terminal, None, (cols, rows)))
-        pid = await terminal.pid
+        try:
+            pid = await _begun(terminal)
+        except BaseException:
+            # Nobody knows it: nobody would end it.
+            terminal.let_go()
+            raise
         self._keep((sandbox_id, pid), terminal)
         return pid
 
@@ -98,9 +110,11 @@ class Terminals:
             terminal.task = self._tasks.start(self._run(guest, terminal, pid, (0, 0)))
         self._keep(place, terminal)
         try:
-            await asyncio.shield(terminal.pid)
+            await _begun(terminal)
         except AtollError:
-            self._followed.pop(place, None)
+            if self._followed.get(place) is terminal:
+                del self._followed[place]
+                terminal.let_go()
             raise
         return await terminal.after(offset)
 
@@ -111,9 +125,7 @@ class Terminals:
     def _keep(self, place: tuple[str, int], terminal: _Terminal) -> None:
         self._followed[place] = terminal
         while len(self._followed) > MOST:
-            oldest = self._followed.pop(next(iter(self._followed)))
-            if oldest.task is not None:
-                oldest.task.cancel()
+            self._followed.pop(next(iter(self._followed))).let_go()
 
     async def _run(self, guest: SandboxGuest, terminal: _Terminal, pid: int | None, size: tuple[int, int]) -> None:
         why: AtollError = PlatformError("the connection to the process has ended")
@@ -129,3 +141,12 @@ class Terminals:
                 terminal.pid.set_exception(why)
                 terminal.pid.exception()  # perhaps nobody waits any more
             terminal.take(Output(end=terminal.end or str(why)))
+
+
+async def _begun(terminal: _Terminal) -> int:
+    """Its process id. Raises AtollError: there is no such process, or the guest does not answer in BEGIN_S."""
+    try:
+        async with asyncio.timeout(BEGIN_S):
+            return await asyncio.shield(terminal.pid)
+    except TimeoutError as error:
+        raise PlatformError("the sandbox does not answer") from error

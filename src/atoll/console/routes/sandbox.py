@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -122,7 +124,7 @@ async def output(request: Request) -> Response:
     seen = await parts(request).terminals.after(record.sandbox_id, _pid(request), offset)
     headers = {"X-Next": str(seen.next)}
     if seen.end is not None:
-        headers["X-End"] = seen.end.encode("ascii", "replace").decode().replace("\n", " ")[:200]
+        headers["X-End"] = re.sub(r"[^ -~]", "?", seen.end)[:200]  # a sandbox may have chosen it
     return Response(seen.data, headers=headers, media_type="application/octet-stream")
 
 

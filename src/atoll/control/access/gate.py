@@ -56,8 +56,8 @@ class Answered:
     target: Mapping[str, str]
 
 
-_UNROUTED = "other"
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+UNROUTED = "other"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 _log = structlog.get_logger("atoll.control")
 
@@ -105,8 +105,8 @@ class Gate:
                     facts |= _facts(scope, request_id, status)
         finally:
             # The router has put the route that it found into the scope; a stranger's path is no label.
-            route = getattr(scope.get("route"), "path", _UNROUTED)
-            method = scope["method"] if scope["method"] in _METHODS else _UNROUTED
+            route = getattr(scope.get("route"), "path", UNROUTED)
+            method = scope["method"] if scope["method"] in METHODS else UNROUTED
             state = scope["state"]
             target = {**scope.get("path_params", {}), **state.get("made", {})}
             seconds = time.perf_counter() - began
@@ -181,7 +181,7 @@ def _facts(scope: Scope, request_id: str, status: int) -> Facts:
     target = {**scope.get("path_params", {}), **scope["state"].get("made", {})}
     facts: Facts = {
         "http.request.method": scope["method"],
-        "http.route": getattr(scope.get("route"), "path", _UNROUTED),
+        "http.route": getattr(scope.get("route"), "path", UNROUTED),
         "http.response.status_code": status,
         "atoll.request_id": request_id,
     }
