@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atoll.console.guest import MAX_ANSWER, SandboxGuest
-from atoll.console.terminals import KEPT, Terminals
+from atoll.console.terminals import KEPT, MOST, Terminals, _Terminal
 from atoll.edge.routes import LiveRoutes
 from atoll.model.errors import AtollError, PlatformError, SandboxNotFound
 from atoll.model.seams import Route
@@ -99,9 +99,9 @@ async def test_a_guest_that_stands_still_is_not_waited_for(monkeypatch: pytest.M
     async with answering(None) as routes:
         terminals = Terminals(routes)
         with pytest.raises(PlatformError):
-            await terminals.open("box", 80, 24)
+            await terminals.open("team", "box", 80, 24)
         with pytest.raises(PlatformError):
-            await terminals.after("box", 7, 0)
+            await terminals.after("team", "box", 7, 0)
         async with asyncio.timeout(20):
             await terminals._tasks.wait()  # what followed them has been let go
         async with SandboxGuest(routes, "box") as guest:
@@ -127,7 +127,7 @@ async def test_a_wrong_stream_ends_the_terminal(answer: bytes) -> None:
     async with answering(answer) as routes:
         terminals = Terminals(routes)
         try:
-            seen = await terminals.after("box", 7, 0)
+            seen = await terminals.after("team", "box", 7, 0)
             assert seen.end
         except AtollError:
             pass
@@ -140,16 +140,26 @@ async def test_a_terminal_keeps_its_newest_output() -> None:
     end = {"data": {"pty": "WlpaWlpa"}}, {"end": {"status": "exit status 3"}}
     async with answering(stream({"start": {"pid": 7}}, *data, *end)) as routes:
         terminals = Terminals(routes)
-        seen = await terminals.after("box", 7, 0)
+        seen = await terminals.after("team", "box", 7, 0)
         while seen.end is None:
-            seen = await terminals.after("box", 7, seen.next)
-        everything = await terminals.after("box", 7, 0)
+            seen = await terminals.after("team", "box", 7, seen.next)
+        everything = await terminals.after("team", "box", 7, 0)
         assert len(everything.data) == KEPT
         assert everything.data.endswith(b"AZZZZZZ")
         assert everything.end == "exit status 3"
-        assert (await terminals.after("box", 7, everything.next - 2)).data == b"ZZ"
-        assert (await terminals.after("box", 7, 10**9)).data == everything.data, "an offset that never was"
+        assert (await terminals.after("team", "box", 7, everything.next - 2)).data == b"ZZ"
+        assert (await terminals.after("team", "box", 7, 10**9)).data == everything.data, "an offset that never was"
         await terminals.aclose()
+
+
+async def test_a_team_with_many_terminals_loses_its_own() -> None:
+    terminals = Terminals(LiveRoutes())
+    for number in range(MOST * 2):
+        terminals._keep(("box", number), _Terminal("many"))
+        if number in (3, MOST + 3):
+            terminals._keep(("other", number), _Terminal("few"))
+    assert {("other", 3), ("other", MOST + 3), ("box", MOST * 2 - 1)} < terminals._followed.keys()
+    assert len(terminals._followed) == MOST
 
 
 def test_a_sandbox_without_a_route_is_not_there() -> None:
