@@ -35,7 +35,10 @@ def stream(*events: Any) -> bytes:
 async def answering(answer: bytes | None) -> AsyncIterator[LiveRoutes]:
     """Routes to a sandbox "box" whose guest answers this to everything, and closes; None: it says nothing."""
 
+    serving: list[asyncio.Task[Any] | None] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         if answer is None:
             await reader.read()  # until the client goes
@@ -55,6 +58,7 @@ async def answering(answer: bytes | None) -> AsyncIterator[LiveRoutes]:
     routes.add(Route("box", dial))
     async with server:
         yield routes
+        await asyncio.gather(*(one for one in serving if one is not None), return_exceptions=True)
 
 
 ANSWERS = {
