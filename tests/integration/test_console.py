@@ -83,7 +83,17 @@ def test_a_browser_is_led_to_the_log_in_and_back(server: Any) -> None:
     assert found.get("/sandboxes").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["//evil.test/", "https://evil.test/", "/console/\\evil.test", "/console//evil.test"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.test/",
+        "https://evil.test/",
+        "/console/\\evil.test",
+        "/console//evil.test",
+        "/console/../files",
+        "/console/%2e%2e/files",
+    ],
+)
 def test_a_log_in_leads_to_the_console_alone(server: Any, path: str) -> None:
     found = Browser(server)
     answer = found.client.post("/console/login", data={"key": server.api_key, "next": path}, headers=found.origin)

@@ -79,25 +79,8 @@ async def upload(request: Request) -> Response:
 async def edit(request: Request) -> Response:
     """A text file in a form. What is not UTF-8 text, or too large, is offered as a download instead."""
     record, path = await running(request), _path(request)
-    text, why = "", ""
-    body = bytearray()
-    async with (
-        SandboxGuest(parts(request).routes, record.sandbox_id) as guest,
-        guest.read(path) as (_, stream),
-    ):
-        async for piece in stream:
-            body += piece
-            if len(body) > MAX_TEXT:
-                why = f"it is larger than {MAX_TEXT >> 20} MiB"
-                break
-    if not why:
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            why = "it is no UTF-8 text"
-    if "\0" in text or "\r" in text:
-        # A browser's text field knows neither: saving would change the file where nothing was edited.
-        text, why = "", "it has NUL or carriage return (CR) characters, which a browser would change"
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        text, why = _editable(await unless_left(request.receive, _beginning(guest, path)))
     return page(
         request,
         "edit.html",
@@ -107,6 +90,31 @@ async def edit(request: Request) -> Response:
         text=text,
         why=why,
     )
+
+
+async def _beginning(guest: SandboxGuest, path: str) -> bytes:
+    """More than MAX_TEXT only where the file is larger."""
+    body = bytearray()
+    async with guest.read(path) as (_, stream):
+        async for piece in stream:
+            body += piece
+            if len(body) > MAX_TEXT:
+                break
+    return bytes(body)
+
+
+def _editable(body: bytes) -> tuple[str, str]:
+    """The text, or "" and why it cannot be edited."""
+    if len(body) > MAX_TEXT:
+        return "", f"it is larger than {MAX_TEXT >> 20} MiB"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return "", "it is no UTF-8 text"
+    if "\0" in text or "\r" in text:
+        # A browser's text field knows neither: saving would change the file where nothing was edited.
+        return "", "it has NUL or carriage return (CR) characters, which a browser would change"
+    return text, ""
 
 
 async def make_directory(request: Request) -> Response:
