@@ -30,7 +30,9 @@ _MAX_OUTPUT = 1 << 20
 _CALL_S = {"timeout": {"connect": 10.0, "read": 20.0, "write": 20.0}}
 _CALL_IN_ALL_S = 30.0
 _FILE_S = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0}}
-"""Of a file's bytes: a guest that stands still for so long gives them to nobody."""
+"""Of a file that is read: a guest that stands still for so long gives it to nobody."""
+_UPLOAD_S = {"timeout": {"connect": 10.0, "read": 600.0, "write": 600.0}}
+"""Of one that is written: a disk with a rate may have much to catch up with."""
 _CUT = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError)
 _WRONG = (*_CUT, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
 """What an answer that is none leads to."""
@@ -155,7 +157,7 @@ class SandboxGuest:
         headers.append(("Content-Length", str(length)) if length is not None else ("Transfer-Encoding", "chunked"))
         url = guest_url("/files?" + urlencode({"path": path}))
         try:
-            async with self._pool.stream("POST", url, headers=headers, content=pieces, extensions=_FILE_S) as answer:
+            async with self._pool.stream("POST", url, headers=headers, content=pieces, extensions=_UPLOAD_S) as answer:
                 if answer.status >= 300:
                     raise _refused(answer.status, await _bounded(answer))
         except _CUT as error:
