@@ -27,8 +27,8 @@ MAX_LISTED = 30_000
 """Entries of one: more than a guest of ours can say in MAX_ANSWER."""
 _MAX_OUTPUT = 1 << 20
 """Bytes of one message of a followed process; a guest of ours sends 64 KiB at once. Parsing holds the event loop."""
-_CALL_S = {"timeout": {"connect": 10.0, "read": 20.0, "write": 20.0}}
-_CALL_IN_ALL_S = 30.0
+_CALL_S = 30.0
+"""Of a call of one answer, from its beginning to its end."""
 _FILE_S = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0}}
 """Of a file that is read: a guest that stands still for so long gives it to nobody."""
 _UPLOAD_S = {"timeout": {"connect": 10.0, "read": 600.0, "write": 600.0}}
@@ -219,8 +219,8 @@ class SandboxGuest:
         url = guest_url(f"/{method}")
         try:
             async with (
-                asyncio.timeout(_CALL_IN_ALL_S),
-                self._pool.stream("POST", url, headers=headers, content=content, extensions=_CALL_S) as answer,
+                asyncio.timeout(_CALL_S),
+                self._pool.stream("POST", url, headers=headers, content=content, extensions=NO_TIMEOUT) as answer,
             ):
                 body = await _bounded(answer)
                 if answer.status != 200:
