@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from atoll.console.guest import MAX_ANSWER, SandboxGuest
-from atoll.console.terminals import KEPT, Terminals
+from atoll.console.terminals import KEPT, MOST, Terminals, _Terminal
 from atoll.edge.routes import LiveRoutes
-from atoll.model.errors import AtollError, SandboxNotFound
+from atoll.model.errors import AtollError, PlatformError, SandboxNotFound
 from atoll.model.seams import Route
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -32,13 +32,19 @@ def stream(*events: Any) -> bytes:
 
 
 @asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[LiveRoutes]:
-    """Routes to a sandbox "box" whose guest answers this to everything, and closes."""
+async def answering(answer: bytes | None) -> AsyncIterator[LiveRoutes]:
+    """Routes to a sandbox "box" whose guest answers this to everything, and closes; None: it says nothing."""
+
+    serving: list[asyncio.Task[Any] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await writer.drain()
+        if answer is None:
+            await reader.read()  # until the client goes
+        else:
+            writer.write(answer)
+            await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -52,6 +58,7 @@ async def answering(answer: bytes) -> AsyncIterator[LiveRoutes]:
     routes.add(Route("box", dial))
     async with server:
         yield routes
+        await asyncio.gather(*(one for one in serving if one is not None), return_exceptions=True)
 
 
 ANSWERS = {
@@ -64,7 +71,10 @@ ANSWERS = {
     "texts-for-entries": whole(b'{"entries": ["x"], "processes": [1]}'),
     "texts-for-numbers": whole(b'{"entries": [{"size": "x"}], "processes": [{"pid": {}}]}'),
     "too-large": whole(b" " * (MAX_ANSWER + 1)),
+    "numbers-without-end": whole(b'{"entries": [{"size": 1e999}], "processes": [{"pid": 1e999}]}'),
+    "too-many": whole(b'{"entries": [%s{}], "processes": [%s{}]}' % ((b"{}," * 40_000,) * 2)),
     "refused": whole(b'{"message": ["x"]}', b"HTTP/1.1 404 No\r\n"),
+    "refused-in-half-a-pair": whole(b'{"message": "\\ud800"}', b"HTTP/1.1 404 No\r\n"),
     "refused-without-words": whole(b"\xff", b"HTTP/1.1 500 No\r\n"),
 }
 
@@ -77,7 +87,31 @@ async def test_a_wrong_answer_is_an_error(answer: bytes, call: Callable[[Sandbox
     async with answering(answer) as routes, SandboxGuest(routes, "box") as guest:
         with pytest.raises(AtollError) as caught:
             await call(guest)
-        assert len(str(caught.value)) < 1000
+        assert len(str(caught.value).encode()) < 1000
+
+
+async def test_odd_entries_can_be_shown() -> None:
+    answer = whole(b'{"entries": [{"name": "a\\ud800", "path": "/%s", "size": 1%s}]}' % (b"x" * 9000, b"0" * 4000))
+    async with answering(answer) as routes, SandboxGuest(routes, "box") as guest:
+        (found,) = await guest.list_directory("/")
+        assert (found.name, len(found.path), found.size) == ("a?", 4096, 2**63)
+
+
+async def test_a_guest_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.console.terminals.BEGIN_S", 0.05)
+    monkeypatch.setattr("atoll.console.guest._FILE_S", {"timeout": {"read": 0.05}})
+    async with answering(None) as routes:
+        terminals = Terminals(routes)
+        with pytest.raises(PlatformError):
+            await terminals.open("team", "box", 80, 24)
+        with pytest.raises(PlatformError):
+            await terminals.after("team", "box", 7, 0)
+        async with asyncio.timeout(20):
+            await terminals._tasks.wait()  # what followed them has been let go
+        async with SandboxGuest(routes, "box") as guest:
+            with pytest.raises(PlatformError, match="stands still"):
+                async with guest.read("/x"):
+                    pass
 
 
 STREAMS = {
@@ -97,7 +131,7 @@ async def test_a_wrong_stream_ends_the_terminal(answer: bytes) -> None:
     async with answering(answer) as routes:
         terminals = Terminals(routes)
         try:
-            seen = await terminals.after("box", 7, 0)
+            seen = await terminals.after("team", "box", 7, 0)
             assert seen.end
         except AtollError:
             pass
@@ -110,16 +144,26 @@ async def test_a_terminal_keeps_its_newest_output() -> None:
     end = {"data": {"pty": "WlpaWlpa"}}, {"end": {"status": "exit status 3"}}
     async with answering(stream({"start": {"pid": 7}}, *data, *end)) as routes:
         terminals = Terminals(routes)
-        seen = await terminals.after("box", 7, 0)
+        seen = await terminals.after("team", "box", 7, 0)
         while seen.end is None:
-            seen = await terminals.after("box", 7, seen.next)
-        everything = await terminals.after("box", 7, 0)
+            seen = await terminals.after("team", "box", 7, seen.next)
+        everything = await terminals.after("team", "box", 7, 0)
         assert len(everything.data) == KEPT
         assert everything.data.endswith(b"AZZZZZZ")
         assert everything.end == "exit status 3"
-        assert (await terminals.after("box", 7, everything.next - 2)).data == b"ZZ"
-        assert (await terminals.after("box", 7, 10**9)).data == everything.data, "an offset that never was"
+        assert (await terminals.after("team", "box", 7, everything.next - 2)).data == b"ZZ"
+        assert (await terminals.after("team", "box", 7, 10**9)).data == everything.data, "an offset that never was"
         await terminals.aclose()
+
+
+async def test_a_team_with_many_terminals_loses_its_own() -> None:
+    terminals = Terminals(LiveRoutes())
+    for number in range(MOST * 2):
+        terminals._keep(("box", number), _Terminal("many"))
+        if number in (3, MOST + 3):
+            terminals._keep(("other", number), _Terminal("few"))
+    assert {("other", 3), ("other", MOST + 3), ("box", MOST * 2 - 1)} < terminals._followed.keys()
+    assert len(terminals._followed) == MOST
 
 
 def test_a_sandbox_without_a_route_is_not_there() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
 
-from atoll.console.gate import check_origin
+from atoll.console.gate import ConsoleGate, check_origin, cookie_of
 from atoll.console.routes.snapshots import tree
 from atoll.console.sessions import LIFETIME_S, MAX_PER_KEY, MAX_SESSIONS, Sessions
-from atoll.console.view import size, span
-from atoll.control.access.auth import Caller
+from atoll.console.view import size, span, unless_left
+from atoll.control.access.auth import Authenticator, Caller
+from atoll.control.access.gate import Answered
+from atoll.control.access.rates import BURST, CallRates
 from atoll.control.sandboxes.snapshots import SnapshotOrigin
 from atoll.model.errors import Forbidden
 
@@ -67,8 +75,9 @@ def test_a_key_has_so_many_sessions_and_the_server_too() -> None:
         ({"host": "a:3000", "origin": "http://1-b.a:3000"}, False),
         ({"host": "a:3000", "origin": "http://a:3000", "sec-fetch-site": "same-site"}, False),
         ({"origin": "http://"}, False),
+        ({"host": "[", "origin": "http://["}, False),
     ],
-    ids=["same", "case", "none", "null", "sandbox", "same-site", "no-host"],
+    ids=["same", "case", "none", "null", "sandbox", "same-site", "no-host", "no-url"],
 )
 def test_origins(headers: dict[str, str], allowed: bool) -> None:
     if allowed:
@@ -76,6 +85,111 @@ def test_origins(headers: dict[str, str], allowed: bool) -> None:
     else:
         with pytest.raises(Forbidden):
             check_origin(headers)
+
+
+class NoKeys:
+    async def team_of(self, digest: str) -> str | None:
+        return None
+
+    async def used(self, digest: str, at: datetime) -> None:
+        pass
+
+
+class Gated:
+    """A gate in front of an application that says yes, with a session of the key "key"."""
+
+    def __init__(self) -> None:
+        self.answered: list[Answered] = []
+        sessions = Sessions(Clock())
+        self.cookie = f"atoll-console={sessions.begin(Caller('team', 'key'))}"
+        found = sessions.find(self.cookie.partition("=")[2])
+        assert found is not None
+        self.csrf = found.csrf
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await PlainTextResponse("yes")(scope, receive, send)
+
+        def failed(_request: Request, error: BaseException) -> Response:
+            return PlainTextResponse(type(error).__name__, 499)
+
+        self.gate = ConsoleGate(app, sessions, Authenticator(["key"], NoKeys()), failed, self.answered.append)
+
+    async def ask(
+        self, method: str, path: str, receive: Callable[[], Any] | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """Status (0: no answer) and body."""
+        sent: list[Any] = []
+
+        async def nothing() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        fields = {"host": "here", "origin": "http://here", "cookie": self.cookie, "x_csrf_token": self.csrf, **headers}
+        scope = {
+            "type": "http", "method": method, "scheme": "http", "path": path, "query_string": b"\xff",
+            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()],
+        }  # fmt: skip
+        await self.gate(scope, receive or nothing, send)
+        return (sent[0]["status"], b"".join(one.get("body", b"") for one in sent)) if sent else (0, b"")
+
+
+async def test_a_strangers_words_are_no_labels() -> None:
+    gated = Gated()
+    for host in ("here", "[", "evil/console/static/?"):
+        assert await gated.ask("BREW", "/console/x", cookie="", host=host, origin=f"http://{host}") != (200, b"yes")
+    assert [(one.method, one.route) for one in gated.answered] == [("other", "other")] * 3
+
+
+async def test_cookies_of_other_applications_are_passed_over() -> None:
+    others = 'a={"b":1}; c:d=e; f="\\'
+    assert cookie_of(Headers({"cookie": f"{others}; atoll-console=token"}), "http") == "token"
+    assert cookie_of(Headers({"cookie": others}), "http") == ""
+
+
+async def test_what_leaves_a_trace_is_rated_here_too() -> None:
+    gated = Gated()
+    gated.gate._rates = CallRates(Clock())
+    answers = [await gated.ask("POST", "/console/sandboxes/i/set_timeout") for _ in range(int(BURST) + 1)]
+    assert set(answers[:-1]) == {(200, b"yes")}
+    assert answers[-1] == (499, b"RateExceeded")
+    assert await gated.ask("POST", "/console/sandboxes/i/kill") == (200, b"yes")
+
+
+async def test_a_client_that_leaves_within_its_form_is_no_error() -> None:
+    async def left() -> Any:
+        return {"type": "http.disconnect"}
+
+    form = "application/x-www-form-urlencoded"
+    gated = Gated()
+    assert await gated.ask("POST", "/console/login", left, content_type=form) == (0, b"")
+
+
+async def test_work_that_nobody_waits_for_ends() -> None:
+    ended = asyncio.Event()
+
+    async def stuck() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def done() -> int:
+        return 7
+
+    messages = iter([{"type": "http.request"}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    with pytest.raises(ClientDisconnect):
+        await unless_left(receive, stuck())
+    assert ended.is_set()
+    assert await unless_left(never, done()) == 7
 
 
 def origin(name: str, made_of: str | None, second: int) -> SnapshotOrigin:

@@ -71,6 +71,13 @@ def test_other_targets_are_refused(target: bytes) -> None:
         request(target=target)
 
 
+def test_a_guests_own_server_gets_no_cookies() -> None:
+    head = request((b"cookie", b"session=x"), (b"accept", b"y"))
+    assert b"session" not in sent(head, forwarded=False)
+    assert b"accept: y" in sent(head, forwarded=False)
+    assert b"cookie: session=x" in sent(head)
+
+
 def test_connection_fields_do_not_travel() -> None:
     head = request(
         (b"connection", b"keep-alive, X-Mine"),

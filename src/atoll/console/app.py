@@ -59,7 +59,7 @@ class Console:
                 Route(f"{PREFIX}/static/{{name:path}}", _static_file()),
                 *(route for module in _AREAS for route in module.ROUTES),
             ],
-            exception_handlers={HTTPException: _on_http_error, AtollError: failure},
+            exception_handlers={HTTPException: _on_http_error, AtollError: failure, Exception: failure},
         )
         app.router.redirect_slashes = False
         app.state.parts = Parts(services, auth, nodes, routes, sessions, terminals)
@@ -86,7 +86,7 @@ def _is_browser(scope: Scope) -> bool:
 def _on_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
-        return failure(request, NotFound(f"there is no page {request.url.path[:200]!r}"))
+        return failure(request, NotFound(f"there is no page {request.scope['path'][:200]!r}"))
     return Response(f"{status}", status, media_type="text/plain")
 
 

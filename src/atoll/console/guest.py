@@ -23,11 +23,22 @@ from atoll.model.seams import RouteTable
 
 MAX_ANSWER = 4 << 20
 """Bytes of a list of files or processes."""
-_CALL_S = {"timeout": {"connect": 10.0, "read": 20.0, "write": 20.0, "pool": 20.0}}
-_CALL_IN_ALL_S = 30.0
+MAX_LISTED = 30_000
+"""Entries of one: more than a guest of ours can say in MAX_ANSWER."""
+_MAX_OUTPUT = 1 << 20
+"""Bytes of one message of a followed process; a guest of ours sends 64 KiB at once. Parsing holds the event loop."""
+_CALL_S = 30.0
+"""Of a call of one answer, from its beginning to its end."""
+_FILE_S = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0}}
+"""Of a file that is read: a guest that stands still for so long gives it to nobody."""
+_UPLOAD_S = {"timeout": {"connect": 10.0, "read": 600.0, "write": 600.0}}
+"""Of one that is written: a disk with a rate may have much to catch up with."""
 _CUT = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError)
-_WRONG = (*_CUT, TypeError, AttributeError, KeyError, RecursionError)
+_WRONG = (*_CUT, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
 """What an answer that is none leads to."""
+
+_MAX_PATH = 4096
+"""Characters, as Linux has them."""
 
 SHELL = ("/bin/bash", "-i", "-l")
 """What the SDKs' `pty.create` starts."""
@@ -109,7 +120,7 @@ class SandboxGuest:
         """A file's size, where it is known, and its pieces."""
         url = guest_url("/files?" + urlencode({"path": path}))
         headers = guest_headers(self._route, "", "application/octet-stream")
-        async with self._stream("GET", url, headers) as answer:
+        async with self._stream("GET", url, headers, timeouts=_FILE_S) as answer:
             length = {name.lower(): value for name, value in answer.headers}.get(b"content-length")
             yield int(length) if length is not None else None, answer.aiter_stream()
 
@@ -119,17 +130,21 @@ class SandboxGuest:
         content = json.dumps({"code": code, "language": language or None}).encode()
         headers = [*guest_headers(self._route, "", "application/json"), ("Content-Length", str(len(content)))]
         url = guest_url("/execute", INTERPRETER_PORT)
-        async with self._stream("POST", url, headers, content) as answer:
+        async with self._stream("POST", url, headers, content, timeouts=NO_TIMEOUT) as answer:
             yield answer.aiter_stream()
 
     @asynccontextmanager
     async def _stream(
-        self, method: str, url: httpcore.URL, headers: list[tuple[str, str]], content: bytes | None = None
+        self,
+        method: str,
+        url: httpcore.URL,
+        headers: list[tuple[str, str]],
+        content: bytes | None = None,
+        *,
+        timeouts: dict[str, Any],
     ) -> AsyncIterator[httpcore.Response]:
         try:
-            async with self._pool.stream(
-                method, url, headers=headers, content=content, extensions=NO_TIMEOUT
-            ) as answer:
+            async with self._pool.stream(method, url, headers=headers, content=content, extensions=timeouts) as answer:
                 if answer.status != 200:
                     raise _refused(answer.status, await _bounded(answer))
                 yield answer
@@ -142,7 +157,7 @@ class SandboxGuest:
         headers.append(("Content-Length", str(length)) if length is not None else ("Transfer-Encoding", "chunked"))
         url = guest_url("/files?" + urlencode({"path": path}))
         try:
-            async with self._pool.stream("POST", url, headers=headers, content=pieces, extensions=NO_TIMEOUT) as answer:
+            async with self._pool.stream("POST", url, headers=headers, content=pieces, extensions=_UPLOAD_S) as answer:
                 if answer.status >= 300:
                     raise _refused(answer.status, await _bounded(answer))
         except _CUT as error:
@@ -188,7 +203,7 @@ class SandboxGuest:
             ) as answer:
                 if answer.status != 200:
                     raise _refused(answer.status, await _bounded(answer))
-                async for flags, piece in messages(answer.aiter_stream()):
+                async for flags, piece in messages(answer.aiter_stream(), _MAX_OUTPUT):
                     if flags & LAST:
                         if error := json.loads(piece or b"{}").get("error"):
                             raise _refused(404 if error.get("code") == "not_found" else 400, json.dumps(error).encode())
@@ -204,8 +219,8 @@ class SandboxGuest:
         url = guest_url(f"/{method}")
         try:
             async with (
-                asyncio.timeout(_CALL_IN_ALL_S),
-                self._pool.stream("POST", url, headers=headers, content=content, extensions=_CALL_S) as answer,
+                asyncio.timeout(_CALL_S),
+                self._pool.stream("POST", url, headers=headers, content=content, extensions=NO_TIMEOUT) as answer,
             ):
                 body = await _bounded(answer)
                 if answer.status != 200:
@@ -226,14 +241,14 @@ async def _bounded(answer: httpcore.Response) -> bytes:
 
 def _refused(status: int, body: bytes) -> AtollError:
     try:
-        text = str(json.loads(body).get("message", ""))[:500]
-    except (ValueError, AttributeError):
+        text = _text(json.loads(body).get("message", ""), 500)
+    except (ValueError, AttributeError, RecursionError):
         text = body[:500].decode(errors="replace")
     return NotFound(text or "not found") if status == 404 else InvalidRequest(text or f"the sandbox answered {status}")
 
 
 def _unreachable(error: Exception) -> AtollError:
-    return PlatformError(f"the sandbox does not answer as it should: {error or type(error).__name__}")
+    return PlatformError(f"the sandbox does not answer as it should: {str(error) or type(error).__name__}")
 
 
 def _output(event: dict[str, Any]) -> Output | None:
@@ -246,7 +261,7 @@ def _output(event: dict[str, Any]) -> Output | None:
         # A pipe's lines, as a terminal would show them.
         return Output(base64.b64decode(data.get("stdout") or data.get("stderr") or "").replace(b"\n", b"\r\n"))
     if "end" in event:
-        return Output(end=str(event["end"].get("status", ""))[:100] or "ended")
+        return Output(end=_text(event["end"].get("status", ""), 100) or "ended")
     return None
 
 
@@ -255,24 +270,36 @@ def _nothing(_answer: Any) -> None:
 
 
 def _entries(answer: Any) -> list[Entry]:
-    return [_entry(one) for one in answer.get("entries", ())]
+    return [_entry(one) for one in _listed(answer.get("entries", ()))]
 
 
 def _processes(answer: Any) -> list[Process]:
-    return [_process(one) for one in answer.get("processes", ())]
+    return [_process(one) for one in _listed(answer.get("processes", ()))]
+
+
+def _listed(found: Any) -> Any:
+    """Raises InvalidRequest before much is made of a list that is long and says nothing."""
+    if len(found) > MAX_LISTED:
+        raise InvalidRequest("the answer is too long for a page", hint="use the terminal")
+    return found
+
+
+def _text(value: Any, most: int) -> str:
+    """What can be sent on: JSON's lone surrogates cannot."""
+    return str(value)[:most].encode("utf-8", "replace").decode()
 
 
 def _entry(given: dict[str, Any]) -> Entry:
     kinds = {"FILE_TYPE_FILE": "file", "FILE_TYPE_DIRECTORY": "directory"}
     return Entry(
-        name=str(given.get("name", "")),
-        path=str(given.get("path", "")),
+        name=_text(given.get("name", ""), _MAX_PATH),
+        path=_text(given.get("path", ""), _MAX_PATH),
         kind=kinds.get(str(given.get("type")), "other"),
-        size=int(given.get("size", 0)),
-        permissions=str(given.get("permissions", "")),
-        owner=str(given.get("owner", "")),
-        modified=str(given.get("modifiedTime", ""))[:19].replace("T", " "),
-        target=str(given.get("symlinkTarget") or ""),
+        size=min(max(int(given.get("size", 0)), 0), 2**63),
+        permissions=_text(given.get("permissions", ""), 100),
+        owner=_text(given.get("owner", ""), 100),
+        modified=_text(given.get("modifiedTime", ""), 19).replace("T", " "),
+        target=_text(given.get("symlinkTarget") or "", _MAX_PATH),
     )
 
 
@@ -281,8 +308,8 @@ def _process(given: dict[str, Any]) -> Process:
     words = (str(config.get("cmd", "")), *map(str, config.get("args", ())))
     return Process(
         pid=int(given.get("pid", 0)),
-        command=" ".join(words)[:500],
-        cwd=str(config.get("cwd") or ""),
-        tag=str(given.get("tag") or ""),
+        command=_text(" ".join(words), 500),
+        cwd=_text(config.get("cwd") or "", _MAX_PATH),
+        tag=_text(given.get("tag") or "", 500),
         is_shell=words == SHELL,
     )

@@ -9,6 +9,7 @@ The shells are processes of the guest like any client's: they go on without this
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -20,9 +21,11 @@ from atoll.model.tasks import OwnedTasks
 KEPT = 256 * 1024
 """Bytes of output that are kept of each."""
 MOST = 64
-"""Terminals that are followed at once; beyond that the one that nobody looked at for longest is let go."""
+"""Terminals that are followed at once; beyond that the team with the most loses what it looked at longest ago."""
 WAIT_S = 20.0
 """How long a poll waits for output."""
+BEGIN_S = 60.0
+"""How long the guest may take to say which process it follows: one that never does would be waited for by ever more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Seen:
 
 
 class _Terminal:
-    def __init__(self) -> None:
+    def __init__(self, team_id: str) -> None:
+        self.team_id = team_id
         self.begins_at = 0
         self.kept = bytearray()
         self.end: str | None = None
@@ -44,6 +48,11 @@ class _Terminal:
         self.pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+
+    def let_go(self) -> None:
+        """The process goes on."""
+        if self.task is not None:
+            self.task.cancel()
 
     def take(self, output: Output) -> None:
         if output.pid is not None and not self.pid.done():
@@ -79,28 +88,35 @@ class Terminals:
         self._followed: dict[tuple[str, int], _Terminal] = {}
         """By sandbox and process, the one that was looked at last at the end."""
 
-    async def open(self, sandbox_id: str, cols: int, rows: int) -> int:
+    async def open(self, team_id: str, sandbox_id: str, cols: int, rows: int) -> int:
         """A new shell's process id. Raises AtollError."""
-        terminal = _Terminal()
+        terminal = _Terminal(team_id)
         guest = SandboxGuest(self._routes, sandbox_id)
         terminal.task = self._tasks.start(self._run(guest, terminal, None, (cols, rows)))
-        pid = await terminal.pid
+        try:
+            pid = await _begun(terminal)
+        except BaseException:
+            # Nobody knows it: nobody would end it.
+            terminal.let_go()
+            raise
         self._keep((sandbox_id, pid), terminal)
         return pid
 
-    async def after(self, sandbox_id: str, pid: int, offset: int) -> Seen:
+    async def after(self, team_id: str, sandbox_id: str, pid: int, offset: int) -> Seen:
         """What it wrote from `offset` on, as soon as there is any. Raises AtollError: there is no such process."""
         place = (sandbox_id, pid)
         terminal = self._followed.pop(place, None)
         if terminal is None or terminal.is_cut:
-            terminal = _Terminal()
+            terminal = _Terminal(team_id)
             guest = SandboxGuest(self._routes, sandbox_id)
             terminal.task = self._tasks.start(self._run(guest, terminal, pid, (0, 0)))
         self._keep(place, terminal)
         try:
-            await asyncio.shield(terminal.pid)
+            await _begun(terminal)
         except AtollError:
-            self._followed.pop(place, None)
+            if self._followed.get(place) is terminal:
+                del self._followed[place]
+                terminal.let_go()
             raise
         return await terminal.after(offset)
 
@@ -111,9 +127,10 @@ class Terminals:
     def _keep(self, place: tuple[str, int], terminal: _Terminal) -> None:
         self._followed[place] = terminal
         while len(self._followed) > MOST:
-            oldest = self._followed.pop(next(iter(self._followed)))
-            if oldest.task is not None:
-                oldest.task.cancel()
+            teams = Counter(one.team_id for one in self._followed.values())
+            most = max(teams.values())
+            oldest = next(one for one, each in self._followed.items() if teams[each.team_id] == most)
+            self._followed.pop(oldest).let_go()
 
     async def _run(self, guest: SandboxGuest, terminal: _Terminal, pid: int | None, size: tuple[int, int]) -> None:
         why: AtollError = PlatformError("the connection to the process has ended")
@@ -129,3 +146,12 @@ class Terminals:
                 terminal.pid.set_exception(why)
                 terminal.pid.exception()  # perhaps nobody waits any more
             terminal.take(Output(end=terminal.end or str(why)))
+
+
+async def _begun(terminal: _Terminal) -> int:
+    """Its process id. Raises AtollError: there is no such process, or the guest does not answer in BEGIN_S."""
+    try:
+        async with asyncio.timeout(BEGIN_S):
+            return await asyncio.shield(terminal.pid)
+    except TimeoutError as error:
+        raise PlatformError("the sandbox does not answer") from error

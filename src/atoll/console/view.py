@@ -5,16 +5,17 @@ Templates escape every value; none is marked as safe anywhere.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,6 +31,8 @@ from atoll.model.lifecycle import shown_state
 from atoll.model.sandbox import SandboxRecord
 from atoll.model.seams import RouteTable
 from atoll.wire.rest.errors import error_reply
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def page(request: Request, name: str, status: int = 200, /, **values: Any) -> Re
         csrf=session.csrf if session is not None else "",
         is_logged_in=session is not None,
         is_operator=session is not None and session.caller.team_id == DEFAULT_TEAM_ID,
-        path=request.url.path,
+        path=request.scope["path"],
         style_nonce=request.state.style_nonce,
     )
     return HTMLResponse(text, status)
@@ -106,8 +109,30 @@ def failure(request: Request, error: BaseException) -> Response:
     return page(request, "error.html", reply.status, status=reply.status, message=message)
 
 
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. Raises ClientDisconnect, with `work` cancelled: nobody waits for it any more.
+
+    For what a sandbox may keep waiting for as long as it likes; what is left of the request's body is dropped.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class Streamed(StreamingResponse):
-    """Bytes of a sandbox; `stack` is closed at the end, whether the client took all of them or left."""
+    """Bytes of a sandbox; `stack` is closed at the end, whether the client took all of them or left meanwhile."""
 
     def __init__(
         self, stream: AsyncIterator[bytes], stack: AsyncExitStack, headers: dict[str, str], media_type: str
@@ -117,7 +142,7 @@ class Streamed(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await unless_left(receive, super().__call__(scope, receive, send))
         finally:
             await self._stack.aclose()
 

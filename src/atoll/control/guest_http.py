@@ -27,6 +27,7 @@ LAST = 0x02
 _READ = 65536
 
 NO_TIMEOUT: dict[str, Any] = {"timeout": {}}
+"""httpcore's extension of a request. Others give seconds for `connect`, `read`, `write`: each step, not the whole."""
 
 
 def guest_pool(route: Route) -> httpcore.AsyncConnectionPool:
@@ -51,14 +52,14 @@ def guest_headers(route: Route, user: str, kind: str) -> list[tuple[str, str]]:
     return found
 
 
-async def messages(stream: AsyncIterable[bytes]) -> AsyncIterator[tuple[int, bytes]]:
-    """Connect's envelopes: flags (1 byte), length (4, big-endian), message. Raises ValueError."""
+async def messages(stream: AsyncIterable[bytes], largest: int = MAX_MESSAGE) -> AsyncIterator[tuple[int, bytes]]:
+    """Connect's envelopes: flags (1 byte), length (4, big-endian), message. Raises ValueError: over `largest` bytes."""
     waiting = bytearray()
     async for piece in stream:
         waiting += piece
         while len(waiting) >= ENVELOPE.size:
             flags, length = ENVELOPE.unpack_from(waiting)
-            if length > MAX_MESSAGE:
+            if length > largest:
                 raise ValueError(f"a message of {length} bytes")
             if len(waiting) < ENVELOPE.size + length:
                 break
@@ -81,9 +82,12 @@ class _Dialled(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
-            sock = await self._route.dial(port)
+            async with asyncio.timeout(timeout):
+                sock = await self._route.dial(port)
         except PortClosed as error:
             raise httpcore.ConnectError(str(error)) from error
+        except TimeoutError as error:
+            raise httpcore.ConnectError(_late(error, timeout)) from error
         return _Stream(*await asyncio.open_connection(sock=sock))
 
     async def sleep(self, seconds: float) -> None:
@@ -97,19 +101,26 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            return await self._reader.read(max_bytes or _READ)
+            async with asyncio.timeout(timeout):
+                return await self._reader.read(max_bytes or _READ)
+        except TimeoutError as error:
+            raise httpcore.ReadError(_late(error, timeout)) from error
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
-            self._writer.write(buffer)
-            await self._writer.drain()
+            async with asyncio.timeout(timeout):
+                self._writer.write(buffer)
+                await self._writer.drain()
+        except TimeoutError as error:
+            raise httpcore.WriteError(_late(error, timeout)) from error
         except OSError as error:
             raise httpcore.WriteError(str(error)) from error
 
     async def aclose(self) -> None:
-        self._writer.close()
+        # Not `close`: that keeps the socket until a guest that reads nothing has taken what waits to be written.
+        self._writer.transport.abort()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -118,3 +129,8 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._writer.get_extra_info(info)
+
+
+def _late(error: TimeoutError, timeout: float | None) -> str:
+    """The system's own words have an errno; ours is over."""
+    return str(error) or f"it stands still for {timeout} s"

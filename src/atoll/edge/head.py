@@ -37,6 +37,8 @@ _KEYS = frozenset({b"x-api-key", b"authorization", b"x-access-token", TRAFFIC_TO
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _FORWARDED = frozenset({b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-for"})
 _DROPPED_FROM_REQUESTS = HOP_BY_HOP | {b"host", b"content-length", b"expect", TRAFFIC_TOKEN}
+_DROPPED_FOR_GUESTS = _DROPPED_FROM_REQUESTS | {b"cookie"}
+"""A signed URL of a file is of the platform's own host: a browser sends the console's log-in with it."""
 _DROPPED_FROM_RESPONSES = HOP_BY_HOP | {b"content-length"}
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -182,9 +184,10 @@ def _tokens(value: bytes) -> frozenset[bytes]:
 def upstream_head(head: RequestHead, *, host: bytes, client_ip: bytes, forwarded: bool) -> bytes:
     """The head that the sandbox gets.
 
-    `forwarded` adds what web frameworks behind a proxy look for; the guest's own servers have no use for it.
+    `forwarded` adds what web frameworks behind a proxy look for; the guest's own servers have no use for it, and get
+    no cookies.
     """
-    dropped = _DROPPED_FROM_REQUESTS
+    dropped = _DROPPED_FROM_REQUESTS if forwarded else _DROPPED_FOR_GUESTS
     if head.connection_tokens:
         dropped = dropped | head.connection_tokens
     lines = [head.method, b" ", head.target, b" HTTP/1.1\r\nhost: ", host, b"\r\n"]

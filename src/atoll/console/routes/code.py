@@ -11,7 +11,7 @@ from starlette.routing import Route
 from atoll.console.gate import PREFIX
 from atoll.console.guest import SandboxGuest
 from atoll.console.routes.sandboxes import running
-from atoll.console.view import Streamed, field, page, parts
+from atoll.console.view import Streamed, field, page, parts, unless_left
 
 _MAX_CODE = 100_000
 LANGUAGES = ("python", "javascript", "typescript", "bash", "r", "java")
@@ -29,7 +29,7 @@ async def run(request: Request) -> Response:
     stack = AsyncExitStack()
     try:
         guest = await stack.enter_async_context(SandboxGuest(parts(request).routes, record.sandbox_id))
-        lines = await stack.enter_async_context(guest.execute(code, language))
+        lines = await unless_left(request.receive, stack.enter_async_context(guest.execute(code, language)))
     except BaseException:
         await stack.aclose()
         raise

@@ -6,7 +6,9 @@ A file's bytes leave here as a download alone: an attachment of no known type, n
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from itertools import accumulate
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -14,9 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from atoll.console.gate import PREFIX
-from atoll.console.guest import SandboxGuest
+from atoll.console.guest import Entry, SandboxGuest
 from atoll.console.routes.sandboxes import running
-from atoll.console.view import Streamed, field, page, parts, to
+from atoll.console.view import Streamed, field, page, parts, to, unless_left
 from atoll.model.errors import InvalidRequest
 from atoll.model.sandbox import SandboxRecord
 
@@ -24,6 +26,8 @@ _SHOWN = 2000
 """Entries of one directory on a page."""
 MAX_TEXT = 1 << 20
 """Bytes of a file that is edited in the browser."""
+_MAX_PATHS = 1 << 18
+"""Characters of their paths together: each stands in the page several times, and a page is made on the event loop."""
 _PATH = 4096
 
 
@@ -32,14 +36,15 @@ async def show(request: Request) -> Response:
     record, path = await running(request), _path(request) or "/home/user"
     async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
         entries = await guest.list_directory(path)
+    shown = _that_fit(entries)
     return page(
         request,
         "files.html",
         one=record,
         path_inside=path,
         above=posixpath.dirname(path.rstrip("/")) or "/",
-        entries=entries[:_SHOWN],
-        more=max(0, len(entries) - _SHOWN),
+        entries=shown,
+        more=len(entries) - len(shown),
     )
 
 
@@ -50,7 +55,7 @@ async def download(request: Request) -> Response:
     stack = AsyncExitStack()
     try:
         guest = await stack.enter_async_context(SandboxGuest(parts(request).routes, record.sandbox_id))
-        length, stream = await stack.enter_async_context(guest.read(path))
+        length, stream = await unless_left(request.receive, stack.enter_async_context(guest.read(path)))
     except BaseException:
         await stack.aclose()
         raise
@@ -74,22 +79,8 @@ async def upload(request: Request) -> Response:
 async def edit(request: Request) -> Response:
     """A text file in a form. What is not UTF-8 text, or too large, is offered as a download instead."""
     record, path = await running(request), _path(request)
-    text, why = "", ""
-    body = bytearray()
-    async with (
-        SandboxGuest(parts(request).routes, record.sandbox_id) as guest,
-        guest.read(path) as (_, stream),
-    ):
-        async for piece in stream:
-            body += piece
-            if len(body) > MAX_TEXT:
-                why = f"it is larger than {MAX_TEXT >> 20} MiB"
-                break
-    if not why:
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            why = "it is no UTF-8 text"
+    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+        text, why = _editable(await unless_left(request.receive, _beginning(guest, path)))
     return page(
         request,
         "edit.html",
@@ -101,9 +92,34 @@ async def edit(request: Request) -> Response:
     )
 
 
+async def _beginning(guest: SandboxGuest, path: str) -> bytes:
+    """More than MAX_TEXT only where the file is larger."""
+    body = bytearray()
+    async with guest.read(path) as (_, stream):
+        async for piece in stream:
+            body += piece
+            if len(body) > MAX_TEXT:
+                break
+    return bytes(body)
+
+
+def _editable(body: bytes) -> tuple[str, str]:
+    """The text, or "" and why it cannot be edited."""
+    if len(body) > MAX_TEXT:
+        return "", f"it is larger than {MAX_TEXT >> 20} MiB"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return "", "it is no UTF-8 text"
+    if "\0" in text or "\r" in text:
+        # A browser's text field knows neither: saving would change the file where nothing was edited.
+        return "", "it has NUL or carriage return (CR) characters, which a browser would change"
+    return text, ""
+
+
 async def make_directory(request: Request) -> Response:
     """Below the directory that is shown."""
-    record, above, name = await running(request), field(request, "path", _PATH), field(request, "name", 255)
+    record, above, name = await running(request), _path(request), field(request, "name", 255)
     async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
         await guest.make_directory(posixpath.join(above, name))
     return _to_directory(record, above)
@@ -111,13 +127,22 @@ async def make_directory(request: Request) -> Response:
 
 async def remove(request: Request) -> Response:
     """A file, or a directory with all that is in it."""
-    record, path = await running(request), field(request, "path", _PATH)
+    record, path = await running(request), _path(request)
+    if not path.startswith("/"):
+        raise InvalidRequest("path: what is removed is named in full")
     async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
         await guest.remove(path)
     return _to_directory(record, posixpath.dirname(path.rstrip("/")) or "/")
 
 
+def _that_fit(entries: Sequence[Entry]) -> list[Entry]:
+    """The first ones, as many as a page has room for."""
+    sums = accumulate(len(one.path) + len(one.name) + len(one.target) for one in entries[:_SHOWN])
+    return [one for one, so_far in zip(entries, sums, strict=False) if so_far <= _MAX_PATHS]
+
+
 def _path(request: Request) -> str:
+    """Of the query, never of a form: a browser changes line breaks there, and it would be another file's name."""
     path = request.query_params.get("path", "")
     if len(path) > _PATH or "\0" in path:
         raise InvalidRequest("path: no path of a file")

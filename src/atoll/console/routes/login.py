@@ -65,7 +65,8 @@ async def log_out(request: Request) -> Response:
 def _next(path: str) -> str:
     """Where to go after the log-in, below PREFIX; only pages of the console."""
     plain = path.removeprefix(PREFIX)
-    is_ours = path.startswith(PREFIX + "/") and not path.startswith(LOGIN) and "\\" not in path and "//" not in path
+    is_ours = path.startswith(PREFIX + "/") and not path.startswith(LOGIN)
+    is_ours = is_ours and not any(one in path for one in ("\\", "//", "..", "%"))
     return plain if is_ours and path.isprintable() and len(path) < 300 else "/"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -104,7 +106,7 @@ async def terminals(request: Request) -> Response:
 async def open_terminal(request: Request) -> Response:
     """A new shell."""
     record = await running(request)
-    pid = await parts(request).terminals.open(record.sandbox_id, *_SIZE)
+    pid = await parts(request).terminals.open(record.team_id, record.sandbox_id, *_SIZE)
     return to(f"/sandboxes/{record.sandbox_id}/terminals/{pid}")
 
 
@@ -119,10 +121,10 @@ async def output(request: Request) -> Response:
     """What it wrote from the offset `from` on; waits until there is something. `X-Next` is the offset after it."""
     record = await running(request)
     offset = number(request.query_params.get("from", "0"), "from", most=10**11)
-    seen = await parts(request).terminals.after(record.sandbox_id, _pid(request), offset)
+    seen = await parts(request).terminals.after(record.team_id, record.sandbox_id, _pid(request), offset)
     headers = {"X-Next": str(seen.next)}
     if seen.end is not None:
-        headers["X-End"] = seen.end.encode("ascii", "replace").decode().replace("\n", " ")[:200]
+        headers["X-End"] = re.sub(r"[^ -~]", "?", seen.end)[:200]  # a sandbox may have chosen it
     return Response(seen.data, headers=headers, media_type="application/octet-stream")
 
 

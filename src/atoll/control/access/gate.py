@@ -56,13 +56,13 @@ class Answered:
     target: Mapping[str, str]
 
 
-_UNROUTED = "other"
+UNROUTED = "other"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 
 def known(method: str) -> str:
     """It, or one word for all that a stranger may make up: methods are labels of figures, which are kept for good."""
-    return method if method in _METHODS else _UNROUTED
+    return method if method in _METHODS else UNROUTED
 
 
 _log = structlog.get_logger("atoll.control")
@@ -111,7 +111,7 @@ class Gate:
                     facts |= _facts(scope, request_id, status)
         finally:
             # The router has put the route that it found into the scope; a stranger's path is no label.
-            route = getattr(scope.get("route"), "path", _UNROUTED)
+            route = getattr(scope.get("route"), "path", UNROUTED)
             method, state = known(scope["method"]), scope["state"]
             target = {**scope.get("path_params", {}), **state.get("made", {})}
             seconds = time.perf_counter() - began
@@ -186,7 +186,7 @@ def _facts(scope: Scope, request_id: str, status: int) -> Facts:
     target = {**scope.get("path_params", {}), **scope["state"].get("made", {})}
     facts: Facts = {
         "http.request.method": scope["method"],
-        "http.route": getattr(scope.get("route"), "path", _UNROUTED),
+        "http.route": getattr(scope.get("route"), "path", UNROUTED),
         "http.response.status_code": status,
         "atoll.request_id": request_id,
     }
