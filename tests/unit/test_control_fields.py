@@ -104,7 +104,7 @@ OLDER: list[tuple[str, str, Json, str]] = [
     ("PUT", "/sandboxes/{id}/network", {"maskRequestHost": "x"}, "maskRequestHost cannot be changed"),
     ("PUT", "/sandboxes/{id}/network", {"egressProxy": {"address": "a:1"}}, "egressProxy"),
     ("PUT", "/sandboxes/{id}/network", {"httpsPorts": [443]}, "httpsPorts cannot be changed"),
-    ("POST", "/v2/sandboxes", {"templateID": "base", "metadata": {"atoll.gpu": "1"}}, "'atoll.gpu' is no key"),
+    ("POST", "/v2/sandboxes", {"templateID": "base", "metadata": {"atoll.fpga": "1"}}, "'atoll.fpga' is no key"),
     ("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 86401}, "timeout must be between"),
     ("POST", "/sandboxes/{id}/timeout", {"timeout": 86401}, "timeout must be between"),
     ("POST", "/sandboxes/{id}/connect", {"timeout": 86401}, "timeout must be between"),
