@@ -13,7 +13,7 @@ from atoll.control.access.audit import DIRECTORY, AuditLog
 from atoll.control.access.audit_entries import Audit, Audited
 from atoll.control.access.auth import Authenticator
 from atoll.control.access.client_versions import ClientVersionLog
-from atoll.control.app import create_app
+from atoll.control.app import create_app, prepare
 from atoll.control.clock import SystemClock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
@@ -82,6 +82,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
                 await edge.listen_tls(plan.tls.sock, plan.tls.context)
             ready()
             async with watchdog:
+                await asyncio.to_thread(prepare, rest)
                 await stop.wait()
         finally:
             await edge.aclose(EDGE_GRACE_S)

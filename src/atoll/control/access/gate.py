@@ -74,7 +74,7 @@ class Gate:
     def __init__(
         self, app: ASGIApp, auth: Authenticator, answered: Callable[[Answered], None], tracing: Tracing
     ) -> None:
-        self._app = app
+        self.inner = app
         self._tracing = tracing
         self._answered = answered
         self._auth = auth
@@ -82,7 +82,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.inner(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
@@ -129,7 +129,7 @@ class Gate:
             await _answer(send, error_reply(error))
             return
         if streamed:
-            await self._app(scope, receive, send)
+            await self.inner(scope, receive, send)
         else:
             await self._pass_on(scope, receive, send)
 
@@ -145,7 +145,7 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, watched)
+            await self.inner(scope, body.receive, watched)
         except Exception as error:
             if begun:
                 raise
