@@ -364,7 +364,11 @@ class Supervisor:
 
     async def remove_volume(self, volume_id: str) -> None:
         """See NodeClient.remove_volume."""
-        users = [name for name, live in self.live if any(one.volume_id == volume_id for one in live.spec.volumes)]
+        users = [
+            name
+            for name, live in self.live
+            if not live.driver.has_stopped and any(one.volume_id == volume_id for one in live.spec.volumes)
+        ]
         if users:
             raise Conflict(f"the volume is mounted in sandbox {users[0]!r}", hint="kill it first")
         await self._volumes.remove(volume_id)
