@@ -15,6 +15,7 @@ import os
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from atoll.guest.files import negotiation
 from atoll.guest.files.upload_body import decoded
@@ -39,6 +40,7 @@ _STATUS = {
     errno.EACCES: 400, errno.ENXIO: 400, errno.ENOSPC: 507, errno.EDQUOT: 507, errno.EFBIG: 507, errno.E2BIG: 400,
 }  # fmt: skip
 Handler = Callable[[Request], Awaitable[Response]]
+_T = TypeVar("_T")
 
 
 class VolumeContent:
@@ -147,13 +149,31 @@ class VolumeContent:
 
     async def _write(self, request: Request) -> Response:
         path, owner, force = _path(request), _owner(request.query), _flag(request.query, "force")
-        upload = await asyncio.to_thread(self._tree.upload, path, owner, parents=force)
+        begun = asyncio.ensure_future(asyncio.to_thread(self._tree.upload, path, owner, parents=force))
+        try:
+            upload = await _carried_out(begun)
+        except asyncio.CancelledError:  # the client has left while the file was made
+            if not begun.cancelled() and begun.exception() is None:
+                begun.result().close()
+            raise
         try:
             async for chunk in decoded(request):
-                await asyncio.to_thread(upload.write, chunk)
-            return Response.json(_out(await asyncio.to_thread(upload.commit)), 201)
+                await _carried_out(asyncio.to_thread(upload.write, chunk))
+            return Response.json(_out(await _carried_out(asyncio.to_thread(upload.commit))), 201)
         finally:
             upload.close()
+
+
+async def _carried_out(work: Awaitable[_T]) -> _T:
+    """A thread's work goes on when its caller is cancelled: its end is waited for, as it uses what he closes."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.exception()  # its caller has left: nobody asks for it
+        raise
 
 
 def _path(request: Request) -> str:
