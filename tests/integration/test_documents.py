@@ -63,11 +63,24 @@ def test_every_block_is_of_a_kind_that_is_tried() -> None:
     assert len(IN_PYTHON) >= 8
 
 
-@pytest.mark.parametrize("page", IN_PYTHON)
+@pytest.mark.parametrize("page", [page for page in IN_PYTHON if "tutorial" in page])
+@pytest.mark.timeout(180)
+def test_the_python_of_a_tutorial_runs(
+    page: str, server: ServerProcess, interpreter_template: None, tmp_path: Path
+) -> None:
+    run_page(page, server, tmp_path)
+
+
+@pytest.mark.one_tier("the calls of a page have tests of their own in each tier")
+@pytest.mark.parametrize("page", [page for page in IN_PYTHON if "tutorial" not in page])
 @pytest.mark.timeout(180)
 def test_the_python_of_a_page_runs(
     page: str, server: ServerProcess, interpreter_template: None, tmp_path: Path
 ) -> None:
+    run_page(page, server, tmp_path)
+
+
+def run_page(page: str, server: ServerProcess, tmp_path: Path) -> None:
     """All blocks of a page in their order, in a process that knows the environment variables alone."""
     program = "".join(
         f"# {block.page}:{block.line}\n{block.text}\n"

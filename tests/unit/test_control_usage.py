@@ -102,7 +102,7 @@ async def test_without_a_span_it_is_the_last_day_and_never_more_than_is_remember
     world: World, clock: ManualClock
 ) -> None:
     long = 7 * 86400 + 600
-    await clock.advance(long)
+    await clock.jump(long)
     now = _at(long)
     assert (await _told(world))[0]["timestampUnix"] == now - 86400
     everything = await _told(world, start=0)
@@ -131,7 +131,13 @@ def test_stretches_are_as_short_as_they_can_be(span: int, step: int) -> None:
     assert span // step < MAX_STRETCHES
 
 
-async def test_figures_are_told_while_the_stores_own_thread_is_busy(world: World) -> None:
+async def test_figures_are_told_while_the_stores_own_thread_is_busy(tmp_path: Path, clock: ManualClock) -> None:
+    """SQLite's: PostgreSQL is asked on the loop, through connections of its own."""
+    async with plane(tmp_path, clock=clock) as world:
+        await _while_busy(world)
+
+
+async def _while_busy(world: World) -> None:
     await world.create()
     busy, let_go = threading.Event(), threading.Event()
 

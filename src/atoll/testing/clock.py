@@ -37,6 +37,11 @@ class ManualClock:
         self._now = end
         await _let_others_run()
 
+    async def jump(self, seconds: float) -> None:
+        """Moves time at once: what sleeps wakes once, late, as after a machine's sleep."""
+        self._now += timedelta(seconds=seconds)
+        await self.advance(0)
+
 
 async def _let_others_run() -> None:
     for _ in range(20):
