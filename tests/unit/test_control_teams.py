@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from atoll.control.access.auth import digest_of, new_key
+from atoll.control.access.auth import DEFAULT_TEAM_ID, digest_of, new_key
 from atoll.control.app import api
 from atoll.control.store import ApiKey, Team
 from support.control import API_KEY, World, plane
@@ -83,10 +82,8 @@ async def test_keys_survive_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_team_may_not_have_any_number_of_keys(world: World) -> None:
-    with sqlite3.connect(world.data_dir / "atoll.db") as connection:
-        (team_id,) = connection.execute("SELECT team_id FROM teams").fetchone()
     for number in range(100):
-        await world.store.keys.add(ApiKey(f"k{number}", team_id, "n", datetime.now(UTC)), f"{number:064}")
+        await world.store.keys.add(ApiKey(f"k{number}", DEFAULT_TEAM_ID, "n", datetime.now(UTC)), f"{number:064}")
     response = await world.client.post("/api-keys", json={"name": "one more"})
     assert response.status_code == 429
     assert response.headers["Should-Retry"] == "false"

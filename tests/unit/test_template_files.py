@@ -123,7 +123,7 @@ def test_output_becomes_lines_and_pages(tmp_path: Path) -> None:
     output.take("gr\xfc\xdf".encode()[3:] + b"e\npart", False)
     output.take(b"oops\r\n50%\r100%\n", True)
     output.end()
-    log.write("hidden", "debug")
+    log.write("hidden", level="debug")
     log.close()
     told = [(entry.level, entry.message, entry.step) for entry in logs.read(BUILD, level="info")]
     assert told == [

@@ -147,7 +147,7 @@ class BaseImages:
         log.write(
             f"no registry can be reached ({why[:300]}): the built-in template '{name}' (Debian with Python and Node) "
             f"stands in for the image '{order.image[:200]}'",
-            "warn",
+            level="warn",
         )
         return await self._built_in(name, order.team_id)
 
