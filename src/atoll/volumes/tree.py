@@ -34,6 +34,7 @@ _REMOVE_WITHIN_S = 50.0
 _BATCH = 4096
 """Entries of a directory that are sorted and sent at a time."""
 UPLOAD = ".atoll-upload-"
+_LOOKS = 100
 """Begins the name of a file that is still coming."""
 
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
@@ -208,6 +209,12 @@ class Tree:
     def _open(self, path: str, flags: int) -> int:
         how = _OpenHow(flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
         name = os.fsencode(path.strip("/") or ".")
+        for _ in range(_LOOKS):
+            with suppress(BlockingIOError):  # something on the way was renamed meanwhile: the kernel looked at it half
+                return self._look_up(name, how, path)
+        raise OSError(errno.EBUSY, "it is being renamed all the time", path)
+
+    def _look_up(self, name: bytes, how: _OpenHow, path: str) -> int:
         return call(_NR_NAME, self._root, name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), subject=path)
 
     @contextmanager
