@@ -34,8 +34,8 @@ _REMOVE_WITHIN_S = 50.0
 _BATCH = 4096
 """Entries of a directory that are sorted and sent at a time."""
 UPLOAD = ".atoll-upload-"
-_LOOKS = 100
 """Begins the name of a file that is still coming."""
+_LOOKS = 100
 
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
