@@ -85,8 +85,10 @@ async def test_an_earlier_database_is_sealed_as_it_is_opened(tmp_path: Path) -> 
         await store.keys.add_team(Team("t", "t", hook.created_at))
         await store.events.add_webhook(hook)
     with closing(sqlite3.connect(tmp_path / "atoll.db", isolation_level=None)) as database:
-        database.execute("DROP TABLE volumes")  # later revisions
-        database.execute("ALTER TABLE sandboxes DROP COLUMN volumes")
+        for table in ("volumes", "nodes"):  # later revisions
+            database.execute(f"DROP TABLE {table}")
+        for column in ("volumes", "generation", "kept_image"):
+            database.execute(f"ALTER TABLE sandboxes DROP COLUMN {column}")
         database.execute("UPDATE alembic_version SET version_num = '0008'")
     assert _holding(tmp_path, [hook.secret]), "the control"
     seal = Seal(kept_key(tmp_path / "key"))
