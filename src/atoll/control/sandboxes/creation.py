@@ -328,7 +328,7 @@ class _Asked:
 
     @property
     def spec(self) -> SandboxSpec:
-        return spec_for(self.record, self.order, self.template, self.network, self.disk_mib_s)
+        return spec_for(self.record, self.template, self.network, self.disk_mib_s)
 
     @property
     def group(self) -> str:

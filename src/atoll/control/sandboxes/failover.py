@@ -27,7 +27,7 @@ from atoll.control.sandboxes.orders import GPU_KEY, RESTART_ALWAYS, RESTART_KEY,
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sleeping import SleepingRoutes
-from atoll.control.sandboxes.spec import spec_again
+from atoll.control.sandboxes.spec import spec_for
 from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Store
 from atoll.control.templates.catalog import TemplateService
@@ -227,7 +227,7 @@ class SandboxFailover:
         try:
             if not self._nodes.is_silent(before):  # it may have returned just now
                 await self._nodes.client(before).kill(sandbox_id, EndReason.LOST)
-            spec = spec_again(record, template, network, disk_mib_s, generation)
+            spec = spec_for(record, template, network, disk_mib_s, generation)
             made = await self._nodes.client(node_id).create(spec)
         except AtollError:
             if kept_image is not None and await self._store.transition(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from atoll.control.sandboxes.orders import GPU_KEY, NO_NEW_PRIVILEGES_KEY, TIER_KEY, CreateOrder
+from atoll.control.sandboxes.orders import GPU_KEY, NO_NEW_PRIVILEGES_KEY, TIER_KEY
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, SandboxRecord, SandboxSpec
 from atoll.model.template import Template
@@ -54,28 +54,9 @@ def spec_of(
 
 
 def spec_for(
-    record: SandboxRecord, order: CreateOrder, template: Template, network: NetworkPolicy, disk_mib_s: int | None
+    record: SandboxRecord, template: Template, network: NetworkPolicy, disk_mib_s: int | None, generation: int = 1
 ) -> SandboxSpec:
-    """What a create call asks for."""
-    return spec_of(
-        record.sandbox_id,
-        template,
-        record.limits,
-        network,
-        access_token=record.envd_access_token,
-        env_vars=order.env_vars,
-        metadata=order.metadata,
-        traffic_access_token=record.traffic_access_token,
-        mask_request_host=record.mask_request_host,
-        volumes=record.volumes,
-        disk_mib_s=disk_mib_s,
-    )
-
-
-def spec_again(
-    record: SandboxRecord, template: Template, network: NetworkPolicy, disk_mib_s: int | None, generation: int
-) -> SandboxSpec:
-    """A sandbox that is begun anew, under its id, with all that its create call asked for."""
+    """What its create call asked for; of a later generation where it is begun anew under its id."""
     return spec_of(
         record.sandbox_id,
         template,

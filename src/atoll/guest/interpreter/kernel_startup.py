@@ -312,6 +312,13 @@ _MOST_IN_A_PIECE = 1024 * 1024
 _MOST_WAITING = 256
 
 
+def _wait_until_sent(thread: Any) -> None:
+    """All that `thread`, which sends, was given before."""
+    sent = threading.Event()
+    thread.schedule(sent.set)
+    sent.wait()
+
+
 def _at_the_readers_pace(thread: Any) -> None:
     """Output waits for who reads it: by itself the kernel drops messages when many wait, and piles up the others."""
     zmq = importlib.import_module("zmq")
@@ -326,9 +333,7 @@ def _at_the_readers_pace(thread: Any) -> None:
     def send_and_wait(*args: Any, **kwargs: Any) -> None:
         send(*args, **kwargs)
         if len(thread._events) > _MOST_WAITING and threading.current_thread() is not thread.thread:
-            sent = threading.Event()
-            thread.schedule(sent.set)
-            sent.wait()
+            _wait_until_sent(thread)
 
     thread.send_multipart = send_and_wait
 
@@ -375,9 +380,7 @@ def _close_orderly() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         # A flush hands its messages to the thread that sends, behind whatever that has to do already.
-        thread, sent = shell.kernel.iopub_thread, threading.Event()
-        thread.schedule(sent.set)
-        sent.wait()
+        _wait_until_sent(shell.kernel.iopub_thread)
     with contextlib.suppress(Exception):
         shell.kernel.parent.close()
 
