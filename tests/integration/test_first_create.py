@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +30,8 @@ pytestmark = [
 @pytest.fixture
 def templates(templates_dir: Path) -> Iterator[Path]:
     """An empty templates directory of the test's own, where templates may lie on this machine."""
-    own = Path(f"{templates_dir}.first-{os.getpid()}")
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(prefix=f"{templates_dir.name}.first-", dir=templates_dir.parent))
+    own.chmod(0o755)
     yield own
     assert str(own) not in Path("/proc/self/mountinfo").read_text()
     shutil.rmtree(own)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SANDBOX_LIVES_S = 900
 _AT_ONCE = 4
 _TRIES = 3
+_CONTROL_TRIES = 2
 _BESIDE = {Family.POSTURE, Family.ESCAPE, Family.EGRESS}
 """Families whose attempts do not touch one another's sandbox."""
 
@@ -174,7 +175,7 @@ class Range:
             return Impossible(reason)
         tried = _tried(attempt)
         if tried not in self._controls:
-            self._run_controls(tried[0], [tried[1]], [attempt])
+            self._run_controls(tried[0], [tried[1]], attempt)
         return self._controls[tried]
 
     def run_controls(self, attempts: Sequence[Attempt]) -> None:
@@ -183,13 +184,13 @@ class Range:
         for one in attempts:
             if not self._without(one) and (tried := _tried(one)) not in self._controls:
                 wanted.setdefault(tried[0], {})[tried[1]] = one
-        runs = [(act, list(judges), list(judges.values())) for act, judges in wanted.items()]
+        runs = [(act, list(judges), next(iter(judges.values()))) for act, judges in wanted.items()]
         many = [run for run in runs if isinstance(run[0], Program) and run[0].policy]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda run: self._run_controls(*run), many))
-        for act, judges, each in runs:
+        for act, judges, one in runs:
             if (act, judges[0]) not in self._controls:
-                self._run_controls(act, judges, each)
+                self._run_controls(act, judges, one)
 
     def _without(self, attempt: Attempt) -> str:
         """Why there is no control of it here; "" where there is."""
@@ -203,11 +204,20 @@ class Range:
             return f"this machine has no {control.needs}"
         return ""
 
-    def _run_controls(self, act: Act, judges: Sequence[Judge], attempts: Sequence[Attempt]) -> None:
-        control, tag, before = attempts[0].control, new_tag(), self.world.snapshot()
+    def _run_controls(self, act: Act, judges: Sequence[Judge], attempt: Attempt) -> None:
+        """Once more where no breach was seen: on a very busy machine the host may look too late."""
+        outcomes: dict[Judge, Outcome] = {}
+        for _ in range(_CONTROL_TRIES):
+            unseen = [judge for judge in judges if judge not in outcomes or outcomes[judge].breach is None]
+            if unseen:
+                outcomes |= self._run_control(act, unseen, attempt)
+        self._controls |= {(act, judge): outcome for judge, outcome in outcomes.items()}
+
+    def _run_control(self, act: Act, judges: Sequence[Judge], attempt: Attempt) -> dict[Judge, Outcome]:
+        control, tag, before = attempt.control, new_tag(), self.world.snapshot()
         assert not isinstance(control, Impossible)
         sandbox = other = None
-        if isinstance(control.act, Deed) and attempts[0].family is not Family.AGENT:
+        if isinstance(control.act, Deed) and attempt.family is not Family.AGENT:
             # What is asked of the server stays so: the control differs in what is asked, not in who is there.
             sandbox, other = self._attacker(), self._neighbour()
         elif control.walled and isinstance(act, Program):
@@ -217,7 +227,7 @@ class Range:
             self._act(act, trials)
         finally:
             self.world.new_victim()
-        self._controls |= {(act, trial.judge): trial.outcome() for trial in trials}
+        return {trial.judge: trial.outcome() for trial in trials}
 
     # -- sandboxes -----------------------------------------------------------------------------------------------------
 

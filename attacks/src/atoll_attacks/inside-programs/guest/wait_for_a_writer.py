@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 
-from inside import W
+from inside import W, hold
 
 os.mkfifo(W["drop"] + "/fifo")
 if os.fork() == 0:
     open(W["drop"] + "/fifo")
     os._exit(0)
-time.sleep(0.3)
+hold()
