@@ -341,8 +341,8 @@ class Contexts:
 
     def forkserver_for(self, context: Context, user: User) -> ForkServer | None:
         """What forks the kernel of `context`, which runs as `user`. None: it is started, as the only Python kernel of a
-        sandbox always is: a fork server and a fork cost more memory than one kernel."""
-        if not context.is_python_of(user):
+        sandbox always is, and all of a tier where a fork costs more memory than a start."""
+        if not (self.state.tier.forks_share_memory and context.is_python_of(user)):
             return None
         others = (one for one in self._contexts.values() if one is not context and one.is_running)
         further = self._forkserver.is_running or any(one.is_python_of(user) for one in others)
