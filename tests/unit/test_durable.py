@@ -29,6 +29,6 @@ def test_of_two_that_make_it_the_first_wins(tmp_path: Path) -> None:
 
 def test_a_failure_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "key").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         durable.write(tmp_path / "key", b"one")
     assert [one.name for one in tmp_path.iterdir()] == ["key"]
