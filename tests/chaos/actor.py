@@ -14,7 +14,6 @@ from e2b import CommandExitException, Sandbox, SandboxException, SandboxState, T
 from e2b.exceptions import (
     BuildException,
     FileNotFoundException,
-    InvalidArgumentException,
     NotFoundException,
     RateLimitException,
     ServiceBusyException,
