@@ -230,7 +230,7 @@ class NamespacesHandle(LinuxSandbox):
     def _hold_mounts(self) -> None:
         """Unmounting writes a disk out and waits for all processors: not before the first process counts as dead.
 
-        Volumes are free when it is answered, for whoever mounts or removes them next.
+        Volumes have to be free when it is answered: the next call may mount or remove them.
         """
         if self._mounts is not None or self._has_volumes or self._dead.is_set():
             return
