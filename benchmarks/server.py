@@ -95,6 +95,7 @@ def serving(isolation: str, *options: str) -> Iterator[BenchServer]:
     command = [
         *(sys.executable, "-m", "atoll.cli.main", "serve", "--host", "127.0.0.1", "--port", "0"),
         *("--data-dir", str(data_dir), "--isolation", isolation, "--ready-fd", str(ready_out)),
+        "--end-sandboxes",
         *options,
     ]
     with log.open("wb") as out:
