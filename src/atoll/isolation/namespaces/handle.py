@@ -191,7 +191,7 @@ class NamespacesHandle(LinuxSandbox):
             if self._can_freeze and not was_frozen:
                 await self.freeze()
             try:
-                await asyncio.to_thread(self._disk_files.copy, layer)
+                await asyncio.to_thread(self._disk_files.copy, layer, frozen=self._can_freeze)
             finally:
                 if self._can_freeze and not was_frozen and not self._dead.is_set():
                     await self.thaw()
