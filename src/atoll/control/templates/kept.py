@@ -91,7 +91,7 @@ class TeamImages:
             self._listed, self._listed_at = known | fresh, now
 
     async def _ask(self, node_id: str, node: NodeClient) -> tuple[str, Mapping[str, NodeImage] | None]:
-        """None: what it said last counts."""
+        """None: its last answer counts."""
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 return node_id, {image.image_id: image for image in await node.images()}
