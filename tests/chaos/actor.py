@@ -14,9 +14,9 @@ from e2b import CommandExitException, Sandbox, SandboxException, SandboxState, T
 from e2b.exceptions import (
     BuildException,
     FileNotFoundException,
-    InvalidArgumentException,
     NotFoundException,
     RateLimitException,
+    ServiceBusyException,
 )
 from sdk_support import convergence_s
 
@@ -25,6 +25,8 @@ from .plan import Plan, Step
 from .world import SIZE
 
 T = TypeVar("T")
+NO_ANSWER = (SandboxException, ServiceBusyException, httpx.HTTPError, OSError)
+"""What a call raises that may be asked again."""
 
 
 def usable_within_s() -> float:
@@ -350,14 +352,7 @@ class Actor:
         except FileNotFoundException:
             self.answered[kind] += 1
             raise
-        except (
-            SandboxException,
-            BuildException,
-            InvalidArgumentException,
-            CommandExitException,
-            httpx.HTTPError,
-            OSError,
-        ) as error:
+        except (*NO_ANSWER, BuildException, CommandExitException) as error:
             self.unanswered[kind] += 1
             self.errors[kind] = f"{type(error).__name__}: {error}"[:200]
             raise Unsettled(kind) from error
@@ -414,7 +409,7 @@ class Actor:
             except NotFoundException:
                 self.oracle.saw_gone(sandbox_id)
                 return None
-            except (SandboxException, httpx.HTTPError, OSError) as error:
+            except NO_ANSWER as error:
                 if time.monotonic() > deadline:
                     raise Unsettled from error
             time.sleep(0.1)

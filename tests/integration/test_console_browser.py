@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from e2b import Sandbox
 
+from support.browser import WAIT_MS, browser_page, needs_chromium
 from support.tiers import one_tier
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install 'atoll[dev]')")
 
 pytestmark = [
     one_tier("pages of the control plane: the sandbox's side is the SDK's own protocol"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's Chromium (apt install chromium)"),
+    needs_chromium,
 ]
-
-WAIT_MS = 30_000.0
-
-
-@contextmanager
-def browser_page(server: Any, pictures: Path, name: str) -> Iterator[Any]:
-    """A browser's page. What its scripts could not do is a failure; a failure leaves a picture of the page."""
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = chromium.new_page(base_url=server.url, viewport={"width": 1100, "height": 700})
-        page.set_default_timeout(WAIT_MS)
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        try:
-            yield page
-            assert not wrong, wrong
-        except BaseException:
-            kept = Path(os.environ.get("CONSOLE_PICTURES", pictures))
-            kept.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=kept / f"{name}.png", full_page=True)
-            raise
-        finally:
-            chromium.close()
 
 
 def log_in(page: Any, server: Any) -> None:

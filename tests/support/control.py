@@ -7,7 +7,7 @@ async with plane(tmp_path) as world:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
 from atoll.node.backends import Load
+from atoll.node.gpus import NodeGpus
 from atoll.node.supervisor import Supervisor
 from atoll.server import node as node_process
 from atoll.testing import fake
@@ -65,9 +66,9 @@ class World:
 
 
 class MemoryTemplates:
-    """Templates that need no disk: the fake tier looks at no layer."""
+    """Templates that need no disk: the fake tier looks at no layer. `gpu`: what those of these names ask for."""
 
-    def __init__(self, names: Sequence[str] = ("base", "team/other")) -> None:
+    def __init__(self, names: Sequence[str] = ("base", "team/other"), gpu: Mapping[str, str] | None = None) -> None:
         self._templates = [
             Template(
                 template_id=f"tid{number}",
@@ -77,6 +78,7 @@ class MemoryTemplates:
                 limits=Limits(),
                 created_at=datetime(2030, 1, 1, tzinfo=UTC),
                 env_vars={"FROM_TEMPLATE": "t"},
+                gpu=(gpu or {}).get(name),
             )
             for number, name in enumerate(names)
         ]
@@ -121,6 +123,7 @@ def supervisor(
     node_id: str = "local",
     keep: bool = False,
     templates: MemoryTemplates | None = None,
+    gpus: NodeGpus | None = None,
     load: Load = load_fake,
 ) -> Supervisor:
     """A node with the fake tier."""
@@ -130,6 +133,7 @@ def supervisor(
         isolation="fake",
         node_id=node_id,
         keep_sandboxes=keep,
+        gpus=gpus,
         load_backend=load,
     )
 
@@ -172,12 +176,14 @@ async def plane(
     keep: bool = False,
     webhook_networks: Sequence[str] = (),
     database_url: str | None = None,
+    templates: MemoryTemplates | None = None,
+    gpus: NodeGpus | None = None,
 ) -> AsyncIterator[World]:
     """See the module. `database_url` None: SQLite in the data directory."""
     nodes, routes = NodeRegistry(), LiveRoutes()
     async with (
         Store(database_url or migrated_sqlite(data_dir)) as store,
-        supervisor(data_dir, keep=keep) as node,
+        supervisor(data_dir, keep=keep, templates=templates, gpus=gpus) as node,
         _present(nodes, node),
         ControlPlane(
             store=store,

@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from atoll.model import durable
 from atoll.model.errors import PlatformError
 
 START_S = 60.0
@@ -70,10 +71,7 @@ class AgentProcess:
 
     def certify(self, identity: str) -> None:
         """Another certificate than the one before: the process is started anew with it. Raises OSError."""
-        draft = self._certificate.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(identity)
-        draft.replace(self._certificate)
+        durable.write(self._certificate, identity.encode())
         self.stop()
 
     def keep_alive(self) -> None:
@@ -132,9 +130,7 @@ class AgentProcess:
         return None
 
     def _write(self, record: _Record) -> None:
-        draft = self._data_dir / ".agent.json"
-        draft.write_text(json.dumps(asdict(record)) + "\n")
-        draft.replace(self._data_dir / "agent.json")
+        durable.write(self._data_dir / "agent.json", f"{json.dumps(asdict(record))}\n".encode(), mode=0o644)
         self._record = record
 
 

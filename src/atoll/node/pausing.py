@@ -100,6 +100,8 @@ class NodePausing:
                 spec.default_workdir,
                 spec.start_cmd if mode is PauseMode.FILESYSTEM else None,
                 spec.interpreter,
+                spec.gpu,
+                spec.no_new_privileges,
             )
 
     def _find(self, sandbox_id: str) -> LiveSandbox:

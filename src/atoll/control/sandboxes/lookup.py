@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from atoll.control.access.auth import Caller
 from atoll.control.nodes.registry import NodeRegistry
@@ -52,6 +52,11 @@ class SandboxLookup:
         if record is None or record.team_id != caller.team_id:
             raise SandboxNotFound(sandbox_id[:100])
         return record
+
+    async def get_those(self, caller: Caller, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
+        """Of a few ids those that are the team's, in whatever state they are."""
+        found = await self._store.find_all(sandbox_ids)
+        return {sandbox_id: record for sandbox_id, record in found.items() if record.team_id == caller.team_id}
 
     async def page(self, caller: Caller, query: ListQuery) -> Page:
         """One page of the team's sandboxes."""

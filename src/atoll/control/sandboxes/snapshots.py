@@ -119,6 +119,8 @@ class SandboxSnapshots:
                 "start_cmd": made.start_cmd,
                 "interpreter": made.interpreter,
                 "tier": made.tier,
+                "gpu": made.gpu,
+                "no_new_privileges": made.no_new_privileges,
                 "shared": self._has_objects,
             },
         )
@@ -127,7 +129,7 @@ class SandboxSnapshots:
         await self._tables.add_build(build)
         await self._tables.assign_tags(template.template_id, build.build_id, (tag,), now)
         await self._tables.taken_of(template.template_id, record.sandbox_id, now)
-        return await self._shown(template, tag)
+        return _shown(template, tag, await self._catalog.namespace(template.team_id))
 
     async def page(self, caller: Caller, sandbox_id: str | None, name: str | None) -> list[Snapshot]:
         """The team's, newest first."""
@@ -137,27 +139,26 @@ class SandboxSnapshots:
         if name is not None:
             short_name = parse_reference(name).name
             rows = [row for row in rows if row.name == short_name]
+        tags_of = await self._tables.tags_of_team(caller.team_id)
+        namespace = await self._catalog.namespace(caller.team_id)
         found = []
         for row in sorted(rows, key=lambda one: one.updated_at, reverse=True):
-            tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
-            found += [await self._shown(row, tag) for _, tag in reversed(tags)]
+            tags = sorted((tag.created_at, tag.tag) for tag in tags_of.get(row.template_id, ()))
+            found += [_shown(row, tag, namespace) for _, tag in reversed(tags)]
         return found
 
-    async def origins(self, caller: Caller) -> list[SnapshotOrigin]:
-        """The team's, newest first."""
+    async def origins(self, caller: Caller, most: int) -> tuple[list[SnapshotOrigin], int]:
+        """The team's newest, newest first, `most` of them; and how many there are."""
+        rows = [row for row in await self._tables.of_team(caller.team_id) if row.sandbox_id is not None]
+        newest = sorted(rows, key=lambda one: one.created_at, reverse=True)[:most]
+        sandboxes = await self._lookup.get_those(caller, {row.sandbox_id for row in newest if row.sandbox_id})
         found = []
-        for row in await self._tables.of_team(caller.team_id):
-            if row.sandbox_id is None:
-                continue
-            try:
-                sandbox = await self._lookup.get_any(caller, row.sandbox_id)
-            except SandboxNotFound:
-                made_of, label = None, ""
-            else:
-                made_of, label = sandbox.template_id, sandbox.metadata.get("atoll.sid", "")
+        for row in newest:
+            sandbox = sandboxes.get(row.sandbox_id or "")
+            made_of, label = (sandbox.template_id, sandbox.metadata.get("atoll.sid", "")) if sandbox else (None, "")
             name = row.name if row.name != row.template_id else ""
-            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id, row.created_at, made_of, label))
-        return sorted(found, key=lambda one: one.created_at, reverse=True)
+            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id or "", row.created_at, made_of, label))
+        return found, len(rows)
 
     async def fork(
         self, caller: Caller, sandbox_id: str, timeout_s: int, count: int
@@ -183,6 +184,8 @@ class SandboxSnapshots:
             image_id=image_id,
             node_id=record.node_id,
             tier=made.tier,
+            gpu=made.gpu,
+            no_new_privileges=made.no_new_privileges,
         )
         order = CreateOrder(
             template=record.template_alias or record.template_id,
@@ -240,8 +243,9 @@ class SandboxSnapshots:
         row = TemplateRow(template_id, caller.team_id, reference.name, False, now, now, record.sandbox_id)
         return found or row, reference.tag_or_default
 
-    async def _shown(self, row: TemplateRow, tag: str) -> Snapshot:
-        if row.name == row.template_id:
-            return Snapshot(f"{row.template_id}:{tag}", ())
-        full = f"{await self._catalog.namespace(row.team_id)}/{row.name}:{tag}"
-        return Snapshot(full, (full,))
+
+def _shown(row: TemplateRow, tag: str, namespace: str) -> Snapshot:
+    if row.name == row.template_id:
+        return Snapshot(f"{row.template_id}:{tag}", ())
+    full = f"{namespace}/{row.name}:{tag}"
+    return Snapshot(full, (full,))

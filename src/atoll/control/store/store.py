@@ -120,9 +120,13 @@ class Store:
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
-            await self._database.write(_INSERT, row)
+            await self._database.write(_INSERT, row, volatile=True)
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
+
+    async def settle(self) -> None:
+        """What was written before is on the machine's disk when this returns."""
+        await self._database.settle()
 
     @property
     def in_order(self) -> bool:
@@ -132,7 +136,7 @@ class Store:
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
         values = {"target_id": sandbox_id, "new_tier": tier}
-        return bool(await self._database.write(_RUNNING, values))
+        return bool(await self._database.write(_RUNNING, values, volatile=True))
 
     async def transition(
         self, sandbox_id: str, target: SandboxState, *, of_generation: int | None = None, **changes: Any
@@ -217,15 +221,15 @@ class Store:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
         values: dict[str, Any] = {"target_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
-            rows = await self._database.read(_KILLING_NOW, values)
+            rows = await self._database.read(_KILLING_NOW, values, volatile=True)
         else:
-            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by})
+            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by}, volatile=True)
         return self._to_record(rows[0]) if rows else None
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
         values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
-        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
+        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values, volatile=True))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
         """False: unknown or not running."""
@@ -234,7 +238,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(end_at=end_at)
         )
-        return bool(await self._database.write(statement))
+        return bool(await self._database.write(statement, volatile=True))
 
     async def set_network(self, sandbox_id: str, network: NetworkPolicy) -> bool:
         """False: unknown or not running."""

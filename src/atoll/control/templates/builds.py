@@ -28,7 +28,7 @@ from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.names import new_template_id, parse_reference, tags_of_request
-from atoll.control.templates.steps import Step, check_steps
+from atoll.control.templates.steps import Step, check_steps, gpu_of
 from atoll.control.templates.uploads import Uploads, check_hash
 from atoll.model.errors import (
     AtollError,
@@ -189,7 +189,8 @@ class TemplateBuildService:
     async def own(self, caller: Caller) -> list[tuple[TemplateRow, list[BuildRow]]]:
         """The team's templates with their builds, newest first."""
         rows = [row for row in await self._tables.of_team(caller.team_id) if row.sandbox_id is None]
-        return [(row, await self._tables.builds(row.template_id)) for row in rows]
+        builds = await self._tables.builds_of_team(caller.team_id)
+        return [(row, builds.get(row.template_id, [])) for row in rows]
 
     async def own_with_builds(self, caller: Caller, name: str) -> tuple[TemplateRow, list[BuildRow]] | None:
         """One that the team has made; None: it has not."""
@@ -360,6 +361,8 @@ class TemplateBuildService:
             "ready_cmd": order.ready_cmd or base.ready_cmd,
             "interpreter": base.interpreter,
             "tier": base.tier,
+            "gpu": gpu_of(built.settings, base),
+            "no_new_privileges": base.no_new_privileges,
         }
         log.step = "finalize"
         log.write("the template is ready")
