@@ -37,10 +37,11 @@ def usable_within_s() -> float:
 
 LONG_S = 3600
 LOG = "/home/user/log"
-# One at a time: after a pause without an answer nobody knows whether the last one still runs.
+# One at a time: after a pause without an answer nobody knows whether the last one still runs. What a full disk refuses
+# is written again.
 LOGGING = (
     f"( flock -n 9 || exit 0; n=$(cat {LOG} 2>/dev/null | wc -l); "
-    f"while sleep 0.05; do n=$((n+1)); echo $n >> {LOG}; done ) 9>/home/user/lock"
+    f"while sleep 0.05; do echo $((n+1)) >> {LOG} && n=$((n+1)); done ) 9>/home/user/lock"
 )
 
 

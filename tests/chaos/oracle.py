@@ -166,8 +166,10 @@ class Oracle:
     def saw_log(self, sandbox_id: str, lines: Sequence[str]) -> None:
         """The file to which a program appends 1, 2, 3, …: none is missing, none comes twice, none is gone again."""
         kept = self.lives[sandbox_id].kept
-        if list(lines) != [str(number) for number in range(1, len(lines) + 1)]:
-            self.violations.append(f"the log of {sandbox_id} has gaps: {' '.join(lines[-20:])}")
+        gap = next((at for at, line in enumerate(lines) if line != str(at + 1)), None)
+        if gap is not None:
+            there = " ".join(lines[max(0, gap - 3) : gap + 4])
+            self.violations.append(f"the log of {sandbox_id} has a gap at line {gap + 1} of {len(lines)}: {there}")
         elif len(lines) < kept.logged:
             self.violations.append(f"the log of {sandbox_id} ends at {len(lines)}, and {kept.logged} were seen before")
         kept.logged = max(kept.logged, len(lines))
