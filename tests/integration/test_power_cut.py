@@ -69,14 +69,13 @@ class Machine:
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Ends all processes and unmounts."""
-        bases = footprint.cgroup_bases(self.mark)  # a sandbox of gVisor is known by its group alone, once it is alone
         if self.server is not None:
             self.server.stop(how)
             self.server = None
 
         def gone() -> bool:
-            lists = [path.read_text() for base in bases for path in base.rglob("cgroup.procs")]
-            there = {*footprint.processes_of(self.mark), *map(int, " ".join(lists).split())}
+            # A sandbox of gVisor, whose server is gone, is known by what it has open alone.
+            there = {*footprint.processes_of(self.mark), *_users(self.place)}
             for pid in there:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -86,6 +85,16 @@ class Machine:
         for point in (self.place / "templates" / "base", self.place):
             if os.path.ismount(point):
                 eventually(lambda p=point: _unmounted(p), what=f"{point.name} is unmounted")
+
+
+def _users(place: Path) -> set[int]:
+    """The processes that have a file there open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link).startswith(f"{place}/"):
+                found.add(int(link.parts[2]))
+    return found
 
 
 def _unmounted(point: Path) -> bool:

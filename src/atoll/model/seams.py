@@ -105,6 +105,8 @@ class NodeImage:
     size: int
     layers: int
     has_memory: bool
+    stands_on: tuple[str, ...] = ()
+    """The images whose layers are among its own."""
 
 
 class NodeClient(Protocol):

@@ -123,6 +123,7 @@ def _policy(plan: Plan) -> Policy:
         maximum=plan.capacity.maximum,
         volume_mib=plan.capacity.volume_mib,
         volumes_mib=plan.capacity.volumes_mib,
+        team_images_mib=plan.capacity.team_images_mib,
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,

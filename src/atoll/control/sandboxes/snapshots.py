@@ -20,6 +20,7 @@ from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.orders import CreateOrder
 from atoll.control.store.templates import BuildRow, BuildStatus, TemplateRow, TemplateTables
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.kept import TeamImages
 from atoll.control.templates.names import DEFAULT_TAG, new_template_id, parse_reference
 from atoll.model.errors import (
     AtollError,
@@ -73,6 +74,7 @@ class SandboxSnapshots:
         lookup: SandboxLookup,
         nodes: NodeRegistry,
         creation: SandboxCreation,
+        images: TeamImages,
         clock: Clock,
         has_objects: bool = False,
     ) -> None:
@@ -81,6 +83,7 @@ class SandboxSnapshots:
         self._lookup = lookup
         self._nodes = nodes
         self._creation = creation
+        self._images = images
         self._clock = clock
         self._has_objects = has_objects
 
@@ -88,7 +91,7 @@ class SandboxSnapshots:
         """`mode` None: with memory where the tier can and no volume is mounted, else of the files alone.
 
         Raises SandboxNotFound, Conflict (it is paused, or the name is a template's), InvalidRequest, Forbidden,
-        NotOffered, PlatformError.
+        NotOffered, QuotaExceeded, PlatformError.
         """
         record = await self._running(caller, sandbox_id)
         if record.volumes:  # what is made of it would need the same ones at the same places for ever
@@ -224,11 +227,14 @@ class SandboxSnapshots:
     async def _take(
         self, record: SandboxRecord, image_id: str, mode: PauseMode | None, *, durable: bool
     ) -> NodeSnapshot:
+        await self._images.check_room(record.team_id)
         try:
             node = self._nodes.client(record.node_id)
-            return await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
+            made = await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error
+        self._images.made(record.team_id, image_id)
+        return made
 
     async def _template_for(self, caller: Caller, record: SandboxRecord, name: str | None) -> tuple[TemplateRow, str]:
         """The snapshot's template, which need not be in the store yet, and the tag that is asked for."""

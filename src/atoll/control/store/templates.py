@@ -145,6 +145,11 @@ class TemplateTables:
             found.setdefault(row["template_id"], []).append(self._to_build(row))
         return found
 
+    async def images_of_team(self, team_id: str) -> set[str]:
+        """That its builds name."""
+        statement = select(template_builds.c.images).join(templates).where(templates.c.team_id == team_id)
+        return {image_id for row in await self._database.survey(statement) for image_id in row["images"]}
+
     async def all_builds(self) -> list[BuildRow]:
         """Of every team, for what looks at them all."""
         return [self._to_build(row) for row in await self._database.survey(select(template_builds))]
