@@ -12,6 +12,8 @@ import pytest
 from e2b_code_interpreter import Execution, OutputMessage, Result, Sandbox
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
 Run = Callable[..., Execution]
 
 
@@ -112,6 +114,7 @@ def test_a_large_table_and_what_memory_does_not_hold(run: Run) -> None:
     assert run("6 * 7").text == "42"
 
 
+@one_tier("the guest hands it on, the same program in every tier")
 @pytest.mark.timeout(600)
 def test_ten_thousand_results_and_a_hundred_megabytes_arrive_in_order(run: Run) -> None:
     results: list[str | None] = []
@@ -146,6 +149,7 @@ def test_the_usual_libraries_wait_for_the_first_cell(interpreter: Sandbox) -> No
     assert interpreter.run_code("import pandas.testing\npd.DataFrame({'a': [1]})").results[0].data == {"a": [1]}
 
 
+@one_tier("the guest hands it on, the same program in every tier")
 def test_many_contexts_are_listed_apart_and_gone(shared_interpreter: Sandbox) -> None:
     made = [shared_interpreter.create_code_context(language="bash") for _ in range(100)]
     some = made[::10]

@@ -59,8 +59,8 @@ class SandboxLookup:
         return {sandbox_id: record for sandbox_id, record in found.items() if record.team_id == caller.team_id}
 
     async def page(self, caller: Caller, query: ListQuery) -> Page:
-        """One page of the team's sandboxes."""
-        found = await self._store.in_states(VISIBLE, caller.team_id)
+        """One page of the team's sandboxes, without what is secret of them (`Store.listed`)."""
+        found = await self._store.listed(VISIBLE, caller.team_id)
         return select_page([record for record in found if not self.is_lost(record)], query)
 
     def unenforced(self, record: SandboxRecord) -> Sequence[str]:

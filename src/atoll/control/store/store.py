@@ -60,6 +60,10 @@ _ENDED = (
 )
 _ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
 _FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("target_id"))
+_SECRET = ("env_vars", "envd_access_token", "traffic_access_token", "network")
+_LISTED = select(*(column for column in sandboxes.c if column.name not in _SECRET)).where(
+    sandboxes.c.team_id == bindparam("target_team"), sandboxes.c.state.in_(bindparam("states", expanding=True))
+)
 _FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("target_ids", expanding=True)))
 
 
@@ -273,6 +277,11 @@ class Store:
         rows = await self._database.read(statement)
         return [self._to_record(row) for row in rows]
 
+    async def listed(self, states: Sequence[SandboxState], team_id: str) -> list[SandboxRecord]:
+        """As `in_states`, for showing many: without tokens, environments and networks, which are as if not given."""
+        values = {"target_team": team_id, "states": [state.value for state in states]}
+        return [SandboxRecord(**_plain(row)) for row in await self._database.read(_LISTED, values)]
+
     def _to_record(self, row: RowMapping) -> SandboxRecord:
         return _to_record(row, self._seal)
 
@@ -328,30 +337,37 @@ def _to_network(row: RowMapping, seal: Seal) -> NetworkPolicy:
 
 def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
     return SandboxRecord(
-        sandbox_id=row["sandbox_id"],
-        team_id=row["team_id"],
-        template_id=row["template_id"],
-        template_alias=row["template_alias"],
-        node_id=row["node_id"],
-        tier=row["tier"],
-        state=SandboxState(row["state"]),
-        started_at=row["started_at"],
-        end_at=row["end_at"],
-        limits=Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
-        metadata=row["metadata"],
+        **_plain(row),
         env_vars=seal.open_map(row["env_vars"]),
         envd_access_token=seal.open_token(row["envd_access_token"]),
         traffic_access_token=seal.open_token(row["traffic_access_token"]),
         network=_to_network(row, seal),
-        auto_pause=row["auto_pause"],
-        auto_pause_memory=row["auto_pause_memory"],
-        auto_resume=row["auto_resume"],
-        pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
-        guest_answered=row["guest_answered"],
-        mask_request_host=row["mask_request_host"],
-        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
-        generation=row["generation"],
-        kept_image=row["kept_image"],
-        ended_at=row["ended_at"],
-        end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    """All of a record that is not sealed."""
+    return {
+        "sandbox_id": row["sandbox_id"],
+        "team_id": row["team_id"],
+        "template_id": row["template_id"],
+        "template_alias": row["template_alias"],
+        "node_id": row["node_id"],
+        "tier": row["tier"],
+        "state": SandboxState(row["state"]),
+        "started_at": row["started_at"],
+        "end_at": row["end_at"],
+        "limits": Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
+        "metadata": row["metadata"],
+        "auto_pause": row["auto_pause"],
+        "auto_pause_memory": row["auto_pause_memory"],
+        "auto_resume": row["auto_resume"],
+        "pause_mode": PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
+        "guest_answered": row["guest_answered"],
+        "mask_request_host": row["mask_request_host"],
+        "volumes": tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
+        "generation": row["generation"],
+        "kept_image": row["kept_image"],
+        "ended_at": row["ended_at"],
+        "end_reason": EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
+    }
