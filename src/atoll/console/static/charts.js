@@ -21,7 +21,8 @@ function options({ title }, most, width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 } };
   return {
     title, width, height: 190, legend: { show: true }, cursor: { y: false },
-    scales: { x: { range: (_, first, last) => [Math.min(first, last - 60), last] }, y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] } },
+    // Of one reading uPlot would make an axis of years.
+    scales: { x: { range: (plot, low, high) => (plot.data[0].length > 1 ? [low, high] : [low - 60, low]) }, y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] } },
     axes: [axis, { ...axis, size: 55 }],
     series: [{}, { label: `used of ${most}`, stroke: colour("--accent"), width: 2, spanGaps: false }],
   };
