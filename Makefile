@@ -1,7 +1,7 @@
 # Atoll's commands. `make help` lists them; each prepares by itself what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test chaos soak matrix bench simulate docs wheel clean
+.PHONY: help setup demo check quick test chaos soak matrix bench simulate docs wheel clean
 
 ATOLL := .venv/bin/atoll
 PY := .venv/bin/python
@@ -30,6 +30,13 @@ check: ## Lint, format, strict types, import rules
 	.venv/bin/mypy
 	$(PY) -m pytest -q tests/style
 
+quick: ## Run what takes a minute or two: unit, style, contracts without a wall, one sandbox by the SDK
+	@scripts/setup.sh test
+	@$(ATOLL) template build base
+	$(PY) -m pytest -q -n 2 --dist loadscope --durations 10 -k "not TestNamespaces and not TestGvisor" \
+		tests/unit tests/style tests/contract/test_backends.py tests/contract/test_wire_*.py \
+		tests/integration/test_smoke.py $(ARGS)
+
 test: ## Run the whole test-suite
 	@scripts/setup.sh test
 	@$(ATOLL) template build code-interpreter-v1
@@ -43,10 +50,11 @@ soak: ## Make, use, pause and end very many sandboxes (CYCLES, PAUSES, TIER): no
 	@scripts/setup.sh test
 	$(PY) tests/soak/run.py --cycles $(or $(CYCLES),10000) --pauses $(or $(PAUSES),2000) $(if $(TIER),--tier $(TIER))
 
-matrix: ## Run old and new versions of the published clients; writes docs/compatibility.md
+matrix: ## Run old and new versions of the published clients and of OpenHands; writes docs/compatibility.md
 	@scripts/setup.sh test
 	@$(ATOLL) template build code-interpreter-v1
 	$(PY) tests/matrix/run.py $(ARGS)
+	ATOLL_TEST_OPENHANDS=every $(PY) -m pytest -q tests/integration/test_runtime_openhands.py
 
 bench: ## Measure, each figure beside its floor; results in benchmarks/
 	@scripts/setup.sh bench

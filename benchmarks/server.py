@@ -61,6 +61,13 @@ def templates_dir() -> Path:
     return Path(environ.get("ATOLL_TEMPLATES_DIR") or default_data_dir(environ) / "templates")
 
 
+def tools_dir() -> Path | None:
+    """Where runsc is unpacked: as ATOLL_TOOLS_DIR says, else where `make setup` does it."""
+    made = Path(sys.prefix) / "atoll-tools"
+    named = os.environ.get("ATOLL_TOOLS_DIR")
+    return Path(named) if named else made if made.exists() else None
+
+
 def find_template(name: str) -> Template | None:
     try:
         return TemplateStore(templates_dir()).find_template(name)
@@ -81,12 +88,14 @@ def serving(isolation: str, *options: str) -> Iterator[BenchServer]:
         "ATOLL_LOG_FORMAT": "json",
         footprint.MARKER: mark,
     }
-    environ |= {name: os.environ[name] for name in ("ATOLL_TOOLS_DIR",) if name in os.environ}
+    if tools := tools_dir():
+        environ["ATOLL_TOOLS_DIR"] = str(tools)
     ready_in, ready_out = os.pipe()
     log = data_dir / "server.log"
     command = [
         *(sys.executable, "-m", "atoll.cli.main", "serve", "--host", "127.0.0.1", "--port", "0"),
         *("--data-dir", str(data_dir), "--isolation", isolation, "--ready-fd", str(ready_out)),
+        "--end-sandboxes",
         *options,
     ]
     with log.open("wb") as out:

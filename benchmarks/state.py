@@ -25,11 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 import machine
 import render
 from e2b import Sandbox, SandboxException
 from measure import Row, timed
-from server import BenchServer, find_template, serving, templates_dir
+from server import BenchServer, find_template, serving, templates_dir, tools_dir
 
 from atoll.config import Settings
 from atoll.testing import footprint
@@ -135,15 +136,22 @@ def forks(rows: Rows, tier: str, counts: tuple[int, ...], server: BenchServer) -
         for count in counts:
             os.sync()
             before = _taken(server)
-            fork = partial(sandbox.fork, count=count, timeout=900)
-            children = rows.timed(f"fork ×{count}, 64 MB of files", tier, fork)
+            # Not by the SDK: it asks for 20 at most.
+            fork = partial(
+                httpx.post,
+                f"{server.url}/sandboxes/{sandbox.sandbox_id}/fork",
+                json={"count": count, "timeout": 900},
+                headers={"X-API-Key": server.api_key},
+                timeout=600,
+            )
+            answers = rows.timed(f"fork ×{count}, 64 MB of files", tier, fork).raise_for_status().json()
             os.sync()
-            made = [one for one in children if isinstance(one, Sandbox)]
+            made = [one["sandbox"]["sandboxID"] for one in answers if "sandbox" in one]
             if len(made) < count:
-                print(f"{count - len(made)} of {count}: {next(one for one in children if one not in made)}")
+                print(f"{count - len(made)} of {count}: {next(one for one in answers if 'sandbox' not in one)}")
             rows.note(f"disk per fork, ×{count}", tier, (_taken(server) - before) / max(1, len(made)) / 1e6, "MB")
             for one in made:
-                one.kill()
+                Sandbox.kill(one)
 
 
 def _taken(server: BenchServer) -> int:
@@ -208,8 +216,7 @@ def adopting(rows: Rows, tier: str, count: int) -> None:
 
 def raw_checkpoints(rows: Rows, rounds: int, sizes: tuple[int, ...], scratch: Path) -> None:
     """A container of the base template without network and without us."""
-    tools = Settings.from_environ(os.environ).tools_dir
-    runsc = shutil.which("runsc") or str((tools or Path("/")) / "runsc/usr/bin/runsc")
+    runsc = shutil.which("runsc") or str((tools_dir() or Path("/")) / "runsc/usr/bin/runsc")
     base = find_template("base")
     if base is None or not Path(runsc).exists():
         return

@@ -78,8 +78,9 @@ def _rest() -> str:
     lines = [
         "# REST",
         "",
-        "What the control plane answers. Every call but `/health` and `/openapi.json` needs a key",
-        "(`X-API-Key`, or `Authorization: Bearer`). A running server has this as `GET /openapi.json`.",
+        "What the control plane answers. Every call needs a key (`X-API-Key`, or `Authorization: Bearer`) but these:",
+        "`/health`, `/openapi.json` (this page, for programs) and `/docs` are for everybody; `/console` has its own",
+        "log-in; `PUT /templates/uploads/…` is allowed by its signed path, `/volumecontent/…` by its volume's token.",
     ]
     for path, calls in found["paths"].items():
         for method, call in calls.items():

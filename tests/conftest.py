@@ -3,7 +3,7 @@
 templates_dir     the default location, shared by all servers of the session, built if needed
 tier              the isolation tier: every test that uses `server` runs once in each (`support/tiers.py`)
 server            one real `atoll serve` for all tests of a tier, with real isolation
-postgres, database_url   a PostgreSQL cluster of the session's; an empty database, once SQLite and once PostgreSQL
+postgres, database_url   a PostgreSQL cluster of the session's; a new database, once SQLite and once PostgreSQL
 make_server       servers of a test's own, for tests that stop, kill or restart them
 """
 
@@ -46,13 +46,12 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database, once of each kind."""
-    from atoll.control.store import default_url
+    """A database as a new server has it, once of each kind."""
+    from support.databases import migrated_postgres, migrated_sqlite
 
     if request.param == "sqlite":
-        return default_url(tmp_path)
-    url: str = request.getfixturevalue("postgres").new_database()
-    return url
+        return migrated_sqlite(tmp_path)
+    return migrated_postgres(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(scope="session")

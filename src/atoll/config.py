@@ -49,7 +49,12 @@ def _amounts(environ: Mapping[str, str], kind: str) -> Amounts:
     return Amounts(*(_most(environ, f"ATOLL_{kind}_{name}") for name in names))
 
 
-_DISK_SETTINGS = ("ATOLL_DISK_RESERVE_MIB", "ATOLL_VOLUME_MIB", "ATOLL_TOTAL_VOLUMES_MIB")
+_DISK_SETTINGS = (
+    "ATOLL_DISK_RESERVE_MIB",
+    "ATOLL_VOLUME_MIB",
+    "ATOLL_TOTAL_VOLUMES_MIB",
+    "ATOLL_TEAM_IMAGES_MIB",
+)
 
 
 def _wishes(environ: Mapping[str, str]) -> Wishes:
@@ -100,6 +105,7 @@ class Settings:
     ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
     ATOLL_VOLUME_MIB     how much each volume can hold (10240, or what the machine has)
     ATOLL_TOTAL_VOLUMES_MIB  what the sizes of all volumes may add up to
+    ATOLL_TEAM_IMAGES_MIB  what templates and snapshots of one team may take of the disk (half of the file system)
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
     ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call

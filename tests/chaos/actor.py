@@ -14,9 +14,9 @@ from e2b import CommandExitException, Sandbox, SandboxException, SandboxState, T
 from e2b.exceptions import (
     BuildException,
     FileNotFoundException,
-    InvalidArgumentException,
     NotFoundException,
     RateLimitException,
+    ServiceBusyException,
 )
 from sdk_support import convergence_s
 
@@ -25,6 +25,8 @@ from .plan import Plan, Step
 from .world import SIZE
 
 T = TypeVar("T")
+NO_ANSWER = (SandboxException, ServiceBusyException, httpx.HTTPError, OSError)
+"""What a call raises that may be asked again."""
 
 
 def usable_within_s() -> float:
@@ -35,10 +37,11 @@ def usable_within_s() -> float:
 
 LONG_S = 3600
 LOG = "/home/user/log"
-# One at a time: after a pause without an answer nobody knows whether the last one still runs.
+# One at a time: after a pause without an answer nobody knows whether the last one still runs. What a full disk refuses
+# is written again.
 LOGGING = (
     f"( flock -n 9 || exit 0; n=$(cat {LOG} 2>/dev/null | wc -l); "
-    f"while sleep 0.05; do n=$((n+1)); echo $n >> {LOG}; done ) 9>/home/user/lock"
+    f"while sleep 0.05; do echo $((n+1)) >> {LOG} && n=$((n+1)); done ) 9>/home/user/lock"
 )
 
 
@@ -151,6 +154,7 @@ class Actor:
         path, content = f"/home/user/c{step.number}", f"by a command {step.number}"
         self._running(sandbox)
         self.oracle.write_begun(sandbox.sandbox_id, path, content)
+        self.oracle.write_begun(sandbox.sandbox_id, path, "")  # the shell opens it first; then it may end, or the disk
         line = f"printf '%s' '{content}' > {path} && cat {path}"
         result = self._ask("write", lambda: sandbox.commands.run(line, timeout=20, request_timeout=20))
         self.oracle.written(sandbox.sandbox_id, path, content)
@@ -350,14 +354,7 @@ class Actor:
         except FileNotFoundException:
             self.answered[kind] += 1
             raise
-        except (
-            SandboxException,
-            BuildException,
-            InvalidArgumentException,
-            CommandExitException,
-            httpx.HTTPError,
-            OSError,
-        ) as error:
+        except (*NO_ANSWER, BuildException, CommandExitException) as error:
             self.unanswered[kind] += 1
             self.errors[kind] = f"{type(error).__name__}: {error}"[:200]
             raise Unsettled(kind) from error
@@ -414,7 +411,7 @@ class Actor:
             except NotFoundException:
                 self.oracle.saw_gone(sandbox_id)
                 return None
-            except (SandboxException, httpx.HTTPError, OSError) as error:
+            except NO_ANSWER as error:
                 if time.monotonic() > deadline:
                     raise Unsettled from error
             time.sleep(0.1)

@@ -49,10 +49,12 @@ class Killer:
         self._points = points
 
     def run(self) -> None:
-        """Never raises."""
+        """Never raises. Says how far it is."""
         try:
-            for fault in self._faults:
+            for number, fault in enumerate(self._faults, 1):
                 self._carry_out(fault)
+                if number % 50 == 0:
+                    print(f"  {number} of {len(self._faults)} faults", flush=True)
         except Exception as error:
             self.violations.append(f"the server does not come back: {error}"[:2000])
 

@@ -15,7 +15,7 @@ import pytest
 
 from atoll.isolation.base import BackendConfig, Capability, SandboxHandle
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.disk import image, kept
+from atoll.isolation.linux.disk import image, kept, loops
 from atoll.isolation.namespaces.handle import NamespacesHandle
 from atoll.isolation.namespaces.layout import RunLayout
 from atoll.isolation.namespaces.tier import NamespacesBackend
@@ -322,6 +322,23 @@ async def test_children_that_wait_end_with_the_server(place: Place) -> None:
     assert await eventually(lambda: len(place.groups()) == 3 or not backend.capabilities)
     await backend.aclose()
     assert place.groups() == set()
+
+
+async def test_a_kill_is_answered_before_its_mounts_go_and_leaves_no_disk(
+    place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Capability.LIMITS_DISK not in backend.capabilities:
+        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
+    spec, paths = place.asked()
+    handle = await backend.create(spec, paths)
+    disk, may_go = paths.state_dir / image.IMAGE, threading.Event()
+    let_go = handle._let_go_of_mounts  # type: ignore[attr-defined]
+    monkeypatch.setattr(handle, "_let_go_of_mounts", lambda: may_go.wait(10) and let_go())
+    await asyncio.wait_for(handle.stop(), 10)
+    assert loops.device_of(disk) is not None
+    may_go.set()
+    await handle.kill()
+    assert await eventually(lambda: loops.device_of(disk) is None)
 
 
 async def test_a_pause_whose_end_takes_too_long_keeps_the_sandbox_all_the_same(

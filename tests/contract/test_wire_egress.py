@@ -276,3 +276,4 @@ async def test_no_descriptor_is_left_behind(world: _World, sandbox: _Sandbox) ->
                 await node.detach("i2")
         await node.connections("i1")
         await _until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        assert await node.connections("i1") == []

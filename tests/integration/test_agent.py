@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from e2b import Sandbox
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("a program over the runtime, whose actions are tested in each tier")
+
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "create-and-serve.json"
 TRAJECTORIES = REPOSITORY.parent / "shared" / "trajectories"

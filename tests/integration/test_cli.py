@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("commands over the SDK, whose calls are tested in each tier")
+
 EVENTS = [
     {"id": 1, "source": "user", "action": "message", "args": {"content": "serve a page"}},
     {

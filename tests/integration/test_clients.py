@@ -24,7 +24,11 @@ from support.tiers import one_tier
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 RUN_S = 600
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    one_tier("frameworks over the SDK, whose calls are tested in each tier"),
+]
 
 
 def python_of(environment: str) -> Path:
@@ -134,7 +138,6 @@ def test_langchains_standard_suite_for_sandboxes_passes_whole(server: ServerProc
     assert passed_by_langchain("TestE2BSandbox", server, tmp_path) == "86 passed"
 
 
-@one_tier("the class does the same with the asynchronous SDK, whose calls are tested in both tiers")
 def test_langchains_standard_suite_passes_whole_for_the_asynchronous_class(
     server: ServerProcess, tmp_path: Path
 ) -> None:

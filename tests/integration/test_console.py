@@ -78,6 +78,7 @@ def test_a_browser_is_led_to_the_log_in_and_back(server: Any) -> None:
     assert answer.headers["location"] == "/console/sandboxes"
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
+    assert re.fullmatch("[0-9a-f]{16}", answer.headers["x-request-id"])
     assert "SameSite=strict" in cookie
     assert server.api_key not in cookie
     assert found.get("/sandboxes").status_code == 200

@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from e2b import Sandbox
 
+from support.browser import WAIT_MS, browser_page, needs_chromium
 from support.tiers import one_tier
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install 'atoll[dev]')")
 
 pytestmark = [
     one_tier("pages of the control plane: the sandbox's side is the SDK's own protocol"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's Chromium (apt install chromium)"),
+    needs_chromium,
 ]
-
-WAIT_MS = 30_000.0
-
-
-@contextmanager
-def browser_page(server: Any, pictures: Path, name: str) -> Iterator[Any]:
-    """A browser's page. What its scripts could not do is a failure; a failure leaves a picture of the page."""
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = chromium.new_page(base_url=server.url, viewport={"width": 1100, "height": 700})
-        page.set_default_timeout(WAIT_MS)
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        try:
-            yield page
-            assert not wrong, wrong
-        except BaseException:
-            kept = Path(os.environ.get("CONSOLE_PICTURES", pictures))
-            kept.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=kept / f"{name}.png", full_page=True)
-            raise
-        finally:
-            chromium.close()
 
 
 def log_in(page: Any, server: Any) -> None:
@@ -59,12 +30,23 @@ def test_the_main_path(server: Any, sandbox: Sandbox, tmp_path: Path) -> None:
         main_path(page, server, sandbox)
 
 
+def picture(page: Any, name: str) -> None:
+    """For the documents: `DOCUMENT_PICTURES=docs/images` takes them anew."""
+    if place := os.environ.get("DOCUMENT_PICTURES"):
+        page.screenshot(path=Path(place) / f"{name}.png")
+
+
 def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     log_in(page, server)
     page.get_by_role("link", name="Sandboxes").click()
+    page.get_by_role("link", name=sandbox.sandbox_id).wait_for()
+    picture(page, "console-sandboxes")
     page.get_by_role("link", name=sandbox.sandbox_id).click()
     page.get_by_role("heading", name=f"Sandbox {sandbox.sandbox_id}").wait_for()
     page.locator(".chart canvas").first.wait_for()
+    overflow = "all => all.filter(one => one.querySelector('canvas').clientWidth > one.clientWidth).length"
+    assert page.locator(".chart").evaluate_all(overflow) == 0, "each is drawn as wide as its box"
+    picture(page, "console-sandbox")
 
     page.get_by_role("link", name="Terminals").click()
     page.get_by_role("button", name="New shell").click()
@@ -75,6 +57,7 @@ def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     assert sandbox.files.read("answer") == "42\n"
     green = screen.get_by_text("green", exact=True).last
     assert green.evaluate("one => getComputedStyle(one).color") == "rgb(10, 200, 30)", "styles of the terminal apply"
+    picture(page, "console-terminal")
 
     page.reload()
     screen.get_by_text(re.compile(r"^42$")).first.wait_for()

@@ -16,8 +16,10 @@ import httpx
 import pytest
 import yaml
 
+from support.browser import browser_page, needs_chromium
 from support.host import skip_without
 from support.server import ServerProcess
+from support.tiers import one_tier
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -168,15 +170,26 @@ def test_every_setting_is_documented() -> None:
     assert all(text for _, text in documented())
 
 
+@pytest.fixture(scope="module")
+def site() -> None:
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "docs.py")], check=True, capture_output=True, text=True)
+
+
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("site")
 def test_the_site_is_built_and_served(server: ServerProcess) -> None:
     """With no key, and with nothing that a page fetches from elsewhere."""
     skip_without("namespaces")
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "docs.py")], check=True, capture_output=True, text=True)
     first = httpx.get(f"{server.url}/docs", follow_redirects=True)
     assert first.status_code == 200
     assert "Sandboxes for AI agents" in first.text
-    assert "default-src 'self'" in first.headers["content-security-policy"]
+    policy = first.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self' 'sha256-" in policy
+    assert "unsafe" not in policy
+    again = httpx.get(first.url, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.get(first.url, headers={"If-None-Match": '"other"'}).text == first.text
     needed = re.findall(r'<(?:script|img)[^>]* src="([^"]+)"|<link rel="stylesheet" href="([^"]+)"', first.text)
     assert needed
     for path in (a or b for a, b in needed):
@@ -188,3 +201,20 @@ def test_the_site_is_built_and_served(server: ServerProcess) -> None:
     assert "E2BRuntime" in httpx.get(f"{server.url}/docs/reference/runtime.html").text
     for missing in ("nothing.html", "../pyproject.toml", "%2e%2e/app.py"):
         assert httpx.get(f"{server.url}/docs/{missing}").status_code in (401, 404)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("site")
+@needs_chromium
+@one_tier("pages of the control plane")
+def test_the_site_works_under_its_policy(server: ServerProcess, tmp_path: Path) -> None:
+    """Search and colours are scripts; what the policy keeps a browser from is an error that `browser_page` sees."""
+    skip_without("namespaces")
+    with browser_page(server, tmp_path, "documents") as page:
+        page.goto("/docs/reference/settings.html")
+        page.get_by_title("Dark").locator("visible=true").click()
+        assert page.locator("body").get_attribute("data-md-color-scheme") == "slate"
+        page.keyboard.press("/")
+        page.keyboard.type("zygote")
+        page.locator(".md-search-result__link").first.click()
+        page.wait_for_url(lambda url: "settings" not in url)

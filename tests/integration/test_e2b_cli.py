@@ -28,6 +28,9 @@ from e2b import Sandbox, SandboxQuery, Template
 from sdk_support import eventually
 
 from support.npm import JS, install_node_modules
+from support.tiers import one_tier
+
+pytestmark = one_tier("another client with the SDK's own requests, which are tested in each tier")
 
 WAIT_S = 60
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2b import NotFoundException, RateLimitException, Sandbox, SandboxException
+from e2b import NotFoundException, RateLimitException, Sandbox, SandboxException, Template
 
 from support.server import ServerProcess
 
@@ -128,6 +128,15 @@ def test_a_sandbox_gets_a_gpu_of_its_own(
     second = Sandbox.connect(second.sandbox_id)
     second.kill()
     first.kill()
+    start = "test -e /dev/gpu0 && exec sleep 600"
+    wish = Template().from_template("base").set_envs({"ATOLL_GPU": "1"}).set_start_cmd(start, "test -e /dev/gpu0")
+    Template.build(wish, "on-a-gpu")
+    built = Sandbox.create("on-a-gpu")
+    assert _sees(built) == "gpu0"
+    snapshot = built.create_snapshot()
+    assert _sees(Sandbox.create(snapshot.snapshot_id)) == "gpu1", "as the one that it was taken of"
+    for one in Sandbox.list().next_items():
+        Sandbox.kill(one.sandbox_id)
     with pytest.raises(NotFoundException):
         Sandbox.connect(first.sandbox_id)
     assert _sees(Sandbox.create(metadata={"atoll.gpu": "all"})) == "gpu0\ngpu1"

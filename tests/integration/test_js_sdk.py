@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from support.npm import JS, install_node_modules
+from support.tiers import one_tier
+
+pytestmark = one_tier("the requests are those of the Python SDK, which is tested in each tier")
 
 FILES = sorted(JS.glob("*.test.mjs"))
 CASES = [(file.name, name) for file in FILES for name in re.findall(r"^test\('([^']+)'", file.read_text(), re.M)]

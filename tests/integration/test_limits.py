@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2b import Sandbox, SandboxException
+from e2b import Sandbox, SandboxException, Template
 from e2b.exceptions import RateLimitException
 from sdk_support import eventually
 
@@ -25,6 +25,7 @@ ENVIRON = {
     "ATOLL_TOTAL_PIDS": "4000",
     "ATOLL_MAX_PIDS": "700",
     "ATOLL_TEAM_MEMORY_MIB": "2000",
+    "ATOLL_TEAM_IMAGES_MIB": "64",
 }
 BOMB = (
     "import os, time\n"
@@ -87,6 +88,21 @@ def test_a_request_beyond_the_maximum_is_wrong_and_a_sum_that_is_reached_means_c
     make(memory=400)
     first.kill()
     make(memory=1500)
+
+
+def test_a_team_has_a_part_of_the_disk_for_its_templates_and_snapshots(tiny: Any, make: Callable[..., Sandbox]) -> None:
+    where = {"api_key": tiny.api_key, "api_url": tiny.url}
+    sandbox = make(memory=512)
+    sandbox.commands.run("head -c 66M /dev/urandom > big")
+    first = sandbox.create_snapshot()
+    build = Template().from_template("base").run_cmd("echo more > file")
+    begin = (sandbox.create_snapshot, sandbox.fork, lambda: Template.build(build, "one-more", skip_cache=True, **where))
+    for refused in begin:
+        with pytest.raises(Exception, match=r"templates and snapshots take \d+ MiB of disk and may take 64"):
+            refused()
+    assert sandbox.commands.run("echo on").stdout == "on\n"
+    assert Sandbox.delete_snapshot(first.snapshot_id, **where)
+    assert sandbox.create_snapshot().snapshot_id != first.snapshot_id, "with what it has deleted it may have 96"
 
 
 def test_fork_bombs_in_several_sandboxes_leave_the_host_its_processes(tiny: Any, make: Callable[..., Sandbox]) -> None:

@@ -17,6 +17,7 @@ from e2b_code_interpreter import Sandbox as Interpreter
 from sdk_support import eventually
 
 from support.receiver import LOOPBACK, receiver
+from support.tiers import one_tier
 
 
 def _get(server: Any, path: str, **query: Any) -> Any:
@@ -46,6 +47,7 @@ def test_metrics_tell_what_is_used(server: Any, sandbox: Sandbox) -> None:
     assert max(one.cpu_used_pct for one in later) > 5
 
 
+@one_tier("kept and told by the control plane")
 def test_metrics_are_taken_without_being_asked_for(server: Any, sandbox: Sandbox) -> None:
     time.sleep(11)
     readings = sandbox.get_metrics()
@@ -57,6 +59,7 @@ def test_metrics_are_taken_without_being_asked_for(server: Any, sandbox: Sandbox
     assert sandbox.get_metrics(end=datetime(2020, 1, 1, tzinfo=UTC)) == []
 
 
+@one_tier("kept and told by the control plane")
 def test_metrics_of_many_are_in_one_answer(server: Any, create: Any) -> None:
     one, two = create(), create()
     ids = f"{one.sandbox_id},{two.sandbox_id},i0000000000000000000"
@@ -93,6 +96,7 @@ def test_what_cells_print_and_fail_with_is_in_the_log(server: Any, interpreter: 
     assert "42" not in [message for _, message, _ in told]
 
 
+@one_tier("kept and told by the control plane")
 def test_the_log_is_read_by_level_search_direction_and_pages(server: Any, sandbox: Sandbox) -> None:
     sandbox.commands.run("for i in $(seq 20); do echo line $i; sleep 0.01; done; echo bad >&2")
     whole = _log(server, sandbox)
@@ -109,6 +113,7 @@ def test_the_log_is_read_by_level_search_direction_and_pages(server: Any, sandbo
     assert after[-1] == whole[-1]
 
 
+@one_tier("kept and told by the control plane")
 def test_the_first_versions_lines_are_what_the_command_line_prints(server: Any, sandbox: Sandbox) -> None:
     sandbox.commands.run("echo hello")
     answer = _get(server, f"/sandboxes/{sandbox.sandbox_id}/logs")
@@ -118,6 +123,7 @@ def test_the_first_versions_lines_are_what_the_command_line_prints(server: Any, 
     assert len(answer["logEntries"]) == len(lines)
 
 
+@one_tier("kept and told by the control plane")
 def test_a_flood_is_left_out_of_the_log_and_reaches_the_client_whole(server: Any, sandbox: Sandbox) -> None:
     result = sandbox.commands.run("yes 0123456789abcde | head -c 32000000", timeout=60)
     assert len(result.stdout) == 32_000_000
@@ -125,6 +131,7 @@ def test_a_flood_is_left_out_of_the_log_and_reaches_the_client_whole(server: Any
     assert log[0]["level"] == "warn"
 
 
+@one_tier("kept and told by the control plane")
 def test_the_log_outlives_its_sandbox(server: Any, create: Any) -> None:
     sandbox = create()
     sandbox.commands.run("echo last words")
@@ -132,6 +139,7 @@ def test_the_log_outlives_its_sandbox(server: Any, create: Any) -> None:
     assert "last words" in [one["message"] for one in _log(server, sandbox)]
 
 
+@one_tier("kept and told by the control plane")
 def test_a_log_comes_as_it_is_written_without_anybody_asking(server: Any, sandbox: Sandbox) -> None:
     sandbox.commands.run("sleep 1.3; echo by itself")
     file = server.data_dir / "control" / "logs" / f"{sandbox.sandbox_id}.jsonl"

@@ -49,6 +49,9 @@ from atoll.runtime import (
 from atoll.runtime.sandbox.box import SID_KEY
 from atoll.runtime.sandbox.embedded import connection
 from atoll.runtime.sandbox.lease import LEASE_S, Lease
+from support.tiers import every_tier, one_tier
+
+pytestmark = one_tier("what the runtime makes of the SDK's answers; what a tier may change is marked")
 
 SOFT_S = 1.0
 MakeRuntime = Callable[..., E2BRuntime]
@@ -122,6 +125,7 @@ def test_01_so_it_does_for_a_box(server: Any) -> None:
         assert (code, sorted(output.split())) == (3, ["ERR", "OUT"])
 
 
+@every_tier
 def test_02_the_time_limit_of_an_action_counts(runtime: E2BRuntime) -> None:
     found = run(runtime, "while true; do echo tick; sleep 0.1; done", timeout=1.5)
     assert found.exit_code == -1
@@ -280,6 +284,7 @@ def test_07_images_are_data_urls(jupyter: E2BRuntime) -> None:
     assert found.image_urls[0].startswith("data:image/png;base64,iVBOR")
 
 
+@every_tier
 def test_07_a_cell_over_its_time_is_interrupted_and_the_state_stays(jupyter: E2BRuntime) -> None:
     cell(jupyter, "kept = 5")
     found = cell(jupyter, "print('begin')\nimport time\ntime.sleep(60)", timeout=2)
@@ -318,6 +323,7 @@ def test_08_copy_to_puts_a_file_into_the_directory(runtime: E2BRuntime, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a b.txt"]
 
 
+@every_tier
 def test_08_copy_to_takes_a_tree_whole(runtime: E2BRuntime, tree: Path) -> None:
     runtime.copy_to(str(tree), "/workspace", recursive=True)
     shown = run(runtime, "cd /workspace/project && find . -printf '%p %y %m %l\\n' | LC_ALL=C sort && ./link").content
@@ -488,6 +494,7 @@ def test_12_metadata_is_complete(runtime: E2BRuntime) -> None:
     assert metadata.suffix == "\n[The command completed with exit code 0.]"
 
 
+@every_tier
 def test_12_soft_timeout_poll_input_and_refusal(runtime: E2BRuntime) -> None:
     asked = run(runtime, "read -p 'Continue? [Y/n] ' a && echo \"got $a\"")
     assert (asked.content, asked.exit_code) == ("Continue? [Y/n]", -1)
@@ -523,6 +530,7 @@ def test_13_the_workspace_is_where_everything_begins(make: MakeRuntime) -> None:
     assert (read.path, read.content) == ("/work space/a/b.txt", "x\n")
 
 
+@every_tier
 def test_13_root_when_not_run_as_openhands(make: MakeRuntime) -> None:
     runtime = make(RuntimeConfig(run_as_openhands=False))
     assert run(runtime, "whoami; echo ~; pwd").content == "root\n/root\n/workspace"
@@ -639,6 +647,7 @@ def test_17_keep_alive_leaves_the_sandbox_for_the_next_attach(make: MakeRuntime)
     assert _alive("kept") == []
 
 
+@every_tier
 def test_17_close_pauses_and_where_nothing_can_be_paused_it_is_said_and_it_goes_on_for_the_delay(
     make: MakeRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -723,6 +732,7 @@ def test_20_alive_is_asked_of_the_sandbox_and_a_lost_one_is_never_a_result(make:
     runtime.close()
 
 
+@every_tier
 def test_20_a_sandbox_lost_during_a_command_raises(make: MakeRuntime) -> None:
     import threading
 

@@ -14,6 +14,9 @@ from e2b import Sandbox
 
 from atoll.runtime import AgentRuntimeDisconnectedError, CmdOutputObservation, CmdRunAction, E2BRuntime
 from atoll.runtime.shell import terminal_link
+from support.tiers import one_tier
+
+pytestmark = one_tier("the connection is broken outside of the sandbox")
 
 
 class Relay:

@@ -16,6 +16,9 @@ from atoll.runtime import (
     JupyterRequirement,
 )
 from atoll.runtime.kernel.ipython import RESTARTED
+from support.tiers import one_tier
+
+pytestmark = one_tier("what the runtime makes of what test_sdk_interpreter_death.py shows in each tier")
 
 PROBE = "import os; print('init_ran' in globals(), 'file_editor' in globals(), os.getcwd(), os.environ.get('ADDED'))"
 READY = "True True /tmp yes"

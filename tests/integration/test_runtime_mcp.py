@@ -27,6 +27,9 @@ from atoll.runtime.config import RuntimeConfig
 from atoll.runtime.events.observations import ErrorObservation, MCPObservation
 from atoll.runtime.mcp.bridge import MCPBridge
 from atoll.runtime.mcp.client import MCPServers
+from support.tiers import every_tier, one_tier
+
+pytestmark = one_tier("programs that the runtime starts by the SDK")
 
 SERVER = r"""
 import json, os, sys, time
@@ -88,6 +91,7 @@ def call(runtime: E2BRuntime, name: str, timeout: float | None = None, **argumen
     return result
 
 
+@every_tier
 def test_a_program_in_the_sandbox_keeps_its_state_between_calls(runtime: E2BRuntime) -> None:
     assert call(runtime, "count", by=2) == {
         "meta": None,

@@ -18,7 +18,7 @@ from atoll.config import Settings
 from atoll.images.recipes import RECIPES, Recipe
 from atoll.images.store import TemplateStore
 from atoll.runtime.workspace_start import dormant
-from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in
+from support.openhands_environment import REPOSITORY, VERSIONS, environment, run_in, versions
 from support.server import ServerProcess
 from support.tiers import one_tier
 
@@ -40,7 +40,7 @@ def connection(server: Any) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("E2B_")}
 
 
-@pytest.fixture(scope="module", params=list(VERSIONS))
+@pytest.fixture(scope="module", params=versions())
 def seen(request: pytest.FixtureRequest, tree: Path, connection: dict[str, str]) -> dict[str, Any]:
     version = request.param
     program = REPOSITORY / "tests" / "support" / "openhands_program.py"

@@ -29,6 +29,9 @@ from atoll.runtime import (
 from atoll.runtime.events.base import Event, EventSource
 from atoll.runtime.sandbox.box import find_sandboxes
 from support import documents
+from support.tiers import one_tier
+
+pytestmark = one_tier("programs that the runtime starts by the SDK: git, scripts, a kernel")
 
 MakeRuntime = Callable[..., E2BRuntime]
 

@@ -8,6 +8,10 @@ import pytest
 from e2b import AsyncSandbox, CommandExitException, NotFoundException, SandboxException, TimeoutException
 from sdk_support import eventually_async
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the same requests as the synchronous client's, whose tests run in each tier")
+
 
 async def test_a_command_returns_its_output(async_sandbox: AsyncSandbox) -> None:
     result = await async_sandbox.commands.run("echo out; echo err >&2")

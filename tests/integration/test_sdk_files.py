@@ -216,6 +216,7 @@ def test_remove_takes_files_and_whole_trees(sandbox: Sandbox) -> None:
 
 def test_removing_nothing_is_no_error(sandbox: Sandbox) -> None:
     sandbox.files.remove("was/never/there")
+    assert not sandbox.files.exists("was")
 
 
 def test_missing_paths_are_not_found(sandbox: Sandbox) -> None:

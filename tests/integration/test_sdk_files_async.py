@@ -10,6 +10,10 @@ import pytest
 from e2b import AsyncSandbox, FileNotFoundException, FilesystemEvent, FilesystemEventType
 from sdk_support import eventually_async
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the same requests as the synchronous client's, whose tests run in each tier")
+
 MIB = 1024 * 1024
 
 

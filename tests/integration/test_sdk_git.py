@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from e2b import AsyncSandbox, Sandbox
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("commands of the SDK, run as any other")
+
 
 class Later:
     """An asynchronous git client, called as if it were the synchronous one."""

@@ -8,6 +8,10 @@ import pytest
 from e2b import NotFoundException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox, Result
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the same requests as the synchronous client's, whose tests run in each tier")
+
 
 async def test_state_results_logs_and_errors(async_interpreter: AsyncSandbox) -> None:
     await async_interpreter.run_code("x = 41")

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from e2b_code_interpreter import Execution, Sandbox
 
+from support.tiers import one_tier
+
 Run = Callable[..., Execution]
 
 
@@ -68,6 +70,7 @@ def test_handlers_of_exit_run_and_a_child_of_the_kernel_may_exit(run: Run) -> No
     assert "".join(bye.logs.stdout) == "bye\n"
 
 
+@one_tier("the guest hands it on, the same program in every tier")
 def test_a_reader_that_looks_away_and_returns_gets_all_of_it(shared_interpreter: Sandbox) -> None:
     context = shared_interpreter.create_code_context()
     code = "import time\nbegan = time.monotonic()\nfor n in range(300): print(n, 'x' * 100_000)\nprint('end')"

@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from e2b_code_interpreter import Execution, Sandbox
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("the kernel's own rules; every language runs in each tier: test_sdk_interpreter_languages.py")
+
 Run = Callable[..., Execution]
 
 

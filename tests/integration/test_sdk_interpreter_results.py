@@ -7,6 +7,10 @@ from collections.abc import Callable
 import pytest
 from e2b_code_interpreter import Execution, Result, Sandbox
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("made by the kernel's own code of values, which no tier changes")
+
 Run = Callable[..., Execution]
 
 PLOTLY = "application/vnd.plotly.v1+json"

@@ -115,6 +115,7 @@ def test_a_large_table_and_what_memory_does_not_hold(run: Run) -> None:
     assert run("6 * 7").text == "42"
 
 
+@one_tier("the guest hands it on, the same program in every tier")
 @pytest.mark.timeout(600)
 def test_ten_thousand_results_and_a_hundred_megabytes_arrive_in_order(run: Run) -> None:
     results: list[str | None] = []
@@ -184,6 +185,7 @@ def test_a_fork_server_that_is_killed_takes_no_kernel_with_it_and_is_not_missed(
     assert interpreter.run_code("kept", context=before).text == "1"
 
 
+@one_tier("the guest hands it on, the same program in every tier")
 def test_many_contexts_are_listed_apart_and_gone(shared_interpreter: Sandbox) -> None:
     made = [shared_interpreter.create_code_context(language="bash") for _ in range(100)]
     some = made[::10]

@@ -21,6 +21,8 @@ from e2b import (
 )
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
 
 def _all(paginator) -> list:
     found = []
@@ -66,11 +68,13 @@ def test_create_takes_every_parameter_and_info_tells_them_back(create) -> None:
     assert sandbox.commands.run("echo $MODE").stdout == "on\n"
 
 
+@one_tier("decided by the control plane")
 def test_the_default_timeout_is_five_minutes(create) -> None:
     info = create().get_info()
     assert timedelta(seconds=295) < info.end_at - info.started_at <= timedelta(seconds=301)
 
 
+@one_tier("decided by the control plane")
 def test_a_template_may_be_named_by_its_id(create) -> None:
     template_id = create("base").get_info().template_id
     assert create(template_id).get_info().template_id == template_id
@@ -134,6 +138,7 @@ def test_a_sandbox_ends_at_its_timeout(create) -> None:
         sandbox.get_info()
 
 
+@one_tier("decided by the control plane")
 def test_set_timeout_shortens_and_lengthens(create) -> None:
     sandbox = create(timeout=300)
     sandbox.set_timeout(600)
@@ -142,6 +147,7 @@ def test_set_timeout_shortens_and_lengthens(create) -> None:
     eventually(lambda: not sandbox.is_running(), what="the sandbox ended at the shortened timeout")
 
 
+@one_tier("decided by the control plane")
 def test_a_lengthened_timeout_outlives_the_first(create) -> None:
     sandbox = create(timeout=2)
     sandbox.set_timeout(120)
@@ -159,6 +165,7 @@ def test_connect_finds_the_same_sandbox(create) -> None:
     assert sandbox.connect().files.read("note") == "kept"
 
 
+@one_tier("decided by the control plane")
 def test_connect_lengthens_a_timeout_but_never_shortens_it(create) -> None:
     sandbox = create(timeout=100)
     Sandbox.connect(sandbox.sandbox_id, timeout=1000)
@@ -168,6 +175,7 @@ def test_connect_lengthens_a_timeout_but_never_shortens_it(create) -> None:
     assert sandbox.get_info().end_at == longer
 
 
+@one_tier("decided by the control plane")
 def test_listing_filters_by_metadata_with_awkward_characters(create) -> None:
     mark = uuid.uuid4().hex
     one = create(metadata={"mark": mark, "k &=/": "v &=/ é"})
@@ -177,6 +185,7 @@ def test_listing_filters_by_metadata_with_awkward_characters(create) -> None:
     assert _ids(metadata={"mark": "nothing-has-this"}) == []
 
 
+@one_tier("decided by the control plane")
 def test_listing_filters_by_state_template_and_start(create) -> None:
     mark = {"mark": uuid.uuid4().hex}
     sandbox = create(metadata=mark)
@@ -189,6 +198,7 @@ def test_listing_filters_by_state_template_and_start(create) -> None:
     assert _ids(metadata=mark, started_after=datetime.now(UTC) + timedelta(minutes=5)) == []
 
 
+@one_tier("decided by the control plane")
 def test_pages_are_complete_without_repeats_in_both_orders(create) -> None:
     mark = {"mark": uuid.uuid4().hex}
     made = [create(metadata=mark).sandbox_id for _ in range(7)]
@@ -201,6 +211,7 @@ def test_pages_are_complete_without_repeats_in_both_orders(create) -> None:
         assert [sandbox_id for page in pages for sandbox_id in page] == expected
 
 
+@one_tier("decided by the control plane")
 def test_a_page_can_be_continued_from_its_token_by_another_client(create) -> None:
     mark = {"mark": uuid.uuid4().hex}
     made = {create(metadata=mark).sandbox_id for _ in range(3)}
@@ -212,6 +223,7 @@ def test_a_page_can_be_continued_from_its_token_by_another_client(create) -> Non
     assert not rest.has_next
 
 
+@one_tier("decided by the control plane")
 def test_a_nonsense_page_token_is_the_callers_mistake(server) -> None:
     with pytest.raises((InvalidArgumentException, SandboxException)) as caught:
         Sandbox.list(next_token="%%%not-a-token%%%").next_items()
@@ -234,6 +246,7 @@ def test_metrics_are_plausible(create) -> None:
     assert abs(metric.timestamp.timestamp() - time.time()) < 120
 
 
+@one_tier("decided by the control plane")
 def test_the_first_forms_of_create_and_connect_are_served(server) -> None:
     """The published CLI and older SDKs use them."""
     with httpx.Client(base_url=server.url, headers={"X-API-Key": server.api_key}) as client:
@@ -254,6 +267,7 @@ def test_the_first_forms_of_create_and_connect_are_served(server) -> None:
         assert client.delete(f"/sandboxes/{sandbox_id}").status_code == 404
 
 
+@one_tier("decided by the control plane")
 def test_one_idempotency_key_makes_one_sandbox(create) -> None:
     key = uuid.uuid4().hex
     first = create(idempotency_key=key)
@@ -261,6 +275,7 @@ def test_one_idempotency_key_makes_one_sandbox(create) -> None:
     assert first.sandbox_id == second.sandbox_id
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_the_async_sdk_does_the_same(server) -> None:
     sandbox = await AsyncSandbox.create(timeout=100, metadata={"flavour": "async"}, envs={"A": "1"})
     try:

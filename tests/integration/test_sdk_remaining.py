@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 from e2b import AsyncSandbox, AsyncSecret, AsyncTemplate, PtySize, Sandbox, Template
 
+from support.tiers import one_tier
+
 EVERYTHING = "0.0.0.0/0"
 
 
@@ -26,6 +28,7 @@ async def test_the_network_rules_of_a_running_sandbox_are_replaced_async(async_s
     assert network["deny_out"] == [EVERYTHING]
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_secrets_are_kept_and_told_by_their_metadata_async(server: Any) -> None:
     name = f"key-{time.time_ns()}"
     made = await AsyncSecret.create(name, "v", {"a": "b"})
@@ -38,6 +41,7 @@ async def test_secrets_are_kept_and_told_by_their_metadata_async(server: Any) ->
     assert not await AsyncSecret.exists(name)
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_signed_urls_carry_files_both_ways_async(async_sandbox: AsyncSandbox) -> None:
     async with httpx.AsyncClient() as client:
         up = await client.post(async_sandbox.upload_url("up.txt"), files={"file": ("up.txt", b"sent")})
@@ -46,6 +50,7 @@ async def test_signed_urls_carry_files_both_ways_async(async_sandbox: AsyncSandb
     assert down.content == b"sent"
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_metrics_are_sampled_async(async_sandbox: AsyncSandbox) -> None:
     deadline = time.monotonic() + 30
     while not (metrics := await async_sandbox.get_metrics()):
@@ -53,6 +58,7 @@ async def test_metrics_are_sampled_async(async_sandbox: AsyncSandbox) -> None:
     assert 0 < metrics[0].mem_used < metrics[0].mem_total
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_closing_stdin_ends_a_command_that_reads_it_async(async_sandbox: AsyncSandbox) -> None:
     handle = await async_sandbox.commands.run("cat", background=True, stdin=True)
     await async_sandbox.commands.send_stdin(handle.pid, "typed")
@@ -60,6 +66,7 @@ async def test_closing_stdin_ends_a_command_that_reads_it_async(async_sandbox: A
     assert (await handle.wait()).stdout == "typed"
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_a_terminal_is_connected_to_again_async(async_sandbox: AsyncSandbox) -> None:
     shown = bytearray()
     first = await async_sandbox.pty.create(PtySize(rows=20, cols=70), on_data=lambda data: None)
@@ -70,12 +77,14 @@ async def test_a_terminal_is_connected_to_again_async(async_sandbox: AsyncSandbo
     assert b"20 70" in shown
 
 
+@one_tier("decided by the control plane")
 def test_a_template_is_known_by_its_name(server: Any) -> None:
     assert Template.exists("base")
     assert Template.alias_exists("base")
     assert not Template.exists("nobody-made-this")
 
 
+@one_tier("the same requests as the synchronous client's, whose tests run in each tier")
 async def test_a_template_is_known_by_its_name_async(server: Any) -> None:
     assert await AsyncTemplate.exists("base")
     assert await AsyncTemplate.alias_exists("base")

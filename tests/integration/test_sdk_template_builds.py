@@ -125,6 +125,7 @@ def test_every_kind_of_step_is_in_the_sandboxes_of_the_template(
     assert (facts.template_id, facts.cpu_count, facts.memory_mb) == (info.template_id, 1, 512)
 
 
+@one_tier("decided by the control plane")
 def test_a_step_that_was_run_with_the_same_inputs_is_not_run_again(
     server: Any, name: str, context: Path, create: Callable[..., Sandbox]
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_step_that_was_run_with_the_same_inputs_is_not_run_again(
     assert when() == forced
 
 
+@one_tier("decided by the control plane")
 def test_a_build_that_fails_names_the_callers_own_line(server: Any, name: str) -> None:
     builder = Template().from_base_image().run_cmd("echo fine").run_cmd("echo broken >&2; exit 7")
     entries: list[LogEntry] = []

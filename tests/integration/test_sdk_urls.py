@@ -11,6 +11,8 @@ import pytest
 from e2b import Sandbox
 from sdk_support import eventually
 
+from support.tiers import one_tier
+
 PAGE = "served from inside"
 
 
@@ -118,6 +120,7 @@ def test_a_websocket_goes_through_both_ways(server, sandbox: Sandbox) -> None:
         assert ws.recv(timeout=20) == b"\x00\xff" * 1000
 
 
+@one_tier("signed and served by the guest, the same program in every tier")
 def test_a_signed_url_downloads_without_any_header(sandbox: Sandbox) -> None:
     sandbox.files.write("note é.txt", "signed")
     for url in (
@@ -129,6 +132,7 @@ def test_a_signed_url_downloads_without_any_header(sandbox: Sandbox) -> None:
         assert (response.status_code, response.text) == (200, "signed"), url
 
 
+@one_tier("signed and served by the guest, the same program in every tier")
 def test_a_signed_url_uploads_without_any_header(sandbox: Sandbox) -> None:
     response = httpx.post(sandbox.upload_url("up.txt"), files={"file": ("up.txt", b"uploaded")})
     assert response.status_code == 200
@@ -136,6 +140,7 @@ def test_a_signed_url_uploads_without_any_header(sandbox: Sandbox) -> None:
     assert sandbox.files.get_info("up.txt").owner == "user"
 
 
+@one_tier("signed and served by the guest, the same program in every tier")
 def test_a_signature_is_good_for_its_path_operation_user_and_time_only(server, sandbox: Sandbox) -> None:
     sandbox.files.write("note", "secret")
     sandbox.files.write("other", "secret")
@@ -150,6 +155,7 @@ def test_a_signature_is_good_for_its_path_operation_user_and_time_only(server, s
     assert sandbox.files.read("note") == "secret"
 
 
+@one_tier("signed and served by the guest, the same program in every tier")
 def test_a_signed_url_dies_with_its_sandbox(sandbox: Sandbox) -> None:
     sandbox.files.write("note", "x")
     url = sandbox.download_url("note")
@@ -157,6 +163,7 @@ def test_a_signed_url_dies_with_its_sandbox(sandbox: Sandbox) -> None:
     eventually(lambda: httpx.get(url).status_code in (401, 404, 502), what="the URL is refused")
 
 
+@one_tier("signed and served by the guest, the same program in every tier")
 def test_a_range_of_a_file_can_be_asked_for(sandbox: Sandbox) -> None:
     sandbox.files.write("digits", "0123456789")
     response = httpx.get(sandbox.download_url("digits"), headers={"Range": "bytes=2-5"})
@@ -190,6 +197,7 @@ def test_an_event_stream_through_a_port_is_not_buffered(server, sandbox: Sandbox
     assert time.monotonic() - began < 55, "the events came only when the minute-long stream had ended"
 
 
+@one_tier("answered by the edge")
 def test_a_page_of_a_sandbox_runs_nothing_on_the_platforms_origin(sandbox: Sandbox) -> None:
     sandbox.files.write("page.html", "<script>alert(1)</script>")
     answer = httpx.get(sandbox.download_url("page.html"))

@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 
+from support.tiers import one_tier
+
+pytestmark = one_tier("calls of the SDK that are tested one by one in each tier")
+
 TUTORIAL = r'''
 from e2b_code_interpreter import Sandbox
 

@@ -7,24 +7,27 @@ async with plane(tmp_path) as world:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from atoll.control.access.auth import Authenticator
-from atoll.control.app import create_app
+from atoll.control.access.gate import Gate
+from atoll.control.app import api, observer
 from atoll.control.clock import Clock
 from atoll.control.events.outbound import parse_networks
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes.orders import Policy
 from atoll.control.services import Services
-from atoll.control.store import Store, default_url
+from atoll.control.store import Store
+from atoll.control.telemetry.tracing import NoTracing
 from atoll.edge.routes import LiveRoutes
 from atoll.images.layers import ImageLayers
 from atoll.images.transfer import ImageTransfer
@@ -34,9 +37,11 @@ from atoll.model.errors import TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
 from atoll.node.backends import Load
+from atoll.node.gpus import NodeGpus
 from atoll.node.supervisor import Supervisor
 from atoll.server import node as node_process
 from atoll.testing import fake
+from support.databases import migrated_sqlite
 
 API_KEY = "e2b_" + "0" * 40
 
@@ -61,9 +66,9 @@ class World:
 
 
 class MemoryTemplates:
-    """Templates that need no disk: the fake tier looks at no layer."""
+    """Templates that need no disk: the fake tier looks at no layer. `gpu`: what those of these names ask for."""
 
-    def __init__(self, names: Sequence[str] = ("base", "team/other")) -> None:
+    def __init__(self, names: Sequence[str] = ("base", "team/other"), gpu: Mapping[str, str] | None = None) -> None:
         self._templates = [
             Template(
                 template_id=f"tid{number}",
@@ -73,6 +78,7 @@ class MemoryTemplates:
                 limits=Limits(),
                 created_at=datetime(2030, 1, 1, tzinfo=UTC),
                 env_vars={"FROM_TEMPLATE": "t"},
+                gpu=(gpu or {}).get(name),
             )
             for number, name in enumerate(names)
         ]
@@ -117,6 +123,7 @@ def supervisor(
     node_id: str = "local",
     keep: bool = False,
     templates: MemoryTemplates | None = None,
+    gpus: NodeGpus | None = None,
     load: Load = load_fake,
 ) -> Supervisor:
     """A node with the fake tier."""
@@ -126,6 +133,7 @@ def supervisor(
         isolation="fake",
         node_id=node_id,
         keep_sandboxes=keep,
+        gpus=gpus,
         load_backend=load,
     )
 
@@ -146,6 +154,19 @@ async def _present(nodes: NodeRegistry, node: Supervisor) -> AsyncIterator[None]
     await asyncio.wait([beating])
 
 
+_idle: list[FastAPI] = []
+"""The routes of planes that have ended: the framework takes longer to build them than most tests take."""
+
+
+@contextmanager
+def application(services: Services, store: Store) -> Iterator[Gate]:
+    """What `create_app` makes."""
+    routes = _idle.pop() if _idle else api(services)
+    routes.state.services = services
+    yield Gate(routes, Authenticator([API_KEY], store.keys), observer(services, None), NoTracing())
+    _idle.append(routes)
+
+
 @asynccontextmanager
 async def plane(
     data_dir: Path,
@@ -155,12 +176,14 @@ async def plane(
     keep: bool = False,
     webhook_networks: Sequence[str] = (),
     database_url: str | None = None,
+    templates: MemoryTemplates | None = None,
+    gpus: NodeGpus | None = None,
 ) -> AsyncIterator[World]:
     """See the module. `database_url` None: SQLite in the data directory."""
     nodes, routes = NodeRegistry(), LiveRoutes()
     async with (
-        Store(database_url or default_url(data_dir)) as store,
-        supervisor(data_dir, keep=keep) as node,
+        Store(database_url or migrated_sqlite(data_dir)) as store,
+        supervisor(data_dir, keep=keep, templates=templates, gpus=gpus) as node,
         _present(nodes, node),
         ControlPlane(
             store=store,
@@ -178,9 +201,9 @@ async def plane(
     ):
         node.subscribe(control.node_events)
         node.subscribe_routes(routes)
-        app = create_app(control.services, Authenticator([API_KEY], store.keys))
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY}
-        ) as client:
-            yield World(client, app, control.services, node, store, data_dir)
+        with application(control.services, store) as app:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY}
+            ) as client:
+                yield World(client, app, control.services, node, store, data_dir)

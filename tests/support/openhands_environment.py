@@ -2,10 +2,11 @@
 
     first    what openhands-ai 0.56 to 0.62 imports to run a runtime and a controller, a third of what it requires
     later    on top of that: what openhands-ai 1.6 and openhands-sdk 1.58 with its agent server have newer
-    /opt/openhands-ai/VERSION   openhands-ai itself, each apart from the other
+    /opt/openhands-ai/VERSION   openhands-ai itself, each apart from the other, added when it is first asked for
 
 Built once (two to three minutes, one gigabyte) below the data directory and used from then on; OpenHands needs Python
-3.12, which the machine's own may not be. Owns building it and running a program in it.
+3.12, which the machine's own may not be. Owns building it and running a program in it. ATOLL_TEST_OPENHANDS says which
+versions are tested: the newest by default, `every` (`make matrix`), or `0` for none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from atoll.images.recipes import debian, pip_settings
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = Path(__file__).parent / "openhands_packages"
-VERSIONS = {"0.56.0": "first", "0.62.0": "first", "1.6.0": "later"}
+NEWEST = "1.6.0"
+VERSIONS = {"0.56.0": "first", "0.62.0": "first", NEWEST: "later"}
 """The oldest, the one that the contract is written after, and the newest that has the Runtime class."""
 BUILD_S = 1200
 _DEBIAN = ("python3", "python3-venv", "python3-pip", "ca-certificates", "libnss-myhostname", "procps")
@@ -63,14 +65,22 @@ echo "/opt/first/$lib" >"/opt/later/$lib/first.pth"
 rm -rf "/opt/first/$lib/playwright/driver/node"
 find "/opt/first/$lib/tree_sitter_language_pack/bindings" -size +1M -delete
 {_PIP.replace(" install", " --python /opt/later/bin/python install")} -r /run/build/later.txt
-for version in {" ".join(VERSIONS)}; do
-  {_PIP} --target "/opt/openhands-ai/$version" --python-version 3.12 --only-binary :all: "openhands-ai==$version"
-done
+"""
+_ADD = f"""
+set -eux
+rm -rf /opt/openhands-ai/VERSION.new
+{_PIP} --target /opt/openhands-ai/VERSION.new --python-version 3.12 --only-binary :all: openhands-ai==VERSION
+mv /opt/openhands-ai/VERSION.new /opt/openhands-ai/VERSION
 """
 
 
+def versions() -> list[str]:
+    """Those of openhands-ai that this run tests."""
+    return list(VERSIONS) if os.environ.get("ATOLL_TEST_OPENHANDS") == "every" else [NEWEST]
+
+
 def environment(data_dir: Path) -> Path:
-    """The tree, built first if it is missing. Skips where that cannot be, and with ATOLL_TEST_OPENHANDS=0."""
+    """The tree with `versions()`, built first if it is missing. Skips where that cannot be, and if none are tested."""
     if os.environ.get("ATOLL_TEST_OPENHANDS") == "0":
         pytest.skip("ATOLL_TEST_OPENHANDS=0: no environment with OpenHands")
     if os.geteuid() != 0:
@@ -84,15 +94,17 @@ def environment(data_dir: Path) -> Path:
         tree, stamp = root / "tree", root / "built"
         packages = {path.name: path.read_text() for path in sorted(PACKAGES.glob("*.txt"))}
         revision = hashlib.sha256(repr((_SCRIPT, _DEBIAN, packages)).encode()).hexdigest()
-        if stamp.exists() and stamp.read_text() == revision:
-            return tree
-        stamp.unlink(missing_ok=True)
-        shutil.rmtree(tree, ignore_errors=True)
         try:
-            _build(root, tree, packages)
+            if not stamp.exists() or stamp.read_text() != revision:
+                stamp.unlink(missing_ok=True)
+                shutil.rmtree(tree, ignore_errors=True)
+                _build(root, tree, packages)
+                stamp.write_text(revision)
+            for version in versions():
+                if not (tree / "opt" / "openhands-ai" / version).exists():
+                    _run_script(root, tree, {"install.sh": _ADD.replace("VERSION", version)})
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"an environment with OpenHands cannot be built here: {error} (see {root / 'log'})")
-        stamp.write_text(revision)
         return tree
 
 
@@ -109,22 +121,27 @@ def _build(root: Path, tree: Path, packages: Mapping[str, str]) -> None:
         target=str(tree),
         rootless=False,
     )
+    with (root / "log").open("w") as log:
+        subprocess.run([*command, *mirrors[:1]], check=True, stdout=log, stderr=log, timeout=BUILD_S)
+    _run_script(root, tree, {**packages, "install.sh": _SCRIPT})
+
+
+def _run_script(root: Path, tree: Path, texts: Mapping[str, str]) -> None:
+    """Runs `install.sh` in the tree, with pip as it is set up on this machine."""
     inputs = root / "inputs"
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(mode=0o700)
     pip = pip_settings.host_settings()
     for name, source in pip.copies.items():
         shutil.copy(source, inputs / name)
-    texts = {**packages, "pip.conf": pip.config, "install.sh": _SCRIPT}
-    texts["binds"] = "".join(f"{name}\t{source}\n" for name, source in pip.binds.items())
-    for name, text in texts.items():
+    binds = "".join(f"{name}\t{source}\n" for name, source in pip.binds.items())
+    for name, text in {**texts, "pip.conf": pip.config, "binds": binds}.items():
         (inputs / name).write_text(text)
     environ = {"PATH": os.environ["PATH"], **pip.environ, "PIP_CONFIG_FILE": "/run/build/pip.conf"}
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
-    install = [*private, _INSTALL, "sh", str(tree), str(inputs)]
-    with (root / "log").open("w") as log:
-        for line, given in (([*command, *mirrors[:1]], None), (install, environ)):
-            subprocess.run(line, check=True, stdout=log, stderr=log, env=given, timeout=BUILD_S)
+    with (root / "log").open("a") as log:
+        command = [*private, _INSTALL, "sh", str(tree), str(inputs)]
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environ, timeout=BUILD_S)
 
 
 def run_in(

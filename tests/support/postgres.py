@@ -42,10 +42,10 @@ class Postgres:
         done = subprocess.run([*command, "-c", statement], check=True, capture_output=True, text=True, timeout=60)
         return done.stdout.strip()
 
-    def new_database(self) -> str:
-        """The URL of an empty one."""
+    def new_database(self, template: str = "template1") -> str:
+        """The URL of an empty one, or of a copy of another that nobody uses."""
         name = f"t{uuid.uuid4().hex[:12]}"
-        self.sql(f"CREATE DATABASE {name}")
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return f"postgresql+asyncpg://{_USER}@127.0.0.1:{self.port}/{name}"
 
 

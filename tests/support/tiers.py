@@ -1,9 +1,9 @@
 """The isolation tiers as a parameter of tests, and what differs between them.
 
 Every test that uses `server` (tests/conftest.py) runs once in each tier: `test_x[namespaces]`, `test_x[gvisor]`. One
-that says nothing about a tier keeps the first alone, with its reason: `pytestmark = one_tier("…")`. What programs see
-differently stands in DIFFERENCES; `test_sdk_tiers.py` asserts each line in each tier, and docs/compatibility.md has the
-same lines.
+that says nothing about a tier keeps the first alone, with its reason: `pytestmark = one_tier("…")`, and what does say
+something in such a file is marked `@every_tier`. What programs see differently stands in DIFFERENCES;
+`test_sdk_tiers.py` asserts each line in each tier, and docs/compatibility.md has the same lines.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ def one_tier(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.one_tier(reason)
 
 
+every_tier = pytest.mark.every_tier
+"""Marks a test that runs in each tier, whatever its module says."""
+
+
 def tiers_of(metafunc: pytest.Metafunc) -> tuple[str, ...]:
     """The tiers that a test runs in."""
-    return TIERS[:1] if metafunc.definition.get_closest_marker("one_tier") else TIERS
+    closest = metafunc.definition.get_closest_marker
+    return TIERS[:1] if closest("one_tier") and not closest("every_tier") else TIERS
 
 
 @dataclass(frozen=True, slots=True)

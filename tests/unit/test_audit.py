@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoll.control.access.audit import AuditLog, Verified, entries, sealed, verify
-from atoll.control.access.audit_entries import Audit, Audited
+from atoll.control.access.audit_entries import SUMMARY_AFTER_S, Audit, Audited
 from atoll.control.access.auth import Caller
 from atoll.control.access.gate import Answered, known
 from atoll.model.errors import InvalidRequest
@@ -163,6 +163,52 @@ def test_what_is_audited(tmp_path: Path, audited: Audited, method: str, caller: 
         assert entry["action"] == f"{method} /sandboxes/{{sandbox_id}}"
         assert (entry["target"], entry["status"], entry["ms"]) == ({"sandbox_id": "a/b"}, 204, 12.3)
         assert entry["key"].startswith("sha256:")
+
+
+def test_a_team_that_floods_pushes_out_nobody_elses_entries(tmp_path: Path) -> None:
+    """Nor do its own first ones go, nor those of another key of its; what has no entry is summed up."""
+    now, later = [0.0], []
+
+    def answer(audit: Audit, team: str, key: str, count: int = 1) -> None:
+        one = Answered("r", "POST", "/sandboxes/{sandbox_id}", 429, 0.1, Caller(team, key), {"sandbox_id": "é" * 200})
+        for _ in range(count):
+            audit.answered(one)
+
+    with AuditLog(tmp_path, 1) as log:
+        audit = Audit(log, Audited.CHANGES, lambda: now[0], lambda after, call: later.append((after, call)))
+        answer(audit, "quiet", "a")
+        answer(audit, "loud", "first")
+        answer(audit, "loud", "second", 5000)
+        answer(audit, "loud", "third")
+        now[0] += 86400
+        answer(audit, "loud", "second")
+        ((after, flush),) = later
+        assert after == SUMMARY_AFTER_S
+        flush()
+        answer(audit, "quiet", "a")
+        audit.flush()
+    found = list(entries(tmp_path))
+    assert verify(tmp_path).first == 1
+    assert [one["team"] for one in (found[0], found[-1])] == ["quiet", "quiet"]
+    (summary,) = [one for one in found if one["action"] == "summary"]
+    own = [one["key"] for one in found if one["team"] == "loud" and one is not summary]
+    assert len(set(own)) == 3, "other keys of the team have a part of their own"
+    assert own[-1] == own[1], "a day later it has a share again"
+    assert len(own) + summary["count"] == 5003
+    assert summary["keys"] == {own[1]: summary["count"]}
+    assert summary["actions"] == {"POST /sandboxes/{sandbox_id} 429": summary["count"]}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < (1 << 20) / 4
+
+
+def test_a_team_alone_does_not_fill_what_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atoll.control.access.audit._MOST_WAITING", 10)
+    log = AuditLog(tmp_path, 16)  # its thread has not begun
+    for _ in range(20):
+        log.note({"action": "x", "team": "loud"})
+    log.note({"action": "x", "team": "quiet"})
+    with log:
+        pass
+    assert [one.get("team") for one in entries(tmp_path)] == [*["loud"] * 5, "quiet", None]
 
 
 def test_a_method_that_somebody_made_up_is_no_label_of_a_figure() -> None:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ async def test_a_guest_that_stands_still_is_not_waited_for(monkeypatch: pytest.M
     monkeypatch.setattr("atoll.console.terminals.BEGIN_S", 0.05)
     monkeypatch.setattr("atoll.console.guest._FILE_S", {"timeout": {"read": 0.05}})
     async with answering(None) as routes:
-        terminals = Terminals(routes)
+        terminals = Terminals(partial(SandboxGuest, routes))
         with pytest.raises(PlatformError):
             await terminals.open("team", "box", 80, 24)
         with pytest.raises(PlatformError):
@@ -129,7 +130,7 @@ STREAMS = {
 @pytest.mark.parametrize("answer", STREAMS.values(), ids=STREAMS)
 async def test_a_wrong_stream_ends_the_terminal(answer: bytes) -> None:
     async with answering(answer) as routes:
-        terminals = Terminals(routes)
+        terminals = Terminals(partial(SandboxGuest, routes))
         try:
             seen = await terminals.after("team", "box", 7, 0)
             assert seen.end
@@ -143,7 +144,7 @@ async def test_a_terminal_keeps_its_newest_output() -> None:
     data = [{"data": {"pty": "QUFBQUFBQUFBQUFB" * 6000}} for _ in range(5)]
     end = {"data": {"pty": "WlpaWlpa"}}, {"end": {"status": "exit status 3"}}
     async with answering(stream({"start": {"pid": 7}}, *data, *end)) as routes:
-        terminals = Terminals(routes)
+        terminals = Terminals(partial(SandboxGuest, routes))
         seen = await terminals.after("team", "box", 7, 0)
         while seen.end is None:
             seen = await terminals.after("team", "box", 7, seen.next)
@@ -157,13 +158,30 @@ async def test_a_terminal_keeps_its_newest_output() -> None:
 
 
 async def test_a_team_with_many_terminals_loses_its_own() -> None:
-    terminals = Terminals(LiveRoutes())
+    terminals = Terminals(partial(SandboxGuest, LiveRoutes()))
     for number in range(MOST * 2):
         terminals._keep(("box", number), _Terminal("many"))
         if number in (3, MOST + 3):
             terminals._keep(("other", number), _Terminal("few"))
     assert {("other", 3), ("other", MOST + 3), ("box", MOST * 2 - 1)} < terminals._followed.keys()
     assert len(terminals._followed) == MOST
+
+
+async def test_what_a_guest_sends_is_read_at_the_sandboxs_rate() -> None:
+    """Of a stream, of a file and of one answer: together."""
+    came: list[tuple[str, int]] = []
+
+    def spend(sandbox_id: str, size: int) -> float:
+        came.append((sandbox_id, size))
+        return 0.01
+
+    async with answering(whole(b"x" * 200_000)) as routes, SandboxGuest(routes, "box", spend) as guest:
+        began = asyncio.get_running_loop().time()
+        async with guest.read("/x") as (length, pieces):
+            assert sum([len(piece) async for piece in pieces]) == length == 200_000
+        assert asyncio.get_running_loop().time() - began >= 0.01 * len(came) > 0
+        assert {name for name, _ in came} == {"box"}
+        assert sum(size for _, size in came) > 200_000
 
 
 def test_a_sandbox_without_a_route_is_not_there() -> None:

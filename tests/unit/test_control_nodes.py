@@ -14,14 +14,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from atoll.control.access.auth import Authenticator
-from atoll.control.app import create_app
 from atoll.control.nodes import registry
 from atoll.control.nodes.registry import GONE_AFTER_S, LEASE_S, LOST_AFTER_S, SILENT_AFTER_S, NodeRegistry
 from atoll.control.placement import NodeState
 from atoll.control.plane import ControlPlane
 from atoll.control.sandboxes import reconciliation
-from atoll.control.store import Store, default_url
+from atoll.control.store import Store
 from atoll.control.templates import catalog
 from atoll.edge.routes import LiveRoutes
 from atoll.model.errors import NodeUnreachable, StorageFull
@@ -34,7 +32,8 @@ from atoll.wire.node import server as server_side
 from atoll.wire.node.client import RemoteNode
 from atoll.wire.node.server import NodeServer
 from atoll.wire.node.transport import listening_unix, unix
-from support.control import API_KEY, supervisor
+from support.control import API_KEY, application, supervisor
+from support.databases import migrated_sqlite
 
 
 class _Named(RemoteNode):
@@ -222,7 +221,7 @@ class _World:
                 connect = unix(self.place / f"{name}.sock")
                 client = RemoteNode(connect, presence=nodes, is_waited_for=name in self.listening)
                 await stack.enter_async_context(client)
-            store = await stack.enter_async_context(Store(default_url(self.place)))
+            store = await stack.enter_async_context(Store(migrated_sqlite(self.place)))
             plane = ControlPlane(
                 store=store,
                 nodes=nodes,
@@ -232,7 +231,7 @@ class _World:
                 routes=LiveRoutes(),
             )
             await stack.enter_async_context(plane)
-            transport = httpx.ASGITransport(create_app(plane.services, Authenticator([API_KEY], store.keys)))
+            transport = httpx.ASGITransport(stack.enter_context(application(plane.services, store)))
             api = httpx.AsyncClient(transport=transport, base_url="http://control", headers={"X-API-Key": API_KEY})
             yield _Control(nodes, await stack.enter_async_context(api))
 

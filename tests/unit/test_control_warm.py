@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 from atoll.control.sandboxes.orders import Policy
 from atoll.model.sandbox import EndReason, Limits
-from support.control import World, plane
+from atoll.node.gpus import NodeGpus
+from support.control import MemoryTemplates, World, plane
 
 SMALL = Limits(cpu_count=1, memory_mib=1024, disk_mib=1024, pids=64)
 
@@ -76,3 +78,22 @@ async def test_those_that_wait_give_way_to_a_create_that_finds_no_room(tmp_path:
         assert await _there(world, 4) == made
         answer = await world.client.post("/v2/sandboxes", json={"templateID": "base"})
         assert answer.status_code == 429
+
+
+async def test_one_that_waits_gives_its_gpu_to_a_create_that_needs_it(tmp_path: Path) -> None:
+    edits = {"deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/zero"}]}
+    devices = [{"name": "0", "containerEdits": edits}]
+    (tmp_path / "gpu.json").write_text(
+        json.dumps({"cdiVersion": "0.5.0", "kind": "example.org/gpu", "devices": devices})
+    )
+    policy = Policy(maximum=SMALL, warm={"base-gpu": 1})
+    templates = MemoryTemplates(("base", "base-gpu"), gpu={"base-gpu": "1"})
+    async with plane(tmp_path / "data", policy=policy, templates=templates, gpus=NodeGpus([tmp_path])) as world:
+        (waiting,) = await _there(world, 1)
+        made = await world.create(metadata={"atoll.gpu": "1"})
+        assert made != waiting
+        assert await _there(world, 1) == {made}
+        order = {"templateID": "base", "metadata": {"atoll.gpu": "1"}}
+        refused = await world.client.post("/v2/sandboxes", json=order)
+        assert refused.status_code == 429
+        assert "0 of 1 GPUs are free" in refused.text

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from atoll.egress import dns
 from atoll.egress.names import AnsweredNames
 from atoll.egress.sniff import Speech, sniff
+from support.raising import raised
 
 
 def client_hello(name: str | None) -> bytes:
@@ -69,9 +70,8 @@ def test_ssh_and_friends_are_other_and_a_begun_method_waits() -> None:
 
 @given(st.binary(max_size=600))
 def test_hostile_beginnings_never_raise(data: bytes) -> None:
-    sniff(data)
-    sniff(b"\x16\x03\x01" + data)
-    sniff(b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + data)
+    for begun in (b"", b"\x16\x03\x01", b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c"):
+        assert raised(sniff, begun + data) is None
 
 
 def query(name: str, kind: int = dns.TYPE_A) -> bytes:
@@ -103,13 +103,11 @@ def test_an_answer_to_another_question_is_refused() -> None:
 def test_hostile_dns_messages_raise_only_bad_message(data: bytes) -> None:
     head = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0)
     for message in (data, head + data):
-        with contextlib.suppress(dns.BadMessage):
-            dns.parse_query(message)
+        assert raised(dns.parse_query, message) in (None, dns.BadMessage)
     question = dns.parse_query(query("a.test"))
     begun = struct.pack(">6H", 1, 0x8180, 1, 3, 0, 0) + query("a.test")[12:]
     for message in (data, begun + data):
-        with contextlib.suppress(dns.BadMessage):
-            dns.parse_answer(message, question)
+        assert raised(dns.parse_answer, message, question) in (None, dns.BadMessage)
 
 
 def test_only_the_question_itself_goes_upstream() -> None:
@@ -190,5 +188,5 @@ def test_what_a_reverse_name_is_about(name: str, network: str | None) -> None:
 
 @given(st.text(alphabet="0123456789abcdefx-.", max_size=80))
 def test_any_reverse_name_is_understood_or_is_none(name: str) -> None:
-    dns.reverse_network(f"{name}.in-addr.arpa")
-    dns.reverse_network(f"{name}.ip6.arpa")
+    for zone in ("in-addr.arpa", "ip6.arpa"):
+        assert raised(dns.reverse_network, f"{name}.{zone}") is None

@@ -164,6 +164,16 @@ def test_a_small_file_cannot_mean_an_enormous_one() -> None:
         parse("a: &a [1, 2]\nb: [*a, *a]\n", is_json=False)
 
 
+def test_what_is_no_plain_file_holds_up_nobody(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(cdi_json())
+    os.mkfifo(tmp_path / "a.json", 0o600)
+    (tmp_path / "b.json").symlink_to("/dev/zero")
+    (tmp_path / "c.json").mkdir()
+    devices, notes = cdi.read_all([tmp_path])
+    assert list(devices) == ["example.org/gpu=0"]
+    assert [note.rpartition(": ")[2] for note in notes] == ["not a file", "a link is not followed", "not a file"]
+
+
 def test_a_file_that_others_can_write_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(cdi_json())

@@ -9,6 +9,7 @@ from atoll.cli.doctor import _oom_killer
 from atoll.isolation.base import Verdict
 from atoll.isolation.linux.sys import caps, oom
 from atoll.isolation.linux.sys.caps import Cap
+from support.raising import raised
 
 PROTECTS_ITSELF = """
 from atoll.isolation.linux.sys import oom
@@ -40,4 +41,4 @@ def test_a_score_that_is_higher_than_ordinary_stays() -> None:
 
 
 def test_of_a_process_that_has_ended_nothing_is_said() -> None:
-    oom.make_ordinary((1 << 22) - 1)
+    assert raised(oom.make_ordinary, (1 << 22) - 1) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from atoll.cli import service
 from atoll.cli.service import Place, Step, carry_out, install_steps, quoted, settings_text, uninstall_steps, unit_text
 from atoll.model.errors import PlatformError
 
+CONFIG = Path(service.__file__).parents[1] / "config.py"
 SYSTEM = Place.of("atoll", {}, as_root=True)
 
 
@@ -75,6 +77,25 @@ def test_settings_of_the_shell_go_into_a_file_that_nobody_else_reads(tmp_path: P
         if step.path is not None:
             carry_out(step)
     assert (place.unit.exists(), place.settings.exists()) == (False, True)
+
+
+def test_paths_of_the_shell_hold_where_the_service_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {
+        "ATOLL_CDI_DIRS": "cdi, /etc/cdi",
+        "ATOLL_RUNSC": "runsc",
+        "ATOLL_TEMPLATES_DIR": "./templates",
+        "ATOLL_TLS_CERT": "",
+    }
+    assert settings_text(environ).splitlines()[1:] == [
+        f'ATOLL_CDI_DIRS="{tmp_path}/cdi,/etc/cdi"',
+        'ATOLL_RUNSC="runsc"',
+        f'ATOLL_TEMPLATES_DIR="{tmp_path}/templates"',
+        'ATOLL_TLS_CERT=""',
+    ]
+    assert f'ATOLL_RUNSC="{tmp_path}/bin/runsc"' in settings_text({"ATOLL_RUNSC": "bin/runsc"})
+    paths = set(re.findall(r'\b(?:_path\(environ, |Path\(environ.get\()"(ATOLL_[A-Z_]+)"', CONFIG.read_text()))
+    assert paths <= service._PATHS, "a setting that is a path"
 
 
 def test_a_step_that_fails_says_what_was_printed() -> None:

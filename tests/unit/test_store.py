@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,16 @@ async def test_lists_are_by_state_and_team(store: Store) -> None:
     assert [record.sandbox_id for record in mine] == ["i0001"]
 
 
+async def test_a_list_for_showing_has_all_but_what_is_secret(store: Store) -> None:
+    secret = {"env_vars": {"A": "b"}, "traffic_access_token": "t", "network": NetworkPolicy(deny_out=("1.1.1.1",))}
+    record = _record("i0001", S.RUNNING, **secret, auto_pause=True, generation=3)
+    await store.add(record)
+    bare = replace(record, env_vars={}, envd_access_token=None, traffic_access_token=None, network=NetworkPolicy())
+    assert await store.in_states([S.RUNNING]) == [record]
+    assert await store.listed([S.RUNNING], DEFAULT_TEAM_ID) == [bare]
+    assert await store.listed([S.PAUSED], DEFAULT_TEAM_ID) == await store.listed([S.RUNNING], "other") == []
+
+
 async def test_ended_rows_are_forgotten_after_a_while_and_live_ones_never(store: Store) -> None:
     await store.add(_record("i0001", S.RUNNING))
     await store.add(_record("i0002", S.RUNNING))
@@ -237,8 +248,6 @@ async def test_a_hundred_writers_at_once_all_get_through(store: Store) -> None:
 async def test_the_migrations_make_the_tables_that_the_code_expects(
     database_url: str, request: pytest.FixtureRequest
 ) -> None:
-    async with Store(database_url):
-        pass
     empty = "sqlite://"
     if database_url.startswith("postgresql"):
         empty = request.getfixturevalue("postgres").new_database()

@@ -106,6 +106,7 @@ def test_a_copy_goes_to_the_working_directory_else_to_the_home() -> None:
         Step("RUN", ("x" * 300_000,)),
         Step("RUN", ("x", "-u root")),
         Step("ENV", ("A", "1", "B")),
+        Step("ENV", ("A", "1", "ATOLL_GPU", "some")),
         Step("ENV", ("1A", "1")),
         Step("USER", ("a b",)),
         Step("USER", ("-r",)),

@@ -31,6 +31,19 @@ _DROPPED = (
     "CAP_AUDIT_CONTROL CAP_AUDIT_READ CAP_AUDIT_WRITE CAP_BLOCK_SUSPEND CAP_WAKE_ALARM CAP_LEASE CAP_LINUX_IMMUTABLE"
 )
 _FILE_HEADER = "# Settings of Atoll's service, one NAME=value a line; `systemctl restart atoll` takes them.\n"
+_PATHS = frozenset(
+    {
+        "ATOLL_TEMPLATES_DIR",
+        "ATOLL_TOOLS_DIR",
+        "ATOLL_AGENT_DATA_DIR",
+        "ATOLL_TLS_CERT",
+        "ATOLL_TLS_KEY",
+        "ATOLL_CLOCK_OFFSET_FILE",
+    }
+)
+_LISTS_OF_PATHS = frozenset({"ATOLL_CDI_DIRS"})
+_PROGRAMS = frozenset({"ATOLL_RUNSC"})
+"""A name is looked up in PATH."""
 _STOP_WITHIN_S = 60
 _WITHIN_S = 120
 
@@ -109,14 +122,23 @@ def quoted(word: str) -> str:
 
 
 def settings_text(environ: Mapping[str, str]) -> str:
-    """Those that are set where the service is installed; its data directory is in the unit."""
+    """Those that are set where the service is installed, and hold for `/`; its data directory is in the unit."""
     kept = {
-        name: value
+        name: _absolute(name, value)
         for name, value in sorted(environ.items())
         if name.startswith(("ATOLL_", "OTEL_")) and name != "ATOLL_DATA_DIR" and value.isprintable()
     }
     lines = [f'{name}="{_in_file(value)}"\n' for name, value in kept.items()]
     return _FILE_HEADER + "".join(lines)
+
+
+def _absolute(name: str, value: str) -> str:
+    """With the paths as they are in the directory of this shell."""
+    if name in _LISTS_OF_PATHS:
+        return ",".join(str(Path(one.strip()).absolute()) for one in value.split(",") if one.strip())
+    if name in _PATHS or (name in _PROGRAMS and "/" in value):
+        return str(Path(value).absolute()) if value else value
+    return value
 
 
 def _in_file(value: str) -> str:

@@ -10,6 +10,7 @@ It is nobody's child: a watcher that is started again finds it by its record. Kn
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -23,16 +24,22 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cryptography import x509
+
+from atoll.model import durable
 from atoll.model.errors import PlatformError
 
 START_S = 60.0
 STOP_S = 40.0
+_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
+_RENEW_BEFORE = datetime.timedelta(days=30)
+"""Of its certificate's end: it says then that it needs one."""
 _AUTHORITY = re.compile(r"-----BEGIN CERTIFICATE-----[^-]{1,16384}-----END CERTIFICATE-----\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a watcher says of the process. `authority`: PEM of that which its certificate is of; "": it has none."""
+    """What a watcher says of the process. `authority`: PEM of that which its certificate is of; "": it needs one."""
 
     node_id: str
     port: int
@@ -70,10 +77,7 @@ class AgentProcess:
 
     def certify(self, identity: str) -> None:
         """Another certificate than the one before: the process is started anew with it. Raises OSError."""
-        draft = self._certificate.with_suffix(".new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(identity)
-        draft.replace(self._certificate)
+        durable.write(self._certificate, identity.encode())
         self.stop()
 
     def keep_alive(self) -> None:
@@ -121,9 +125,12 @@ class AgentProcess:
         return self._record.pid > 0 and _started(self._record.pid) == self._record.started
 
     def _authority(self) -> str:
-        with contextlib.suppress(OSError):
-            found = _AUTHORITY.search(self._certificate.read_text())
-            return found.group().strip() if found else ""
+        with contextlib.suppress(OSError, ValueError):
+            identity = self._certificate.read_text()
+            own = x509.load_pem_x509_certificate(identity[identity.index(_CERTIFICATE) :].encode())
+            found = _AUTHORITY.search(identity)
+            if found and own.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > _RENEW_BEFORE:
+                return found.group().strip()
         return ""
 
     def _read(self) -> _Record | None:
@@ -132,9 +139,7 @@ class AgentProcess:
         return None
 
     def _write(self, record: _Record) -> None:
-        draft = self._data_dir / ".agent.json"
-        draft.write_text(json.dumps(asdict(record)) + "\n")
-        draft.replace(self._data_dir / "agent.json")
+        durable.write(self._data_dir / "agent.json", f"{json.dumps(asdict(record))}\n".encode(), mode=0o644)
         self._record = record
 
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atoll.console.gate import PREFIX, ConsoleGate
+from atoll.console.guest import SandboxGuest
 from atoll.console.routes import code, files, login, overview, sandbox, sandboxes, snapshots, team, templates
 from atoll.console.sessions import Sessions
 from atoll.console.terminals import Terminals
@@ -25,7 +26,7 @@ from atoll.control.app import observer
 from atoll.control.nodes.registry import NodeRegistry
 from atoll.control.services import Services
 from atoll.model.errors import AtollError, NotFound
-from atoll.model.seams import RouteTable
+from atoll.model.seams import RouteTable, Spend
 
 _STATIC = Path(__file__).parent / "static"
 _AREAS = (login, overview, sandboxes, sandbox, files, code, templates, snapshots, team)
@@ -37,6 +38,7 @@ class Console:
 
     Args:
         routes: the edge's: the way to the guests of sandboxes.
+        spend: a sandbox's share of output, which is the edge's too.
         audit: where what is done here is noted, as for the REST interface; None: nowhere.
     """
 
@@ -48,10 +50,15 @@ class Console:
         auth: Authenticator,
         nodes: NodeRegistry,
         routes: RouteTable,
+        spend: Spend | None = None,
         audit: Audit | None = None,
     ) -> None:
         self._rest = rest
-        self._terminals = terminals = Terminals(routes)
+
+        def guests(sandbox_id: str) -> SandboxGuest:
+            return SandboxGuest(routes, sandbox_id, spend)
+
+        self._terminals = terminals = Terminals(guests)
         sessions = Sessions(time.monotonic)
         app = Starlette(
             routes=[
@@ -62,7 +69,7 @@ class Console:
             exception_handlers={HTTPException: _on_http_error, AtollError: failure, Exception: failure},
         )
         app.router.redirect_slashes = False
-        app.state.parts = Parts(services, auth, nodes, routes, sessions, terminals)
+        app.state.parts = Parts(services, auth, nodes, guests, sessions, terminals)
         self._gate = ConsoleGate(app, sessions, auth, failure, observer(services, audit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atoll.console.sessions import Session, Sessions
 from atoll.control.access.auth import Authenticator
-from atoll.control.access.gate import UNROUTED, Answered, known
+from atoll.control.access.gate import REQUEST_ID, UNROUTED, Answered, known
 from atoll.control.access.rates import CallRates
 from atoll.model.errors import AtollError, Forbidden, InvalidRequest, Unauthorized
 
@@ -95,6 +95,7 @@ class ConsoleGate:
                 nonce = scope["state"]["style_nonce"]
                 headers["Content-Security-Policy"] = POLICY.format(nonce=f" 'nonce-{nonce}'" if nonce else "")
                 headers.update(_HEADERS)
+                headers[REQUEST_ID.decode()] = request_id
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
             if is_start:  # a client that has gone got none

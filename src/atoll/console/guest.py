@@ -19,7 +19,7 @@ import httpcore
 from atoll.control.guest_http import ENVELOPE, LAST, NO_TIMEOUT, guest_headers, guest_pool, guest_url, messages
 from atoll.model.errors import AtollError, InvalidRequest, NotFound, PlatformError, SandboxNotFound
 from atoll.model.sandbox import INTERPRETER_PORT
-from atoll.model.seams import RouteTable
+from atoll.model.seams import RouteTable, Spend
 
 MAX_ANSWER = 4 << 20
 """Bytes of a list of files or processes."""
@@ -45,6 +45,10 @@ SHELL = ("/bin/bash", "-i", "-l")
 
 
 T = TypeVar("T")
+
+
+Guests = Callable[[str], "SandboxGuest"]
+"""By a sandbox's id. Raises SandboxNotFound: there is no way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +88,17 @@ class Output:
 class SandboxGuest:
     """`async with SandboxGuest(routes, sandbox_id) as guest`. Raises SandboxNotFound at once where there is no route.
 
+    `spend`: how fast what it sends may be read; None: as it comes.
+
     Every method raises NotFound, InvalidRequest (in the guest's words), PlatformError (it does not answer).
     """
 
-    def __init__(self, routes: RouteTable, sandbox_id: str) -> None:
+    def __init__(self, routes: RouteTable, sandbox_id: str, spend: Spend | None = None) -> None:
         route = routes.find(sandbox_id)
         if route is None:
             raise SandboxNotFound(sandbox_id)
         self._route = route
-        self._pool = guest_pool(route)
+        self._pool = guest_pool(route, spend)
 
     async def __aenter__(self) -> Self:
         return self

@@ -13,9 +13,8 @@ from collections import Counter
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from atoll.console.guest import Output, SandboxGuest
+from atoll.console.guest import Guests, Output, SandboxGuest
 from atoll.model.errors import AtollError, PlatformError
-from atoll.model.seams import RouteTable
 from atoll.model.tasks import OwnedTasks
 
 KEPT = 256 * 1024
@@ -82,8 +81,8 @@ class _Terminal:
 class Terminals:
     """See the module. Whether a caller may see a sandbox has been checked before."""
 
-    def __init__(self, routes: RouteTable) -> None:
-        self._routes = routes
+    def __init__(self, guests: Guests) -> None:
+        self._guests = guests
         self._tasks = OwnedTasks()
         self._followed: dict[tuple[str, int], _Terminal] = {}
         """By sandbox and process, the one that was looked at last at the end."""
@@ -91,7 +90,7 @@ class Terminals:
     async def open(self, team_id: str, sandbox_id: str, cols: int, rows: int) -> int:
         """A new shell's process id. Raises AtollError."""
         terminal = _Terminal(team_id)
-        guest = SandboxGuest(self._routes, sandbox_id)
+        guest = self._guests(sandbox_id)
         terminal.task = self._tasks.start(self._run(guest, terminal, None, (cols, rows)))
         try:
             pid = await _begun(terminal)
@@ -108,7 +107,7 @@ class Terminals:
         terminal = self._followed.pop(place, None)
         if terminal is None or terminal.is_cut:
             terminal = _Terminal(team_id)
-            guest = SandboxGuest(self._routes, sandbox_id)
+            guest = self._guests(sandbox_id)
             terminal.task = self._tasks.start(self._run(guest, terminal, pid, (0, 0)))
         self._keep(place, terminal)
         try:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 import atoll
 from atoll.console.gate import PREFIX
+from atoll.console.guest import Guests
 from atoll.console.sessions import Session, Sessions
 from atoll.console.terminals import Terminals
 from atoll.control.access.auth import DEFAULT_TEAM_ID, Authenticator, Caller
@@ -29,7 +30,6 @@ from atoll.control.services import Services
 from atoll.model.errors import InvalidRequest
 from atoll.model.lifecycle import shown_state
 from atoll.model.sandbox import SandboxRecord
-from atoll.model.seams import RouteTable
 from atoll.wire.rest.errors import error_reply
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Parts:
     services: Services
     auth: Authenticator
     nodes: NodeRegistry
-    routes: RouteTable
+    guests: Guests
     sessions: Sessions
     terminals: Terminals
 

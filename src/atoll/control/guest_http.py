@@ -9,14 +9,15 @@ import asyncio
 import base64
 import ssl
 import struct
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import httpcore
 
 from atoll.model.errors import PortClosed
 from atoll.model.sandbox import ENVD_PORT
-from atoll.model.seams import Route
+from atoll.model.seams import Route, Spend
 
 MAX_MESSAGE = 8 << 20
 """Bytes. The guest sends pieces of 64 KiB; anything near this is not the guest."""
@@ -30,9 +31,9 @@ NO_TIMEOUT: dict[str, Any] = {"timeout": {}}
 """httpcore's extension of a request. Others give seconds for `connect`, `read`, `write`: each step, not the whole."""
 
 
-def guest_pool(route: Route) -> httpcore.AsyncConnectionPool:
-    """Connections to one sandbox's guest. The caller closes it."""
-    return httpcore.AsyncConnectionPool(network_backend=_Dialled(route), retries=0)
+def guest_pool(route: Route, spend: Spend | None = None) -> httpcore.AsyncConnectionPool:
+    """Connections to one sandbox's guest, which are read as `spend` allows. The caller closes it."""
+    return httpcore.AsyncConnectionPool(network_backend=_Dialled(route, spend), retries=0)
 
 
 def guest_url(target: str, port: int = ENVD_PORT) -> httpcore.URL:
@@ -70,8 +71,9 @@ async def messages(stream: AsyncIterable[bytes], largest: int = MAX_MESSAGE) -> 
 class _Dialled(httpcore.AsyncNetworkBackend):
     """Connections to the guest, whatever address is asked for."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, spend: Spend | None) -> None:
         self._route = route
+        self._spend = spend
 
     async def connect_tcp(
         self,
@@ -88,25 +90,32 @@ class _Dialled(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError(str(error)) from error
         except TimeoutError as error:
             raise httpcore.ConnectError(_late(error, timeout)) from error
-        return _Stream(*await asyncio.open_connection(sock=sock))
+        spend = partial(self._spend, self._route.sandbox_id) if self._spend is not None else None
+        return _Stream(*await asyncio.open_connection(sock=sock), spend)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, spend: Callable[[int], float] | None
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._spend = spend
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             async with asyncio.timeout(timeout):
-                return await self._reader.read(max_bytes or _READ)
+                data = await self._reader.read(max_bytes or _READ)
         except TimeoutError as error:
             raise httpcore.ReadError(_late(error, timeout)) from error
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
+        if self._spend is not None and (wait := self._spend(len(data))) > 0:
+            await asyncio.sleep(wait)
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:

@@ -54,6 +54,7 @@ from atoll.control.templates.builder import TemplateBuilder
 from atoll.control.templates.builds import BuildLimits, TemplateBuildService
 from atoll.control.templates.catalog import TemplateService
 from atoll.control.templates.image.importer import ImageImporter
+from atoll.control.templates.kept import TeamImages
 from atoll.control.templates.ready import StartCommands
 from atoll.control.templates.sandboxes import BuildSandboxes
 from atoll.control.templates.uploads import Uploads
@@ -156,6 +157,7 @@ class ControlPlane:
             disk_mib_s=policy.disk_mib_s,
             forget_logs=telemetry.forget,
         )
+        images = TeamImages(store.templates, nodes, policy.team_images_mib)
         self._builds = TemplateBuildService(
             tables=store.templates,
             layers=store.layers,
@@ -163,6 +165,7 @@ class ControlPlane:
             nodes=nodes,
             bases=BaseImages(templates, importer, uploads, clock),
             builder=TemplateBuilder(sandboxes_of_builds, uploads, store.layers),
+            images=images,
             uploads=uploads,
             logs=build_logs,
             clock=clock,
@@ -267,6 +270,7 @@ class ControlPlane:
                 lookup=lookup,
                 nodes=nodes,
                 creation=creation,
+                images=images,
                 clock=clock,
                 has_objects=policy.has_objects,
             ),

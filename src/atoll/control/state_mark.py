@@ -3,8 +3,8 @@
     CONTROL_DIR/state-mark    the number of an event that the database has had, and which it never loses
 
 It lies beside the database but is no part of it. A server that finds its database behind the mark does not start: it
-would take sandboxes for ended, their timeouts for passed and snapshots for unused that are none of these. What is
-written is the number of a while ago: a power cut may take back the last that SQLite has written.
+would take sandboxes for ended, their timeouts for passed and snapshots for unused that are none of these. A number is
+written once the database has that event on the machine's disk: a power cut leaves no mark that it is behind.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class StateMark:
 
     async def run(self) -> None:
         """Until it is cancelled. The first event is marked at once: from then on there is something to lose."""
-        seen = 0
+        newest = 0
         while True:
             try:
-                newest, marked = await self._store.events.newest(), read(self._path) or 0
-                if max(seen, min(newest, 1)) > marked:
-                    write(self._path, max(seen, 1))
-                seen = newest
+                newest = await self._store.events.newest()
+                if newest > (read(self._path) or 0):
+                    await self._store.settle()
+                    write(self._path, newest)
             except Exception:
                 _log.exception("control.mark_not_written")
-            await self._clock.sleep(EVERY_S if seen else FIRST_S)
+            await self._clock.sleep(EVERY_S if newest else FIRST_S)
 
 
 def read(path: Path) -> int | None:

@@ -20,6 +20,7 @@ from atoll.edge.asgi import AsgiApp
 from atoll.edge.client import ClientConnection
 from atoll.edge.h2 import TlsFront
 from atoll.edge.hostname import LOCAL_DOMAIN, domain_of
+from atoll.edge.output_rate import OutputRates
 from atoll.edge.room import Guest, Room
 from atoll.edge.upstream import Pool
 from atoll.model.seams import RouteTable
@@ -62,11 +63,11 @@ class Connection(Guest, Protocol):
 class Edge:
     """The way in. One per server process and event loop.
 
-    `output_limit`: bytes a second that each sandbox may send to its clients; None for no limit.
+    `rates`: how fast each sandbox may send to its clients; None for no limit.
     """
 
     def __init__(
-        self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = (), output_limit: int | None = None
+        self, routes: RouteTable, app: AsgiApp, *, domains: Iterable[str] = (), rates: OutputRates | None = None
     ) -> None:
         self.routes = routes
         self.app = app
@@ -79,7 +80,7 @@ class Edge:
         self.stopping = False
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
-        self.pool = Pool(self.now, output_limit)
+        self.pool = Pool(self.now, rates or OutputRates(None, self.now))
         self._emptied = asyncio.Event()
         self._sweeper = OwnedTasks()
         self._tasks = OwnedTasks(lambda error: self.log.error("exchange failed", exc_info=error))

@@ -311,9 +311,9 @@ class UpstreamConnection(asyncio.Protocol):
 class Pool:
     """Idle upstream connections by sandbox and port, the youngest taken first; opens new ones."""
 
-    def __init__(self, clock: Callable[[], float], output_limit: int | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], rates: OutputRates) -> None:
         self._clock = clock
-        self._rates = OutputRates(output_limit, clock)
+        self._rates = rates
         self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
         self._open: set[UpstreamConnection] = set()
 

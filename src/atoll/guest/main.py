@@ -44,7 +44,7 @@ from atoll.guest.tier_parts import TierParts
 from atoll.guest.transport import Transport
 from atoll.guest.watch.service import Watch
 from atoll.http1.server import Handler, Request, Response
-from atoll.model.sandbox import ENVD_PORT, INTERPRETER_PORT, SandboxSpec
+from atoll.model.sandbox import ENVD_PORT, HUNG_UP, INTERPRETER_PORT, SandboxSpec
 from atoll.wire.envd.connect import Service
 from atoll.wire.envd.filesystem import SERVICE as FILESYSTEM
 
@@ -55,7 +55,7 @@ for _name in (*_JSON_CODECS, "latin-1", "ascii", "idna", "cp437", "unicode_escap
     codecs.lookup(_name)
 
 CONTROL_PORT = 0
-_HANG_UP_AFTER_S = 0.005
+_HUNG_UP_WITHIN_S = 0.02
 
 
 def begin() -> TierParts:
@@ -176,9 +176,9 @@ def _control(guest: Guest) -> Router:
         return Response(204)
 
     async def hang_up(request: Request) -> Response:
-        # A moment later: the answer comes first. What clients have not got of an output waits for the next to connect.
-        guest.loop.call_later(_HANG_UP_AFTER_S, guest.connections.hang_up)
-        return Response(204, (("connection", "close"),))
+        # What clients have not got of an output waits for the next to connect.
+        await guest.connections.hang_up(_HUNG_UP_WITHIN_S)
+        return Response(204, (("connection", "close"), (HUNG_UP, "1")))
 
     # The host's side of the socket is the authority here: no token.
     control_routes = (("POST", "/init"), ("GET", "/logs"), ("POST", "/notes"), ("POST", "/hang-up"))

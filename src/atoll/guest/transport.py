@@ -20,6 +20,7 @@ _PREAMBLE = re.compile(rb"ATOLL/1 ([0-9]{1,5})\n")
 _PREAMBLE_MAX = len(b"ATOLL/1 65535\n")
 _PREAMBLE_TIMEOUT_S = 10.0
 _BACKLOG = 1024
+_LOOK_EVERY_S = 0.001
 CONNECTED = b"\x00"
 REFUSED = b"\x01"
 
@@ -29,15 +30,28 @@ class Connections:
 
     def __init__(self) -> None:
         self._open: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._of_host: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     def note(self, transport: asyncio.Transport) -> None:
         """A new one."""
         self._open.add(transport)
 
-    def hang_up(self) -> None:
-        """Ends all, each once what was written to it has been sent. New ones are accepted as before."""
-        for transport in list(self._open):
+    def note_of_host(self, transport: asyncio.Transport) -> None:
+        """It is one for the host's own orders."""
+        self._of_host.add(transport)
+
+    async def hang_up(self, within_s: float) -> None:
+        """Ends all but the host's own, each once what was written to it has been sent; new ones are accepted as before.
+
+        Returns when that is done, or after `within_s`: a client may not take what is sent.
+        """
+        ending = [one for one in self._open if one not in self._of_host]
+        for transport in ending:
             transport.close()
+        for _ in range(round(within_s / _LOOK_EVERY_S)):
+            if not any(map(_is_open, ending)):
+                break
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def cut(self) -> None:
         """Ends all at once; returns when the kernel has forgotten them."""
@@ -122,6 +136,8 @@ class _Front(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         handler = self._owner.handler_of(port)
+        if port == 0:
+            self._owner.connections.note_of_host(transport)
         if handler is not None:
             connection = HttpConnection(handler, self._loop)
             transport.set_protocol(connection)

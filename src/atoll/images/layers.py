@@ -85,6 +85,7 @@ class ImageLayers:
         self._holder = str(holder.absolute()) if holder is not None else ""
         self._templates = templates_dir.absolute()
         self._images = self._templates / ".images"
+        self._sizes: dict[tuple[str, int, int], int] = {}
 
     def find(self, image_id: str) -> tuple[Path, ...]:
         """Its layers, top first. Raises TemplateNotFound."""
@@ -240,14 +241,28 @@ class ImageLayers:
         return len(left)
 
     def listed(self) -> list[NodeImage]:
-        """All that are complete, by id. Blocks for as long as it takes to look at their files."""
+        """This server's that are complete, by id. Blocks for as long as it takes to look at the files of new ones."""
         found = []
         for path in sorted(self._images.glob("*/image.json")):
-            record = self._record(path.parent.name)
-            if record is not None:
-                size = sum(one.lstat().st_blocks * 512 for one in path.parent.rglob("*"))
-                found.append(NodeImage(path.parent.name, size, len(record["layers"]), bool(record.get("memory"))))
+            image_id, record = path.parent.name, self._record(path.parent.name)
+            if record is None or record.get("data_dir", self._holder) != self._holder:
+                continue
+            below = {self._templates / one for one in record["layers"]}
+            others = {one.relative_to(self._images).parts[0] for one in self._made(below)} - {image_id}
+            with suppress(FileNotFoundError):  # it is removed meanwhile
+                size, has_memory = self._size(path), bool(record.get("memory"))
+                found.append(NodeImage(image_id, size, len(record["layers"]), has_memory, tuple(sorted(others))))
+        there = {one.image_id for one in found}
+        self._sizes = {key: size for key, size in self._sizes.items() if key[0] in there}
         return found
+
+    def _size(self, record: Path) -> int:
+        """Of the directory that it lies in: an image's files change with its record alone."""
+        image, status = record.parent, record.stat()
+        known = (image.name, status.st_ino, status.st_mtime_ns)
+        if known not in self._sizes:
+            self._sizes[known] = sum(one.lstat().st_blocks * 512 for one in image.rglob("*"))
+        return self._sizes[known]
 
     def record(self, image_id: str) -> dict[str, Any] | None:
         """What is kept of an image that is here, for another machine's `adopt`; None: it is not here."""
@@ -280,7 +295,9 @@ class ImageLayers:
         with leases.exclusive(self._templates):
             for path, is_needed, needed in list(self._old_ones(image_ids, in_use)):
                 if is_needed:
-                    doomed += self._superseded(path.name, needed)
+                    if superseded := self._superseded(path.name, needed):
+                        doomed += superseded
+                        self._sizes = {key: size for key, size in self._sizes.items() if key[0] != path.name}
                     continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,6 +31,7 @@ from atoll.images.recipes.build import Workplace, build_layer, remove_tree
 from atoll.images.recipes.builtin import RECIPES, recipe_named
 from atoll.images.recipes.recipe import OnProgress, Progress, Recipe, revision
 from atoll.images.transfer import ImageTransfer, Objects
+from atoll.model import durable
 from atoll.model.errors import BuildFailed, TemplateNotFound
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
@@ -278,8 +278,4 @@ class TemplateStore:
             "recipe_revision": self._revision(recipe),
         }
         target = self._dir / recipe.name / "template.json"
-        temporary = target.with_name(f".template.json-{build_id}")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
+        durable.write(target, f"{json.dumps(record, indent=2)}\n".encode(), mode=0o644)

@@ -74,6 +74,7 @@ class Wishes:
     disk_reserve_mib: int | None = None
     volume_mib: int | None = None
     volumes_mib: int | None = None
+    team_images_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class Capacity:
     """How much each volume can hold."""
     volumes_mib: int = 10240
     """What the sizes of all volumes together may add up to."""
+    team_images_mib: int = 10240
+    """What templates and snapshots of one team may take of the disk."""
 
 
 def derive(machine: Machine, wishes: Wishes | None = None) -> Capacity:
@@ -112,7 +115,9 @@ def derive(machine: Machine, wishes: Wishes | None = None) -> Capacity:
     team = wishes.team.or_else(Limits(**shares))
     volume = wishes.volume_mib or min(_VOLUME_MIB, at_once.disk_mib)
     volumes = wishes.volumes_mib or at_once.disk_mib * OVERCOMMIT["disk_mib"]
-    return Capacity(maximum, team, total, at_once, reserve, volume, volumes)
+    # Of the whole disk, not of what is free: images are what took the rest.
+    images = wishes.team_images_mib or max((machine.disk_size_mib - reserve) // 2, _LEAST.disk_mib)
+    return Capacity(maximum, team, total, at_once, reserve, volume, volumes, images)
 
 
 def _part(whole: int, share: tuple[int, int]) -> int:

@@ -33,6 +33,9 @@ def check_transition(current: S, target: S) -> None:
         raise Conflict(f"a {current.value} sandbox cannot become {target.value}")
 
 
+_SHOWN = {state: S.PAUSED if state in (S.PAUSED, S.RESUMING) else S.RUNNING for state in S}
+
+
 def shown_state(record: SandboxRecord) -> S:
     """RUNNING or PAUSED, which is all that a caller sees: it runs until it is paused, and the reverse."""
-    return S.PAUSED if record.state in (S.PAUSED, S.RESUMING) else S.RUNNING
+    return _SHOWN[record.state]

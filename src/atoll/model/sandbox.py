@@ -20,6 +20,9 @@ ENVD_PORT = 49983
 INTERPRETER_PORT = 49999
 """The guest's code interpreter. E2B's number."""
 
+HUNG_UP = "atoll-hung-up"
+"""The header of a guest's answer that comes after it has ended its connections."""
+
 ENVD_VERSION = "0.6.13"
 """The envd version that the guest behaves like; drives the SDKs' feature gates."""
 

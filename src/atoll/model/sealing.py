@@ -10,7 +10,6 @@ takes 40. Both are read.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from atoll.model import durable
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import SandboxSpec
 
@@ -127,16 +127,7 @@ def new_key() -> bytes:
 def kept_key(path: Path) -> bytes:
     """The key in that file, which is made where it is missing. Raises OSError, ValueError."""
     if not path.exists():
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, new_key())
-            os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):  # another process was as quick
-                os.link(draft, path)
-        finally:
-            os.close(descriptor)
-            draft.unlink()
+        durable.write(path, new_key(), replace=False)
     key = path.read_bytes().strip()
     Fernet(key)
     return key

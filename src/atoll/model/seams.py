@@ -42,6 +42,8 @@ class NodeSnapshot:
     default_workdir: str | None = None
     start_cmd: str | None = None
     interpreter: bool = False
+    gpu: str | None = None
+    no_new_privileges: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class NodeImage:
     size: int
     layers: int
     has_memory: bool
+    stands_on: tuple[str, ...] = ()
+    """The images whose layers are among its own."""
 
 
 class NodeClient(Protocol):
@@ -318,6 +322,10 @@ class Route:
     traffic_access_token: str | None = field(default=None, repr=False)
     """When set, traffic to user ports must carry it in `e2b-traffic-access-token`."""
     mask_request_host: str | None = None
+
+
+Spend = Callable[[str, int], float]
+"""(sandbox id, bytes): so much of its output has come. Returns for how many seconds no more of it should be read."""
 
 
 class RouteSink(Protocol):

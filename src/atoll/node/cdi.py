@@ -11,6 +11,7 @@ devices below /dev, mounts are read-only files or directories and lie where no f
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
@@ -100,10 +101,16 @@ def read_all(directories: Iterable[Path]) -> tuple[dict[str, CdiDevice], list[st
 
 
 def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a file")
+    # A pipe that nobody writes is no reason to wait, nor a link one to open what it leads to.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ValueError("a link is not followed" if error.errno == errno.ELOOP else error.strerror) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError("not a file")
+    with open(descriptor, "rb") as file:
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise ValueError("others than its owner, root, can write it: it is not read (chmod 0644, chown root)")
         data = file.read(MAX_BYTES + 1)

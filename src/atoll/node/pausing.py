@@ -27,7 +27,7 @@ from atoll.model.errors import (
     SandboxGone,
 )
 from atoll.model.network import NetworkPolicy
-from atoll.model.sandbox import PauseMode
+from atoll.model.sandbox import HUNG_UP, PauseMode
 from atoll.model.seams import NodePause, NodeSnapshot
 from atoll.node.blocking import in_thread
 from atoll.node.egress import NodeEgress
@@ -35,7 +35,7 @@ from atoll.node.folding import Folding
 from atoll.node.live import LiveSandbox, LiveSandboxes
 
 _SENT_AFTER_S = 0.02
-"""By then the guest has sent what it had for its connections, and has ended them."""
+"""By then the guest of an older release has sent what it had for its connections, and has ended them."""
 _T = TypeVar("_T")
 
 _log = structlog.get_logger("atoll.node")
@@ -100,6 +100,8 @@ class NodePausing:
                 spec.default_workdir,
                 spec.start_cmd if mode is PauseMode.FILESYSTEM else None,
                 spec.interpreter,
+                spec.gpu,
+                spec.no_new_privileges,
             )
 
     def _find(self, sandbox_id: str) -> LiveSandbox:
@@ -168,11 +170,12 @@ def describe(live: LiveSandbox) -> NodePause:
 async def _hang_up(handle: SandboxHandle) -> bool:
     """Its guest ends all connections, with what it has for them sent before. False: it does not answer."""
     try:
-        await order(handle, "/hang-up", {})
+        answer = await order(handle, "/hang-up", {})
     except PlatformError as error:
         _log.warning("sandbox.guest_unresponsive", sandbox_id=handle.sandbox_id, error=str(error))
         return False
-    await asyncio.sleep(_SENT_AFTER_S)
+    if HUNG_UP.encode() not in answer:
+        await asyncio.sleep(_SENT_AFTER_S)
     return True
 
 

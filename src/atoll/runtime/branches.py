@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from atoll.model import durable
 from atoll.runtime.errors import AgentRuntimeError
 from atoll.runtime.events.base import Action, Event, Observation
 from atoll.runtime.events.observations import NullObservation
@@ -106,17 +107,7 @@ class BranchTree:
         """On the machine's disk when this returns. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         body = {"version": VERSION, **asdict(checkpoint), "events": list(events)}
-        draft = self.directory / f".{checkpoint.id}.new"
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(body, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self._path(checkpoint.id))
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.write(self._path(checkpoint.id), json.dumps(body).encode(), mode=0o644)
 
     def all(self) -> list[Checkpoint]:
         """Oldest first. Files that are none of ours are left out."""

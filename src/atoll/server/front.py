@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ from atoll.control.sandboxes.orders import Policy
 from atoll.control.store import Store
 from atoll.control.telemetry.tracing import Tracing, tracing_of
 from atoll.edge import Edge
+from atoll.edge.output_rate import OutputRates
 from atoll.edge.routes import LiveRoutes
 from atoll.egress.forbidden import HostNetworks
 from atoll.model.node_addresses import LOCAL, NodeAddress
@@ -72,10 +74,19 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         auth = Authenticator(plan.keys, store.keys)
         audit = Audit(audit_log, Audited(settings.audit))
         rest = create_app(control.services, auth, audit, tracing)
-        app = Console(rest, services=control.services, auth=auth, nodes=nodes, routes=routes, audit=audit)
         output = settings.max_output_mib_s << 20 if settings.max_output_mib_s is not None else None
+        rates = OutputRates(output, time.monotonic)
+        app = Console(
+            rest,
+            services=control.services,
+            auth=auth,
+            nodes=nodes,
+            routes=routes,
+            spend=rates.spend if rates.limited else None,
+            audit=audit,
+        )
         watchdog = Watchdog("front", control.services.figures.stalls.labels("front").inc)
-        edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], output_limit=output)
+        edge = Edge(routes, watchdog.shown_by(ClientVersionLog(app)), domains=[plan.domain], rates=rates)
         try:
             await edge.listen(plan.sock)
             if plan.tls is not None:
@@ -87,6 +98,7 @@ async def run(plan: Plan, ready: Callable[[], None], stop: asyncio.Event) -> Non
         finally:
             await edge.aclose(EDGE_GRACE_S)
             await app.aclose()
+            audit.flush()
 
 
 @asynccontextmanager
@@ -111,6 +123,7 @@ def _policy(plan: Plan) -> Policy:
         maximum=plan.capacity.maximum,
         volume_mib=plan.capacity.volume_mib,
         volumes_mib=plan.capacity.volumes_mib,
+        team_images_mib=plan.capacity.team_images_mib,
         team=plan.capacity.team,
         node=plan.capacity.total,
         network_mib_s=settings.max_network_mib_s,

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from atoll.model import durable
 from atoll.model.errors import PlatformError
 
 _CA_DAYS = 3650
@@ -150,8 +151,8 @@ def _make(key_path: Path, certificate_path: Path, title: str) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write_private(key_path, _private_pem(key))
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    durable.write(key_path, _private_pem(key))
+    durable.write(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -174,11 +175,3 @@ def _load(context: ssl.SSLContext, pem: bytes) -> None:
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    draft = path.with_suffix(".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.rename(draft, path)

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from atoll.console.gate import PREFIX
-from atoll.console.guest import SandboxGuest
 from atoll.console.routes.sandboxes import running
 from atoll.console.view import Streamed, field, page, parts, unless_left
 
@@ -28,7 +27,7 @@ async def run(request: Request) -> Response:
     code, language = field(request, "code", _MAX_CODE), field(request, "language", 20)
     stack = AsyncExitStack()
     try:
-        guest = await stack.enter_async_context(SandboxGuest(parts(request).routes, record.sandbox_id))
+        guest = await stack.enter_async_context(parts(request).guests(record.sandbox_id))
         lines = await unless_left(request.receive, stack.enter_async_context(guest.execute(code, language)))
     except BaseException:
         await stack.aclose()

@@ -34,7 +34,7 @@ _PATH = 4096
 async def show(request: Request) -> Response:
     """A directory."""
     record, path = await running(request), _path(request) or "/home/user"
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         entries = await guest.list_directory(path)
     shown = _that_fit(entries)
     return page(
@@ -54,7 +54,7 @@ async def download(request: Request) -> Response:
     name = posixpath.basename(path) or "file"
     stack = AsyncExitStack()
     try:
-        guest = await stack.enter_async_context(SandboxGuest(parts(request).routes, record.sandbox_id))
+        guest = await stack.enter_async_context(parts(request).guests(record.sandbox_id))
         length, stream = await unless_left(request.receive, stack.enter_async_context(guest.read(path)))
     except BaseException:
         await stack.aclose()
@@ -71,7 +71,7 @@ async def upload(request: Request) -> Response:
     if not path or path.endswith("/"):
         raise InvalidRequest("path: name the file")
     length = request.headers.get("content-length", "")
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.write(path, request.stream(), int(length) if length.isdigit() else None)
     return Response(status_code=204)
 
@@ -79,7 +79,7 @@ async def upload(request: Request) -> Response:
 async def edit(request: Request) -> Response:
     """A text file in a form. What is not UTF-8 text, or too large, is offered as a download instead."""
     record, path = await running(request), _path(request)
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         text, why = _editable(await unless_left(request.receive, _beginning(guest, path)))
     return page(
         request,
@@ -120,7 +120,7 @@ def _editable(body: bytes) -> tuple[str, str]:
 async def make_directory(request: Request) -> Response:
     """Below the directory that is shown."""
     record, above, name = await running(request), _path(request), field(request, "name", 255)
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.make_directory(posixpath.join(above, name))
     return _to_directory(record, above)
 
@@ -130,7 +130,7 @@ async def remove(request: Request) -> Response:
     record, path = await running(request), _path(request)
     if not path.startswith("/"):
         raise InvalidRequest("path: what is removed is named in full")
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.remove(path)
     return _to_directory(record, posixpath.dirname(path.rstrip("/")) or "/")
 

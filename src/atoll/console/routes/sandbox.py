@@ -9,7 +9,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll.console.gate import PREFIX
-from atoll.console.guest import SandboxGuest
 from atoll.console.routes.sandboxes import running
 from atoll.console.view import allow_styles_of_scripts, caller, number, page, parts, to
 from atoll.control.telemetry.log_query import LogQuery
@@ -79,7 +78,7 @@ async def network(request: Request) -> Response:
 async def processes(request: Request) -> Response:
     """Those that clients have started."""
     record = await running(request)
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         found = await guest.processes()
     return page(request, "processes.html", one=record, processes=found[:_PROCESSES])
 
@@ -87,7 +86,7 @@ async def processes(request: Request) -> Response:
 async def kill_process(request: Request) -> Response:
     """With all that it has started."""
     record = await running(request)
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.kill(_pid(request))
     return to(f"/sandboxes/{record.sandbox_id}/processes")
 
@@ -98,7 +97,7 @@ async def kill_process(request: Request) -> Response:
 async def terminals(request: Request) -> Response:
     """The shells that run, those of SDKs too."""
     record = await running(request)
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         found = await guest.processes()
     return page(request, "terminals.html", one=record, shells=[one for one in found if one.is_shell][:_PROCESSES])
 
@@ -136,7 +135,7 @@ async def keys(request: Request) -> Response:
         data += piece
         if len(data) > _MAX_INPUT:
             raise InvalidRequest(f"more than {_MAX_INPUT} bytes at once", hint="upload a file instead")
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.send(_pid(request), bytes(data))
     return Response(status_code=204)
 
@@ -145,7 +144,7 @@ async def resize(request: Request) -> Response:
     """To what the page has room for."""
     record = await running(request)
     cols, rows = (number(request.query_params.get(name, ""), name, 2, 500) for name in ("cols", "rows"))
-    async with SandboxGuest(parts(request).routes, record.sandbox_id) as guest:
+    async with parts(request).guests(record.sandbox_id) as guest:
         await guest.resize(_pid(request), cols, rows)
     return Response(status_code=204)
 

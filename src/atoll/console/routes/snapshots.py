@@ -52,8 +52,8 @@ def _level(snapshots: Sequence[SnapshotOrigin], ends: int) -> list[tuple[Snapsho
 
 async def show(request: Request) -> Response:
     """The team's, by what they were made of."""
-    found = await parts(request).services.snapshots.origins(caller(request))
-    return page(request, "snapshots.html", lines=tree(found[:_SHOWN]), more=max(0, len(found) - _SHOWN))
+    found, total = await parts(request).services.snapshots.origins(caller(request), _SHOWN)
+    return page(request, "snapshots.html", lines=tree(found), more=total - len(found))
 
 
 async def remove(request: Request) -> Response:

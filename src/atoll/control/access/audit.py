@@ -21,6 +21,7 @@ import queue
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,12 @@ class AuditLog:
 
     def __init__(self, directory: Path, most_mib: int) -> None:
         self._directory = directory
-        self._most = most_mib << 20
+        self.most_bytes = most_mib << 20
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._lost = self._lost_noted = 0
-        """Since the beginning: the first is `note`'s alone, the second the thread's."""
+        self._noted: Counter[str | None] = Counter()
+        self._written: Counter[str | None] = Counter()
+        """By team, since the beginning; like the two above the first is `note`'s alone, the second the thread's."""
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._file = -1
         self._size = self._number = 0
@@ -102,10 +105,13 @@ class AuditLog:
 
     def note(self, entry: Entry) -> None:
         """Adds it, soon. Never blocks, never raises: where the disk takes none for long, it is counted as lost."""
-        if self._queue.qsize() >= _MOST_WAITING:
+        team = entry.get("team")
+        waiting = self._noted[team] - self._written[team] if team is not None else 0
+        if self._queue.qsize() >= _MOST_WAITING or waiting >= _MOST_WAITING // 2:  # no team takes all the places
             self._lost += 1
-        else:
-            self._queue.put(entry)
+            return
+        self._noted[team] += 1
+        self._queue.put(entry)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -130,6 +136,7 @@ class AuditLog:
                 if stopping:
                     break
                 time.sleep(_AGAIN_AFTER_S)
+            self._written.update(entry.get("team") for entry in batch)
 
     def _write(self, batch: list[Entry]) -> bool:
         number, head, lines = self._number, self._head, bytearray()
@@ -138,7 +145,7 @@ class AuditLog:
             line, head = sealed(entry, number, head)
             lines += line
         try:
-            if self._file < 0 or (self._size and self._size + len(lines) > self._most // _FILES):
+            if self._file < 0 or (self._size and self._size + len(lines) > self.most_bytes // _FILES):
                 self._begin_file(len(lines))
             written = os.write(self._file, lines)
             if written < len(lines):
@@ -169,7 +176,7 @@ class AuditLog:
         files = _files(self._directory)
         sizes = {one: one.stat().st_size for one in files}
         for one in files[:-1]:
-            if sum(sizes.values()) <= self._most - max(size, self._most // _FILES):
+            if sum(sizes.values()) <= self.most_bytes - max(size, self.most_bytes // _FILES):
                 break
             one.unlink()
             del sizes[one]

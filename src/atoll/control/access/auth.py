@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from atoll.model import durable
 from atoll.model.errors import InvalidRequest, Unauthorized
 
 DEFAULT_TEAM_ID = "00000000-0000-4000-8000-000000000001"
@@ -104,17 +104,8 @@ def configured_keys(api_keys: tuple[str, ...], data_dir: Path) -> tuple[str, ...
 
 def _generated_key(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(new_key() + "\n")
-        try:
-            os.link(draft, path)  # the first of two servers that start at once wins, and both read its key
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        durable.write(path, f"{new_key()}\n".encode(), replace=False)
     key = path.read_text().strip()
     if not key:
         raise InvalidRequest(f"{path} is empty", hint="remove it; the next start writes a new key")

@@ -184,6 +184,8 @@ class SandboxCreation:
             try:
                 return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
             except _NotTaken as refusal:
+                if await self._has_made_way(asked, node_id, refusal.reason) and time.monotonic() < until:
+                    continue
                 refusals[node_id] = refusal.reason
                 failures = sum(isinstance(reason, CreateFailed) for reason in refusals.values())
                 if failures == MOST_FAILURES or time.monotonic() > until:
@@ -206,6 +208,11 @@ class SandboxCreation:
             except QuotaExceeded:
                 if refused or not await self._warm.give_way():  # room is not what a node that refused lacks
                     raise
+
+    async def _has_made_way(self, asked: _Asked, node_id: str, reason: AtollError) -> bool:
+        """Whether a warm sandbox has given back a GPU there; how many are free a node alone knows, when it is asked."""
+        is_for_gpus = asked.spec.gpu is not None and isinstance(reason, QuotaExceeded)
+        return is_for_gpus and await self._warm.give_gpus_way(node_id)
 
     async def _see_through(self, asked: _Asked, *, is_warm: bool) -> SandboxRecord:
         record = asked.record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from atoll.control.access.auth import Caller
 from atoll.control.nodes.registry import NodeRegistry
@@ -53,9 +53,14 @@ class SandboxLookup:
             raise SandboxNotFound(sandbox_id[:100])
         return record
 
+    async def get_those(self, caller: Caller, sandbox_ids: Collection[str]) -> dict[str, SandboxRecord]:
+        """Of a few ids those that are the team's, in whatever state they are."""
+        found = await self._store.find_all(sandbox_ids)
+        return {sandbox_id: record for sandbox_id, record in found.items() if record.team_id == caller.team_id}
+
     async def page(self, caller: Caller, query: ListQuery) -> Page:
-        """One page of the team's sandboxes."""
-        found = await self._store.in_states(VISIBLE, caller.team_id)
+        """One page of the team's sandboxes, without what is secret of them (`Store.listed`)."""
+        found = await self._store.listed(VISIBLE, caller.team_id)
         return select_page([record for record in found if not self.is_lost(record)], query)
 
     def unenforced(self, record: SandboxRecord) -> Sequence[str]:

@@ -51,6 +51,8 @@ class Policy:
     """How much each volume can hold."""
     volumes_mib: int | None = None
     """What the sizes of all volumes of a node may add up to; None: anything."""
+    team_images_mib: int | None = None
+    """What templates and snapshots of one team may take of the disk; None: anything."""
     maximum: Limits | None = None
     """How large a sandbox may be; None: as large as asked for."""
     team: Limits | None = None

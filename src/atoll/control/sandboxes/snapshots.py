@@ -20,6 +20,7 @@ from atoll.control.sandboxes.lookup import SandboxLookup
 from atoll.control.sandboxes.orders import CreateOrder
 from atoll.control.store.templates import BuildRow, BuildStatus, TemplateRow, TemplateTables
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.kept import TeamImages
 from atoll.control.templates.names import DEFAULT_TAG, new_template_id, parse_reference
 from atoll.model.errors import (
     AtollError,
@@ -73,6 +74,7 @@ class SandboxSnapshots:
         lookup: SandboxLookup,
         nodes: NodeRegistry,
         creation: SandboxCreation,
+        images: TeamImages,
         clock: Clock,
         has_objects: bool = False,
     ) -> None:
@@ -81,6 +83,7 @@ class SandboxSnapshots:
         self._lookup = lookup
         self._nodes = nodes
         self._creation = creation
+        self._images = images
         self._clock = clock
         self._has_objects = has_objects
 
@@ -88,7 +91,7 @@ class SandboxSnapshots:
         """`mode` None: with memory where the tier can and no volume is mounted, else of the files alone.
 
         Raises SandboxNotFound, Conflict (it is paused, or the name is a template's), InvalidRequest, Forbidden,
-        NotOffered, PlatformError.
+        NotOffered, QuotaExceeded, PlatformError.
         """
         record = await self._running(caller, sandbox_id)
         if record.volumes:  # what is made of it would need the same ones at the same places for ever
@@ -119,6 +122,8 @@ class SandboxSnapshots:
                 "start_cmd": made.start_cmd,
                 "interpreter": made.interpreter,
                 "tier": made.tier,
+                "gpu": made.gpu,
+                "no_new_privileges": made.no_new_privileges,
                 "shared": self._has_objects,
             },
         )
@@ -127,7 +132,7 @@ class SandboxSnapshots:
         await self._tables.add_build(build)
         await self._tables.assign_tags(template.template_id, build.build_id, (tag,), now)
         await self._tables.taken_of(template.template_id, record.sandbox_id, now)
-        return await self._shown(template, tag)
+        return _shown(template, tag, await self._catalog.namespace(template.team_id))
 
     async def page(self, caller: Caller, sandbox_id: str | None, name: str | None) -> list[Snapshot]:
         """The team's, newest first."""
@@ -137,27 +142,26 @@ class SandboxSnapshots:
         if name is not None:
             short_name = parse_reference(name).name
             rows = [row for row in rows if row.name == short_name]
+        tags_of = await self._tables.tags_of_team(caller.team_id)
+        namespace = await self._catalog.namespace(caller.team_id)
         found = []
         for row in sorted(rows, key=lambda one: one.updated_at, reverse=True):
-            tags = sorted((tag.created_at, tag.tag) for tag in await self._tables.tags(row.template_id))
-            found += [await self._shown(row, tag) for _, tag in reversed(tags)]
+            tags = sorted((tag.created_at, tag.tag) for tag in tags_of.get(row.template_id, ()))
+            found += [_shown(row, tag, namespace) for _, tag in reversed(tags)]
         return found
 
-    async def origins(self, caller: Caller) -> list[SnapshotOrigin]:
-        """The team's, newest first."""
+    async def origins(self, caller: Caller, most: int) -> tuple[list[SnapshotOrigin], int]:
+        """The team's newest, newest first, `most` of them; and how many there are."""
+        rows = [row for row in await self._tables.of_team(caller.team_id) if row.sandbox_id is not None]
+        newest = sorted(rows, key=lambda one: one.created_at, reverse=True)[:most]
+        sandboxes = await self._lookup.get_those(caller, {row.sandbox_id for row in newest if row.sandbox_id})
         found = []
-        for row in await self._tables.of_team(caller.team_id):
-            if row.sandbox_id is None:
-                continue
-            try:
-                sandbox = await self._lookup.get_any(caller, row.sandbox_id)
-            except SandboxNotFound:
-                made_of, label = None, ""
-            else:
-                made_of, label = sandbox.template_id, sandbox.metadata.get("atoll.sid", "")
+        for row in newest:
+            sandbox = sandboxes.get(row.sandbox_id or "")
+            made_of, label = (sandbox.template_id, sandbox.metadata.get("atoll.sid", "")) if sandbox else (None, "")
             name = row.name if row.name != row.template_id else ""
-            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id, row.created_at, made_of, label))
-        return sorted(found, key=lambda one: one.created_at, reverse=True)
+            found.append(SnapshotOrigin(row.template_id, name, row.sandbox_id or "", row.created_at, made_of, label))
+        return found, len(rows)
 
     async def fork(
         self, caller: Caller, sandbox_id: str, timeout_s: int, count: int
@@ -183,6 +187,8 @@ class SandboxSnapshots:
             image_id=image_id,
             node_id=record.node_id,
             tier=made.tier,
+            gpu=made.gpu,
+            no_new_privileges=made.no_new_privileges,
         )
         order = CreateOrder(
             template=record.template_alias or record.template_id,
@@ -221,11 +227,14 @@ class SandboxSnapshots:
     async def _take(
         self, record: SandboxRecord, image_id: str, mode: PauseMode | None, *, durable: bool
     ) -> NodeSnapshot:
+        await self._images.check_room(record.team_id)
         try:
             node = self._nodes.client(record.node_id)
-            return await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
+            made = await node.snapshot(record.sandbox_id, image_id, mode, durable=durable)
         except SandboxGone as error:
             raise SandboxNotFound(record.sandbox_id) from error
+        self._images.made(record.team_id, image_id)
+        return made
 
     async def _template_for(self, caller: Caller, record: SandboxRecord, name: str | None) -> tuple[TemplateRow, str]:
         """The snapshot's template, which need not be in the store yet, and the tag that is asked for."""
@@ -240,8 +249,9 @@ class SandboxSnapshots:
         row = TemplateRow(template_id, caller.team_id, reference.name, False, now, now, record.sandbox_id)
         return found or row, reference.tag_or_default
 
-    async def _shown(self, row: TemplateRow, tag: str) -> Snapshot:
-        if row.name == row.template_id:
-            return Snapshot(f"{row.template_id}:{tag}", ())
-        full = f"{await self._catalog.namespace(row.team_id)}/{row.name}:{tag}"
-        return Snapshot(full, (full,))
+
+def _shown(row: TemplateRow, tag: str, namespace: str) -> Snapshot:
+    if row.name == row.template_id:
+        return Snapshot(f"{row.template_id}:{tag}", ())
+    full = f"{namespace}/{row.name}:{tag}"
+    return Snapshot(full, (full,))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -162,10 +162,17 @@ class WarmPool:
 
     async def give_way(self) -> bool:
         """Ends one, for a create that finds no room. False: there is none."""
-        if not self._waiting:
+        return await self._give_way(list(self._waiting))
+
+    async def give_gpus_way(self, node_id: str) -> bool:
+        """Ends one of that node that has a GPU, for a create that finds none free. False: there is none."""
+        holders = [name for name, one in self._waiting.items() if one.node_id == node_id and one.spec.gpu is not None]
+        return await self._give_way(holders)
+
+    async def _give_way(self, candidates: Sequence[str]) -> bool:
+        if not candidates:
             return False
-        sandbox_id, one = self._waiting.popitem()
-        await self._end(sandbox_id, one)
+        await self._end(candidates[-1], self._waiting.pop(candidates[-1]))
         return True
 
     def images(self) -> Iterable[str]:

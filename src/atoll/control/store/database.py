@@ -4,7 +4,8 @@ Two ways. SQLite: one connection in one thread of its own, so that a statement c
 driver takes four, and a create is mostly hops); SQLite has one writer anyhow, and waiting in our queue beats its
 sleeping on a lock. Anything else: the URL's async driver and a pool.
 
-Autocommit in both: every write of the store is a single statement.
+Autocommit in both: every write of the store is a single statement. Once done it is on the machine's disk, unless it is
+`volatile`: what a power cut ends anyway (that a sandbox runs) waits for no disk.
 """
 
 from __future__ import annotations
@@ -53,8 +54,11 @@ class Database(ABC):
     in_order = False
 
     @abstractmethod
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work` on a connection. Once begun it is carried through, even if the caller is cancelled."""
+    async def run(self, work: Callable[[Connection], T], *, volatile: bool | None = False) -> T:
+        """The result of `work` on a connection. Once begun it is carried through, even if the caller is cancelled.
+
+        `volatile`: a power cut may undo what it writes; None: it writes nothing.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -64,13 +68,23 @@ class Database(ABC):
     async def claim(self) -> None:
         """No other control plane uses it from now on until it is closed. Raises InvalidRequest: one does."""
 
-    async def write(self, statement: Executable, values: Mapping[str, Any] | None = None) -> int:
+    async def write(
+        self, statement: Executable, values: Mapping[str, Any] | None = None, *, volatile: bool = False
+    ) -> int:
         """How many rows it changed. Raises IntegrityError."""
-        return await self.run(lambda connection: connection.execute(statement, values).rowcount)
+        return await self.run(lambda connection: connection.execute(statement, values).rowcount, volatile=volatile)
 
-    async def read(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[RowMapping]:
-        """All its rows."""
-        return await self.run(lambda connection: connection.execute(statement, values).mappings().all())
+    async def read(
+        self, statement: Executable, values: Mapping[str, Any] | None = None, *, volatile: bool | None = None
+    ) -> Sequence[RowMapping]:
+        """All its rows. `volatile`: of one that writes too."""
+        return await self.run(
+            lambda connection: connection.execute(statement, values).mappings().all(), volatile=volatile
+        )
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """What was written before, volatile or not, is on the machine's disk when this returns."""
 
     async def survey(self, statement: Executable) -> Sequence[RowMapping]:
         """As `read`, for what looks at very many rows: no write waits for it."""
@@ -196,9 +210,13 @@ class _Threaded(Database):
             event.listen(engine, "connect", _set_pragmas)
         self._worker = _Worker("atoll-store")
         self._connection: Connection | None = None
+        self._volatile = False
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        return await self._worker.submit(functools.partial(self._do, work))
+    async def run(self, work: Callable[[Connection], T], *, volatile: bool | None = False) -> T:
+        return await self._worker.submit(functools.partial(self._do, work, volatile))
+
+    async def settle(self) -> None:
+        await self.run(lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)"))
 
     async def survey(self, statement: Executable) -> Sequence[RowMapping]:
         if self._in_memory:
@@ -209,9 +227,12 @@ class _Threaded(Database):
         with self._aside.connect() as connection:
             return connection.execute(statement).mappings().all()
 
-    def _do(self, work: Callable[[Connection], T]) -> T:
+    def _do(self, work: Callable[[Connection], T], volatile: bool | None) -> T:
         if self._connection is None:
             self._connection = self._engine.connect()
+        if volatile not in (None, self._volatile):
+            self._connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if volatile else 'FULL'}")
+            self._volatile = bool(volatile)
         with self._room_needed:
             return work(self._connection)
 
@@ -253,8 +274,11 @@ class _Asynchronous(Database):
                 )
             await asyncio.sleep(_CLAIM_PAUSE_S)
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Connection], T], *, volatile: bool | None = False) -> T:
         return await asyncio.shield(self._running.start(self._do(work)))
+
+    async def settle(self) -> None:
+        """PostgreSQL's commits are on its disk."""
 
     async def _do(self, work: Callable[[Connection], T]) -> T:
         with self._room_needed:
@@ -277,8 +301,9 @@ def _make_private(path: str | None) -> None:
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    """NORMAL in WAL mode: a crash of the server loses nothing, a power cut at most the last commits, never the file."""
+    """FULL in WAL mode: not even a power cut loses what was answered. NORMAL (`volatile`) may lose the last commits in
+    one, never the file, and nothing in a crash of the server."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

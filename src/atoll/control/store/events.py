@@ -42,7 +42,7 @@ class EventTables:
             }
             for event, body in happened
         ]
-        await self._database.write(insert(events).values(rows))
+        await self._database.write(insert(events).values(rows), volatile=True)
 
     async def listed(
         self,
@@ -137,7 +137,7 @@ class EventTables:
 
     async def add_deliveries(self, new: Sequence[Delivery]) -> None:
         """In one statement. Raises IntegrityError if a webhook is gone."""
-        await self._database.write(insert(deliveries).values([_delivery_row(one) for one in new]))
+        await self._database.write(insert(deliveries).values([_delivery_row(one) for one in new]), volatile=True)
 
     async def due(self, now: datetime, limit: int) -> list[Delivery]:
         """Those whose time has come, the longest waiting first."""
@@ -164,7 +164,7 @@ class EventTables:
         statement = update(deliveries).where(deliveries.c.delivery_id == delivery.delivery_id)
         row = _delivery_row(delivery)
         del row["payload"]
-        return bool(await self._database.write(statement.values(**row)))
+        return bool(await self._database.write(statement.values(**row), volatile=True))
 
     async def waiting(self, team_ids: Iterable[str]) -> dict[str, int]:
         """How many deliveries of each team have not ended."""

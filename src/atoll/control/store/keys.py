@@ -84,7 +84,8 @@ class KeyTables:
 
     async def used(self, digest: str, at: datetime) -> None:
         """Notes when a key was last used."""
-        await self._database.write(update(api_keys).where(api_keys.c.digest == digest).values(last_used_at=at))
+        statement = update(api_keys).where(api_keys.c.digest == digest).values(last_used_at=at)
+        await self._database.write(statement, volatile=True)
 
     async def add_team(self, team: Team) -> None:
         """Raises Conflict if there is one of that id."""

@@ -60,6 +60,10 @@ _ENDED = (
 )
 _ENDED_WITHOUT_KEY = _ENDED.values(idempotency_key=None, request_digest=None)
 _FIND = select(sandboxes).where(sandboxes.c.sandbox_id == bindparam("target_id"))
+_SECRET = ("env_vars", "envd_access_token", "traffic_access_token", "network")
+_LISTED = select(*(column for column in sandboxes.c if column.name not in _SECRET)).where(
+    sandboxes.c.team_id == bindparam("target_team"), sandboxes.c.state.in_(bindparam("states", expanding=True))
+)
 _FIND_ALL = select(sandboxes).where(sandboxes.c.sandbox_id.in_(bindparam("target_ids", expanding=True)))
 
 
@@ -120,9 +124,13 @@ class Store:
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
-            await self._database.write(_INSERT, row)
+            await self._database.write(_INSERT, row, volatile=True)
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
+
+    async def settle(self) -> None:
+        """What was written before is on the machine's disk when this returns."""
+        await self._database.settle()
 
     @property
     def in_order(self) -> bool:
@@ -132,7 +140,7 @@ class Store:
     async def running(self, sandbox_id: str, tier: str) -> bool:
         """A create is done. False: it ended meanwhile."""
         values = {"target_id": sandbox_id, "new_tier": tier}
-        return bool(await self._database.write(_RUNNING, values))
+        return bool(await self._database.write(_RUNNING, values, volatile=True))
 
     async def transition(
         self, sandbox_id: str, target: SandboxState, *, of_generation: int | None = None, **changes: Any
@@ -217,15 +225,15 @@ class Store:
         """To KILLING, unless `due_by` is given and its end has meanwhile been put off beyond that. None: not done."""
         values: dict[str, Any] = {"target_id": sandbox_id, "new_reason": reason.value}
         if due_by is None:
-            rows = await self._database.read(_KILLING_NOW, values)
+            rows = await self._database.read(_KILLING_NOW, values, volatile=True)
         else:
-            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by})
+            rows = await self._database.read(_KILLING_IF_DUE, values | {"due_by": due_by}, volatile=True)
         return self._to_record(rows[0]) if rows else None
 
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
         values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
-        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
+        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values, volatile=True))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
         """False: unknown or not running."""
@@ -234,7 +242,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(end_at=end_at)
         )
-        return bool(await self._database.write(statement))
+        return bool(await self._database.write(statement, volatile=True))
 
     async def set_network(self, sandbox_id: str, network: NetworkPolicy) -> bool:
         """False: unknown or not running."""
@@ -268,6 +276,11 @@ class Store:
             statement = statement.where(sandboxes.c.team_id == team_id)
         rows = await self._database.read(statement)
         return [self._to_record(row) for row in rows]
+
+    async def listed(self, states: Sequence[SandboxState], team_id: str) -> list[SandboxRecord]:
+        """As `in_states`, for showing many: without tokens, environments and networks, which are as if not given."""
+        values = {"target_team": team_id, "states": [state.value for state in states]}
+        return [SandboxRecord(**_plain(row)) for row in await self._database.read(_LISTED, values)]
 
     def _to_record(self, row: RowMapping) -> SandboxRecord:
         return _to_record(row, self._seal)
@@ -324,30 +337,37 @@ def _to_network(row: RowMapping, seal: Seal) -> NetworkPolicy:
 
 def _to_record(row: RowMapping, seal: Seal) -> SandboxRecord:
     return SandboxRecord(
-        sandbox_id=row["sandbox_id"],
-        team_id=row["team_id"],
-        template_id=row["template_id"],
-        template_alias=row["template_alias"],
-        node_id=row["node_id"],
-        tier=row["tier"],
-        state=SandboxState(row["state"]),
-        started_at=row["started_at"],
-        end_at=row["end_at"],
-        limits=Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
-        metadata=row["metadata"],
+        **_plain(row),
         env_vars=seal.open_map(row["env_vars"]),
         envd_access_token=seal.open_token(row["envd_access_token"]),
         traffic_access_token=seal.open_token(row["traffic_access_token"]),
         network=_to_network(row, seal),
-        auto_pause=row["auto_pause"],
-        auto_pause_memory=row["auto_pause_memory"],
-        auto_resume=row["auto_resume"],
-        pause_mode=PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
-        guest_answered=row["guest_answered"],
-        mask_request_host=row["mask_request_host"],
-        volumes=tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
-        generation=row["generation"],
-        kept_image=row["kept_image"],
-        ended_at=row["ended_at"],
-        end_reason=EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
     )
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    """All of a record that is not sealed."""
+    return {
+        "sandbox_id": row["sandbox_id"],
+        "team_id": row["team_id"],
+        "template_id": row["template_id"],
+        "template_alias": row["template_alias"],
+        "node_id": row["node_id"],
+        "tier": row["tier"],
+        "state": SandboxState(row["state"]),
+        "started_at": row["started_at"],
+        "end_at": row["end_at"],
+        "limits": Limits(row["cpu_count"], row["memory_mib"], row["disk_mib"], row["pids"]),
+        "metadata": row["metadata"],
+        "auto_pause": row["auto_pause"],
+        "auto_pause_memory": row["auto_pause_memory"],
+        "auto_resume": row["auto_resume"],
+        "pause_mode": PauseMode(row["pause_mode"]) if row["pause_mode"] is not None else None,
+        "guest_answered": row["guest_answered"],
+        "mask_request_host": row["mask_request_host"],
+        "volumes": tuple(VolumeMount.from_json(mount) for mount in row["volumes"] or ()),
+        "generation": row["generation"],
+        "kept_image": row["kept_image"],
+        "ended_at": row["ended_at"],
+        "end_reason": EndReason(row["end_reason"]) if row["end_reason"] is not None else None,
+    }

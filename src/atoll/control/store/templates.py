@@ -137,6 +137,19 @@ class TemplateTables:
         rows = await self._database.read(statement.order_by(template_builds.c.created_at.desc()))
         return [self._to_build(row) for row in rows]
 
+    async def builds_of_team(self, team_id: str) -> dict[str, list[BuildRow]]:
+        """By the template's id, each newest first; those without a build are not there."""
+        statement = select(template_builds).join(templates).where(templates.c.team_id == team_id)
+        found: dict[str, list[BuildRow]] = {}
+        for row in await self._database.survey(statement.order_by(template_builds.c.created_at.desc())):
+            found.setdefault(row["template_id"], []).append(self._to_build(row))
+        return found
+
+    async def images_of_team(self, team_id: str) -> set[str]:
+        """That its builds name."""
+        statement = select(template_builds.c.images).join(templates).where(templates.c.team_id == team_id)
+        return {image_id for row in await self._database.survey(statement) for image_id in row["images"]}
+
     async def all_builds(self) -> list[BuildRow]:
         """Of every team, for what looks at them all."""
         return [self._to_build(row) for row in await self._database.survey(select(template_builds))]
@@ -185,6 +198,14 @@ class TemplateTables:
         """By name."""
         statement = select(template_tags).where(template_tags.c.template_id == template_id)
         return [TagRow(**row) for row in await self._database.read(statement.order_by(template_tags.c.tag))]
+
+    async def tags_of_team(self, team_id: str) -> dict[str, list[TagRow]]:
+        """By the template's id; those without a tag are not there."""
+        statement = select(template_tags).join(templates).where(templates.c.team_id == team_id)
+        found: dict[str, list[TagRow]] = {}
+        for row in await self._database.survey(statement):
+            found.setdefault(row["template_id"], []).append(TagRow(**row))
+        return found
 
     async def assign_tags(self, template_id: str, build_id: str, tags: Sequence[str], at: datetime) -> None:
         """They name this build from now on, all or none. Raises Conflict: the build is gone."""

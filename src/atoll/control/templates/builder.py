@@ -24,7 +24,18 @@ from atoll.control.templates.key_locks import KeyLocks
 from atoll.control.templates.node_restarts import despite_restarts
 from atoll.control.templates.ready import wait_until_ready
 from atoll.control.templates.sandboxes import BuildSandbox, BuildSandboxes, Wanted
-from atoll.control.templates.steps import Command, Settings, Step, after, base_key, command, describe, layer_key, shell
+from atoll.control.templates.steps import (
+    Command,
+    Settings,
+    Step,
+    after,
+    base_key,
+    command,
+    describe,
+    gpu_of,
+    layer_key,
+    shell,
+)
 from atoll.control.templates.uploads import Uploads, read_pieces
 from atoll.model.errors import AtollError, BuildFailed, CreateFailed, NodeUnreachable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits
@@ -191,7 +202,7 @@ class TemplateBuilder:
         """The start command runs until the ready command ends with 0, or itself does."""
         assert order.start_cmd is not None
         log.write(f"start command: {order.start_cmd[:300]}")
-        async with self._sandbox(order, image, log) as sandbox:
+        async with self._sandbox(order, image, log, gpu_of(settings, order.base)) as sandbox:
             guest, lines = sandbox.guest, log.output()
             running = asyncio.ensure_future(guest.run(shell(order.start_cmd, settings), lines.take))
             ready = asyncio.ensure_future(
@@ -217,10 +228,12 @@ class TemplateBuilder:
         log.write("the start command is ready")
 
     @asynccontextmanager
-    async def _sandbox(self, order: BuildOrder, image: str | None, log: BuildLog) -> AsyncIterator[BuildSandbox]:
+    async def _sandbox(
+        self, order: BuildOrder, image: str | None, log: BuildLog, gpu: str | None = None
+    ) -> AsyncIterator[BuildSandbox]:
         base = order.base
         template_id = base.template_id if image is None else order.template_id
-        wanted = Wanted(order.node, order.team_id, template_id, base, order.limits, image)
+        wanted = Wanted(order.node, order.team_id, template_id, base, order.limits, image, gpu=gpu)
         async with AsyncExitStack() as stack:
             try:
                 try:

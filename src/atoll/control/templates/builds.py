@@ -27,8 +27,9 @@ from atoll.control.templates.base_images import BaseImages, BaseOrder
 from atoll.control.templates.build_log import BuildLog, BuildLogs
 from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuilder
 from atoll.control.templates.catalog import TemplateService
+from atoll.control.templates.kept import TeamImages
 from atoll.control.templates.names import new_template_id, parse_reference, tags_of_request
-from atoll.control.templates.steps import Step, check_steps
+from atoll.control.templates.steps import Step, check_steps, gpu_of
 from atoll.control.templates.uploads import Uploads, check_hash
 from atoll.model.errors import (
     AtollError,
@@ -114,6 +115,7 @@ class TemplateBuildService:
         nodes: NodeRegistry,
         bases: BaseImages,
         builder: TemplateBuilder,
+        images: TeamImages,
         uploads: Uploads,
         logs: BuildLogs,
         clock: Clock,
@@ -127,6 +129,7 @@ class TemplateBuildService:
         self._catalog = catalog
         self._nodes = nodes
         self._builder = builder
+        self._images = images
         self._uploads = uploads
         self._logs = logs
         self._clock = clock
@@ -168,6 +171,7 @@ class TemplateBuildService:
             raise InvalidRequest("say exactly one of fromImage and fromTemplate")
         if sum(team == caller.team_id for team, _, _ in self._running.values()) >= PER_TEAM:
             raise QuotaExceeded(f"{PER_TEAM} builds of this team are under way", hint="wait until one is done")
+        await self._images.check_room(caller.team_id)
         if not await self._tables.begin_build(build_id, self._clock.now()):
             raise Conflict(f"the build {build_id!r} has been started before", hint="ask for a new one")
         work = self._run(caller.team_id, template, build, instructions)
@@ -189,7 +193,8 @@ class TemplateBuildService:
     async def own(self, caller: Caller) -> list[tuple[TemplateRow, list[BuildRow]]]:
         """The team's templates with their builds, newest first."""
         rows = [row for row in await self._tables.of_team(caller.team_id) if row.sandbox_id is None]
-        return [(row, await self._tables.builds(row.template_id)) for row in rows]
+        builds = await self._tables.builds_of_team(caller.team_id)
+        return [(row, builds.get(row.template_id, [])) for row in rows]
 
     async def own_with_builds(self, caller: Caller, name: str) -> tuple[TemplateRow, list[BuildRow]] | None:
         """One that the team has made; None: it has not."""
@@ -336,6 +341,12 @@ class TemplateBuildService:
 
         async def on_image(images: tuple[str, ...]) -> None:
             await self._tables.change_build(build.build_id, images=list(images), updated_at=self._clock.now())
+            if images[-1] != base.image_id:
+                self._images.made(team_id, images[-1])
+            try:
+                await self._images.check_room(team_id)
+            except QuotaExceeded as error:
+                raise StepFailed(log.step, error.message) from error
 
         node = self._node_for(base)
         order = BuildOrder(
@@ -360,6 +371,8 @@ class TemplateBuildService:
             "ready_cmd": order.ready_cmd or base.ready_cmd,
             "interpreter": base.interpreter,
             "tier": base.tier,
+            "gpu": gpu_of(built.settings, base),
+            "no_new_privileges": base.no_new_privileges,
         }
         log.step = "finalize"
         log.write("the template is ready")

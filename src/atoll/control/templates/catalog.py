@@ -204,4 +204,6 @@ def template_of(row: TemplateRow, build: BuildRow, namespace: str) -> Template:
         shared=bool(settings.get("shared")),
         public=row.public,
         tier=settings.get("tier"),
+        gpu=settings.get("gpu"),
+        no_new_privileges=bool(settings.get("no_new_privileges")),
     )

@@ -39,6 +39,8 @@ class Wanted:
     limits: Limits
     image: str | None = None
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
+    gpu: str | None = None
+    """`SandboxSpec.gpu`."""
 
 
 class BuildSandboxes:
@@ -64,6 +66,7 @@ class BuildSandboxes:
             default_user=wanted.base.default_user,
             tier=wanted.base.tier,
             network=wanted.network,
+            gpu=wanted.gpu,
             one_off=True,
         )
         if self._quota is not None:

@@ -19,7 +19,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from atoll.model.devices import parse_gpu
 from atoll.model.errors import InvalidRequest
+from atoll.model.template import Template
+
+GPU_VARIABLE = "ATOLL_GPU"
+"""Set by a template's ENV, its sandboxes ask for GPUs as by metadata `atoll.gpu`: a build has no metadata."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_STEPS = 256
@@ -162,9 +167,14 @@ def _wrong(step: Step) -> str:
         case "ENV":
             if len(step.args) % 2:
                 return "ENV takes pairs of a name and a value"
-            for name in step.args[::2]:
+            for name, value in zip(step.args[::2], step.args[1::2], strict=True):
                 if not _NAME.fullmatch(name):
                     return f"ENV: {name[:100]!r} is not a name of an environment variable"
+                if name == GPU_VARIABLE:
+                    try:
+                        parse_gpu(value, GPU_VARIABLE)
+                    except InvalidRequest as error:
+                        return error.message
         case "USER":
             if not _USER.fullmatch(first):
                 return f"USER: {first[:100]!r} is not a user's name"
@@ -191,6 +201,11 @@ def after(step: Step, settings: Settings) -> Settings:
             return replace(settings, user=step.args[0])
         case _:
             return settings
+
+
+def gpu_of(settings: Settings, base: Template) -> str | None:
+    """What its sandboxes ask for (`Template.gpu`): by the variable, else as what it stands on."""
+    return settings.env.get(GPU_VARIABLE) or base.gpu
 
 
 def expand(text: str, settings: Settings) -> str:

@@ -137,8 +137,8 @@ class Machine:
 
     def look(self) -> tuple[float, int]:
         """Reads and writes all. Returns how many processors were busy since the last look, and the processes."""
-        now, used = time.monotonic(), self._cpu_us()
-        elapsed = now - self._last[0]
+        now, cpu = time.monotonic(), self._read.cpu()
+        used, elapsed = sum(cpu.values()), now - self._last[0]
         busy = max(0.0, (used - self._last[1]) / 1e6 / elapsed) if elapsed > 0 else 0.0
         self._last = (now, used)
         for place, minutes in enumerate(_LOAD_MINUTES):
@@ -150,7 +150,7 @@ class Machine:
         self._write("vmstat", files.vmstat(total, memory, _PAGE))
         self._write("loadavg", files.loadavg(self._loads, processes, newest))
         up_s = self._up_s()
-        self._write("stat", files.stat(self._processors, self._read.cpu(), up_s, time.time() - up_s, newest))
+        self._write("stat", files.stat(self._processors, cpu, up_s, time.time() - up_s, newest))
         return busy, processes
 
     def _up_s(self) -> float:
@@ -195,13 +195,15 @@ def _with_what_is_seen(readings: Readings) -> Readings:
     """Where no controller counts: what the visible processes have."""
 
     def memory() -> Figures:
+        if counted := readings.memory():
+            return counted
         used, cache = metrics.memory_of_processes()
         return {"usage": used + cache, "anonymous": used, "active_anonymous": used}
 
     def cpu() -> Figures:
-        return {"user_us": int(metrics.cpu_of_processes() * 1_000_000)}
+        return readings.cpu() or {"user_us": int(metrics.cpu_of_processes() * 1_000_000)}
 
-    return Readings(readings.memory if readings.memory() else memory, readings.cpu if readings.cpu() else cpu)
+    return Readings(memory, cpu)
 
 
 def _processes() -> tuple[int, int]:

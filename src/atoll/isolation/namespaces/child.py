@@ -162,6 +162,8 @@ class SandboxInit:
         for descriptor in self._group:
             os.write(descriptor, b"0")
             os.close(descriptor)
+        self._step = "bounding set"
+        caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)  # the next thread, and what either starts, too
         self._step = "the thread that starts programs"
         self._starter = SpawnThread(self._enter_users_group)
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
@@ -191,7 +193,6 @@ class SandboxInit:
 
         `answered`: with calls that the guest answers, which can therefore not make them.
         """
-        caps.limit_bounding(posture.KEPT_CAPABILITIES, self._last_cap)
         if not answered:
             seccomp.install(self._programs[0])  # while the capability for it is still held
             return
@@ -300,7 +301,7 @@ class SandboxInit:
             _ensure_place(path, stat.S_ISDIR(os.fstat(one).st_mode))
             mounts.attach_and_close(one, mounts.AT_FDCWD, path)
         self._reach("root")
-        self._step = "bounding set and filter"
+        self._step = "filter"
         self._confine()
 
     def _show_machine(self, limits: Limits, processors: Sequence[int], boot_s: int) -> None:

@@ -35,9 +35,9 @@ class DiskFiles:
         else:
             kept.sync_tree(self._state_dir)
 
-    def copy(self, target: Path) -> None:
-        """Its image as of one moment. Nothing must run in the sandbox meanwhile, or programs see writes wait."""
-        kept.copy(self._image, target)
+    def copy(self, target: Path, *, frozen: bool) -> None:
+        """Its image as of one moment. Unless all its processes are `frozen`, programs see writes wait."""
+        kept.copy(self._image, target, stop=not frozen)
 
     def reopen(self) -> OwnLayer:
         """For a sandbox that is made again on what it has written. The mount is the caller's."""

@@ -1,7 +1,8 @@
 """One live sandbox of this tier: its first process, its cgroup, its socket; its life is that of every LinuxSandbox.
 
 The end is noticed by the pidfd, which becomes readable when the first process is dead; with it dies, by the kernel's
-hand and before that moment, everything else in its pid namespace, and mounts and network follow.
+hand and before that moment, everything else in its pid namespace; its network follows. Its mounts would go before that
+moment too, which somebody waits for: a kill holds them until it has been answered.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from atoll.isolation.linux.disk.layers import SUFFIX
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
 from atoll.isolation.linux.net.network_thread import NetworkThread
+from atoll.isolation.linux.process_identity import has_ended
 from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
 from atoll.isolation.namespaces.disk_files import DiskFiles
@@ -61,6 +63,9 @@ class NamespacesHandle(LinuxSandbox):
         self._disk_files = DiskFiles(state_dir, has_image=bool(record.get("disk_mib")))
         self.egress: EgressSockets | None = None
         """The way out, where it was handed over at the create, until it is fetched."""
+        self._has_volumes = bool(spec.volumes)
+        self._mounts: int | None = None
+        """Its mount namespace, while it is being killed."""
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class NamespacesHandle(LinuxSandbox):
             if self._can_freeze and not was_frozen:
                 await self.freeze()
             try:
-                await asyncio.to_thread(self._disk_files.copy, layer)
+                await asyncio.to_thread(self._disk_files.copy, layer, frozen=self._can_freeze)
             finally:
                 if self._can_freeze and not was_frozen and not self._dead.is_set():
                     await self.thaw()
@@ -213,6 +218,37 @@ class NamespacesHandle(LinuxSandbox):
     async def stop(self) -> None:
         """See SandboxHandle. All its processes are in the pid namespace of the first, and have ended before it."""
         await self._end_init()
+
+    async def _end_init(self) -> None:
+        self._hold_mounts()
+        try:
+            await super()._end_init()
+        except BaseException:
+            self._let_go_of_mounts()
+            raise
+
+    def _hold_mounts(self) -> None:
+        """Unmounting writes a disk out and waits for all processors: not before the first process counts as dead.
+
+        Volumes have to be free when it is answered: the next call may mount or remove them.
+        """
+        if self._mounts is not None or self._has_volumes or self._dead.is_set():
+            return
+        with contextlib.suppress(OSError):  # rootless: they go with its first process
+            self._mounts = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        if has_ended(self._pidfd):  # the number may be another's by now
+            self._let_go_of_mounts()
+
+    def _let_go_of_mounts(self) -> None:
+        """Blocks while what is mounted nowhere else goes."""
+        held, self._mounts = self._mounts, None
+        if held is not None:
+            os.close(held)
+
+    async def _release(self) -> None:
+        if self._mounts is not None:
+            await asyncio.to_thread(self._let_go_of_mounts)
+        await super()._release()
 
     async def _empty_group(self) -> bool:
         deadline = self._loop.time() + _RELEASE_WITHIN_S

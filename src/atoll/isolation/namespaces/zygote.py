@@ -33,7 +33,7 @@ from atoll.isolation.linux.cgroups.groups import Cgroups, Group
 from atoll.isolation.linux.disk import mounts, volume
 from atoll.isolation.linux.disk.image import Disk
 from atoll.isolation.linux.disk.layers import Layers
-from atoll.isolation.linux.sys import caps, syscalls
+from atoll.isolation.linux.sys import caps, shared_heap, syscalls
 from atoll.isolation.linux.sys.fork import rewrite_command_line
 from atoll.isolation.linux.sys.machine import Machine
 from atoll.isolation.namespaces import egress, messages, pool, posture
@@ -574,9 +574,8 @@ def main(descriptor: int, options: str) -> NoReturn:
             no_disk=chosen["no_disk"],
             rootless=chosen["rootless"],
         )
-        gc.collect()
-        gc.freeze()  # the collector must not touch, and so copy, the pages that all children share
-        gc.disable()
+        _held = shared_heap.settle()
+        gc.disable()  # it writes to what it looks at
         zygote.run()
     except (ImportError, AttributeError, OSError, ValueError) as error:
         status = 1

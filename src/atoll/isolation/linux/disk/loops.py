@@ -20,8 +20,13 @@ _LOOP_INFO64 = 232
 DELETED = " (deleted)"
 
 
-def device_of(image: Path) -> str | None:
-    """The name of the device on that file (`loop3`); None: there is none. Raises no error."""
+def device_of(image: Path, before: str | None = None) -> str | None:
+    """The name of the device on that file (`loop3`); None: there is none. Raises no error.
+
+    `before`: the device that it was on a while ago; to look at that one first spares a look at all of them.
+    """
+    if before is not None and is_on(before, image):
+        return before
     with contextlib.suppress(OSError), os.scandir(_BLOCKS) as entries:
         for entry in entries:
             if entry.name.startswith("loop") and is_on(entry.name, image):
