@@ -51,10 +51,11 @@ need_packages() {
   }
 }
 
-# A Python of at least 3.11 that can make virtual environments.
+# A Python of at least 3.11 that can make virtual environments; rather one since 3.12, with which an idle sandbox takes
+# less than half of the memory.
 find_python() {
   local name
-  for name in python3 python3.13 python3.12 python3.11 python3.14; do
+  for name in python3.13 python3.12 python3 python3.14 python3.11; do
     if command -v "$name" >/dev/null &&
       "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$name"

@@ -154,6 +154,7 @@ class Actor:
         path, content = f"/home/user/c{step.number}", f"by a command {step.number}"
         self._running(sandbox)
         self.oracle.write_begun(sandbox.sandbox_id, path, content)
+        self.oracle.write_begun(sandbox.sandbox_id, path, "")  # the shell opens it first; then it may end, or the disk
         line = f"printf '%s' '{content}' > {path} && cat {path}"
         result = self._ask("write", lambda: sandbox.commands.run(line, timeout=20, request_timeout=20))
         self.oracle.written(sandbox.sandbox_id, path, content)

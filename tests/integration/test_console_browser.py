@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,23 @@ def test_the_main_path(server: Any, sandbox: Sandbox, tmp_path: Path) -> None:
         main_path(page, server, sandbox)
 
 
+def picture(page: Any, name: str) -> None:
+    """For the documents: `DOCUMENT_PICTURES=docs/images` takes them anew."""
+    if place := os.environ.get("DOCUMENT_PICTURES"):
+        page.screenshot(path=Path(place) / f"{name}.png")
+
+
 def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     log_in(page, server)
     page.get_by_role("link", name="Sandboxes").click()
+    page.get_by_role("link", name=sandbox.sandbox_id).wait_for()
+    picture(page, "console-sandboxes")
     page.get_by_role("link", name=sandbox.sandbox_id).click()
     page.get_by_role("heading", name=f"Sandbox {sandbox.sandbox_id}").wait_for()
     page.locator(".chart canvas").first.wait_for()
+    overflow = "all => all.filter(one => one.querySelector('canvas').clientWidth > one.clientWidth).length"
+    assert page.locator(".chart").evaluate_all(overflow) == 0, "each is drawn as wide as its box"
+    picture(page, "console-sandbox")
 
     page.get_by_role("link", name="Terminals").click()
     page.get_by_role("button", name="New shell").click()
@@ -45,6 +57,7 @@ def main_path(page: Any, server: Any, sandbox: Sandbox) -> None:
     assert sandbox.files.read("answer") == "42\n"
     green = screen.get_by_text("green", exact=True).last
     assert green.evaluate("one => getComputedStyle(one).color") == "rgb(10, 200, 30)", "styles of the terminal apply"
+    picture(page, "console-terminal")
 
     page.reload()
     screen.get_by_text(re.compile(r"^42$")).first.wait_for()

@@ -35,10 +35,14 @@ def stream(sandbox: Sandbox, body: dict[str, Any], *, token: bool = True) -> Ite
         ("exit()", "exited with code 0"),
         ("quit()", "exited with code 0"),
         ("import os; os._exit(3)", "exited with code 3"),
+        (
+            "import os, threading, time; threading.Thread(target=os._exit, args=(4,)).start(); time.sleep(86385)",
+            "exited with code 4",
+        ),
         ("import os; os.execv('/bin/true', ['true'])", "exited with code 0"),
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
     ],
-    ids=["exit", "quit", "_exit", "exec", "kill"],
+    ids=["exit", "quit", "_exit", "_exit of a thread", "exec", "kill"],
 )
 def test_what_a_cell_printed_before_it_ended_its_kernel_arrives(run: Run, end: str, said: str) -> None:
     died = run(f"kept = 1\nfor n in range(5000): print(n)\n{end}\nprint('not reached')", timeout=60)
@@ -95,6 +99,31 @@ def test_a_cell_that_prints_for_ever_ends_when_its_reader_leaves_and_the_reader_
     shared_interpreter.remove_code_context(context)
 
 
+def test_a_cell_that_prints_for_ever_waits_for_a_reader_who_is_away_and_takes_little_memory_meanwhile(
+    shared_interpreter: Sandbox,
+) -> None:
+    context = shared_interpreter.create_code_context()
+    pid = shared_interpreter.run_code("import itertools, os\nos.getpid()", context=context).text
+
+    def resident_mib() -> int:
+        status = shared_interpreter.commands.run(f"cat /proc/{pid}/status").stdout
+        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+
+    before = resident_mib()
+    code = "for n in itertools.count(): print(n, 'x' * 100_000)"
+    with stream(shared_interpreter, {"code": code, "context_id": context.id}) as response:
+        printed = (told["text"] for told in map(json.loads, response.iter_lines()) if told["type"] == "stdout")
+        text = next(printed)
+        time.sleep(3)  # it could print hundreds of megabytes
+        grown = resident_mib() - before
+        while text.count("\n") < 300:
+            text += next(printed)
+    assert grown < 128
+    assert [int(line.partition(" ")[0]) for line in text.splitlines()[:300]] == list(range(300))
+    assert shared_interpreter.run_code("n > 300", context=context, timeout=60).text == "True"
+    shared_interpreter.remove_code_context(context)
+
+
 def test_packages_are_installed_in_a_cell(run: Run, shared_interpreter: Sandbox) -> None:
     files = {
         "pkg/pyproject.toml": "[build-system]\nrequires = ['setuptools']\nbuild-backend = 'setuptools.build_meta'\n"
@@ -107,6 +136,10 @@ def test_packages_are_installed_in_a_cell(run: Run, shared_interpreter: Sandbox)
         shared_interpreter.files.write(path, text)
     installed = run("!pip install --no-index --no-build-isolation ./pkg", timeout=120)
     assert run("import from_a_cell; from_a_cell.VALUE").text == "python", "".join(installed.logs.stdout)
+    context = shared_interpreter.create_code_context()
+    new = shared_interpreter.run_code("import from_a_cell; from_a_cell.VALUE", context=context)
+    assert new.text == "python", "a kernel that is forked later finds it"
+    shared_interpreter.remove_code_context(context)
     packed = run("!npm install --offline --no-audit --install-links ./npm", timeout=120)
     required = shared_interpreter.run_code("require('of-a-cell')", language="javascript", timeout=60)
     assert required.text == "javascript", (required.error, packed.logs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -147,6 +148,41 @@ def test_the_usual_libraries_wait_for_the_first_cell(interpreter: Sandbox) -> No
     assert any(result.chart for result in first.results)
     assert "pandas: installed after this kernel had loaded it" in "".join(first.logs.stderr)
     assert interpreter.run_code("import pandas.testing\npd.DataFrame({'a': [1]})").results[0].data == {"a": [1]}
+
+
+@one_tier("in gVisor a fork copies 2 MiB for a page that is written: kernels are started there, and 25 fit")
+def test_32_python_contexts_fit_into_a_gibibyte_and_share_nothing_but_memory(interpreter: Sandbox) -> None:
+    made = [interpreter.create_code_context() for _ in range(32)]
+    for n, context in enumerate(made):
+        assert interpreter.run_code(f"import os, random\nmine = {n}", context=context).error is None
+    told = [interpreter.run_code("mine, os.getpid(), random.random()", context=one).text for one in made]
+    values = [literal_eval(text or "") for text in told]
+    assert [mine for mine, _, _ in values] == list(range(32))
+    assert {len({pid for _, pid, _ in values}), len({drawn for _, _, drawn in values})} == {32}
+
+    loaded = "grep -lz -e '^exec(open(0' /proc/[0-9]*/cmdline | sed 's/cmdline/maps/' | xargs grep -l /matplotlib/"
+    eventually(lambda: interpreter.commands.run(f"{loaded}; true").stdout, what="the libraries are there", within_s=60)
+    drawn = []
+    for context in made[:2]:
+        interpreter.restart_code_context(context)
+        plotted = interpreter.run_code(
+            "import numpy, matplotlib.pyplot as plt\nplt.plot(numpy.ones(3))", context=context
+        )
+        assert any(result.chart for result in plotted.results), plotted.error
+        drawn.append(interpreter.run_code("numpy.random.random()", context=context).text)
+    assert drawn[0] != drawn[1]
+    assert interpreter.run_code("mine", context=made[2]).text == "2"
+
+
+@one_tier("in gVisor kernels are not forked")
+def test_a_fork_server_that_is_killed_takes_no_kernel_with_it_and_is_not_missed(interpreter: Sandbox) -> None:
+    before = interpreter.create_code_context()
+    interpreter.run_code("kept = 1", context=before)
+    servers = "grep -lz -e '^exec(open(0' /proc/[0-9]*/cmdline | cut -d / -f 3 | sort -n | head -1"
+    interpreter.commands.run(f"kill -9 $({servers})")
+    after = interpreter.create_code_context(cwd="/tmp")
+    assert interpreter.run_code("import os; os.getcwd()", context=after).text == "/tmp"
+    assert interpreter.run_code("kept", context=before).text == "1"
 
 
 @one_tier("the guest hands it on, the same program in every tier")

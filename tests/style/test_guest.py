@@ -9,8 +9,8 @@ from pathlib import Path
 
 GUEST = Path(__file__).parents[2] / "src" / "atoll" / "guest"
 
-IN_THE_KERNEL = {"kernel_startup.py"}
-"""A program of the kernel's process, which knows nothing of ours."""
+IN_THE_KERNEL = {"kernel_startup.py", "kernel_forkserver.py"}
+"""Programs of the kernels' processes, which know nothing of ours."""
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:

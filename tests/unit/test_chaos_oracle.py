@@ -75,6 +75,8 @@ def test_gone_is_a_loss_unless_its_end_was_asked_for(oracle: Oracle) -> None:
 
 def test_a_log_with_a_gap_twice_a_line_or_an_end_that_was_longer_is_seen(oracle: Oracle) -> None:
     oracle.saw_log(A, ["1", "2", "3"])
+    oracle.saw_log(A, [*map(str, range(1, 10)), "110", "11"])  # a full disk took the first digit of line 10
+    oracle.lives[A].kept.logged = 3
     assert oracle.violations == []
     for wrong in (["1", "3", "4", "5"], ["1", "2", "2", "3"], ["1", "2"]):
         oracle.saw_log(A, wrong)

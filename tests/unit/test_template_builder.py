@@ -16,7 +16,7 @@ from atoll.control.templates.builder import BuildOrder, StepFailed, TemplateBuil
 from atoll.control.templates.guest import Outcome
 from atoll.control.templates.sandboxes import BuildSandbox
 from atoll.control.templates.steps import Command
-from atoll.model.errors import PlatformError, QuotaExceeded, SandboxGone
+from atoll.model.errors import CreateFailed, PlatformError, QuotaExceeded, SandboxGone
 from atoll.model.sandbox import Limits
 from atoll.model.template import Template
 
@@ -36,31 +36,41 @@ class Guest:
 
 
 class Sandboxes:
-    def __init__(self, error: Exception) -> None:
+    """The first `slow` of them do not start."""
+
+    def __init__(self, error: Exception, slow: int = 0) -> None:
         self._error = error
+        self._slow = slow
 
     @asynccontextmanager
     async def open(self, _wanted: Any) -> AsyncIterator[BuildSandbox]:
         if isinstance(self._error, QuotaExceeded):
             raise self._error
+        if self._slow:
+            self._slow -= 1
+            raise CreateFailed("not within 30 s")
         yield BuildSandbox("id", Guest(self._error))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "slow", "says"),
     [
-        (PlatformError("no connection"), "not seen to be ready: no connection"),
-        (SandboxGone("id"), "not seen to be ready"),
-        (QuotaExceeded("the team has 1 sandbox"), "the sandbox of the build was not made: the team has 1"),
+        (PlatformError("no connection"), 0, "not seen to be ready: no connection"),
+        (PlatformError("no connection"), 1, "not seen to be ready: no connection"),
+        (PlatformError("no connection"), 2, "the sandbox of the build was not made: not within 30 s"),
+        (SandboxGone("id"), 0, "not seen to be ready"),
+        (QuotaExceeded("the team has 1 sandbox"), 0, "the sandbox of the build was not made: the team has 1"),
     ],
 )
-async def test_a_ready_command_that_cannot_be_asked_is_not_ready(tmp_path: Path, error: Exception, says: str) -> None:
+async def test_a_ready_command_that_cannot_be_asked_is_not_ready_and_a_slow_start_is_tried_twice(
+    tmp_path: Path, error: Exception, slow: int, says: str
+) -> None:
     named: list[tuple[str, ...]] = []
 
     async def on_image(images: tuple[str, ...]) -> None:
         named.append(images)
 
-    builder: Any = TemplateBuilder(Sandboxes(error), None, None)  # type: ignore[arg-type]
+    builder: Any = TemplateBuilder(Sandboxes(error, slow), None, None)  # type: ignore[arg-type]
     order = BuildOrder(None, "team", "template", BASE, (), Limits(), "start", "ready")  # type: ignore[arg-type]
     log = BuildLog(tmp_path / "log", lambda: datetime.now(UTC))
     with pytest.raises(StepFailed, match=says) as failed:

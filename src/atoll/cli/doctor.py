@@ -149,7 +149,7 @@ def _oom_killer() -> Finding:
     if oom.score_of() <= oom.PROTECTED or caps.is_held(Cap.SYS_RESOURCE):
         return Finding("OOM killer", Verdict.OK, "it spares the server's processes while it finds others")
     words = "it may end the server's processes when memory runs out: they have no right to protect themselves"
-    hint = f"run it as root, or with OOMScoreAdjust={oom.PROTECTED} in the unit that starts it"
+    hint = f"give it CAP_SYS_RESOURCE (root has it outside containers), or OOMScoreAdjust={oom.PROTECTED} in its unit"
     return Finding("OOM killer", Verdict.WARN, words, hint)
 
 

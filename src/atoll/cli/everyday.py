@@ -45,6 +45,10 @@ def execute(
     with errors_printed():
         from atoll.cli import sandboxes
 
+        if command[0] == "--":  # as one writes it for other such commands
+            command = command[1:]
+        if not command:
+            raise InvalidRequest("name the command: atoll exec SANDBOX COMMAND…")
         envs = dict(_assignment(one) for one in env or ())
         with sandboxes.platform(settings_of(data_dir)):
             code = sandboxes.execute(sandbox_id, command, user=user, cwd=cwd, envs=envs, timeout_s=timeout)

@@ -532,6 +532,21 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What may stand before a command."""
+
+
 def _build(settings: Settings, name: str) -> None:
     from atoll.cli import templates
 

@@ -35,6 +35,8 @@ class TierParts:
     """The directory that the host sees too, where the sandbox can be saved."""
     gvisor_terminals: bool = False
     """What gVisor's releases of 2024 get wrong about terminals is put right: see `process.pty`."""
+    forks_share_memory: bool = True
+    """A page that parent and child have in common is one until it is written. gVisor copies up to 2 MiB around it."""
     metadata: Kept = field(default_factory=Kept)
     """Of files on file systems that keep none."""
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)

@@ -210,7 +210,9 @@ class Launcher:
         origin = "configured" if settings.api_keys else "generated"
         with running.announced(settings.data_dir, url, origin, domain, str(bundle) if bundle else None):
             more = {"domain": domain, "ca": str(bundle)} if domain else {}
-            _log.info("ready", url=url, data_dir=str(settings.data_dir), pid=os.getpid(), **more)
+            _log.info(
+                "ready", url=url, console=f"{url}/console", data_dir=str(settings.data_dir), pid=os.getpid(), **more
+            )
             _report_ready(self._wires.ready_fd, {"url": url, "api_key": plan.keys[0], **more})
             yield
 

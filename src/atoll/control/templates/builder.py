@@ -37,7 +37,7 @@ from atoll.control.templates.steps import (
     shell,
 )
 from atoll.control.templates.uploads import Uploads, read_pieces
-from atoll.model.errors import AtollError, BuildFailed, NodeUnreachable, PlatformError, SandboxGone
+from atoll.model.errors import AtollError, BuildFailed, CreateFailed, NodeUnreachable, PlatformError, SandboxGone
 from atoll.model.sandbox import Limits
 from atoll.model.seams import NodeClient
 from atoll.model.template import Template
@@ -236,7 +236,11 @@ class TemplateBuilder:
         wanted = Wanted(order.node, order.team_id, template_id, base, order.limits, image, gpu=gpu)
         async with AsyncExitStack() as stack:
             try:
-                sandbox = await stack.enter_async_context(self._sandboxes.open(wanted))
+                try:
+                    sandbox = await stack.enter_async_context(self._sandboxes.open(wanted))
+                except CreateFailed as error:  # a busy machine may have been too slow; nothing of it is left
+                    log.write(f"the sandbox of the build was not made, it is tried once more: {error}", level="warn")
+                    sandbox = await stack.enter_async_context(self._sandboxes.open(wanted))
             except NodeUnreachable:
                 raise
             except AtollError as error:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, kernelspecs, variables
 from atoll.guest.interpreter.bash import BashKernel
+from atoll.guest.interpreter.forkserver import ForkServer, can_fork
 from atoll.guest.interpreter.kernel import (
     LIBRARIES_CELL,
     CwdMissing,
@@ -81,6 +82,15 @@ class Context:
         self._known_env: dict[str, str] = {}
         self._removed = False
         self._cells = OwnedTasks()
+
+    def is_python_of(self, user: User) -> bool:
+        """Whether its kernel is one that may be forked, and runs as `user`."""
+        return user == self._user and can_fork(self._spec)
+
+    @property
+    def is_running(self) -> bool:
+        """It has a kernel."""
+        return self._kernel is not None and self._kernel.ended is None
 
     def describe(self) -> dict[str, str]:
         """As E2B's `Context`."""
@@ -211,7 +221,11 @@ class Context:
 
     async def _start(self, user: User) -> AnyKernel:
         place, reaper = self._contexts.place(user, self.cwd), self._contexts.reaper
-        kernel = BashKernel(place, reaper) if self._spec is BASH else Kernel(self._spec, place, reaper)
+        kernel: AnyKernel
+        if self._spec is BASH:
+            kernel = BashKernel(place, reaper)
+        else:
+            kernel = Kernel(self._spec, place, reaper, self._contexts.forkserver_for(self, user))
         self._kernel = kernel
         await kernel.start()
         self._started_at = asyncio.get_running_loop().time()
@@ -243,6 +257,7 @@ class Contexts:
         self._runtime_dir = runtime_dir
         self._contexts: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
+        self._forkserver = ForkServer(reaper)
         self.background = OwnedTasks(_report)
         self.in_use = False
         """Somebody has asked for a cell or a context."""
@@ -323,6 +338,15 @@ class Contexts:
             return  # reported by the next cell
         except (KernelStartFailed, CwdMissing) as error:
             print(f"interpreter: the default context is not ready: {error}", file=sys.stderr)
+
+    def forkserver_for(self, context: Context, user: User) -> ForkServer | None:
+        """What forks the kernel of `context`, which runs as `user`. None: it is started, as the only Python kernel of a
+        sandbox always is, and all of a tier where a fork costs more memory than a start."""
+        if not (self.state.tier.forks_share_memory and context.is_python_of(user)):
+            return None
+        others = (one for one in self._contexts.values() if one is not context and one.is_running)
+        further = self._forkserver.is_running or any(one.is_python_of(user) for one in others)
+        return self._forkserver if further else None
 
     def place(self, user: User, cwd: str) -> KernelPlace:
         """Where a kernel of `user` runs."""

@@ -22,10 +22,12 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from atoll.guest.errors import GuestError
 from atoll.guest.interpreter import jupyter, zmtp
 from atoll.guest.interpreter.cell import Cell, Sink, nowhere
+from atoll.guest.interpreter.forkserver import ForkServer, NotForked
 from atoll.guest.interpreter.kernelspecs import KernelSpec
 from atoll.guest.pid1.reaper import Exit, Reaper
 from atoll.guest.process import tree
@@ -64,6 +66,9 @@ _STARTUP_CELLS = {
 }
 """Kernel → the cell that it runs before any other."""
 
+_STARTUP_OF_A_FORK = "exec(__import__('sys').__dict__.pop('_atoll_startup'), {'__name__': '_startup'})"
+"""The same as Python's, which the fork server has compiled already."""
+
 LIBRARIES_CELL = f"exec({_text('kernel_libraries.py')!r}, {{'__name__': '_libraries'}})"
 """For a Python kernel that waits: takes half a second, and 53 MB for as long as it lives."""
 
@@ -87,10 +92,22 @@ class KernelPlace:
     start_in: StartIn | None = None
 
 
+class _Where(TypedDict):
+    """What `spawn` and `ForkServer.fork` both need."""
+
+    user: User
+    env: Mapping[str, str]
+    cwd: str
+    start_in: StartIn | None
+
+
 class Kernel:
     """A kernel, live from `start` until it ends by itself or by `end`; `ended` then says how. Never started twice."""
 
-    def __init__(self, spec: KernelSpec, place: KernelPlace, reaper: Reaper) -> None:
+    def __init__(
+        self, spec: KernelSpec, place: KernelPlace, reaper: Reaper, forkserver: ForkServer | None = None
+    ) -> None:
+        """`forkserver`: where it is forked, if that can be had; the `spec` is one that it takes."""
         self.spec = spec
         self.ended: str | None = None
         """How it ended, for people; None while it lives."""
@@ -98,6 +115,7 @@ class Kernel:
         """Called once, when it has ended by itself or by `end`."""
         self._place = place
         self._reaper = reaper
+        self._forkserver = forkserver
         self._loop = asyncio.get_running_loop()
         self._key = secrets.token_hex(16)
         self._session = jupyter.Session(self._key.encode())
@@ -120,11 +138,12 @@ class Kernel:
         """Returns when it takes cells. Raises KernelStartFailed, CwdMissing; then nothing of it is left."""
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                self._launch()
+                await self._launch()
                 self._shell = await self._connect(_SHELL, zmtp.SocketType.DEALER, self._on_shell)
                 self._iopub = await self._connect(_IOPUB, zmtp.SocketType.SUB, self._on_iopub)
                 await self._listen_until_received()
-                if cell := _STARTUP_CELLS.get(self.spec.name):
+                cell = _STARTUP_OF_A_FORK if self._forkserver else _STARTUP_CELLS.get(self.spec.name)
+                if cell:
                     await self.run_silently(cell)
         except (OSError, TimeoutError, KernelDied, ValueError) as error:
             reason = self._why_not_started(error)
@@ -242,7 +261,7 @@ class Kernel:
 
     # -- start, step by step ----------------------------------------------------------------------------------------
 
-    def _launch(self) -> None:
+    async def _launch(self) -> None:
         self._make_runtime_dir()
         argv = [word.replace("{connection_file}", f"{self._stem}.json") for word in self.spec.argv]
         # Only kernels on libzmq are known to take Unix sockets; others get TCP on the sandbox's own loopback.
@@ -253,22 +272,34 @@ class Kernel:
         # The kernel's end must block: a program that it starts may not know how to wait.
         fcntl.fcntl(writing, fcntl.F_SETFL, fcntl.fcntl(writing, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         try:
-            self.pid = spawn(
-                argv,
-                user=self._place.user,
-                env={**self._place.env, **self.spec.env},
-                cwd=self._place.cwd,
-                stderr=writing,
-                start_in=self._place.start_in,
-            )
+            await self._begin(argv, writing)
         except BaseException:
             os.close(reading)
             raise
         finally:
             os.close(writing)
-        self._reaper.watch(self.pid, self._on_exit)
         self._stderr_fd = reading
         self._loop.add_reader(reading, self._read_stderr, reading)
+
+    async def _begin(self, argv: list[str], stderr: int) -> None:
+        place, env = self._place, {**self._place.env, **self.spec.env}
+        where: _Where = {"user": place.user, "env": env, "cwd": place.cwd, "start_in": place.start_in}
+        if self._forkserver is not None:
+            try:
+                await self._forkserver.fork(self.spec, f"{self._stem}.json", stderr, self._begun, **where)
+                return
+            except NotForked as error:
+                if self.ended is not None:
+                    raise KernelDied(self.ended) from error
+                self._forkserver = None
+        self._begun(spawn(argv, stderr=stderr, **where))
+
+    def _begun(self, pid: int) -> bool:
+        if self.ended is not None:
+            return False
+        self.pid = pid
+        self._reaper.watch(pid, self._on_exit)
+        return True
 
     def _make_runtime_dir(self) -> None:
         folder, user = self._place.runtime_dir, self._place.user

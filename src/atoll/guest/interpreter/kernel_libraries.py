@@ -32,22 +32,22 @@ class _Aside(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Gives all of it back when any of it is imported."""
 
     def __init__(self, modules: dict[str, ModuleType], stamps: dict[str, tuple[str | None, int] | None]) -> None:
-        self._modules = modules
+        self.atoll_aside = modules
         self._stamps = stamps
         self._backend = os.environ.get("MPLBACKEND")
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        module = self._modules.get(name)
+        module = self.atoll_aside.get(name)
         if module is None or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
         # But for the one that is asked for: found there it would be loaded anew, by its own loader.
-        sys.modules.update({n: m for n, m in self._modules.items() if n != name and n not in sys.modules})
+        sys.modules.update({n: m for n, m in self.atoll_aside.items() if n != name and n not in sys.modules})
         self._say_what_is_old()
         return importlib.machinery.ModuleSpec(name, self, loader_state=module.__spec__)
 
     def create_module(self, spec: Any) -> ModuleType:
-        return self._modules[spec.name]
+        return self.atoll_aside[spec.name]
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
@@ -55,7 +55,7 @@ class _Aside(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def _say_what_is_old(self) -> None:
         if (backend := os.environ.get("MPLBACKEND")) not in (None, self._backend):
-            self._modules["matplotlib"].rcParams["backend"] = backend
+            self.atoll_aside["matplotlib"].rcParams["backend"] = backend
         if changed := [name for name, stamp in self._stamps.items() if _stamp(name) != stamp]:
             names = ", ".join(changed)
             print(

@@ -308,8 +308,9 @@ def _draw_every_script(font_manager: Any) -> None:
     font_manager.FontManager._find_fonts_by_props = find_with_the_rest
 
 
-_MOST_IN_A_PIECE = 1024 * 1024
-_MOST_WAITING = 256
+_MOST_IN_A_PIECE = 128 * 1024
+_MOST_WAITING = 64
+"""Messages before a queue of the kernel's: what is printed and waits for a reader is a few times 8 MiB at most."""
 
 
 def _wait_until_sent(thread: Any) -> None:
@@ -385,15 +386,36 @@ def _close_orderly() -> None:
         shell.kernel.parent.close()
 
 
+_CLOSE_IN_MAIN_THREAD = signal.SIGRTMAX - 1
+_CLOSED_AFTER_S = 2.0
+"""The main thread may be in a library that does not look at signals."""
+
+
+_closed = threading.Event()
+
+
+def _close_and_wait_for_the_end(*_: Any) -> None:
+    _close_orderly()
+    _closed.set()
+    while True:
+        signal.pause()
+
+
+def _close_from_another_thread() -> None:
+    """The sockets are the main thread's."""
+    signal.pthread_kill(threading.main_thread().ident or 0, _CLOSE_IN_MAIN_THREAD)
+    _closed.wait(_CLOSED_AFTER_S)
+
+
 def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
     """Of the function `name` of `os`: what the cell has printed before it is not lost."""
     call, kernel = getattr(os, name), os.getpid()
 
     @functools.wraps(call)
     def closing_first(*args: Any, **kwargs: Any) -> Any:
-        in_kernel = os.getpid() == kernel and threading.current_thread() is threading.main_thread()
-        if in_kernel and is_the_end(*args, **kwargs):
-            _close_orderly()
+        if os.getpid() == kernel and is_the_end(*args, **kwargs):
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            (_close_orderly if in_main_thread else _close_from_another_thread)()
         return call(*args, **kwargs)
 
     setattr(os, name, closing_first)
@@ -424,6 +446,7 @@ def _install() -> None:
         _ends_itself_orderly(name, lambda *_, **__: True)
     for name in ("execv", "execve"):
         _ends_itself_orderly(name, _is_program)
+    signal.signal(_CLOSE_IN_MAIN_THREAD, _close_and_wait_for_the_end)
     _ends_itself_orderly("kill", lambda *args, **_: args == (os.getpid(), signal.SIGKILL))
     shell.ask_exit = _exit_now
     shell._tee = lambda channel: contextlib.nullcontext()
@@ -448,6 +471,10 @@ def _install() -> None:
         "plotly.io._renderers": _plotly_as_html,
         "matplotlib.font_manager": _draw_every_script,
     }
+    for finder in sys.meta_path:
+        aside = getattr(finder, "atoll_aside", {})
+        for name in calls.keys() & aside.keys():
+            calls.pop(name)(aside[name])
     sys.meta_path.insert(0, _AfterImport(calls))
 
 

@@ -158,9 +158,12 @@ class Decoder:
 class ZmtpConnection(asyncio.BufferedProtocol):
     """One connection to a kernel's socket. `received` is called per message, `lost` once when the connection ends.
 
-    A BufferedProtocol with one read buffer for its life: kernels send many small messages, and the guest's memory is
-    paid per sandbox.
+    A BufferedProtocol with one read buffer for all connections: kernels send many small messages, and the guest's
+    memory is paid per sandbox.
     """
+
+    _buffer = bytearray(_READ_SIZE)
+    """Holds bytes from a read to the call that follows it at once."""
 
     def __init__(
         self, kind: SocketType, received: Callable[[Message], None], lost: Callable[[], None], identity: bytes = b""
@@ -170,7 +173,6 @@ class ZmtpConnection(asyncio.BufferedProtocol):
         self._received = received
         self._lost = lost
         self._decoder = Decoder()
-        self._buffer = bytearray(_READ_SIZE if kind is SocketType.SUB else 16 * 1024)
         self._transport: asyncio.Transport | None = None
         self._waiting: list[bytes] | None = [encode([_SUBSCRIBE_TO_ALL])] if kind is SocketType.SUB else []
 

@@ -97,6 +97,12 @@ def _send(pids: Iterable[int], number: int) -> bool:
     return reached
 
 
+def parent_of(pid: int) -> int | None:
+    """None when it is gone."""
+    fields = _stat(str(pid))
+    return int(fields[1]) if fields is not None else None
+
+
 def _stat(pid: str) -> list[bytes] | None:
     """State, parent, process group, session, …"""
     try:

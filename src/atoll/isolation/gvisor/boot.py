@@ -124,6 +124,7 @@ def _finish(spec: SandboxSpec, parts: TierParts, *, elevation: bool) -> None:
     if spec.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_NAME, b"atoll-guest")
+    parts.forks_share_memory = False
     if tty is not None:
         parts.gvisor_terminals = True
         terminals.serve(tty)  # last: the thread is to have no more rights than the guest
