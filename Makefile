@@ -33,7 +33,7 @@ check: ## Lint, format, strict types, import rules
 quick: ## Run what takes a minute or two: unit, style, contracts without a wall, one sandbox by the SDK
 	@scripts/setup.sh test
 	@$(ATOLL) template build base
-	$(PY) -m pytest -q -n 2 --dist loadscope --durations 10 -k "not TestNamespaces and not TestGvisor" \
+	$(PY) -m pytest -q -n 2 --dist loadscope --durations 10 -m "not slow" -k "not TestNamespaces and not TestGvisor" \
 		tests/unit tests/style tests/contract/test_backends.py tests/contract/test_wire_*.py \
 		tests/integration/test_smoke.py $(ARGS)
 

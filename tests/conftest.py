@@ -9,8 +9,10 @@ make_server       servers of a test's own, for tests that stop, kill or restart 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -138,6 +140,31 @@ def make_server(templates_dir: Path, tmp_path: Path) -> Iterator[Callable[..., S
             return started
 
         yield start
+
+
+OVER_THE_SDK = tuple(f"tests/unit/test_guest_{name}.py" for name in ("core", "files", "filesystem", "process", "watch"))
+"""Unit tests that drive a guest by the SDK, whose connections are left to the collector."""
+
+
+def _is_tidy(item: pytest.Item) -> bool:
+    """Whether it leaves nothing open: no file, socket or loop."""
+    return item.nodeid.startswith(("tests/unit/", "tests/style/")) and not item.nodeid.startswith(OVER_THE_SDK)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in filter(_is_tidy, items):
+        item.add_marker(pytest.mark.filterwarnings("error::ResourceWarning"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What a test of another kind left open is let go before a tidy one runs, which is not blamed for it."""
+    done = yield
+    if nextitem is not None and _is_tidy(nextitem) and not _is_tidy(item):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return done
 
 
 @pytest.hookimpl(hookwrapper=True)

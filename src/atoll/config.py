@@ -105,7 +105,8 @@ class Settings:
     ATOLL_DISK_RESERVE_MIB   how much of the data directory's file system sandboxes never get
     ATOLL_VOLUME_MIB     how much each volume can hold (10240, or what the machine has)
     ATOLL_TOTAL_VOLUMES_MIB  what the sizes of all volumes may add up to
-    ATOLL_TEAM_IMAGES_MIB  what templates and snapshots of one team may take of the disk (half of the file system)
+    ATOLL_TEAM_IMAGES_MIB  what templates, snapshots and paused sandboxes of one team may take of the disk
+                         (half of the file system)
     ATOLL_MAX_OUTPUT_MIB_S  how much a sandbox may send to all its clients in a second: output of commands, files, ports
                          (no limit: only the pace of each client holds it up)
     ATOLL_MAX_NETWORK_MIB_S  how much may pass between a sandbox and the world in a second, both ways together; a call

@@ -90,7 +90,9 @@ def test_a_request_beyond_the_maximum_is_wrong_and_a_sum_that_is_reached_means_c
     make(memory=1500)
 
 
-def test_a_team_has_a_part_of_the_disk_for_its_templates_and_snapshots(tiny: Any, make: Callable[..., Sandbox]) -> None:
+def test_a_team_has_a_part_of_the_disk_for_its_templates_and_snapshots(
+    tiny: Any, make: Callable[..., Sandbox], tier: str
+) -> None:
     where = {"api_key": tiny.api_key, "api_url": tiny.url}
     sandbox = make(memory=512)
     sandbox.commands.run("head -c 66M /dev/urandom > big")
@@ -98,11 +100,17 @@ def test_a_team_has_a_part_of_the_disk_for_its_templates_and_snapshots(tiny: Any
     build = Template().from_template("base").run_cmd("echo more > file")
     begin = (sandbox.create_snapshot, sandbox.fork, lambda: Template.build(build, "one-more", skip_cache=True, **where))
     for refused in begin:
-        with pytest.raises(Exception, match=r"templates and snapshots take \d+ MiB of disk and may take 64"):
+        with pytest.raises(Exception, match=r"snapshots and paused sandboxes take \d+ MiB of disk and may take 64"):
             refused()
     assert sandbox.commands.run("echo on").stdout == "on\n"
     assert Sandbox.delete_snapshot(first.snapshot_id, **where)
     assert sandbox.create_snapshot().snapshot_id != first.snapshot_id, "with what it has deleted it may have 96"
+    make(memory=256).pause()
+    other = make(memory=256)
+    if tier == "gvisor":  # which writes memory out
+        with pytest.raises(RateLimitException, match="paused sandboxes take"):
+            other.pause()
+    other.pause(keep_memory=False)
 
 
 def test_fork_bombs_in_several_sandboxes_leave_the_host_its_processes(tiny: Any, make: Callable[..., Sandbox]) -> None:

@@ -103,13 +103,13 @@ def test_every_task_has_an_owner() -> None:
     for path in FILES:
         if path.parts[-2:] == ("model", "tasks.py") or path.as_posix().endswith(IN_THE_SANDBOX):
             continue
+        where = path.relative_to(ROOT)
         for node in ast.walk(ast.parse(path.read_text())):
-            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 name = getattr(node.value.func, "attr", "")
                 if name in UNOWNED and ("asyncio" in _receiver(node.value) or "loop" in _receiver(node.value)):
-                    wrong.append(f"{where} starts a task and drops it")
+                    wrong.append(f"{where}:{node.lineno} starts a task and drops it")
             called = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_done_callback"
             if called and ".discard" in ast.unparse(node):
-                wrong.append(f"{where} keeps a set of tasks of its own")
+                wrong.append(f"{where}:{node.lineno} keeps a set of tasks of its own")
     assert not wrong, "\n".join(wrong)

@@ -25,6 +25,7 @@ def test_every_python_method_works_or_has_a_reason() -> None:
     assert [row for row in rows if not row.told] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npm_packages")
 @pytest.mark.timeout(400)
 def test_every_javascript_method_and_command_works_or_has_a_reason() -> None:
@@ -33,6 +34,7 @@ def test_every_javascript_method_and_command_works_or_has_a_reason() -> None:
     assert [row for row in rows if not row.told] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npm_packages")
 @pytest.mark.timeout(400)
 def test_the_document_has_exactly_the_rows_that_the_packages_call_for() -> None:
@@ -52,6 +54,7 @@ def test_every_row_is_filled_and_every_named_test_exists() -> None:
     assert [row for row in table.written() if not row.told] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("npm_packages")
 @pytest.mark.timeout(400)
 def test_reasons_are_given_for_methods_that_exist_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,8 +32,10 @@ class Clock:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> BuildLog:
-    return BuildLog(tmp_path / "log", lambda: datetime.now(UTC))
+def log(tmp_path: Path) -> Iterator[BuildLog]:
+    made = BuildLog(tmp_path / "log", lambda: datetime.now(UTC))
+    yield made
+    made.close()
 
 
 async def test_two_restarts_an_hour_apart_are_waited_for_each(log: BuildLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,13 @@ class World:
     def __init__(self, most_mib: int | None = 100) -> None:
         self.now = 0.0
         self.asked = 0
+        self.paused = 0
         self.named: dict[str, set[str]] = {}
         self.on: dict[str, dict[str, NodeImage]] = {"one": {}, "two": {}}
         self.silent: set[str] = set()
         clients = {name: SimpleNamespace(images=lambda name=name: self._images(name)) for name in self.on}
         nodes: Any = SimpleNamespace(worth_asking=lambda: clients, find=clients.get)
-        self.images = TeamImages(self, nodes, most_mib, lambda: self.now)  # type: ignore[arg-type]
+        self.images = TeamImages(self, nodes, most_mib, lambda _: self.paused, lambda: self.now)  # type: ignore[arg-type]
 
     async def images_of_team(self, team_id: str) -> set[str]:
         return set(self.named.get(team_id, ()))
@@ -63,6 +64,15 @@ async def test_a_team_that_has_as_much_as_it_may_gets_no_more_and_others_do() ->
     assert not await world.has_room(), "what a node said last counts while it says nothing"
     world.named["a"].discard("y")
     assert await world.has_room()
+
+
+async def test_what_is_paused_counts_too() -> None:
+    world = World()
+    world.make("x", 60, team="a")
+    world.paused = 39 * MIB
+    assert await world.has_room()
+    world.paused += MIB
+    assert not await world.has_room()
 
 
 async def test_what_an_image_stands_on_counts_once() -> None:

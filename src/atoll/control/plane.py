@@ -157,7 +157,7 @@ class ControlPlane:
             disk_mib_s=policy.disk_mib_s,
             forget_logs=telemetry.forget,
         )
-        images = TeamImages(store.templates, nodes, policy.team_images_mib)
+        images = TeamImages(store.templates, nodes, policy.team_images_mib, quota.kept_of)
         self._builds = TemplateBuildService(
             tables=store.templates,
             layers=store.layers,
@@ -219,6 +219,7 @@ class ControlPlane:
             network=network,
             filling=filling,
             failover=self._failover,
+            images=images,
         )
         self._leases = NodeLeases(nodes)
         self.reconciliation = Reconciliation(

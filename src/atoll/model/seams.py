@@ -24,11 +24,15 @@ from atoll.model.template import Template
 
 @dataclass(frozen=True, slots=True)
 class NodePause:
-    """A paused sandbox: what is kept of it, whether its guest answered before, whether it takes memory meanwhile."""
+    """A paused sandbox: what is kept of it, whether its guest answered before, whether it takes memory meanwhile.
+
+    `size`: bytes of the disk that its own disk and what was in its memory take.
+    """
 
     mode: PauseMode
     guest_answered: bool = True
     holds_memory: bool = False
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

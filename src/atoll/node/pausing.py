@@ -9,7 +9,11 @@ One at a time for each sandbox. Once begun it is carried to its end, whether its
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -164,7 +168,24 @@ def describe(live: LiveSandbox) -> NodePause:
     """Of a paused one."""
     mode = live.driver.paused.mode if live.driver.paused is not None else PauseMode.FILESYSTEM
     in_memory = mode is PauseMode.MEMORY and Capability.MEMORY_ON_DISK not in live.making.backend.capabilities
-    return NodePause(mode, live.guest_answered, holds_memory=in_memory)
+    size = _size_of(live.making.paths.state_dir)
+    return NodePause(mode, live.guest_answered, holds_memory=in_memory, size=size)
+
+
+_MOST_LISTED = 64
+
+
+def _size_of(state_dir: Path) -> int:
+    """Of its files and those one level below: a disk, and what was in memory. Not of the tree of one without a disk."""
+    places, total = [str(state_dir)], 0
+    with suppress(OSError), os.scandir(state_dir) as entries:
+        places += [entry.path for entry in islice(entries, _MOST_LISTED) if entry.is_dir(follow_symlinks=False)]
+    for place in places:
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in islice(entries, _MOST_LISTED):
+                if entry.is_file(follow_symlinks=False):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
 
 
 async def _hang_up(handle: SandboxHandle) -> bool:

@@ -33,11 +33,13 @@ from atoll.control.sandboxes.sleeping import SleepingRoutes
 from atoll.control.sandboxes.timeouts import SandboxTimeouts
 from atoll.control.secrets.service import SecretFilling
 from atoll.control.store import Store
+from atoll.control.templates.kept import TeamImages
 from atoll.model.errors import (
     AtollError,
     Conflict,
     MemoryLost,
     NodeUnreachable,
+    QuotaExceeded,
     SandboxGone,
     SandboxNotFound,
 )
@@ -83,6 +85,7 @@ class SandboxPausing:
         network: SandboxNetwork,
         filling: SecretFilling,
         failover: SandboxFailover,
+        images: TeamImages,
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -99,6 +102,9 @@ class SandboxPausing:
         self._network = network
         self._filling = filling
         self._failover = failover
+        self._images = images
+        self._on_disk: set[str] = set()
+        """Tiers that have written out the memory of one that was paused."""
         self._under_way: dict[str, asyncio.Future[Any]] = {}
 
     # Pause
@@ -107,7 +113,7 @@ class SandboxPausing:
         """Returns when it is paused, and what it wrote is on the disk of its machine.
 
         `strict`: only if its guest answers; with its disk alone it has to in any case. Raises SandboxNotFound, Conflict
-        (paused already), NotOffered, GuestUnresponsive, PlatformError.
+        (paused already), NotOffered, QuotaExceeded (of the disk, for its memory), GuestUnresponsive, PlatformError.
         """
         while True:
             record = await self._lookup.get(caller, sandbox_id)
@@ -115,6 +121,8 @@ class SandboxPausing:
                 continue
             if record.state is not SandboxState.RUNNING:
                 raise Conflict(f"sandbox {record.sandbox_id!r} is paused already")
+            if mode is PauseMode.MEMORY and record.tier in self._on_disk:
+                await self._images.check_room(record.team_id)
             need_answer = strict or mode is PauseMode.FILESYSTEM
             if await self._in_turn(record.sandbox_id, self._pause(record, mode, need_answer=need_answer, is_due=False)):
                 return
@@ -130,6 +138,12 @@ class SandboxPausing:
                 self._ending.expire(sandbox_id)
                 return
             mode = PauseMode.MEMORY if record.auto_pause_memory else PauseMode.FILESYSTEM
+            if mode is PauseMode.MEMORY and record.tier in self._on_disk:
+                try:
+                    await self._images.check_room(record.team_id)
+                except QuotaExceeded as error:  # its files at least are kept
+                    _log.warning("sandbox.paused_without_memory", sandbox_id=sandbox_id, error=str(error))
+                    mode = PauseMode.FILESYSTEM
             await self._in_turn(sandbox_id, self._pause(record, mode, need_answer=False, is_due=True))
         except Exception:
             # It is not ended for that: what is in it was to be kept.
@@ -190,7 +204,9 @@ class SandboxPausing:
         """What is kept in memory of one that is paused: its place in the quota, and what wakes it."""
         self._expiry.forget(record.sandbox_id)
         if not paused.holds_memory:
-            self._quota.set_aside(record.sandbox_id)
+            self._quota.set_aside(record.sandbox_id, paused.size)
+            if paused.mode is PauseMode.MEMORY:
+                self._on_disk.add(record.tier)
         if record.auto_resume and paused.mode is PauseMode.MEMORY:
             self._sleeping.add(record, self.wake)
 

@@ -28,6 +28,8 @@ class _Held:
     limits: Limits
     is_aside: bool = False
     """Paused, without memory."""
+    kept: int = 0
+    """Bytes of the disk that are kept of it while it is aside."""
     is_build: bool = False
     """Of a template build: nobody's to list or to end."""
     group: str = ""
@@ -97,11 +99,18 @@ class SandboxQuota:
             if not self._per_group[place]:
                 del self._per_group[place]
 
-    def set_aside(self, sandbox_id: str) -> None:
-        """It is paused and holds no memory: from now on it counts with its disk alone. Idempotent."""
+    def set_aside(self, sandbox_id: str, kept: int = 0) -> None:
+        """It is paused and holds no memory: from now on it counts with its disk alone. Idempotent.
+
+        `kept`: bytes of the disk that it takes meanwhile.
+        """
         held = self._held.get(sandbox_id)
         if held is not None:
-            self._replace(sandbox_id, replace(held, is_aside=True))
+            self._replace(sandbox_id, replace(held, is_aside=True, kept=kept))
+
+    def kept_of(self, team_id: str) -> int:
+        """Bytes of the disk that all paused ones of a team take that hold no memory."""
+        return sum(held.kept for held in self._held.values() if held.team_id == team_id and held.is_aside)
 
     def take_back(self, sandbox_id: str) -> bool:
         """It is to run again. False: it counted all the time. Raises QuotaExceeded."""

@@ -1,4 +1,4 @@
-"""What the images of a team take on the nodes' disks: its templates' layers and snapshots, with all they stand on.
+"""What a team keeps on nodes' disks: layers of its templates, snapshots, all that they stand on, paused sandboxes.
 
 An image counts for every team that has it, or one on it, in a template, and on each node that has it. One that a team
 has made and nothing names any more (a deleted template's, a fork's) stays with its node for an hour or two: those are
@@ -27,18 +27,25 @@ _log = structlog.get_logger("atoll.control")
 
 
 class TeamImages:
-    """See the module. `most_mib`: of one team; None: anything, and nothing is counted."""
+    """See the module.
+
+    Args:
+        most_mib: of one team; None: anything, and nothing is counted.
+        paused: the bytes that paused sandboxes of a team take.
+    """
 
     def __init__(
         self,
         tables: TemplateTables,
         nodes: NodeRegistry,
         most_mib: int | None,
+        paused: Callable[[str], int] = lambda _: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tables = tables
         self._nodes = nodes
         self._most_mib = most_mib
+        self._paused = paused
         self._clock = clock
         self._made: dict[str, dict[str, float]] = defaultdict(dict)
         """By team: what it has made since this server runs, as long as a node may have it, and when."""
@@ -62,13 +69,12 @@ class TeamImages:
             del made[image_id]
         named = await self._tables.images_of_team(team_id)
         for images, most_mib, hint in (
-            (named, self._most_mib, "delete templates or snapshots, or raise ATOLL_TEAM_IMAGES_MIB"),
+            (named, self._most_mib, "delete or kill some, or raise ATOLL_TEAM_IMAGES_MIB"),
             (named | made.keys(), self._most_mib * 3 // 2, "what was deleted is there for up to two hours: try later"),
         ):
-            if (mib := self._size(images) // _MIB) >= most_mib:
-                raise QuotaExceeded(
-                    f"the team's templates and snapshots take {mib} MiB of disk and may take {most_mib}", hint=hint
-                )
+            if (mib := (self._size(images) + self._paused(team_id)) // _MIB) >= most_mib:
+                whose = "the team's templates, snapshots and paused sandboxes"
+                raise QuotaExceeded(f"{whose} take {mib} MiB of disk and may take {most_mib}", hint=hint)
 
     def _size(self, image_ids: Collection[str]) -> int:
         total = 0
