@@ -40,6 +40,7 @@ _NUMBERS = {
     "clone": (56, 220), "clone3": (435, 435), "unshare": (272, 97), "setns": (308, 268), "fcntl": (72, 25),
     "ioctl": (16, 29), "setpriority": (141, 140), "ioprio_set": (251, 30), "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "lgetxattr": (192, 9), "llistxattr": (195, 12),
+    "close_range": (436, 436),
 }  # fmt: skip
 """By x86_64 and aarch64."""
 
@@ -81,6 +82,8 @@ def seccomp_rules(machine: str = syscalls.MACHINE) -> list[Rule]:
         Rule(of["ioprio_set"], argument=0, values=(_IOPRIO_WHO_USER,)),
         # gVisor of 2024 has none of these; a release that does shall not open a way around the lines above.
         *(Rule(of[name], errno.ENOSYS) for name in ("pidfd_open", "pidfd_getfd", "pidfd_send_signal")),
+        # gVisor of 2024 says EINVAL of a range without an end, and GLib then starts no program at all (no desktop).
+        Rule(of["close_range"], errno.ENOSYS),
         # gVisor of 2024 says EBADF of every symbolic link, and `ls -l` complains of it; of files it keeps none either.
         *(Rule(of[name], errno.EOPNOTSUPP) for name in ("lgetxattr", "llistxattr")),
     ]
