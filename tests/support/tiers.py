@@ -130,6 +130,14 @@ DIFFERENCES = (
         OLD,
     ),
     Difference(
+        "close-range",
+        "`close_range`",
+        _python("print(told(436, 100, 200, 0))"),
+        WORKS,
+        ENOSYS,
+        "this release of gVisor refuses ranges without an end; programs fall back as on an old kernel",
+    ),
+    Difference(
         "pidfd",
         "`pidfd_open`",
         _python("print(told(434, os.getpid(), 0))"),
