@@ -45,11 +45,11 @@ def killed(scene: Scene) -> str | None:
 
 
 def holds(pattern: str) -> Judge:
-    """The attempt holds a kernel object: the link of one of its descriptors matches."""
+    """The attempt holds a kernel object: the link of one of its descriptors matches, and not by its program's name."""
 
     def judge(scene: Scene) -> str | None:
         for _, _, link, _, _ in scene.descriptors():
-            if re.search(pattern, link):
+            if re.search(pattern, link) and not link.endswith(".py"):
                 return f"holds {link}"
         return None
 

@@ -253,16 +253,17 @@ class ImageLayers:
                 size, has_memory = self._size(path), bool(record.get("memory"))
                 found.append(NodeImage(image_id, size, len(record["layers"]), has_memory, tuple(sorted(others))))
         there = {one.image_id for one in found}
-        self._sizes = {key: size for key, size in self._sizes.items() if key[0] in there}
+        self._sizes = {key: size for key, size in list(self._sizes.items()) if key[0] in there}
         return found
 
     def _size(self, record: Path) -> int:
         """Of the directory that it lies in: an image's files change with its record alone."""
         image, status = record.parent, record.stat()
         known = (image.name, status.st_ino, status.st_mtime_ns)
-        if known not in self._sizes:
-            self._sizes[known] = sum(one.lstat().st_blocks * 512 for one in image.rglob("*"))
-        return self._sizes[known]
+        size = self._sizes.get(known)
+        if size is None:
+            self._sizes[known] = size = sum(one.lstat().st_blocks * 512 for one in image.rglob("*"))
+        return size
 
     def record(self, image_id: str) -> dict[str, Any] | None:
         """What is kept of an image that is here, for another machine's `adopt`; None: it is not here."""
@@ -297,7 +298,7 @@ class ImageLayers:
                 if is_needed:
                     if superseded := self._superseded(path.name, needed):
                         doomed += superseded
-                        self._sizes = {key: size for key, size in self._sizes.items() if key[0] != path.name}
+                        self._sizes = {key: size for key, size in list(self._sizes.items()) if key[0] != path.name}
                     continue
                 aside = self._templates / ".building" / f"image-{path.name}-{secrets.token_hex(8)}"
                 aside.parent.mkdir(exist_ok=True)

@@ -11,7 +11,6 @@ devices below /dev, mounts are read-only files or directories and lie where no f
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import posixpath
@@ -101,11 +100,11 @@ def read_all(directories: Iterable[Path]) -> tuple[dict[str, CdiDevice], list[st
 
 
 def _read(path: Path) -> str:
-    # A pipe that nobody writes is no reason to wait, nor a link one to open what it leads to.
+    # A pipe that nobody writes is no reason to wait. What a link leads to is looked at below.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        raise ValueError("a link is not followed" if error.errno == errno.ELOOP else error.strerror) from error
+        raise ValueError(error.strerror) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

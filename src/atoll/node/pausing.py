@@ -137,7 +137,7 @@ class NodePausing:
                 raise
             await self._live.put_away(live)
             _log.info("sandbox.paused", sandbox_id=handle.sandbox_id, mode=mode.value, answered=live.guest_answered)
-            return describe(live)
+            return describe(live, await asyncio.to_thread(size_of, live.making.paths.state_dir))
 
     async def _settle_below(self, live: LiveSandbox) -> None:
         """What it stands on is to outlive the machine as it does itself."""
@@ -164,19 +164,20 @@ def _of_disk_alone(live: LiveSandbox, mode: PauseMode) -> PauseMode:
     return PauseMode.FILESYSTEM if live.spec.devices and Capability.MEMORY_ON_DISK in can else mode
 
 
-def describe(live: LiveSandbox) -> NodePause:
-    """Of a paused one."""
+def describe(live: LiveSandbox, size: int) -> NodePause:
+    """Of a paused one; `size`: see `size_of`."""
     mode = live.driver.paused.mode if live.driver.paused is not None else PauseMode.FILESYSTEM
     in_memory = mode is PauseMode.MEMORY and Capability.MEMORY_ON_DISK not in live.making.backend.capabilities
-    size = _size_of(live.making.paths.state_dir)
     return NodePause(mode, live.guest_answered, holds_memory=in_memory, size=size)
 
 
 _MOST_LISTED = 64
 
 
-def _size_of(state_dir: Path) -> int:
-    """Of its files and those one level below: a disk, and what was in memory. Not of the tree of one without a disk."""
+def size_of(state_dir: Path) -> int:
+    """Bytes that a paused one takes on the disk. Blocks.
+
+    Of its files and those one level below: a disk, and what was in memory. Not of the tree of one without a disk."""
     places, total = [str(state_dir)], 0
     with suppress(OSError), os.scandir(state_dir) as entries:
         places += [entry.path for entry in islice(entries, _MOST_LISTED) if entry.is_dir(follow_symlinks=False)]

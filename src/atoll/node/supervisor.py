@@ -35,7 +35,7 @@ from atoll.node.gpus import NodeGpus
 from atoll.node.lease import Lease, now
 from atoll.node.live import LiveSandbox, LiveSandboxes
 from atoll.node.machine import MachineReading, memory_in_use
-from atoll.node.pausing import NodePausing, describe
+from atoll.node.pausing import NodePausing, describe, size_of
 from atoll.node.reports import Reports
 from atoll.node.takeover import StartReport, TakeOver
 from atoll.node.templates import NodeTemplates
@@ -273,11 +273,13 @@ class Supervisor:
 
     async def sandboxes(self) -> Sequence[NodeSandbox]:
         """See NodeClient.sandboxes."""
+        paused = {name: live.making.paths.state_dir for name, live in self.live if live.driver.paused is not None}
+        sizes = await asyncio.to_thread(lambda: {name: size_of(place) for name, place in paused.items()})
         return [
             NodeSandbox(
                 name,
                 live.tier,
-                paused=describe(live) if live.driver.paused is not None else None,
+                paused=describe(live, sizes.get(name, 0)) if live.driver.paused is not None else None,
                 generation=live.spec.generation,
             )
             for name, live in self.live

@@ -14,7 +14,7 @@ from typing import Any
 _PART = 8
 _DAY_S = 86400.0
 _MOST_KEPT = 10_000
-_LISTED = 20
+_LISTED = 1000
 
 
 class AuditShares:
@@ -60,17 +60,24 @@ class Summary:
         _add(self.actions, f"{action} {status}")
 
     def entry(self, team: str, at: str) -> dict[str, Any]:
-        """As the log has it: the keys and actions with most requests."""
+        """As the log has it: keys and actions, of very many those with fewest requests; none hides behind others."""
         return {
             "at": at,
             "action": "summary",
             "team": team,
             "since": self.since,
             "count": self.count,
-            "keys": dict(self.keys.most_common(_LISTED)),
-            "actions": dict(self.actions.most_common(_LISTED)),
+            "keys": _rarest(self.keys),
+            "actions": _rarest(self.actions),
         }
 
 
 def _add(counts: Counter[str], name: str) -> None:
     counts[name if name in counts or len(counts) < _MOST_KEPT else "others"] += 1
+
+
+def _rarest(counts: Counter[str]) -> dict[str, int]:
+    """With `others`, the sum of those left out."""
+    ranked = counts.most_common()
+    named, others = dict(ranked[-_LISTED:]), sum(count for _, count in ranked[:-_LISTED])
+    return {**named, "others": named.get("others", 0) + others} if others else named

@@ -27,7 +27,16 @@ from atoll.control.sandboxes.ending import SandboxEnding
 from atoll.control.sandboxes.expiry import Expiry
 from atoll.control.sandboxes.ids import new_sandbox_id
 from atoll.control.sandboxes.lookup import VISIBLE
-from atoll.control.sandboxes.orders import SPREAD_KEY, CreateOrder, Policy, check_order, disk_rate, network_rate
+from atoll.control.sandboxes.orders import (
+    RESTART_ALWAYS,
+    RESTART_KEY,
+    SPREAD_KEY,
+    CreateOrder,
+    Policy,
+    check_order,
+    disk_rate,
+    network_rate,
+)
 from atoll.control.sandboxes.placing import Placing
 from atoll.control.sandboxes.quota import SandboxQuota
 from atoll.control.sandboxes.sizing import limits_for
@@ -40,6 +49,7 @@ from atoll.control.volumes.service import VolumeService
 from atoll.model.errors import AtollError, Conflict, CreateFailed, NodeUnreachable, QuotaExceeded
 from atoll.model.events import EventType
 from atoll.model.network import NetworkPolicy
+from atoll.model.node_addresses import LOCAL
 from atoll.model.sandbox import EndReason, Limits, SandboxRecord, SandboxSpec, SandboxState
 from atoll.model.seams import NodeClient, NodeSandbox
 from atoll.model.template import Template
@@ -229,7 +239,11 @@ class SandboxCreation:
         creates, began = self._nodes.creates_of(record.node_id), time.perf_counter()
         creates.begun += 1
         adding = self._background.begin(
-            self._store.add(record, Idempotency(key, order.request_digest) if key is not None else None)
+            self._store.add(
+                record,
+                Idempotency(key, order.request_digest) if key is not None else None,
+                volatile=record.node_id == LOCAL and record.metadata.get(RESTART_KEY) != RESTART_ALWAYS,
+            )
         )
         try:
             if not self._store.in_order:

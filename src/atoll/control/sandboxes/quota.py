@@ -99,14 +99,14 @@ class SandboxQuota:
             if not self._per_group[place]:
                 del self._per_group[place]
 
-    def set_aside(self, sandbox_id: str, kept: int = 0) -> None:
+    def set_aside(self, sandbox_id: str, kept: int | None = None) -> None:
         """It is paused and holds no memory: from now on it counts with its disk alone. Idempotent.
 
-        `kept`: bytes of the disk that it takes meanwhile.
+        `kept`: bytes of the disk that it takes meanwhile; None: as many as when it was last.
         """
         held = self._held.get(sandbox_id)
         if held is not None:
-            self._replace(sandbox_id, replace(held, is_aside=True, kept=kept))
+            self._replace(sandbox_id, replace(held, is_aside=True, kept=held.kept if kept is None else kept))
 
     def kept_of(self, team_id: str) -> int:
         """Bytes of the disk that all paused ones of a team take that hold no memory."""

@@ -216,7 +216,8 @@ class _Threaded(Database):
         return await self._worker.submit(functools.partial(self._do, work, volatile))
 
     async def settle(self) -> None:
-        await self.run(lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)"))
+        # A commit of nothing: with it everything before it in the log is synced.
+        await self.run(lambda connection: connection.exec_driver_sql("PRAGMA user_version = 1"))
 
     async def survey(self, statement: Executable) -> Sequence[RowMapping]:
         if self._in_memory:

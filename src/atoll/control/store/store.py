@@ -118,13 +118,16 @@ class Store:
 
     # Sandboxes
 
-    async def add(self, record: SandboxRecord, idempotency: Idempotency | None = None) -> None:
-        """Raises Conflict when the id or the idempotency key is taken."""
+    async def add(
+        self, record: SandboxRecord, idempotency: Idempotency | None = None, *, volatile: bool = False
+    ) -> None:
+        """`volatile`: a power cut of this machine ends it for good. Raises Conflict when the id or the idempotency key
+        is taken."""
         row = _to_row(record, self._seal)
         if idempotency is not None:
             row |= {"idempotency_key": idempotency.key, "request_digest": idempotency.request_digest}
         try:
-            await self._database.write(_INSERT, row, volatile=True)
+            await self._database.write(_INSERT, row, volatile=volatile)
         except IntegrityError as error:
             raise Conflict(f"sandbox {record.sandbox_id!r} or its idempotency key exists already") from error
 
@@ -233,7 +236,7 @@ class Store:
     async def end(self, sandbox_id: str, reason: EndReason, at: datetime, *, free_key: bool = False) -> bool:
         """To ENDED. `free_key` lets its idempotency key be used again."""
         values = {"target_id": sandbox_id, "new_reason": reason.value, "new_ended_at": at}
-        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values, volatile=True))
+        return bool(await self._database.write(_ENDED_WITHOUT_KEY if free_key else _ENDED, values))
 
     async def set_end_at(self, sandbox_id: str, end_at: datetime) -> bool:
         """False: unknown or not running."""
@@ -242,7 +245,7 @@ class Store:
             .where(sandboxes.c.sandbox_id == sandbox_id, sandboxes.c.state == SandboxState.RUNNING.value)
             .values(end_at=end_at)
         )
-        return bool(await self._database.write(statement, volatile=True))
+        return bool(await self._database.write(statement))
 
     async def set_network(self, sandbox_id: str, network: NetworkPolicy) -> bool:
         """False: unknown or not running."""

@@ -20,7 +20,7 @@ from atoll.model.errors import AtollError, QuotaExceeded
 from atoll.model.seams import NodeClient, NodeImage
 
 _FRESH_S = 5.0
-_ANSWER_WITHIN_S = 20.0
+_ANSWER_WITHIN_S = 5.0
 _MIB = 1 << 20
 
 _log = structlog.get_logger("atoll.control")
@@ -86,9 +86,10 @@ class TeamImages:
 
     async def _look(self, made_at: float) -> None:
         """Asks the nodes, unless that was done just now and after the newest image was made."""
+        arrived = self._clock()
         async with self._listing:
             now = self._clock()
-            if now - self._listed_at < _FRESH_S and self._listed_at > made_at:
+            if self._listed_at > made_at and self._listed_at >= min(arrived, now - _FRESH_S):
                 return
             asked = self._nodes.worth_asking()
             answers = await asyncio.gather(*(self._ask(*one) for one in asked.items()))

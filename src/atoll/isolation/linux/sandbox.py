@@ -74,6 +74,8 @@ class LinuxSandbox(SandboxHandle):
         self._state_dir = state_dir
         self._killed = False
         self._frozen = False
+        self._thaws = 0
+        """How often it was let go on."""
         self._unshown = False
         """Its limits were changed while it was frozen."""
         self._detached = False
@@ -301,6 +303,7 @@ class LinuxSandbox(SandboxHandle):
     async def thaw(self) -> None:
         """See SandboxHandle."""
         self._check_alive()
+        self._thaws += 1
         try:
             self._group.thaw()
         except OSError as error:
@@ -353,6 +356,7 @@ class LinuxSandbox(SandboxHandle):
         pidfd_kill(self._pidfd, signal.SIGKILL)
         # A frozen process dies only when it may run again; the signal is there first, so it runs nothing else.
         if self._can_freeze:
+            self._thaws += 1
             with contextlib.suppress(OSError):
                 self._group.thaw()
         try:

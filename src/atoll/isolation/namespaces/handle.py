@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
 
 _RELEASE_WITHIN_S = 2.5
 _STATUS_GRACE_S = 0.05
+_UNMOUNTING = ThreadPoolExecutor(2, thread_name_prefix="atoll-unmount")
+"""Apart from the threads that others wait for: a disk is written out, and may hang."""
 
 
 class NamespacesHandle(LinuxSandbox):
@@ -190,8 +193,13 @@ class NamespacesHandle(LinuxSandbox):
             was_frozen = self._frozen
             if self._can_freeze and not was_frozen:
                 await self.freeze()
+            thaws = self._thaws
             try:
                 await asyncio.to_thread(self._disk_files.copy, layer, frozen=self._can_freeze)
+                if self._thaws != thaws:  # somebody had it go on, or ends it: the copy may be of several moments
+                    self._check_alive()
+                    layer.unlink()
+                    await asyncio.to_thread(self._disk_files.copy, layer, frozen=False)
             finally:
                 if self._can_freeze and not was_frozen and not self._dead.is_set():
                     await self.thaw()
@@ -239,15 +247,14 @@ class NamespacesHandle(LinuxSandbox):
         if has_ended(self._pidfd):  # the number may be another's by now
             self._let_go_of_mounts()
 
-    def _let_go_of_mounts(self) -> None:
-        """Blocks while what is mounted nowhere else goes."""
+    def _let_go_of_mounts(self) -> asyncio.Future[None] | None:
+        """Done when what is mounted nowhere else is gone; None: nothing was held."""
         held, self._mounts = self._mounts, None
-        if held is not None:
-            os.close(held)
+        return None if held is None else self._loop.run_in_executor(_UNMOUNTING, os.close, held)
 
     async def _release(self) -> None:
-        if self._mounts is not None:
-            await asyncio.to_thread(self._let_go_of_mounts)
+        if (gone := self._let_go_of_mounts()) is not None:
+            await gone
         await super()._release()
 
     async def _empty_group(self) -> bool:
