@@ -331,9 +331,14 @@ async def test_a_kill_is_answered_before_its_mounts_go_and_leaves_no_disk(
         pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     spec, paths = place.asked()
     handle = await backend.create(spec, paths)
-    disk, may_go = paths.state_dir / image.IMAGE, threading.Event()
+    disk, may_go = paths.state_dir / image.IMAGE, asyncio.Event()
     let_go = handle._let_go_of_mounts  # type: ignore[attr-defined]
-    monkeypatch.setattr(handle, "_let_go_of_mounts", lambda: may_go.wait(10) and let_go())
+
+    async def later() -> None:
+        await asyncio.wait_for(may_go.wait(), 10)
+        await let_go()
+
+    monkeypatch.setattr(handle, "_let_go_of_mounts", lambda: asyncio.ensure_future(later()))
     await asyncio.wait_for(handle.stop(), 10)
     assert loops.device_of(disk) is not None
     may_go.set()
