@@ -40,9 +40,14 @@ def stream(sandbox: Sandbox, body: dict[str, Any], *, token: bool = True) -> Ite
             "exited with code 4",
         ),
         ("import os; os.execv('/bin/true', ['true'])", "exited with code 0"),
+        (
+            "import os, threading, time; open('none', 'w').write('no program'); os.chmod('none', 0o755)\n"
+            "threading.Thread(target=os.execv, args=('none', ['none'])).start(); time.sleep(86384)",
+            "exited with code 1",
+        ),
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
     ],
-    ids=["exit", "quit", "_exit", "_exit of a thread", "exec", "kill"],
+    ids=["exit", "quit", "_exit", "_exit of a thread", "exec", "exec of a thread that fails", "kill"],
 )
 def test_what_a_cell_printed_before_it_ended_its_kernel_arrives(run: Run, end: str, said: str) -> None:
     died = run(f"kept = 1\nfor n in range(5000): print(n)\n{end}\nprint('not reached')", timeout=60)

@@ -194,7 +194,7 @@ class SandboxCreation:
             try:
                 return await self._see_through(replace(asked, record=replace(record, node_id=node_id)), is_warm=False)
             except _NotTaken as refusal:
-                if await self._has_made_way(asked, node_id, refusal.reason) and time.monotonic() < until:
+                if time.monotonic() < until and await self._has_made_way(asked, node_id, refusal.reason):
                     continue
                 refusals[node_id] = refusal.reason
                 failures = sum(isinstance(reason, CreateFailed) for reason in refusals.values())

@@ -204,8 +204,9 @@ def after(step: Step, settings: Settings) -> Settings:
 
 
 def gpu_of(settings: Settings, base: Template) -> str | None:
-    """What its sandboxes ask for (`Template.gpu`): by the variable, else as what it stands on."""
-    return settings.env.get(GPU_VARIABLE) or base.gpu
+    """What its sandboxes ask for (`Template.gpu`): by the variable that a step has set, else as what it stands on."""
+    value = settings.env.get(GPU_VARIABLE)
+    return value if value and value != base.env_vars.get(GPU_VARIABLE) else base.gpu
 
 
 def expand(text: str, settings: Settings) -> str:

@@ -41,6 +41,10 @@ class NotForked(GuestError):
     """There is no such kernel, for whatever reason; nothing of it is left."""
 
 
+class NotWanted(NotForked):
+    """Nobody waits for it any more: no reason to try again."""
+
+
 def _text(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
@@ -96,13 +100,13 @@ class ForkServer:
                         self._made_for = made_for
                     request = json.dumps({"file": connection_file, "cwd": cwd}).encode()
                     return await self._ask(request, stderr, user, begun)
+                except (NotWanted, asyncio.CancelledError):
+                    self.end()
+                    raise
                 except (NotForked, OSError, TimeoutError) as error:
                     self.end()
                     if fresh:  # one that had served before may have ended in order
                         raise NotForked(str(error)) from error
-                except asyncio.CancelledError:
-                    self.end()
-                    raise
 
     def end(self) -> None:
         """Ends its process; the kernels go on. Idempotent."""
@@ -184,6 +188,6 @@ def _let_begin(link: socket.socket, user: User, begun: Begun) -> None:
     if uid != user.uid or tree.parent_of(pid) != os.getpid():
         raise NotForked("the kernel is not a child of the guest")
     if not begun(pid):
-        raise NotForked("nobody wants the kernel any more")
+        raise NotWanted("nobody wants the kernel any more")
     with contextlib.suppress(OSError):  # it has died already, which the reaper reports
         link.send(_GO)

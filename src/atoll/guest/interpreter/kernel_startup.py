@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.abc
 import os
+import posix
 import signal
 import sys
 import threading
@@ -407,6 +408,15 @@ def _close_from_another_thread() -> None:
     _closed.wait(_CLOSED_AFTER_S)
 
 
+def _from_another_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Its main thread is not to be woken again: where `call` fails, the kernel ends all the same."""
+    _close_from_another_thread()
+    try:
+        return call(*args, **kwargs)
+    finally:
+        posix._exit(1)
+
+
 def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
     """Of the function `name` of `os`: what the cell has printed before it is not lost."""
     call, kernel = getattr(os, name), os.getpid()
@@ -415,7 +425,9 @@ def _ends_itself_orderly(name: str, is_the_end: Callable[..., bool]) -> None:
     def closing_first(*args: Any, **kwargs: Any) -> Any:
         if os.getpid() == kernel and is_the_end(*args, **kwargs):
             in_main_thread = threading.current_thread() is threading.main_thread()
-            (_close_orderly if in_main_thread else _close_from_another_thread)()
+            if not in_main_thread:
+                return _from_another_thread(call, *args, **kwargs)
+            _close_orderly()
         return call(*args, **kwargs)
 
     setattr(os, name, closing_first)
