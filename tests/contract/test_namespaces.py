@@ -68,6 +68,12 @@ async def backend(place: Place) -> AsyncIterator[NamespacesBackend]:
     await tier.aclose()
 
 
+@pytest.fixture
+def disks(backend: NamespacesBackend) -> None:
+    if Capability.LIMITS_DISK not in backend.capabilities:
+        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
+
+
 def _zygote_pid(backend: NamespacesBackend) -> int:
     assert backend._zygote is not None
     return backend._zygote.pid
@@ -177,11 +183,10 @@ async def test_siblings_share_no_randomness_and_no_files(place: Place, backend: 
         await handle.kill()
 
 
+@pytest.mark.usefixtures("disks")
 async def test_what_a_sandbox_writes_lies_on_a_disk_of_its_own_and_out_of_reach(
     place: Place, backend: NamespacesBackend
 ) -> None:
-    if Capability.LIMITS_DISK not in backend.capabilities:
-        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     asked = place.asked()
     handle = await backend.create(*asked)
     await inside.run(handle, "cp /bin/sleep /set-id && chown 0:0 /set-id && chmod 4755 /set-id")
@@ -196,9 +201,8 @@ async def test_what_a_sandbox_writes_lies_on_a_disk_of_its_own_and_out_of_reach(
     await handle.kill()
 
 
+@pytest.mark.usefixtures("disks")
 async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backend: NamespacesBackend) -> None:
-    if Capability.LIMITS_DISK not in backend.capabilities:
-        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     limits = Limits(cpu_count=1, memory_mib=256, disk_mib=32, pids=100)
     spec, paths = place.asked()
     handle, other = await backend.create(replace(spec, limits=limits), paths), await backend.create(*place.asked())
@@ -216,11 +220,10 @@ async def test_a_full_disk_says_so_and_spares_the_neighbours(place: Place, backe
         await one.kill()
 
 
+@pytest.mark.usefixtures("disks")
 async def test_a_size_that_is_slow_to_make_keeps_no_neighbour_waiting(
     place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if Capability.LIMITS_DISK not in backend.capabilities:
-        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     real, go_on = image._make_template, threading.Event()
 
     def slow(size_mib: int) -> Sequence[image.Piece]:
@@ -324,11 +327,10 @@ async def test_children_that_wait_end_with_the_server(place: Place) -> None:
     assert place.groups() == set()
 
 
+@pytest.mark.usefixtures("disks")
 async def test_a_kill_is_answered_before_its_mounts_go_and_leaves_no_disk(
     place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if Capability.LIMITS_DISK not in backend.capabilities:
-        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     spec, paths = place.asked()
     handle = await backend.create(spec, paths)
     disk, may_go = paths.state_dir / image.IMAGE, asyncio.Event()
@@ -346,12 +348,11 @@ async def test_a_kill_is_answered_before_its_mounts_go_and_leaves_no_disk(
     assert await eventually(lambda: loops.device_of(disk) is None)
 
 
+@pytest.mark.usefixtures("disks")
 async def test_a_pause_whose_end_takes_too_long_keeps_the_sandbox_all_the_same(
     place: Place, backend: NamespacesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a node that was stopped meanwhile: whatever it waits for is late when it goes on."""
-    if Capability.LIMITS_DISK not in backend.capabilities:
-        pytest.skip("this machine makes no loop devices or has no mkfs.ext4")
     spec, paths = place.asked()
     handle = await backend.create(spec, paths)
     assert (await inside.run(handle, "echo kept > ~/kept")).code == 0

@@ -101,13 +101,17 @@ def _unmounted(point: Path) -> bool:
     return subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0
 
 
+def _make(image: Path, mib: int) -> None:
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+
+
 @contextmanager
 def _machine(tier: str, templates_dir: Path, scratch: Path) -> Iterator[Machine]:
     image, place = scratch / "disk.img", scratch / "disk"
     place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(MIB << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+    _make(image, MIB)
     machine = Machine(tier, place, image, templates_dir / "base")
     try:
         yield machine
@@ -161,9 +165,7 @@ def test_what_nobody_has_synced_is_lost_in_such_a_cut(tmp_path: Path) -> None:
     """The control: without it the test above would pass whatever is synced."""
     image, place = tmp_path / "disk.img", tmp_path / "disk"
     place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    _make(image, 64)
     subprocess.run(["mount", "-o", "loop,commit=300", image, place], check=True)
     try:
         (place / "lost").write_text("x")

@@ -31,7 +31,6 @@ from atoll.model.errors import PlatformError
 
 START_S = 60.0
 STOP_S = 40.0
-_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _RENEW_BEFORE = datetime.timedelta(days=30)
 """Of its certificate's end: it says then that it needs one."""
 _AUTHORITY = re.compile(r"-----BEGIN CERTIFICATE-----[^-]{1,16384}-----END CERTIFICATE-----\s*$")
@@ -127,7 +126,7 @@ class AgentProcess:
     def _authority(self) -> str:
         with contextlib.suppress(OSError, ValueError):
             identity = self._certificate.read_text()
-            own = x509.load_pem_x509_certificate(identity[identity.index(_CERTIFICATE) :].encode())
+            own = x509.load_pem_x509_certificate(identity.encode())  # the first in it
             found = _AUTHORITY.search(identity)
             if found and own.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > _RENEW_BEFORE:
                 return found.group().strip()

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 from atoll.images import leases
 from atoll.images.marks import apply_marks
 from atoll.images.recipes.build import remove_tree
+from atoll.model import durable
 from atoll.model.errors import TemplateNotFound
 from atoll.model.seams import NodeImage
 
@@ -417,13 +418,9 @@ def _is_cut_off(work: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    if path.is_symlink() or not (path.is_file() or path.is_dir()):
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Of anything that is no file and no directory there is nothing to write."""
+    if not path.is_symlink() and (path.is_file() or path.is_dir()):
+        durable.sync(path)
 
 
 def _age_s(path: Path) -> float:

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from atoll.model import durable
 from atoll.model.network import NetworkPolicy
 from atoll.model.sandbox import Limits, PauseMode, SandboxSpec, SandboxState
 
@@ -200,11 +201,7 @@ def begin_boot(directory: Path) -> int:
 def settle(directory: Path) -> None:
     """What is written in it stays when the machine goes down. Raises OSError."""
     for path in (directory / SPEC, directory / STATE, directory, directory.parent):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.sync(path)
 
 
 def change_network(

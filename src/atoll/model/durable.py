@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 
@@ -12,7 +11,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, replace: bool = True
 
     Raises OSError; nothing is changed then.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
         try:
             file.write(content)
@@ -26,13 +25,13 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, replace: bool = True
             return False
         finally:
             draft.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync(path.parent)
     return True
 
 
-def sync_directory(directory: Path) -> None:
-    """Its entries are on the machine's disk when this returns. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """A file's content, or a directory's entries, are on the machine's disk when this returns. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

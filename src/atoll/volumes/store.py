@@ -21,8 +21,8 @@ from typing import Any
 
 from atoll.isolation.base import DiskUse
 from atoll.isolation.linux.disk import growth, image, loops, volume
-from atoll.isolation.linux.disk.kept import sync
 from atoll.isolation.linux.disk.volume import IMAGE, Device
+from atoll.model.durable import sync
 from atoll.model.errors import NotFound
 from atoll.model.volume import is_volume_id
 

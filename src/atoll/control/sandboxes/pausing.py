@@ -121,8 +121,7 @@ class SandboxPausing:
                 continue
             if record.state is not SandboxState.RUNNING:
                 raise Conflict(f"sandbox {record.sandbox_id!r} is paused already")
-            if mode is PauseMode.MEMORY and record.tier in self._on_disk:
-                await self._images.check_room(record.team_id)
+            await self._check_room(record, mode)
             need_answer = strict or mode is PauseMode.FILESYSTEM
             if await self._in_turn(record.sandbox_id, self._pause(record, mode, need_answer=need_answer, is_due=False)):
                 return
@@ -138,17 +137,21 @@ class SandboxPausing:
                 self._ending.expire(sandbox_id)
                 return
             mode = PauseMode.MEMORY if record.auto_pause_memory else PauseMode.FILESYSTEM
-            if mode is PauseMode.MEMORY and record.tier in self._on_disk:
-                try:
-                    await self._images.check_room(record.team_id)
-                except QuotaExceeded as error:  # its files at least are kept
-                    _log.warning("sandbox.paused_without_memory", sandbox_id=sandbox_id, error=str(error))
-                    mode = PauseMode.FILESYSTEM
+            try:
+                await self._check_room(record, mode)
+            except QuotaExceeded as error:  # its files at least are kept
+                _log.warning("sandbox.paused_without_memory", sandbox_id=sandbox_id, error=str(error))
+                mode = PauseMode.FILESYSTEM
             await self._in_turn(sandbox_id, self._pause(record, mode, need_answer=False, is_due=True))
         except Exception:
             # It is not ended for that: what is in it was to be kept.
             _log.exception("sandbox.auto_pause_failed", sandbox_id=sandbox_id)
             self._expiry.set(sandbox_id, self._clock.now() + timedelta(seconds=RETRY_S))
+
+    async def _check_room(self, record: SandboxRecord, mode: PauseMode) -> None:
+        """For its memory, where that is written out. Raises QuotaExceeded."""
+        if mode is PauseMode.MEMORY and record.tier in self._on_disk:
+            await self._images.check_room(record.team_id)
 
     async def _pause(self, record: SandboxRecord, mode: PauseMode, *, need_answer: bool, is_due: bool) -> bool:
         """False: it does not run any more, or its timeout was put off."""

@@ -31,6 +31,7 @@ from atoll.isolation.linux.disk.layers import SUFFIX
 from atoll.isolation.linux.net import control, guest_socket, held_sockets
 from atoll.isolation.linux.process_identity import open_recorded
 from atoll.isolation.linux.sandbox import LinuxSandbox
+from atoll.model.durable import sync
 from atoll.model.errors import NotOffered, PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
 
@@ -182,7 +183,7 @@ class GvisorHandle(LinuxSandbox):
             def copy() -> None:
                 kept.copy(self._state_dir / IMAGE, layer)
                 if durable:
-                    kept.sync(layer)
+                    sync(layer)
 
             with_memory = mode is PauseMode.MEMORY
             await self._save(standstill, memory if with_memory else None, copy, memory_last=False, durable=durable)
@@ -254,7 +255,7 @@ class GvisorHandle(LinuxSandbox):
     def _settle(self) -> None:
         if self._record.get("disk_mib"):
             kept.wait_until_released(self._state_dir / IMAGE)
-            kept.sync(self._state_dir / IMAGE)
+            sync(self._state_dir / IMAGE)
         else:
             kept.sync_tree(self._state_dir)
 

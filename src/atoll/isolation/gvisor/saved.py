@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.isolation.linux.disk import kept
+from atoll.model.durable import sync
 from atoll.model.errors import MemoryLost
 
 MEMORY = "memory"
@@ -56,7 +56,7 @@ def write(place: Path, engine: Engine, *, durable: bool = True) -> None:
     """
     files = sorted(path for path in place.iterdir() if path.name != _FACTS)
     for path in files if durable else ():
-        kept.sync(path)
+        sync(path)
     facts = {
         "version": _VERSION,
         "files": {path.name: path.stat().st_size for path in files},
@@ -65,11 +65,11 @@ def write(place: Path, engine: Engine, *, durable: bool = True) -> None:
     draft = place / f"{_FACTS}.new"
     draft.write_text(json.dumps(facts))
     if durable:
-        kept.sync(draft)
+        sync(draft)
     draft.rename(place / _FACTS)
     if durable:
-        kept.sync(place)
-        kept.sync(place.parent)
+        sync(place)
+        sync(place.parent)
 
 
 def is_there(place: Path) -> bool:

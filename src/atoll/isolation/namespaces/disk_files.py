@@ -10,6 +10,7 @@ from pathlib import Path
 from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.disk.image import IMAGE, UPPER
 from atoll.isolation.namespaces.zygote_client import OwnLayer
+from atoll.model import durable
 
 
 class DiskFiles:
@@ -31,7 +32,7 @@ class DiskFiles:
         """As `flush`, once its last process has ended."""
         if self._has_image:
             kept.wait_until_released(self._image)
-            kept.sync(self._image)
+            durable.sync(self._image)
         else:
             kept.sync_tree(self._state_dir)
 

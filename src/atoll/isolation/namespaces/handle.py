@@ -21,7 +21,6 @@ from typing import Any
 
 from atoll.isolation.base import GUEST_SOCKET, Captured, EgressSockets
 from atoll.isolation.linux.cgroups.groups import Cgroups
-from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.disk.layers import SUFFIX
 from atoll.isolation.linux.net import guest_socket, held_sockets
 from atoll.isolation.linux.net.guest_socket import GUEST_PORTS, connect_guest
@@ -31,6 +30,7 @@ from atoll.isolation.linux.sandbox import LinuxSandbox
 from atoll.isolation.namespaces.dial import connect_port
 from atoll.isolation.namespaces.disk_files import DiskFiles
 from atoll.isolation.namespaces.posture import EGRESS_DNS_PORT, EGRESS_TCP_PORT, processes_of_a_user
+from atoll.model.durable import sync
 from atoll.model.errors import NotOffered, PlatformError, PortClosed, SandboxGone
 from atoll.model.sandbox import Limits, PauseMode, SandboxSpec
 
@@ -204,7 +204,7 @@ class NamespacesHandle(LinuxSandbox):
                 if self._can_freeze and not was_frozen and not self._dead.is_set():
                     await self.thaw()
             if durable:
-                await asyncio.to_thread(kept.sync, layer)
+                await asyncio.to_thread(sync, layer)
         except OSError as error:
             self._check_alive()
             raise PlatformError(f"sandbox {self.sandbox_id!r} cannot be copied: {error}") from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from atoll.isolation.linux.disk import loops, mounts
 from atoll.isolation.linux.disk.image import WORK, mount_image
 from atoll.isolation.linux.sys import syscalls
+from atoll.model import durable
 
 _FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
@@ -37,7 +38,7 @@ def flush(image: Path, *, ahead: bool = False) -> None:
     with _file_system(image) as mounted:
         syscalls.call("syncfs", mounted, subject=str(image))
     if not ahead:
-        sync(image)
+        durable.sync(image)
 
 
 def copy(image: Path, target: Path, *, stop: bool = True) -> None:
@@ -55,15 +56,6 @@ def copy(image: Path, target: Path, *, stop: bool = True) -> None:
             copy_file(image, target)
         finally:
             fcntl.ioctl(mounted, FITHAW, 0)
-
-
-def sync(path: Path) -> None:
-    """A file, or a directory's entries, are on the machine's disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(directory: Path) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from atoll.isolation.linux.disk import mounts
 from atoll.isolation.linux.disk.image import LoopInfo, mkfs
 from atoll.isolation.linux.disk.image import attach as new_device
-from atoll.isolation.linux.disk.kept import sync
+from atoll.model.durable import sync
 
 IMAGE = "volume.img"
 OWNER = 1000

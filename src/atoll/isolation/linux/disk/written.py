@@ -17,6 +17,7 @@ from pathlib import Path
 from atoll.isolation.linux.disk import kept
 from atoll.isolation.linux.disk.image import IMAGE, UPPER, mount_image
 from atoll.isolation.linux.disk.layers import SUFFIX
+from atoll.model import durable
 
 OF_ONE_SANDBOX = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "run/e2b")
 """What every guest writes anew at its start: it is not kept, so that nobody meets another sandbox's identity."""
@@ -45,7 +46,7 @@ def keep_written(state_dir: Path, target: Path) -> Path | None:
     kept.wait_until_released(image)
     layer = target / f"layer{SUFFIX}"
     _move(image, layer)
-    kept.sync(layer)
+    durable.sync(layer)
     return layer
 
 
